@@ -1,0 +1,188 @@
+"""The one table that every source of images becomes: path, label, split, role, group."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from orthoproxy.errors import InputError
+
+COLUMNS = ("path", "label", "split", "role", "group")
+ALLOWED = {"split": ("train", "validation", "test", ""), "role": ("both", "query", "gallery")}
+
+
+def make_table(
+    path: Sequence[str],
+    label: Sequence[str],
+    split: Sequence[str] | str = "",
+    role: Sequence[str] | str = "both",
+    group: Sequence[str] | str = "",
+) -> pd.DataFrame:
+    """Put images and what is known of them into the project's table, checked.
+
+    Parameters
+    ----------
+    path
+        Image files, one a row.
+    label
+        Class name of each image; numbers are taken as names.
+    split
+        ``train``, ``validation`` or ``test``; empty where the source does not say (see `assign_split`).
+    role
+        In retrieval, an image is a ``query``, part of the ``gallery``, or ``both``.
+    group
+        What took the picture (a camera, a font family), so that it can be left out of a query's gallery; or empty.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `path, label, split, role, group`, all text, with a fresh index from 0.
+
+    Raises
+    ------
+    InputError
+        For an empty table, an empty label, an unknown split or role, or a class in both train and test.
+
+    Examples
+    --------
+    >>> table = make_table(["a.png", "b.png"], ["cat", "dog"], split="train")
+    >>> table[["path", "label", "split", "role"]]
+        path label  split  role
+    0  a.png   cat  train  both
+    1  b.png   dog  train  both
+    """
+    columns = {"path": list(path), "label": list(label)}
+    for name, value in (("split", split), ("role", role), ("group", group)):
+        columns[name] = [value] * len(columns["path"]) if isinstance(value, str) else list(value)
+    table = pd.DataFrame(columns).astype(str)
+    if table.empty:
+        raise InputError("the data has no images; check data.root and data.path")
+    if (table["label"] == "").any():
+        row = int((table["label"] == "").to_numpy().argmax())
+        raise InputError(f"label: empty for {table['path'][row]!r} (row {row + 1}); give every image a class")
+    for name, allowed in ALLOWED.items():
+        unknown = sorted(set(table[name]) - set(allowed))
+        if unknown:
+            choices = ", ".join(value or "(empty)" for value in allowed)
+            raise InputError(f"{name}: unknown value {unknown[0]!r}; one of {choices}")
+    shared = set(table.label[table.split == "train"]) & set(table.label[table.split == "test"])
+    if shared:
+        raise InputError(
+            f"split: class {min(shared)!r} is in train and in test ({len(shared)} such); "
+            "retrieval is judged on classes never trained on, so give each class to one split"
+        )
+    return table
+
+
+def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
+    """Order class names by a hash: a fixed shuffle that depends on the names alone.
+
+    Parameters
+    ----------
+    names
+        Class names; repeats count once.
+    salt
+        A word that makes one shuffle independent of another.
+
+    Returns
+    -------
+    list of str
+        Each name once, by the SHA-256 of ``salt/name``.
+
+    Examples
+    --------
+    >>> rank_by_hash(["a", "b", "c"], salt="test")
+    ['a', 'b', 'c']
+    """
+    return sorted(set(names), key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).digest())
+
+
+def assign_split(table: pd.DataFrame, test_fraction: float) -> pd.DataFrame:
+    """Give every row without a split one: a share of the classes to test, the others to train.
+
+    Parameters
+    ----------
+    table
+        From `make_table`.
+    test_fraction
+        Share of the classes without a split that go to test, by hash of the class name, 0 to 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy in which no split is empty. Rows with a split keep it, and so does every other row of their class.
+
+    Examples
+    --------
+    >>> table = make_table(["1.png", "2.png", "3.png"], ["a", "b", "c"])
+    >>> assign_split(table, test_fraction=1 / 3)["split"].tolist()
+    ['test', 'train', 'train']
+    """
+    table = table.copy()
+    open_rows = table["split"] == ""
+    known = dict(zip(table.label[~open_rows], table.split[~open_rows], strict=True))
+    ranked = rank_by_hash(set(table.label[open_rows]) - set(known), salt="test")
+    chosen = set(ranked[: round(test_fraction * len(ranked))])
+    table.loc[open_rows, "split"] = [
+        known.get(label, "test" if label in chosen else "train") for label in table.label[open_rows]
+    ]
+    return table
+
+
+def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """Move a share of the training classes to validation, by hash of the class name.
+
+    Where the source itself has validation classes, these stay and nothing is moved.
+
+    Parameters
+    ----------
+    table
+        With every split assigned.
+    fraction
+        Share of the training classes, 0 to 1. Fewer than two classes cannot be ranked, so then none is moved.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy with ``validation`` among its splits.
+
+    Examples
+    --------
+    >>> table = make_table(["1.png", "2.png", "3.png", "4.png"], ["a", "b", "c", "d"], split="train")
+    >>> hold_out_validation(table, 0.5)["split"].tolist()
+    ['validation', 'train', 'train', 'validation']
+    """
+    table = table.copy()
+    if (table.split == "validation").any():
+        return table
+    ranked = rank_by_hash(table.label[table.split == "train"], salt="validation")
+    chosen = ranked[: round(fraction * len(ranked))]
+    if len(chosen) >= 2:
+        table.loc[table.label.isin(chosen), "split"] = "validation"
+    return table
+
+
+def only(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Return the rows of one split, with a fresh index from 0.
+
+    Parameters
+    ----------
+    table
+        From `make_table`.
+    split
+        The split to keep.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Possibly empty.
+
+    Examples
+    --------
+    >>> table = make_table(["1.png", "2.png"], ["a", "b"], split=["train", "test"])
+    >>> only(table, "test")["path"].tolist()
+    ['2.png']
+    """
+    return table[table.split == split].reset_index(drop=True)
