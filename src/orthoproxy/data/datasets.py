@@ -1,0 +1,75 @@
+"""Tables as PyTorch data sets: augmented for training, in a fixed view for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from orthoproxy.data.images import read_image
+from orthoproxy.data.samplers import Draw
+from orthoproxy.data.transforms import Transform
+
+
+class TrainingImages(Dataset):
+    """Augmented images: from (row, seed), as `BatchSampler` draws them, to (pixels, class number).
+
+    A view depends on the row and the seed alone, whichever worker makes it.
+
+    Parameters
+    ----------
+    paths
+        Image files.
+    labels
+        Class number of each.
+    transform
+        The augmentation; draws from torch's random state, which is seeded here.
+
+    Examples
+    --------
+    >>> from orthoproxy.data.transforms import training_transform
+    >>> len(TrainingImages(["a.png", "b.png"], [0, 1], training_transform(64)))
+    2
+    """
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], transform: Transform) -> None:
+        self.paths, self.labels, self.transform = list(paths), list(labels), transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: Draw) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        row, seed = draw
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(read_image(self.paths[row])), self.labels[row]
+
+
+class EvaluationImages(Dataset):
+    """Images in a fixed view, in the order given: from row to pixels.
+
+    Parameters
+    ----------
+    paths
+        Image files.
+    transform
+        The view.
+
+    Examples
+    --------
+    >>> from orthoproxy.data.transforms import evaluation_transform
+    >>> len(EvaluationImages(["a.png", "b.png"], evaluation_transform(64)))
+    2
+    """
+
+    def __init__(self, paths: Sequence[str], transform: Transform) -> None:
+        self.paths, self.transform = list(paths), transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"]:
+        return self.transform(read_image(self.paths[row]))

@@ -1,0 +1,93 @@
+"""Which images make a batch: seeded, and able to start again from any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Draw = tuple[int, int]  # row of the table, seed of its augmentation
+
+
+class BatchSampler(Sampler[list[Draw]]):
+    """Batches of (row, augmentation seed), a pure function of seed, epoch and batch number.
+
+    Two kinds: shuffled, every image once an epoch; or `per_class` images of each of ``batch_size / per_class`` classes,
+    where an epoch is as many batches as there would be shuffled ones, classes and the images of a class come round in
+    turn, a class with fewer images repeats them, and with fewer classes than places a batch is smaller.
+
+    Parameters
+    ----------
+    labels
+        Class number of each row.
+    batch_size
+        B. The last, smaller batch of an epoch is left out, unless it would be the only one.
+    per_class
+        M, the images of a class in a batch; None for shuffled batches.
+    seed
+        With the same seed, the same batches.
+
+    Raises
+    ------
+    ValueError
+        If `per_class` does not divide `batch_size`.
+
+    Examples
+    --------
+    >>> sampler = BatchSampler([0, 0, 0, 1, 1, 2], batch_size=4, per_class=2, seed=0)
+    >>> batch = next(iter(sampler))
+    >>> sorted(sampler.labels[row].item() for row, _ in batch)  # two images of each of two classes
+    [0, 0, 2, 2]
+    """
+
+    def __init__(self, labels: Sequence[int], batch_size: int, per_class: int | None = None, seed: int = 0) -> None:
+        self.labels = np.asarray(labels)
+        self.batch_size = batch_size
+        self.per_class, self.seed = per_class, seed
+        self.epoch, self.batch = 0, 0  # where the next iteration starts
+        if per_class and batch_size % per_class:
+            raise ValueError(f"per_class {per_class} does not divide batch_size {batch_size}")
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        return max(1, len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield the batches of epoch `self.epoch`, from number `self.batch` on."""
+        generator = np.random.default_rng((self.seed, self.epoch))
+        batches = self._balanced(generator) if self.per_class else self._shuffled(generator)
+        for number, rows in enumerate(batches):
+            seeds = generator.integers(2**63, size=len(rows))
+            if number >= self.batch:
+                yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
+
+    def _shuffled(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        order = generator.permutation(len(self.labels))
+        for number in range(len(self)):
+            yield order[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def _balanced(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        assert self.per_class is not None
+        members = [generator.permutation(np.flatnonzero(self.labels == c)) for c in np.unique(self.labels)]
+        classes_a_batch = min(self.batch_size // self.per_class, len(members))
+        turns = np.zeros(len(members), dtype=int)  # how often each class has come round
+        waiting: list[int] = []
+        for _ in range(len(self)):
+            if len(waiting) < classes_a_batch:
+                waiting += [c for c in generator.permutation(len(members)).tolist() if c not in waiting]
+            chosen, waiting = waiting[:classes_a_batch], waiting[classes_a_batch:]
+            takes = turns[chosen, None] * self.per_class + np.arange(self.per_class)
+            turns[chosen] += 1
+            yield np.concatenate([members[c].take(take, mode="wrap") for c, take in zip(chosen, takes, strict=True)])
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Start the next iteration at a batch of an epoch.
+
+        Parameters
+        ----------
+        epoch, batch
+            Counted from 0.
+        """
+        self.epoch, self.batch = epoch, batch
+

@@ -1,0 +1,25 @@
+"""Exact retrieval metrics with class-bootstrap intervals, beside the untrained encoder."""
+
+from orthoproxy.evaluation.evaluate import Evaluation, Scoring, collection_of, evaluate, score
+from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
+from orthoproxy.evaluation.neighbours import Collection, comparisons, nearest, positive_ranks
+
+__all__ = [
+    "Collection",
+    "Estimate",
+    "Evaluation",
+    "Scoring",
+    "class_draws",
+    "cluster",
+    "collection_of",
+    "comparisons",
+    "estimate",
+    "evaluate",
+    "nearest",
+    "normalized_mutual_information",
+    "positive_ranks",
+    "query_metrics",
+    "resampled_means",
+    "score",
+]

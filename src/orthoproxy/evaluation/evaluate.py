@@ -1,0 +1,260 @@
+"""Judge a model on a table of images, beside the untrained encoder, with intervals."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
+from orthoproxy.evaluation.neighbours import Collection
+
+Embeddings = Float[np.ndarray, "N D"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model and of the untrained encoder on the same queries.
+
+    `trained`, `untrained` and `difference` map a metric's name to its `Estimate`, as fractions; the latter two are None
+    where there is no untrained encoder to compare with. `own_group_included` holds the plain scores where
+    the queries' own groups were left out of the gallery.
+    """
+
+    trained: dict[str, Estimate]
+    untrained: dict[str, Estimate] | None
+    difference: dict[str, Estimate] | None
+    queries: int
+    classes: int
+    without_positive: int
+    seconds: float
+    exclude_group: bool = False
+    own_group_included: Evaluation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evaluation as `evaluate --json` writes it."""
+        return {name: value for name, value in asdict(self).items() if name != "own_group_included" or value}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How an evaluation scores; the same for every model it compares.
+
+    Parameters
+    ----------
+    recall_at
+        Values of K for Recall@K.
+    nmi
+        Also cluster by k-means and report NMI; takes long on large data.
+    exclude_group
+        Leave a query's own group out of its gallery. None: where the table has groups.
+    draws
+        Bootstrap samples of classes.
+    confidence
+        Coverage of the intervals.
+    memory_mb
+        Bound on the memory of a block of similarities, in MiB.
+    """
+
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    nmi: bool = False
+    exclude_group: bool | None = None
+    draws: int = 1000
+    confidence: float = 0.95
+    memory_mb: float = 512
+
+
+def evaluate(
+    model: Embedder,
+    table: pd.DataFrame,
+    untrained: Embedder | None = None,
+    scoring: Scoring | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Embed the images of a table with a model and with the untrained encoder, and score both.
+
+    Parameters
+    ----------
+    model
+        The model to judge.
+    table
+        From `data.make_table` or one of the sources; `role` says who is query and who gallery.
+    untrained
+        What to compare with; None for the untrained encoder that a run keeps beside its model, if there is one.
+    scoring
+        Metrics and settings.
+    workers
+        Processes that read images.
+    progress
+        Show it.
+
+    Returns
+    -------
+    Evaluation
+        Scores as fractions, with class-bootstrap intervals, and the paired difference.
+
+    Raises
+    ------
+    InputError
+        If no query has a positive, or an image cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from orthoproxy.data import make_table
+    >>> from orthoproxy.models import Encoder
+    >>> folder = tempfile.mkdtemp()
+    >>> paths = [f"{folder}/{number}.png" for number in range(4)]
+    >>> for path, colour in zip(paths, ["red", "red", "blue", "blue"]):
+    ...     Image.new("RGB", (32, 32), colour).save(path)
+    >>> model = Embedder(Encoder("deit_tiny_patch16_224", image_size=32))
+    >>> evaluate(model, make_table(paths, ["a", "a", "b", "b"])).trained["recall@1"].value
+    1.0
+    """
+    start = time.monotonic()
+    if untrained is None and model.baseline_folder is not None:
+        untrained = Embedder.load(model.baseline_folder, model.device)
+    paths = table["path"].tolist()
+    trained = model.embed(paths, workers=workers, what="embed, trained" if progress else None)
+    baseline = untrained and untrained.embed(paths, workers=workers, what="embed, untrained" if progress else None)
+    return score(trained, baseline, table, scoring or Scoring(), start)
+
+
+def score(
+    trained: Embeddings,
+    untrained: Embeddings | None,
+    table: pd.DataFrame,
+    scoring: Scoring,
+    start: float | None = None,
+) -> Evaluation:
+    """Score embeddings that are already there; see `evaluate`.
+
+    Parameters
+    ----------
+    trained, untrained
+        One row an image of the table; their widths may differ.
+    table
+        Labels, roles and groups of the rows.
+    scoring
+        Metrics and settings.
+    start
+        When the work began, by `time.monotonic`; None for now.
+
+    Returns
+    -------
+    Evaluation
+        As from `evaluate`.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> table = make_table(["1", "2", "3", "4"], ["a", "a", "b", "b"])
+    >>> points = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    >>> print(score(points, None, table, Scoring(recall_at=(1,))).trained["recall@1"])
+    100.0 [100.0, 100.0]
+    """
+    start = time.monotonic() if start is None else start
+    exclude_group = scoring.exclude_group
+    if exclude_group is None:
+        exclude_group = bool((table["group"] != "").any())
+    ours = _sample(trained, table, scoring, exclude_group)
+    theirs = ours if untrained is None else _sample(untrained, table, scoring, exclude_group)
+    compared = untrained is not None
+    return Evaluation(
+        trained=ours.estimates(scoring.confidence),
+        untrained=theirs.estimates(scoring.confidence) if compared else None,
+        difference=ours.minus(theirs).estimates(scoring.confidence) if compared else None,
+        queries=ours.queries,
+        classes=ours.classes,
+        without_positive=ours.without_positive,
+        seconds=time.monotonic() - start,
+        exclude_group=exclude_group,
+        own_group_included=(
+            score(trained, untrained, table, replace(scoring, exclude_group=False)) if exclude_group else None
+        ),
+    )
+
+
+def collection_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bool) -> Collection:
+    """Say who is searched for among whom, from the roles and groups of a table.
+
+    Parameters
+    ----------
+    embeddings
+        One row an image of the table.
+    table
+        From `data.make_table`.
+    exclude_group
+        Leave a query's own group out of its gallery.
+
+    Returns
+    -------
+    Collection
+        Classes and groups as numbers.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> table = make_table(["1", "2"], ["a", "a"], role=["query", "gallery"])
+    >>> collection_of(np.eye(2), table, exclude_group=False).gallery
+    array([1])
+    """
+    groups = np.where(table["group"] == "", -1, pd.factorize(table["group"])[0])
+    return Collection(
+        embeddings,
+        labels=pd.factorize(table["label"], sort=True)[0],
+        queries=np.flatnonzero(table["role"] != "gallery"),
+        gallery=np.flatnonzero(table["role"] != "query"),
+        groups=groups if exclude_group else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Each metric's value on the data and on the bootstrap samples of its classes."""
+
+    values: dict[str, float]
+    resampled: dict[str, Float[np.ndarray, " W"]]
+    queries: int
+    classes: int
+    without_positive: int
+
+    def minus(self, other: _Sample) -> _Sample:
+        """Pair sample with sample: both were drawn with the same seed from the same classes."""
+        return replace(
+            self,
+            values={name: value - other.values[name] for name, value in self.values.items()},
+            resampled={name: drawn - other.resampled[name] for name, drawn in self.resampled.items()},
+        )
+
+    def estimates(self, confidence: float) -> dict[str, Estimate]:
+        return {name: estimate(value, self.resampled[name], confidence) for name, value in self.values.items()}
+
+
+def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring, exclude_group: bool) -> _Sample:
+    collection = collection_of(embeddings, table, exclude_group)
+    metrics = query_metrics(collection, scoring.recall_at, scoring.memory_mb)
+    scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
+    if not scored.any():
+        raise InputError("no query has another image of its class in the gallery; give classes two images or more")
+    names, classes = np.unique(collection.labels[collection.queries][scored], return_inverse=True)
+    weights = class_draws(len(names), scoring.draws)
+    values = {name: float(value[scored].mean()) for name, value in metrics.items()}
+    resampled = {name: resampled_means(value[scored], classes, weights) for name, value in metrics.items()}
+    if scoring.nmi:
+        labels = np.unique(collection.labels, return_inverse=True)[1]
+        clusters = cluster(embeddings, clusters=labels.max() + 1)
+        everyone = np.ones((1, labels.max() + 1))
+        values["nmi"] = float(normalized_mutual_information(labels, clusters, everyone)[0])
+        of_all = class_draws(labels.max() + 1, scoring.draws)
+        resampled["nmi"] = normalized_mutual_information(labels, clusters, of_all)
+    return _Sample(values, resampled, int(scored.sum()), len(names), int((~scored).sum()))

@@ -1,0 +1,193 @@
+"""Exact comparison of queries with a gallery, block by block, so that memory is bounded and never Q x N."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+BYTES_A_PAIR = 64  # similarity, masks and sorted copies that one query-gallery pair needs at the same time
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Embeddings, and who is searched for among whom.
+
+    Parameters
+    ----------
+    embeddings
+        One row an image, any length; compared by cosine.
+    labels
+        Class number of each row.
+    queries, gallery
+        Row numbers; a row may be in both, and is never its own neighbour.
+    groups
+        Group number of each row, -1 for none: neighbours of the query's own group are left out. None to keep them.
+
+    Raises
+    ------
+    ValueError
+        If an embedding is not finite.
+
+    Examples
+    --------
+    >>> everyone = np.arange(3)
+    >>> collection = Collection(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), everyone, everyone)
+    >>> [len(block.rows) for block in comparisons(collection)]
+    [3]
+    """
+
+    embeddings: Float[np.ndarray, "N D"]
+    labels: Int[np.ndarray, " N"]
+    queries: Int[np.ndarray, " Q"]
+    gallery: Int[np.ndarray, " G"]
+    groups: Int[np.ndarray, " N"] | None = None
+
+    def __post_init__(self) -> None:
+        finite = np.isfinite(self.embeddings).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"embeddings: row {int(finite.argmin())} is not finite ({(~finite).sum()} such rows)")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A block of queries against the whole gallery.
+
+    `similarity` is their cosine in float64. `positive` marks the gallery's images of the query's class, `negative`
+    those of others; the query itself and what its group rules out are neither.
+    """
+
+    rows: Int[np.ndarray, " b"]
+    similarity: Float[Tensor, "b G"]
+    positive: Bool[Tensor, "b G"]
+    negative: Bool[Tensor, "b G"]
+
+
+def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comparison]:
+    """Compare the queries with the gallery, in blocks.
+
+    Identical embeddings are compared once, so that exact duplicates get bit-equal similarities whatever the block size.
+
+    Parameters
+    ----------
+    collection
+        What to compare.
+    memory_mb
+        Bound on the memory of a block in MiB; a block has at least one query.
+
+    Yields
+    ------
+    Comparison
+        Blocks of queries, in order.
+
+    Examples
+    --------
+    >>> everyone = np.arange(2)
+    >>> block = next(comparisons(Collection(np.eye(2), np.array([0, 0]), everyone, everyone)))
+    >>> block.positive  # an image is not its own neighbour
+    tensor([[False,  True],
+            [ True, False]])
+    """
+    distinct, copy_of = _distinct_rows(collection.embeddings)
+    units = F.normalize(torch.from_numpy(distinct).double(), dim=1)
+    candidates, place = np.unique(copy_of[collection.gallery], return_inverse=True)
+    gallery_units, place = units[torch.from_numpy(candidates)], torch.from_numpy(place)
+    labels = torch.from_numpy(collection.labels)
+    gallery = torch.from_numpy(collection.gallery)
+    size = max(1, int(memory_mb * 2**20 / (BYTES_A_PAIR * max(1, len(gallery)))))
+    for start in range(0, len(collection.queries), size):
+        rows = collection.queries[start : start + size]
+        similarity = (units[torch.from_numpy(copy_of[rows])] @ gallery_units.T)[:, place]
+        same = labels[rows][:, None] == labels[gallery]
+        allowed = torch.from_numpy(rows)[:, None] != gallery
+        if collection.groups is not None:
+            groups = torch.from_numpy(collection.groups)
+            own = groups[rows][:, None]
+            allowed &= (own != groups[gallery]) | (own < 0)
+        yield Comparison(rows, similarity, same & allowed, ~same & allowed)
+
+
+def positive_ranks(block: Comparison) -> tuple[Int[Tensor, "b P"], Int[Tensor, " b"]]:
+    """Rank each query's positives among its neighbours, ties against the query.
+
+    The j-th best positive has rank j + the number of negatives at least as similar.
+
+    Parameters
+    ----------
+    block
+        From `comparisons`.
+
+    Returns
+    -------
+    ranks
+        Best first, from 1; P is the block's largest number of positives, and what a query lacks is filled with 0.
+    counts
+        Number of positives of each query, possibly 0.
+
+    Examples
+    --------
+    >>> similarity = torch.tensor([[0.9, 0.5, 0.5, 0.1]], dtype=torch.float64)
+    >>> positive = torch.tensor([[False, True, False, True]])
+    >>> positive_ranks(Comparison(np.array([0]), similarity, positive, ~positive))
+    (tensor([[3, 4]]), tensor([2]))
+    """
+    counts = block.positive.sum(dim=1)
+    most = int(counts.max()) if len(counts) else 0
+    best = block.similarity.masked_fill(~block.positive, -torch.inf).topk(most, dim=1).values  # b P, descending
+    rivals = block.similarity.masked_fill(~block.negative, -torch.inf).sort(dim=1).values  # b G, ascending
+    ahead = rivals.shape[1] - torch.searchsorted(rivals, best)
+    ranks = torch.arange(1, most + 1) + ahead
+    return ranks.masked_fill(torch.arange(most) >= counts[:, None], 0), counts
+
+
+def nearest(collection: Collection, k: int, memory_mb: float = 512) -> tuple[Int[np.ndarray, "Q k"], np.ndarray]:
+    """List each query's nearest neighbours, most similar first, ties by row number.
+
+    Parameters
+    ----------
+    collection
+        What to search; see `Collection`.
+    k
+        Length of the lists.
+    memory_mb
+        As in `comparisons`.
+
+    Returns
+    -------
+    rows
+        Row numbers of the neighbours; -1 where a query has fewer than `k`.
+    similarity
+        Their cosines; -inf there. Both have shape (Q, min(k, G)).
+
+    Examples
+    --------
+    >>> points = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> rows, _ = nearest(Collection(points, np.zeros(3, dtype=int), np.array([0]), np.arange(3)), k=2)
+    >>> rows
+    array([[1, 2]])
+    """
+    order = np.argsort(collection.gallery, kind="stable")
+    sorted_gallery = Collection(
+        collection.embeddings, collection.labels, collection.queries, collection.gallery[order], collection.groups
+    )
+    rows, similarity = [], []
+    for block in comparisons(sorted_gallery, memory_mb):
+        scores = block.similarity.masked_fill(~(block.positive | block.negative), -torch.inf)
+        values, places = scores.sort(dim=1, descending=True, stable=True)
+        values, places = values[:, :k].numpy(), places[:, :k].numpy()
+        rows.append(np.where(np.isinf(values), -1, sorted_gallery.gallery[places]))
+        similarity.append(values)
+    return np.concatenate(rows), np.concatenate(similarity)
+
+
+def _distinct_rows(x: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "U D"], Int[np.ndarray, " N"]]:
+    """Return the rows that differ from each other in some bit, and which of them each row is."""
+    x = np.ascontiguousarray(x + 0.0)  # -0.0 and 0.0 are one number
+    as_bytes = x.view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).ravel()
+    _, first, copy_of = np.unique(as_bytes, return_index=True, return_inverse=True)
+    return x[first], copy_of.ravel()

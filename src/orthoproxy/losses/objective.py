@@ -1,0 +1,127 @@
+"""What training minimises: a metric-learning loss plus a weight times Soft Orthogonality of its class vectors."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from orthoproxy.errors import InputError
+from orthoproxy.losses.soft_orthogonality import SoftOrthogonality
+
+# where a loss keeps its class vectors, and whether as rows (C D) or, several centres a class allowed, columns (D C*K)
+ROWS, COLUMNS = "rows", "columns"
+CLASS_VECTORS = {
+    "ProxyAnchorLoss": ("proxies", ROWS),
+    "ProxyNCALoss": ("proxies", ROWS),
+    "ArcFaceLoss": ("W", COLUMNS),
+    "SubCenterArcFaceLoss": ("W", COLUMNS),
+    "CosFaceLoss": ("W", COLUMNS),
+    "SphereFaceLoss": ("W", COLUMNS),
+    "LargeMarginSoftmaxLoss": ("W", COLUMNS),
+    "NormalizedSoftmaxLoss": ("W", COLUMNS),
+    "SoftTripleLoss": ("fc", COLUMNS),
+    "P2SGradLoss": ("weight", COLUMNS),
+}
+
+
+class Objective(nn.Module):
+    """``loss(embeddings, labels) + weight * orthogonality(class vectors)``.
+
+    Parameters
+    ----------
+    loss
+        Called with (embeddings, labels); see `registry.make_loss`.
+    num_classes
+        C.
+    orthogonality
+        The regulariser.
+    weight
+        lambda; 0 leaves the regulariser out of the sum, its value is reported all the same.
+    miner
+        Chooses pairs or triplets for a pytorch-metric-learning loss; or None.
+
+    Raises
+    ------
+    InputError
+        If the loss cannot be called with (embeddings, labels), if it does not take a miner, or if the weight is not 0
+        and the loss has no class vectors.
+
+    Examples
+    --------
+    >>> from orthoproxy.losses import ProxyAnchorLoss
+    >>> objective = Objective(ProxyAnchorLoss(4, 8), num_classes=4, orthogonality=SoftOrthogonality(), weight=0.1)
+    >>> parts = objective(torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 3]))
+    >>> sorted(parts)
+    ['loss', 'metric_loss', 'orthogonality']
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        num_classes: int,
+        orthogonality: SoftOrthogonality,
+        weight: float = 0.0,
+        miner: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.miner, self.orthogonality = loss, miner, orthogonality
+        self.num_classes, self.weight = num_classes, weight
+        name = type(loss).__name__
+        if miner is not None and type(loss).__module__.startswith("orthoproxy."):
+            raise InputError(f"loss.miner: {name} uses every image of the batch and takes no miner; leave it out")
+        if weight != 0 and name not in CLASS_VECTORS:
+            raise InputError(
+                f"loss.orthogonality.weight: {name} keeps no vector a class, so there is nothing to keep orthogonal; "
+                f"set it to 0 or use one of {', '.join(CLASS_VECTORS)}"
+            )
+
+    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """Return ``loss`` (to minimise) and its parts ``metric_loss`` and, with class vectors, ``orthogonality``."""
+        # pytorch-metric-learning casts its parameters to the embeddings' type: never let that be a half precision
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        with torch.autocast(embeddings.device.type, enabled=False):
+            mined = () if self.miner is None else (self.miner(embeddings, labels),)
+            parts = {"metric_loss": self.loss(embeddings, labels, *mined)}
+            vectors = self.class_vectors()
+            if vectors is not None:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 0):
+                    parts["orthogonality"] = self.orthogonality(vectors)
+        regulariser = self.weight * parts["orthogonality"] if self.weight != 0 else 0.0
+        return {"loss": parts["metric_loss"] + regulariser, **parts}
+
+    def class_vectors(self) -> Float[Tensor, "C D"] | None:
+        """Return the vectors that stand for the classes, one a row; the mean of the centres where a class has several.
+
+        Returns
+        -------
+        Tensor or None
+            None for losses without class vectors, such as those on pairs and triplets.
+        """
+        if type(self.loss).__name__ not in CLASS_VECTORS:
+            return None
+        centres = self._centres()
+        return centres if len(centres) == self.num_classes else centres.unflatten(0, (self.num_classes, -1)).mean(dim=1)
+
+    @torch.no_grad()
+    def set_class_vectors(self, vectors: Float[Tensor, "C D"]) -> None:
+        """Start the class vectors from given ones, for example class means.
+
+        Parameters
+        ----------
+        vectors
+            One a row. Where a class has several centres, each starts near its vector, apart by noise of a tenth of
+            its length, since equal centres would stay equal.
+        """
+        centres = self._centres()  # a view: writing to it writes to the parameter
+        repeats = len(centres) // self.num_classes
+        started = vectors.to(centres).repeat_interleave(repeats, dim=0)
+        if repeats > 1:
+            noise = torch.randn_like(started) / started.shape[1] ** 0.5
+            started = started + 0.1 * started.norm(dim=1, keepdim=True) * noise
+        centres.copy_(started)
+
+    def _centres(self) -> Float[Tensor, "CK D"]:
+        attribute, layout = CLASS_VECTORS[type(self.loss).__name__]
+        parameter = getattr(self.loss, attribute)
+        return parameter if layout == ROWS else parameter.T

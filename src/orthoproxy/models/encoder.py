@@ -1,0 +1,129 @@
+"""The encoder: pixels in, one unit-length embedding an image out."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+import torch
+from jaxtyping import Float, Shaped
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from orthoproxy.errors import InputError
+
+
+class Encoder(nn.Module):
+    """A timm backbone, a linear projection, and normalisation to unit length.
+
+    The mean and standard deviation that the backbone's weights were trained with are applied here, so images come in
+    as plain pixels wherever the encoder is used.
+
+    Parameters
+    ----------
+    name
+        Any timm backbone, for example ``deit_small_patch16_224``.
+    embedding_dim
+        D, width of the projection; None for the backbone's own pooled features.
+    image_size
+        Side of the square input in pixels. Vision transformers resample their position embeddings to it.
+    drop_path
+        Stochastic depth: the chance that a residual branch is left out in training.
+    freeze_batchnorm
+        Keep batch-norm layers on their stored statistics in training too.
+
+    Raises
+    ------
+    InputError
+        If timm has no backbone of that name, or cannot build it at that size.
+
+    Examples
+    --------
+    >>> encoder = Encoder("deit_tiny_patch16_224", embedding_dim=64, image_size=96)
+    >>> embeddings = encoder(torch.rand(2, 3, 96, 96))
+    >>> embeddings.shape, embeddings.norm(dim=1).round(decimals=4).tolist()
+    (torch.Size([2, 64]), [1.0, 1.0])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        embedding_dim: int | None = None,
+        image_size: int = 224,
+        drop_path: float = 0.0,
+        freeze_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name, self.image_size, self.freeze_batchnorm = name, image_size, freeze_batchnorm
+        self.backbone = _create_backbone(name, image_size, drop_path)
+        self.feature_dim: int = self.backbone.num_features
+        with torch.no_grad():  # some backbones pool to another width than they declare
+            self.backbone.eval()
+            self.feature_dim = self._pooled(torch.zeros(1, 3, image_size, image_size)).shape[1]
+            self.backbone.train()
+        self.embedding_dim = embedding_dim or self.feature_dim
+        self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
+        expects = resolve_data_config({}, model=self.backbone)
+        self.register_buffer("mean", torch.tensor(expects["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(expects["std"]).view(3, 1, 1), persistent=False)
+
+    def features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+        """Return the backbone's pooled features, before projection and normalisation.
+
+        Parameters
+        ----------
+        images
+            RGB, uint8 from 0 to 255 or floating point from 0 to 1, `image_size` pixels a side.
+        """
+        pixels = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        return self._pooled((pixels - self.mean) / self.std)
+
+    def _pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+        # pre_logits: a distilled DeiT then averages its two tokens in training as in evaluation
+        return self.backbone.forward_head(self.backbone.forward_features(pixels), pre_logits=True)
+
+    def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return unit-length embeddings, in float32 or better; images as in `features`."""
+        embeddings = self.projection(self.features(images))
+        return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Switch between training and evaluation; frozen batch-norm layers stay in evaluation."""
+        super().train(mode)
+        if self.freeze_batchnorm:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def freeze_patch_embedding(self) -> None:
+        """Keep the first layer, which turns patches into tokens, as it is: a DeiT trains more stably with it fixed.
+
+        Raises
+        ------
+        InputError
+            If the backbone has no patch embedding.
+        """
+        patch_embedding = getattr(self.backbone, "patch_embed", None)
+        if patch_embedding is None:
+            raise InputError(f"encoder.freeze_patch_embedding: {self.name} has no patch embedding; set it to false")
+        patch_embedding.requires_grad_(False)
+
+
+def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() shows what there is"
+        raise InputError(f"encoder.name: timm has no backbone {name!r}; {hint}")
+    defaults = timm.get_pretrained_cfg(name)
+    sized = {"img_size": image_size} if defaults is not None and defaults.fixed_input_size else {}
+    dropped = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **sized, **dropped)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"encoder: timm cannot build {name} for images of {image_size} pixels: {error}") from error

