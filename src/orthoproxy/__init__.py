@@ -1,0 +1,35 @@
+"""Deep metric learning with soft orthogonal proxies: train an image encoder for retrieval, and know how good it is.
+
+What the command line does takes a few lines here: `train` a `Config` (`read_config` reads one from a recipe), `load` a
+run's model and `embed` images with it, `evaluate` it on a table of images (`read_table`).
+"""
+
+from orthoproxy.builders import read_table
+from orthoproxy.config import Config
+from orthoproxy.data import make_table
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import evaluate
+from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss, soft_orthogonality
+from orthoproxy.recipes import read_config
+from orthoproxy.run import train
+from orthoproxy.run_folder import Run
+
+load = Embedder.load
+
+__all__ = [
+    "Config",
+    "Embedder",
+    "InputError",
+    "ProxyAnchorLoss",
+    "Run",
+    "SoftOrthogonality",
+    "evaluate",
+    "load",
+    "make_table",
+    "proxy_anchor_loss",
+    "read_config",
+    "read_table",
+    "soft_orthogonality",
+    "train",
+]

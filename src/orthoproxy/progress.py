@@ -32,12 +32,14 @@ class Progress:
     Examples
     --------
     >>> with Progress("count", total=2) as progress:
-    ...     progress.advance("one")
-    ...     progress.advance("two")
+    ...     progress.note = "one"
+    ...     progress.advance()
+    ...     progress.advance()
     """
 
     def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0) -> None:
         self.what, self.total, self.done, self.every = what, total, done, every
+        self.note = ""  # shown beside the count, for example a loss
         self._first, self._start, self._last_line = done, time.monotonic(), time.monotonic()
         console = Console(stderr=True)
         self._bar: Bar | None = None
@@ -58,22 +60,14 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
-        """Count steps as done.
-
-        Parameters
-        ----------
-        note
-            What to show beside the count, for example a loss.
-        steps
-            How many.
-        """
-        self.done += steps
+    def advance(self) -> None:
+        """Count a step as done."""
+        self.done += 1
         if self._bar:
-            self._bar.update(self._task, advance=steps, note=note)
+            self._bar.update(self._task, advance=1, note=self.note)
         elif time.monotonic() - self._last_line >= self.every:
             self._last_line = time.monotonic()
-            self.say(f"{self.what} {self.done}/{self.total}, left {duration(self._seconds_left())}  {note}".rstrip())
+            self.say(f"{self.what} {self.done}/{self.total}, left {duration(self._seconds_left())}  {self.note}".rstrip())
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""

@@ -1,32 +1,36 @@
-"""The icons data set: one drawn concept in many icon families, rendered from fonts on PyPI."""
+"""The icons data set: what an icon depicts, drawn by ten icon families and rendered from their fonts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
+import math
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from orthoproxy.data.icon_names import concept
 from orthoproxy.data.table import make_table, rank_by_hash
 from orthoproxy.errors import InputError
 
-FORMAT_VERSION = 1
-MIN_FAMILIES = 3
-SIZE, INK = 96, 80
-EM = 256
+# Part of the cache's key: raise it when the drawing or the names change, so that old images are not taken for new ones
+FORMAT_VERSION = 3
+MINIMUM_FAMILIES = 3
+SIZE = 96  # side of an image in pixels
+INK = 80  # longer side of the ink box; the margin around it is white
+EM = 192  # glyphs are rasterised at this font size and scaled down to INK, so most are reduced, few enlarged
 
-# Fonts of each family, and the glyph map beside each
-FAMILIES = {
+# The fonts of a family are its styles, each with its glyph map: name of a glyph to its code point
+FONTS = {
     "bs": {"bootstrap.ttf": "glyphmap.json"},
     "eva": {"eva-icons.ttf": "glyphmap.json"},
     "fa": {
@@ -51,28 +55,54 @@ FAMILIES = {
     "remix": {"remixicon.ttf": "glyphmap.json"},
     "typicons": {"typicons.ttf": "glyphmap.json"},
 }
+# These maps list every glyph twice, with and without the prefix; in Ionicons, two glyphs can share the short name
+PREFIX = {"eva": "eva-", "ion": "ion-", "mat": "mdi-", "typicons": "typcn-"}
+FLUENT_SIZE = 24
 
 
 class Glyph(NamedTuple):
+    """One picture of a font, and the class it may belong to."""
+
     label: str
     family: str
     font: Path
-    code: int
     name: str
+    code: int
 
 
-def icons_table(root: Path) -> pd.DataFrame:
-    root = Path(root).resolve()
-    versions = {family: package(family).version for family in FAMILIES}
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, versions]).encode()).hexdigest()[:12]
-    folder = root / f"icons-{key}"
-    if not (folder / "images.csv").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".icons-") as temporary:
-            render(Path(temporary) / "icons")
-            (Path(temporary) / "icons").rename(folder)
-    images = pd.read_csv(folder / "images.csv", keep_default_na=False, dtype=str)
+def icons_table(root: str | Path) -> pd.DataFrame:
+    """Return the table of the icons, and render their images first where that has not been done.
+
+    A class is a concept (`concept`) that at least three families draw; a group is a family. Half the classes, rounded
+    down, are for training, by hash of the name. Leave a query's own group out of its gallery: an icon must be found
+    in *other* families.
+
+    Parameters
+    ----------
+    root
+        Folder for the images, made if need be. They go to a sub-folder named for the versions of the icon packages.
+        The first call takes seconds, the next ones read what it wrote.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As of `make_table`: absolute paths of grey PNG images, black on white, 96 x 96 pixels; splits ``train`` and
+        ``test``; role ``both``.
+
+    Raises
+    ------
+    InputError
+        When a package is missing (they are the extra ``icons``).
+
+    Examples
+    --------
+    Rendering takes seconds; what makes a class does not:
+
+    >>> [concept(family, glyph) for family, glyph in [("bs", "gear-fill"), ("lucide", "icon-cog"), ("gmi", "settings")]]
+    ['gear', 'gear', 'gear']
+    """
+    folder = _rendered(Path(root).resolve())
+    images = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     ranked = rank_by_hash(images["label"], salt="icons")
     train = set(ranked[: len(ranked) // 2])
     return make_table(
@@ -83,88 +113,277 @@ def icons_table(root: Path) -> pd.DataFrame:
     )
 
 
-def package(family: str) -> metadata.Distribution:
+def _rendered(root: Path) -> Path:
+    """Return the folder with the images of the installed packages, rendered if there is none or only part of one."""
+    folder = root / f"icons-{_cache_key()}"
+    if _is_complete(folder):
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".icons-", dir=root) as scratch:
+        _render(made := Path(scratch) / "icons")
+        try:
+            made.rename(folder)
+        except OSError:
+            if not _is_complete(folder):  # else another process was faster, with the same images
+                raise
+    return folder
+
+
+def _cache_key() -> str:
+    """Return a short name for all that decides the images: versions of the packages and `FORMAT_VERSION`."""
+    versions = {family: distribution(family).version for family in FONTS}
+    return hashlib.sha256(json.dumps([FORMAT_VERSION, versions]).encode()).hexdigest()[:12]
+
+
+def _is_complete(folder: Path) -> bool:
+    """Tell whether the folder's table is there, written last, and every image of it."""
+    table = folder / "images.csv"
+    return table.is_file() and all((folder / path).is_file() for path in pd.read_csv(table)["path"])
+
+
+def distribution(family: str) -> metadata.Distribution:
+    """Return the installed package of a family, of which nothing is imported.
+
+    Parameters
+    ----------
+    family
+        Such as those of `FONTS`.
+
+    Returns
+    -------
+    importlib.metadata.Distribution
+        The package ``tkinter-icons-FAMILY``.
+
+    Raises
+    ------
+    InputError
+        When it is not installed.
+
+    Examples
+    --------
+    >>> distribution("none")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: icons: package 'tkinter-icons-none' is missing; pip install 'orthoproxy[icons]'
+    """
     name = f"tkinter-icons-{family}"
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise InputError(f"icons: the package {name} is not installed; pip install 'orthoproxy[icons]'") from None
+        raise InputError(f"icons: package {name!r} is missing; pip install 'orthoproxy[icons]'") from None
 
 
-def find(family: str, name: str) -> Path:
-    for file in package(family).files or []:
-        if file.name == name:
-            return Path(str(file.locate()))
-    raise InputError(f"icons: tkinter-icons-{family} has no {name}")
+@cache
+def _package_files(family: str) -> dict[str, Path]:
+    """Return the fonts and glyph maps of a family's package by their file names."""
+    files = distribution(family).files or []
+    return {file.name: Path(str(file.locate())) for file in files if file.suffix in {".ttf", ".otf", ".json"}}
 
 
-def glyphs() -> Iterator[Glyph]:
-    for family, fonts in FAMILIES.items():
-        for font, table in fonts.items():
-            codes = json.loads(find(family, table).read_text())
-            if family == "fluent":
-                codes = one_size(codes)
-            path = find(family, font)
-            seen = set()
-            for name, code in sorted(codes.items()):
-                code = code if isinstance(code, int) else int(code, 16)
-                label = concept(family, name)
-                if (label, code) not in seen:
-                    seen.add((label, code))
-                    yield Glyph(label, family, path, code, name)
+def package_file(family: str, name: str) -> Path:
+    """Return a file of a family's package.
+
+    Parameters
+    ----------
+    family
+        One of `FONTS`.
+    name
+        Name of a font or glyph map, without its folder.
+
+    Returns
+    -------
+    pathlib.Path
+        The installed file.
+
+    Raises
+    ------
+    InputError
+        When the package has no such file.
+
+    Examples
+    --------
+    >>> package_file("lucide", "lucide.ttf").stat().st_size > 100_000
+    True
+    """
+    path = _package_files(family).get(name)
+    if path is None or not path.is_file():
+        raise InputError(f"icons: package 'tkinter-icons-{family}' has no file {name!r}; reinstall 'orthoproxy[icons]'")
+    return path
 
 
-def one_size(codes):
-    best = {}
-    for name in codes:
-        match = re.fullmatch(r"(.*)-(\d+)-(\w+)", name)
-        rank = (abs(int(match[2]) - 24), int(match[2]))
-        best[match[1]] = min(best.get(match[1], (rank, name)), (rank, name))
-    return {name: codes[name] for _, name in best.values()}
+def read_glyph_map(family: str, name: str) -> dict[str, int]:
+    """Read the names and code points of a font, one name a glyph and one size a picture.
+
+    Parameters
+    ----------
+    family
+        One of `FONTS`.
+    name
+        File name of one of its glyph maps.
+
+    Returns
+    -------
+    dict
+        Code point of each glyph, in the order of the names.
+
+    Examples
+    --------
+    >>> codes = read_glyph_map("fluent", "glyphmap-light.json")
+    >>> hex(codes["ic-fluent-add-32-light"])
+    '0xe001'
+    """
+    text = package_file(family, name).read_text(encoding="utf-8")
+    codes = {glyph: code if isinstance(code, int) else int(code, 16) for glyph, code in json.loads(text).items()}
+    names = sorted(glyph for glyph in codes if glyph.startswith(PREFIX.get(family, "")))
+    return {glyph: codes[glyph] for glyph in (one_size(names) if family == "fluent" else names)}
 
 
-def in_enough_families(rows):
-    families = {}
-    for row in rows:
-        families.setdefault(row[0].label, set()).add(row[0].family)
-    return [row for row in rows if len(families[row[0].label]) >= MIN_FAMILIES]
+def one_size(names: list[str]) -> list[str]:
+    """Keep, of Fluent's names that differ in size alone, the one nearest 24 (of two, the smaller).
+
+    Parameters
+    ----------
+    names
+        Such as ``ic-fluent-add-16-filled``: picture, size, style; all of one style.
+
+    Returns
+    -------
+    list of str
+        One name a picture.
+
+    Examples
+    --------
+    >>> one_size(["ic-fluent-add-16-filled", "ic-fluent-add-28-filled", "ic-fluent-bug-20-filled"])
+    ['ic-fluent-add-28-filled', 'ic-fluent-bug-20-filled']
+    """
+    by_picture = defaultdict(list)
+    for name in names:
+        picture, size, _style = name.rsplit("-", 2)
+        by_picture[picture].append((abs(int(size) - FLUENT_SIZE), int(size), name))
+    return [min(sizes)[-1] for sizes in by_picture.values()]
+
+
+def _all_glyphs() -> Iterator[Glyph]:
+    """Yield every glyph whose name says what it depicts, in a fixed order."""
+    for family, fonts in FONTS.items():
+        for font, glyph_map in fonts.items():
+            path = package_file(family, font)
+            for name, code in read_glyph_map(family, glyph_map).items():
+                if label := concept(family, name):
+                    yield Glyph(label, family, path, name, code)
+
+
+def in_enough_families(glyphs: list[Glyph]) -> list[Glyph]:
+    """Keep the glyphs of classes that at least `MINIMUM_FAMILIES` families have.
+
+    Parameters
+    ----------
+    glyphs
+        Any.
+
+    Returns
+    -------
+    list of Glyph
+        Those kept, in the same order.
+
+    Examples
+    --------
+    >>> def glyph(label, family):
+    ...     return Glyph(label, family, Path("font.ttf"), label, 0)
+    >>> three = [glyph("bell", "bs"), glyph("bell", "eva"), glyph("bell", "fa")]
+    >>> in_enough_families([*three, glyph("bug", "bs"), glyph("bug", "bs"), glyph("bug", "fa")]) == three
+    True
+    """
+    families = defaultdict(set)
+    for glyph in glyphs:
+        families[glyph.label].add(glyph.family)
+    return [glyph for glyph in glyphs if len(families[glyph.label]) >= MINIMUM_FAMILIES]
 
 
 def draw(font: ImageFont.FreeTypeFont, code: int) -> Image.Image | None:
-    mask = font.getmask(chr(code), mode="L")
-    image = Image.frombytes("L", mask.size, bytes(mask))
-    box = image.getbbox()
+    """Draw a glyph black on white, its ink box scaled to the same longer side for all families, and centred.
+
+    Parameters
+    ----------
+    font
+        At size `EM`.
+    code
+        Code point of the glyph.
+
+    Returns
+    -------
+    PIL.Image.Image or None
+        Grey, 96 x 96 pixels; none for a glyph without ink.
+
+    Examples
+    --------
+    >>> font = ImageFont.truetype(package_file("lucide", "lucide.ttf"), EM)
+    >>> draw(font, read_glyph_map("lucide", "glyphmap.json")["icon-x"]).size
+    (96, 96)
+    >>> draw(font, ord(" ")) is None
+    True
+    """
+    left, top, right, bottom = font.getbbox(chr(code))
+    ink = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
+    ImageDraw.Draw(ink).text((-left, -top), chr(code), fill=255, font=font)
+    box = ink.getbbox()
     if box is None:
         return None
-    image = image.crop(box)
-    scale = INK / max(image.size)
-    size = [max(1, round(scale * side)) for side in image.size]
-    image = image.resize(size, Image.Resampling.LANCZOS)
-    canvas = Image.new("L", (SIZE, SIZE), 255)
-    black = Image.new("L", size, 0)
-    canvas.paste(black, ((SIZE - size[0]) // 2, (SIZE - size[1]) // 2), image)
-    return canvas
+    ink = ink.crop(box)
+    width, height = (max(1, round(side * INK / max(ink.size))) for side in ink.size)
+    ink = ink.resize((width, height), Image.Resampling.LANCZOS)
+    image = Image.new("L", (SIZE, SIZE), 255)
+    image.paste(0, ((SIZE - width) // 2, (SIZE - height) // 2), ink)
+    return image
 
 
-def render(folder: Path):
-    fonts = {}
-    rows = in_enough_families([(g,) for g in glyphs()])
-    seen = set()
-    kept = []
-    for (g,) in rows:
-        if g.font not in fonts:
-            fonts[g.font] = ImageFont.truetype(str(g.font), EM, layout_engine=ImageFont.Layout.BASIC)
-        image = draw(fonts[g.font], g.code)
-        if image is None or image.tobytes() in seen:
-            continue
-        seen.add(image.tobytes())
-        kept.append((g, image))
-    kept = in_enough_families(kept)
-    folder.mkdir()
-    out = []
-    for i, (g, image) in enumerate(kept):
-        path = f"{g.family}/{g.font.stem}-{g.name}.png"
-        (folder / g.family).mkdir(exist_ok=True)
-        image.save(folder / path)
-        out.append((path, g.label, g.family))
-    pd.DataFrame(out, columns=["path", "label", "group"]).to_csv(folder / "images.csv", index=False)
+def _load_font(path: Path) -> ImageFont.FreeTypeFont:
+    """Load a font at size `EM`; the basic layout, as icons need no shaping and not every system has the other."""
+    return ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)
+
+
+def clean(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
+    """Drop copies: of images equal in every pixel, keep the first; if their classes differ, none, as any may be wrong.
+
+    Parameters
+    ----------
+    images
+        The image of each glyph.
+
+    Returns
+    -------
+    dict
+        Those kept, in the same order.
+
+    Examples
+    --------
+    >>> def glyph(label, family):
+    ...     return Glyph(label, family, Path("font.ttf"), label, 0)
+    >>> black, white = Image.new("L", (2, 2), 0), Image.new("L", (2, 2), 255)
+    >>> same = {glyph("dot", "bs"): black, glyph("dot", "fa"): black}
+    >>> contested = {glyph("x", "bs"): white, glyph("o", "fa"): white}
+    >>> [(glyph.label, glyph.family) for glyph in clean(same | contested)]
+    [('dot', 'bs')]
+    """
+    copies = defaultdict(list)
+    for glyph, image in images.items():
+        copies[image.tobytes()].append(glyph)
+    kept = [glyphs[0] for glyphs in copies.values() if len({glyph.label for glyph in glyphs}) == 1]
+    return {glyph: images[glyph] for glyph in kept}
+
+
+def _render(folder: Path) -> None:
+    """Write the images of all classes to a folder, one sub-folder a family, and last their table, images.csv."""
+    candidates = in_enough_families(list(_all_glyphs()))  # the others need no drawing
+    fonts = {path: _load_font(path) for path in {glyph.font for glyph in candidates}}
+    drawn = {glyph: image for glyph in candidates if (image := draw(fonts[glyph.font], glyph.code))}
+    images = clean(drawn)
+    kept = in_enough_families(list(images))
+    paths = [f"{glyph.family}/{glyph.font.stem}-{glyph.name}.png" for glyph in kept]
+    for family in FONTS:
+        (folder / family).mkdir(parents=True)
+    with ThreadPoolExecutor(4) as pool:  # making thousands of files takes longer than drawing them
+        list(pool.map(lambda glyph, path: images[glyph].save(folder / path), kept, paths))
+    rows = [(path, glyph.label, glyph.family) for path, glyph in zip(paths, kept, strict=True)]
+    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(folder / "images.csv", index=False)

@@ -70,6 +70,10 @@ class Scoring:
     confidence: float = 0.95
     memory_mb: float = 512
 
+    def excludes_group(self, table: pd.DataFrame) -> bool:
+        """Whether a query's own group is left out when this table is scored."""
+        return bool((table["group"] != "").any()) if self.exclude_group is None else self.exclude_group
+
 
 def evaluate(
     model: Embedder,
@@ -163,11 +167,8 @@ def score(
     100.0 [100.0, 100.0]
     """
     start = time.monotonic() if start is None else start
-    exclude_group = scoring.exclude_group
-    if exclude_group is None:
-        exclude_group = bool((table["group"] != "").any())
-    ours = _sample(trained, table, scoring, exclude_group)
-    theirs = ours if untrained is None else _sample(untrained, table, scoring, exclude_group)
+    ours = _sample(trained, table, scoring)
+    theirs = ours if untrained is None else _sample(untrained, table, scoring)
     compared = untrained is not None
     return Evaluation(
         trained=ours.estimates(scoring.confidence),
@@ -177,11 +178,38 @@ def score(
         classes=ours.classes,
         without_positive=ours.without_positive,
         seconds=time.monotonic() - start,
-        exclude_group=exclude_group,
+        exclude_group=scoring.excludes_group(table),
         own_group_included=(
-            score(trained, untrained, table, replace(scoring, exclude_group=False)) if exclude_group else None
+            score(trained, untrained, table, replace(scoring, exclude_group=False))
+            if scoring.excludes_group(table)
+            else None
         ),
     )
+
+
+def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> dict[str, float]:
+    """Score embeddings without intervals, as validation during training needs it.
+
+    Parameters
+    ----------
+    embeddings
+        One row an image of the table.
+    table, scoring
+        As in `score`.
+
+    Returns
+    -------
+    dict
+        Metric name to mean over the queries, as a fraction.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> table = make_table(["1", "2", "3", "4"], ["a", "a", "b", "b"])
+    >>> mean_scores(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), table, Scoring(recall_at=(1,)))["map@r"]
+    1.0
+    """
+    return _sample(embeddings, table, replace(scoring, draws=1)).values
 
 
 def collection_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bool) -> Collection:
@@ -240,8 +268,8 @@ class _Sample:
         return {name: estimate(value, self.resampled[name], confidence) for name, value in self.values.items()}
 
 
-def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring, exclude_group: bool) -> _Sample:
-    collection = collection_of(embeddings, table, exclude_group)
+def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Sample:
+    collection = collection_of(embeddings, table, scoring.excludes_group(table))
     metrics = query_metrics(collection, scoring.recall_at, scoring.memory_mb)
     scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
     if not scored.any():

@@ -68,6 +68,8 @@ class Encoder(nn.Module):
             self.backbone.train()
         self.embedding_dim = embedding_dim or self.feature_dim
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
+        if isinstance(self.projection, nn.Linear):
+            nn.init.zeros_(self.projection.bias)
         expects = resolve_data_config({}, model=self.backbone)
         self.register_buffer("mean", torch.tensor(expects["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(expects["std"]).view(3, 1, 1), persistent=False)

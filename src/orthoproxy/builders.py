@@ -1,0 +1,321 @@
+"""From a configuration to the objects that the package's other parts take as plain arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+
+from orthoproxy.config import Config, Data, Training
+from orthoproxy.data import (
+    BatchSampler,
+    TrainingImages,
+    assign_split,
+    csv_table,
+    folder_table,
+    hold_out_validation,
+    icons_table,
+    training_transform,
+)
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import Scoring
+from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner
+from orthoproxy.models import Encoder, load_weights
+from orthoproxy.training import Plan, rate_factor
+
+
+def read_table(data: Data) -> pd.DataFrame:
+    """Read the table of a source, with the splits that the source itself has.
+
+    Parameters
+    ----------
+    data
+        Its name, root and path.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `data.make_table`.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> read_table(Data(name="folder", root="nowhere"))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: data.root: no folder nowhere
+    """
+    root = Path(data.root) if data.root else None
+    if data.name == "icons":
+        return icons_table(root or _cache() / "icons")
+    if data.name == "csv":
+        return csv_table(Path(data.path or ""), root)
+    return folder_table(root or Path())
+
+
+def split_table(data: Data) -> pd.DataFrame:
+    """Read the table of a source and give every class to train, validation or test.
+
+    Parameters
+    ----------
+    data
+        The source, and the shares of classes.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or leaves no image to train on.
+
+    Examples
+    --------
+    See `read_table`.
+    """
+    table = hold_out_validation(assign_split(read_table(data), data.test_fraction), data.validation_fraction)
+    if not (table["split"] == "train").any():
+        raise InputError("data: no class is left to train on; give more classes or a smaller data.test_fraction")
+    return table
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoproxy"
+
+
+def make_encoders(config: Config) -> tuple[Encoder, Encoder]:
+    """Build the encoder to train and the untrained one to compare it with, from the same starting weights.
+
+    Parameters
+    ----------
+    config
+        Its encoder part.
+
+    Returns
+    -------
+    encoder
+        With a projection, if one is configured.
+    untrained
+        The backbone's pooled features at full width.
+
+    Raises
+    ------
+    InputError
+        If the backbone or its weights are not to be had.
+
+    Examples
+    --------
+    >>> from orthoproxy import config as c
+    >>> options = c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32)
+    >>> [encoder.embedding_dim for encoder in make_encoders(Config(encoder=options))]
+    [8, 192]
+    """
+    options = config.encoder
+    encoder = Encoder(
+        options.name, options.embedding_dim, options.image_size, options.drop_path, options.freeze_batchnorm
+    )
+    load_weights(encoder, options.weights)
+    if options.freeze_patch_embedding:
+        encoder.freeze_patch_embedding()
+    untrained = Encoder(options.name, None, options.image_size)
+    untrained.backbone.load_state_dict(encoder.backbone.state_dict())
+    return encoder, untrained
+
+
+def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Objective:
+    """Build the loss, its miner and the regulariser.
+
+    Parameters
+    ----------
+    config
+        Its loss part.
+    num_classes, embedding_dim
+        C and D.
+
+    Raises
+    ------
+    InputError
+        As `losses.make_loss`, `losses.make_miner` and `losses.Objective`.
+
+    Examples
+    --------
+    >>> make_objective(Config(), num_classes=3, embedding_dim=8).weight
+    0.0
+    """
+    options, so = config.loss, config.loss.orthogonality
+    return Objective(
+        make_loss(options.name, num_classes, embedding_dim, options.args),
+        num_classes,
+        SoftOrthogonality(so.normalize, so.form, so.scaling),
+        so.weight,
+        make_miner(options.miner.name, options.miner.args) if options.miner.name else None,
+    )
+
+
+def make_fabric(training: Training, folder: Path) -> Fabric:
+    """Choose device, precision and trackers.
+
+    Parameters
+    ----------
+    training
+        Its accelerator, precision and loggers.
+    folder
+        Of the run, where file loggers write.
+
+    Raises
+    ------
+    InputError
+        If the accelerator is not there, or a tracker is not installed.
+
+    Examples
+    --------
+    >>> make_fabric(Training(accelerator="cpu", precision="32-true"), Path()).device
+    device(type='cpu')
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    accelerator = training.accelerator
+    if not available.get(accelerator, True):
+        raise InputError(f"training.accelerator: there is no {accelerator} device here; use auto or cpu")
+    if accelerator == "auto":
+        accelerator = next((name for name, there in available.items() if there), "cpu")
+    precision = training.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if _computes_bfloat16(accelerator) else "32-true"
+    loggers = [_make_logger(name, folder) for name in training.loggers]
+    return Fabric(accelerator=accelerator, devices=1, precision=precision, loggers=loggers)
+
+
+def _computes_bfloat16(accelerator: str) -> bool:
+    """Whether the hardware multiplies bfloat16 natively; elsewhere it would be slower than float32."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return accelerator == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _make_logger(name: str, folder: Path):
+    try:
+        if name == "tensorboard":
+            from lightning_fabric.loggers import TensorBoardLogger
+
+            return TensorBoardLogger(folder, name="tensorboard", version="")
+        if name == "csv":
+            from lightning_fabric.loggers import CSVLogger
+
+            return CSVLogger(folder, name="csv", version="")
+        import pytorch_lightning.loggers as trackers
+
+        if name == "wandb":
+            return trackers.WandbLogger(name=folder.name, save_dir=folder)
+        return trackers.MLFlowLogger(run_name=folder.name, save_dir=str(folder / "mlflow"))
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"training.loggers: {name} is not installed; run: pip install 'orthoproxy[trackers]'"
+        ) from error
+
+
+def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[DataLoader, BatchSampler]:
+    """Build the loader of training batches and the sampler that it follows.
+
+    Parameters
+    ----------
+    config
+        Its data and training parts.
+    paths, labels
+        Image files and their class numbers.
+
+    Examples
+    --------
+    >>> loader, sampler = make_loader(Config(), ["a.png", "b.png"], [0, 1])
+    >>> len(loader), sampler.batch_size
+    (1, 128)
+    """
+    augmentation = config.data.augmentation
+    transform = training_transform(
+        config.encoder.image_size,
+        augmentation.crop_scale,
+        augmentation.crop_ratio,
+        augmentation.flip,
+        augmentation.jitter,
+    )
+    sampler = BatchSampler(labels, config.training.batch_size, config.training.per_class, config.training.seed)
+    workers = config.data.workers
+    loader = DataLoader(
+        TrainingImages(paths, labels, transform),
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    return loader, sampler
+
+
+def make_plan(training: Training, freeze_epochs: float, batches_an_epoch: int) -> Plan:
+    """Turn epochs into steps.
+
+    Parameters
+    ----------
+    training
+        Epochs, schedule, clipping, validation.
+    freeze_epochs
+        Epochs in which the backbone stands still.
+    batches_an_epoch
+        Length of an epoch.
+
+    Examples
+    --------
+    >>> make_plan(Training(epochs=2), freeze_epochs=0.5, batches_an_epoch=10).freeze_steps
+    5
+    """
+    steps_an_epoch = -(-batches_an_epoch // training.accumulate)
+
+    def factor(step: int) -> float:
+        return rate_factor(
+            step,
+            total_steps=training.epochs * steps_an_epoch,
+            warmup_steps=round(training.warmup_epochs * steps_an_epoch),
+            schedule=training.schedule,
+            step_every=training.step_epochs * steps_an_epoch,
+            step_factor=training.step_factor,
+        )
+
+    return Plan(
+        epochs=training.epochs,
+        accumulate=training.accumulate,
+        rate_factor=factor,
+        freeze_steps=round(freeze_epochs * steps_an_epoch),
+        clip_norm=training.clip_norm,
+        clip_value=training.clip_value,
+        validate_every=training.validate_every,
+        monitor=training.monitor,
+        patience=training.patience,
+        log_every=training.log_every,
+    )
+
+
+def make_scoring(config: Config) -> Scoring:
+    """Take over how results are scored.
+
+    Parameters
+    ----------
+    config
+        Its evaluation part.
+
+    Examples
+    --------
+    >>> make_scoring(Config()).recall_at
+    (1, 2, 4, 8)
+    """
+    options = config.evaluation
+    return Scoring(
+        recall_at=tuple(options.recall_at),
+        nmi=options.nmi,
+        exclude_group=options.exclude_group,
+        draws=options.draws,
+        confidence=options.confidence,
+        memory_mb=options.memory_mb,
+    )

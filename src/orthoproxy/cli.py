@@ -1,0 +1,164 @@
+"""The command line: one verb, one function. Options are the fields of `config.Config`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from orthoproxy import builders
+from orthoproxy.config import Config
+from orthoproxy.data import only
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import Estimate, evaluate
+from orthoproxy.recipes import config_of, options_parser, parse
+from orthoproxy.run import judge, train
+from orthoproxy.run_folder import Run
+from orthoproxy.training import Interrupted
+
+USAGE = """\
+usage: orthoproxy VERB ...
+
+  train     --config RECIPE --out RUN [--resume] [--FIELD VALUE ...]   train, judge on unseen classes, write a report
+  evaluate  MODEL [--data.name ... ] [--json FILE]                     judge a run or model on any images
+  report    RUN                                                        judge a run again and rewrite its report
+
+orthoproxy VERB --help lists the options of a verb.
+"""
+
+
+def run_train(arguments: list[str]) -> None:
+    """Train a run, or go on with one, and print its scores."""
+    parser = options_parser("Train an encoder, judge it on unseen classes, and write a run folder.")
+    parser.add_argument("--out", required=True, help="The run folder.")
+    parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint, if there is one.")
+    options = parse(parser, arguments)
+    run = train(config_of(options), options.out, options.resume)
+    _show(run)
+
+
+def run_evaluate(arguments: list[str]) -> None:
+    """Judge a model on the run's own test classes, or on other images."""
+    parser = options_parser("Judge a run or a model folder on images, beside the untrained encoder.")
+    parser.add_argument("model", help="A run folder or a model folder.")
+    parser.add_argument("--json", help="Also write the scores to this file.")
+    options = parse(parser, arguments)
+    model = options.model
+    config = config_of(parse(parser, [*_defaults_of(model, arguments), *arguments]))
+    table = _judged_images(model, config)
+    scores = evaluate(
+        Embedder.load(model),
+        table,
+        scoring=builders.make_scoring(config),
+        workers=config.data.workers,
+        progress=True,
+    )
+    _print_scores(scores.to_dict())
+    if options.json:
+        Path(options.json).write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
+
+
+def run_report(arguments: list[str]) -> None:
+    """Write a run's scores and report anew."""
+    parser = ArgumentParser(description="Judge a run again and rewrite its report.", exit_on_error=False)
+    parser.add_argument("run", help="A run folder.")
+    run = Run(parse(parser, arguments).run)
+    judge(run)
+    _show(run)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {"train": run_train, "evaluate": run_evaluate, "report": run_report}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb.
+
+    Parameters
+    ----------
+    arguments
+        As on the command line; None for the process's own.
+
+    Returns
+    -------
+    int
+        0: done; 2: bad input, with the reason in a line or two; 130: stopped by Ctrl-C. A fault of ours raises, which
+        Python turns into exit code 1.
+
+    Examples
+    --------
+    >>> main(["report", "runs/nowhere"])
+    2
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in VERBS:
+            raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
+        VERBS[arguments[0]](arguments[1:])
+    except InputError as error:
+        # raised in a loader's worker, the message comes back inside the text of a traceback
+        print(f"orthoproxy: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"orthoproxy: {stop or 'stopped'}; go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _defaults_of(model: str, arguments: list[str]) -> list[str]:
+    """The run's own configuration, as options; where another source is named, without the root and path of its own."""
+    own = Path(model) / "config.yaml"
+    if not own.is_file():
+        return []
+    other = any(a.partition("=")[0] == "--data.name" for a in arguments)
+    return ["--config", str(own), *(["--data.root=null", "--data.path=null"] if other else [])]
+
+
+def _judged_images(model: str, config: Config) -> pd.DataFrame:
+    """The run's own test classes; of another source, its test classes or, where it has no splits, everything."""
+    own = Run(model)
+    if own.exists and _source(own.config) == _source(config):
+        return only(builders.split_table(config.data), "test")
+    table = builders.read_table(config.data)
+    return only(table, "test") if (table["split"] == "test").any() else table
+
+
+def _source(config: Config) -> tuple[str, str | None, str | None]:
+    return config.data.name, config.data.root, config.data.path
+
+
+def _show(run: Run) -> None:
+    scores = run.scores
+    if scores:
+        _print_scores(scores)
+        for note in scores["notes"]:
+            print(f"note: {note}")
+    print(f"report: {run.report}")
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    """Print a table of scores in percent, intervals beside them."""
+    columns = [name for name in ("trained", "untrained", "difference") if scores[name]]
+    groups = ", own group left out" if scores["exclude_group"] else ""
+    table = Table(title=f"{scores['queries']} queries of {scores['classes']} classes{groups}", title_justify="left")
+    table.add_column("percent [interval]")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    plain = scores.get("own_group_included")
+    for part, suffix in ((scores, ""), (plain, " (own group kept)")):
+        for metric in part["trained"] if part else ():
+            if part is scores or metric == "recall@1":
+                table.add_row(metric + suffix, *(str(Estimate(**part[name][metric])) for name in columns))
+    Console().print(table)
+    if scores["without_positive"]:
+        print(f"{scores['without_positive']} queries have no other image of their class to find and are left out")

@@ -1,0 +1,149 @@
+"""Recipes: configurations in YAML, read by the same parser as the command line's options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from orthoproxy.config import Config, flat, to_dict
+from orthoproxy.errors import InputError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def options_parser(description: str = "") -> ArgumentParser:
+    """Make a parser with one option a field of `Config`, and ``--config`` for a recipe.
+
+    Parameters
+    ----------
+    description
+        What its help begins with.
+
+    Returns
+    -------
+    jsonargparse.ArgumentParser
+        Raises instead of exiting.
+
+    Examples
+    --------
+    >>> parse(options_parser(), ["--training.epochs", "3"]).training.epochs
+    3
+    """
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A recipe (YAML); options given after it override it.")
+    parser.add_class_arguments(Config, as_group=False, skip={"environment"})
+    parser.add_argument("--environment", type=dict[str, str], default={}, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse arguments into a namespace whose parts are those of `Config`.
+
+    Parameters
+    ----------
+    parser
+        From `options_parser`.
+    arguments
+        As on the command line.
+
+    Raises
+    ------
+    InputError
+        Naming the option or the recipe's key.
+
+    Examples
+    --------
+    >>> parse(options_parser(), ["--training.epoch", "3"])
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: unrecognized arguments: --training.epoch 3; did you mean training.epochs?
+    """
+    try:
+        return parser.instantiate(parser.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        message = " ".join(str(error).split())
+        raise InputError(message + _did_you_mean(message)) from error
+
+
+def _did_you_mean(message: str) -> str:
+    unknown = re.search(r"unrecognized arguments: --(?P<name>[\w.]+)", message)
+    unknown = unknown or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>\w+)'", message)
+    if unknown is None:
+        return ""
+    name = ".".join(part for part in (unknown.groupdict().get("group"), unknown["name"]) if part)
+    close = difflib.get_close_matches(name, flat(Config()), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def config_of(namespace: Namespace) -> Config:
+    """Turn what `parse` returned into a checked configuration.
+
+    Parameters
+    ----------
+    namespace
+        May hold more than the configuration.
+
+    Examples
+    --------
+    >>> config_of(parse(options_parser(), ["--loss.name", "proxy_anchor"])).loss.name
+    'proxy_anchor'
+    """
+    return Config(**{name: getattr(namespace, name) for name in Config.__dataclass_fields__}).check()
+
+
+def read_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a recipe.
+
+    Parameters
+    ----------
+    path
+        YAML; see the recipes folder.
+    overrides
+        Options as on the command line, for example ``["--training.epochs", "3"]``.
+
+    Returns
+    -------
+    Config
+        Checked.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not YAML, or has a key or value that does not exist.
+
+    Examples
+    --------
+    >>> read_config("nowhere.yaml")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: no recipe nowhere.yaml
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no recipe {path}")
+    return config_of(parse(options_parser(), ["--config", str(path), *(overrides or [])]))
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write a configuration as YAML that `read_config` takes back.
+
+    Parameters
+    ----------
+    config
+        Of a run.
+    path
+        The file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "config.yaml"
+    >>> write_config(Config(), path)
+    >>> read_config(path) == Config()
+    True
+    """
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))

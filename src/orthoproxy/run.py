@@ -1,0 +1,253 @@
+"""What the verbs of the command line do: train, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric, seed_everything
+from torch import Tensor, nn
+
+from orthoproxy import builders
+from orthoproxy.card import model_card
+from orthoproxy.config import Config
+from orthoproxy.data import only
+from orthoproxy.embedder import Embedder
+from orthoproxy.evaluation import Evaluation, mean_scores, score
+from orthoproxy.losses import Objective
+from orthoproxy.models import Encoder
+from orthoproxy.reports import RunResults, render_report
+from orthoproxy.run_folder import Run
+from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
+
+FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
+
+
+def train(config: Config, out: str | Path, resume: bool = False) -> Run:
+    """Train, judge on unseen classes beside the untrained encoder, and write the run folder.
+
+    Parameters
+    ----------
+    config
+        See `config.Config`; `read_config` makes one from a recipe.
+    out
+        The run folder.
+    resume
+        Go on from the folder's last checkpoint, if it has one; a finished run is returned as it is.
+
+    Returns
+    -------
+    Run
+        The folder, with model, scores and report.
+
+    Raises
+    ------
+    InputError
+        If something in the configuration or the data cannot be used, or `out` holds a run already.
+    Interrupted
+        After Ctrl-C, with the run saved.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from orthoproxy import config as c
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for colour in ["red", "green", "blue", "gold", "pink"]:
+    ...     (root / "images" / colour).mkdir(parents=True)
+    ...     for shade in range(3):
+    ...         Image.new("RGB", (32 + shade, 32), colour).save(root / "images" / colour / f"{shade}.png")
+    >>> run = train(
+    ...     Config(
+    ...         data=c.Data(name="folder", root=str(root / "images"), test_fraction=0.4, workers=0),
+    ...         encoder=c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32),
+    ...         training=c.Training(epochs=1, batch_size=4, precision="32-true"),
+    ...     ),
+    ...     root / "run",
+    ... )
+    >>> sorted(path.name for path in run.folder.iterdir() if path.is_file())
+    ['config.yaml', 'evaluation.json', 'metrics.jsonl', 'report.html']
+    """
+    run = Run(out)
+    run.open(config.check(), resume)
+    if run.finished:
+        return run
+    table = builders.split_table(config.data)
+    _announce(config, table)
+    fabric = builders.make_fabric(config.training, run.folder)
+    seed_everything(config.training.seed, verbose=False)
+
+    # what is trained
+    images = only(table, "train")
+    classes = sorted(set(images["label"]))
+    labels = [classes.index(label) for label in images["label"]]
+    encoder, untrained = (encoder.to(fabric.device) for encoder in builders.make_encoders(config))
+    objective = builders.make_objective(config, len(classes), encoder.embedding_dim).to(fabric.device)
+    rates = config.training.rates
+    optimizer = make_optimizer(
+        encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
+    )
+
+    # where it starts: from the data, or where it was left
+    checkpoints = Checkpoints(run.checkpoints, encoder, objective, optimizer)
+    if checkpoints.path("last").is_file():
+        position = checkpoints.load("last")
+        run.drop_records_after(position.step)
+    else:
+        position = None
+        run.drop_records_after(0)
+        Embedder(untrained, config.data.resize).save(run.folder / "untrained", model_card(config, None))
+        _start_from_data(config, encoder, untrained, objective, images["path"].tolist(), labels, classes)
+
+    # the loop, and the choice of the checkpoint
+    loader, sampler = builders.make_loader(config, images["path"].tolist(), labels)
+    chosen_on = only(table, config.training.select_on)
+    fit(
+        fabric,
+        encoder,
+        objective,
+        optimizer,
+        loader,
+        sampler,
+        builders.make_plan(config.training, config.encoder.freeze_epochs, len(sampler)),
+        checkpoints,
+        log=lambda record: _log(run, fabric, record),
+        validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
+        position=position,
+    )
+    if checkpoints.path("best").is_file():
+        position = checkpoints.load("best", weights_only=True)
+        print(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes", file=sys.stderr)
+
+    # the result
+    vectors = objective.class_vectors()
+    proxies = None if vectors is None else vectors.detach()
+    Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model", model_card(config, None))
+    judge(run, fabric.device)
+    return run
+
+
+def judge(run: Run, device: str | torch.device = "cpu") -> None:
+    """Score a trained run on its test classes beside the untrained encoder, and write scores, model card and report.
+
+    Parameters
+    ----------
+    run
+        With a model.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    InputError
+        If the run has no model yet, or its images cannot be read.
+
+    Examples
+    --------
+    >>> judge(Run("runs/nowhere"))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
+    """
+    start, config = time.monotonic(), run.config
+    model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
+    table = only(builders.split_table(config.data), "test")
+    paths, workers = table["path"].tolist(), config.data.workers
+    ours = model.embed(paths, workers=workers, what="embed, trained")
+    theirs = untrained.embed(paths, workers=workers, what="embed, untrained")
+    evaluation = score(ours, theirs, table, builders.make_scoring(config), start) if len(table) else None
+    notes = _notes(config, evaluation)
+    if evaluation is not None:
+        scores = {**evaluation.to_dict(), "chosen_on": config.training.select_on, "notes": notes}
+        (run.folder / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
+    (run.folder / "model" / "README.md").write_text(model_card(config, evaluation))
+    results = RunResults(
+        name=run.folder.name,
+        evaluation=evaluation,
+        table=table,
+        trained=ours,
+        untrained=theirs,
+        log=run.records(),
+        proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
+        classes=model.classes,
+        config=(run.folder / "config.yaml").read_text(),
+        machine=config.environment,
+        notes=notes,
+    )
+    unfinished = run.report.with_suffix(".tmp")
+    unfinished.write_text(render_report(results))
+    unfinished.replace(run.report)
+
+
+def _start_from_data(
+    config: Config,
+    encoder: Encoder,
+    untrained: Encoder,
+    objective: Objective,
+    paths: list[str],
+    labels: list[int],
+    classes: list[str],
+) -> None:
+    """Set projection and proxies from the training images; what another run brought along stays."""
+    options, resize, workers = config.initialisation, config.data.resize, config.data.workers
+    device = encoder.mean.device
+    continued = config.encoder.weights.startswith("run:")
+    if options.projection == "principal" and isinstance(encoder.projection, nn.Linear) and not continued:
+        features = Embedder(untrained, resize, device=device).embed(paths, workers=workers, what="principal directions")
+        weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
+        encoder.projection.weight.data.copy_(weight)
+    if options.proxies == "class_means" and objective.class_vectors() is not None:
+        embeddings = Embedder(encoder, resize, device=device).embed(paths, workers=workers, what="class means")
+        means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
+        objective.set_class_vectors(_with_known_proxies(config.encoder.weights, means, classes) if continued else means)
+
+
+def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tensor:
+    """Replace the means of classes that the earlier run knew by its proxies."""
+    earlier = Embedder.load(weights.removeprefix("run:"))
+    if earlier.proxies is not None:
+        rows = {label: row for row, label in enumerate(earlier.classes)}
+        known = [number for number, label in enumerate(classes) if label in rows]
+        means[known] = earlier.proxies[[rows[classes[number]] for number in known]].to(means.dtype)
+    return means
+
+
+def _validate(config: Config, encoder: Encoder, table: pd.DataFrame) -> dict[str, float]:
+    embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
+    embeddings = embedder.embed(table["path"].tolist(), workers=config.data.workers)
+    return mean_scores(embeddings, table, builders.make_scoring(config))
+
+
+def _log(run: Run, fabric: Fabric, record: dict[str, Any]) -> None:
+    run.log(record)
+    fabric.log_dict({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+
+
+def _announce(config: Config, table: pd.DataFrame) -> None:
+    counts = [
+        f"{name} {rows['label'].nunique()} classes, {len(rows)} images" for name, rows in table.groupby("split", sort=False)
+    ]
+    print(f"{config.data.name}: {'; '.join(sorted(counts))}", file=sys.stderr)
+
+
+def _notes(config: Config, evaluation: Evaluation | None) -> list[str]:
+    """Say what a reader of the scores must know."""
+    table = builders.split_table(config.data)
+    held_out = only(table, "validation")["label"].nunique()
+    notes = []
+    if config.training.select_on == "test":
+        notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
+    elif config.training.select_on == "none" or held_out == 0:
+        notes.append("No classes were held out to choose a checkpoint: the last one was kept.")
+    elif held_out < FEW_CLASSES:
+        notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
+    if evaluation is None:
+        notes.append("The data have no test classes, so the model was not judged.")
+    elif evaluation.difference is not None and evaluation.difference["map@r"].value < 0:
+        notes.append("Training made retrieval worse than the untrained encoder's (MAP@R).")
+    return notes

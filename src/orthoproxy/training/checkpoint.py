@@ -1,0 +1,170 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from orthoproxy.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Parameters
+    ----------
+    step
+        Optimiser steps taken.
+    epoch, batch
+        The next batch to train on, counted from 0.
+    best
+        Highest validation score so far.
+    best_epoch
+        The epoch, from 1, after which it was reached.
+    stale
+        Validations since then.
+    seconds
+        Time spent training.
+
+    Examples
+    --------
+    >>> Position().step
+    0
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+
+
+class Checkpoints:
+    """The checkpoints of a run: ``last.ckpt`` and ``best.ckpt``.
+
+    Written to another name, flushed to disk and renamed, so that a reader never sees half a file; read without running
+    code that a file may hold.
+
+    Parameters
+    ----------
+    folder
+        Created on the first save.
+    encoder, objective, optimizer
+        What is saved and restored: weights, proxies and optimiser state. The rates of a step follow from its number,
+        and the batches of an epoch from the seed, so the position stands for schedule and sampler.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> layer = nn.Linear(2, 2)
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> checkpoints = Checkpoints(folder, layer, nn.Identity(), torch.optim.AdamW(layer.parameters()))
+    >>> checkpoints.save("last", Position(step=3))
+    >>> checkpoints.load("last").step
+    3
+    """
+
+    def __init__(
+        self, folder: Path, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.folder, self.encoder, self.objective, self.optimizer = folder, encoder, objective, optimizer
+
+    def save(self, name: str, position: Position) -> None:
+        """Write a checkpoint.
+
+        Parameters
+        ----------
+        name
+            ``last`` or ``best``.
+        position
+            Where the run stands.
+        """
+        state = {
+            "format_version": FORMAT_VERSION,
+            "encoder": self.encoder.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": asdict(position),
+            "random": _random_states(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f"{name}.tmp"
+        with unfinished.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.path(name))
+
+    def load(self, name: str, weights_only: bool = False) -> Position:
+        """Restore a checkpoint.
+
+        Parameters
+        ----------
+        name
+            ``last`` or ``best``.
+        weights_only
+            Restore encoder and objective only, not optimiser and random states.
+
+        Returns
+        -------
+        Position
+            Where the run stood.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged or of another version or configuration.
+        """
+        path = self.path(name)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"cannot read the checkpoint {path}: {reason}") from error
+        if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+            raise InputError(f"{path}: not a checkpoint of format version {FORMAT_VERSION}")
+        try:
+            self.encoder.load_state_dict(state["encoder"])
+            self.objective.load_state_dict(state["objective"])
+            if not weights_only:
+                self.optimizer.load_state_dict(state["optimizer"])
+                _restore_random_states(state["random"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: made with another configuration: {str(error).splitlines()[0]}") from error
+        return Position(**state["position"])
+
+    def path(self, name: str) -> Path:
+        """Return where a checkpoint lies."""
+        return self.folder / f"{name}.ckpt"
+
+
+def _random_states() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 -- libraries still draw from the global state
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),  # plain numbers: arrays would need pickled code to load
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(states["numpy"]))

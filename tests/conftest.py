@@ -1,0 +1,50 @@
+"""Shapes are checked while the tests run, examples are the same every time, and small inputs that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# before the package is imported; an int where a float is asked for is fine (PEP 484)
+jaxtyping.install_import_hook(
+    "orthoproxy", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, is_color=False))"
+)
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from orthoproxy.models import Encoder  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "orthoproxy",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("orthoproxy")
+
+TINY = "deit_tiny_patch16_224"  # 192 features; at 32 pixels an image is 4 patches
+
+
+@pytest.fixture
+def tiny_encoder() -> Encoder:
+    """A DeiT-Ti for 32 pixels with a projection to 8, random weights."""
+    return Encoder(TINY, embedding_dim=8, image_size=32)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of four images, each class in shades of a colour of its own; 40 x 32 pixels."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name, colour in {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}.items():
+        (root / name).mkdir()
+        for number in range(4):
+            pixels = np.array(colour) + generator.integers(-20, 21, size=(32, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
+    return root

@@ -1,0 +1,95 @@
+"""The metrics written out from their definitions, one query and one pair at a time, in float64 NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from orthoproxy.evaluation import Collection
+
+KINDS = ["random", "clustered", "duplicated", "one-hot", "signs", "all equal", "zeros"]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = [np.sqrt((v * v).sum()) or 1.0 for v in (a, b)]
+    return float(((a / lengths[0]) * (b / lengths[1])).sum())
+
+
+def allowed_gallery(collection: Collection, query: int) -> list[int]:
+    """The gallery without the query itself and without its group."""
+    groups = collection.groups
+    return [
+        int(row)
+        for row in collection.gallery
+        if row != query and (groups is None or groups[query] < 0 or groups[row] != groups[query])
+    ]
+
+
+def metrics_of(collection: Collection, query: int, recall_at: Sequence[int]) -> dict[str, float]:
+    x, y = collection.embeddings, collection.labels
+    rows = allowed_gallery(collection, query)
+    similarity = {row: cosine(x[query], x[row]) for row in rows}
+    positives = sorted((similarity[row] for row in rows if y[row] == y[query]), reverse=True)
+    negatives = [similarity[row] for row in rows if y[row] != y[query]]
+    r = len(positives)
+    if r == 0:
+        return dict.fromkeys([*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "mrr"], np.nan)
+    ranks = [j + sum(n >= s for n in negatives) for j, s in enumerate(positives, start=1)]
+    return {
+        **{f"recall@{k}": float(ranks[0] <= k) for k in recall_at},
+        "map@r": sum(j / rank for j, rank in enumerate(ranks, start=1) if rank <= r) / r,
+        "r_precision": sum(rank <= r for rank in ranks) / r,
+        "mrr": 1 / ranks[0],
+    }
+
+
+def neighbours_of(collection: Collection, query: int) -> list[tuple[int, float]]:
+    """All that may be found, most similar first, ties by row."""
+    similarity = [
+        (row, cosine(collection.embeddings[query], collection.embeddings[row]))
+        for row in allowed_gallery(collection, query)
+    ]
+    return sorted(similarity, key=lambda pair: (-pair[1], pair[0]))
+
+
+def embeddings_of(kind: str, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Embeddings whose ties are exact (duplicates, or arithmetic without rounding) or absent."""
+    count = len(labels)
+    if kind == "one-hot":
+        return np.eye(5)[generator.integers(5, size=count)]
+    if kind == "signs":  # sixteen signs: each cosine is a multiple of 1/16
+        return generator.choice([-1.0, 1.0], size=(count, 16))
+    if kind == "all equal":
+        return np.tile(generator.standard_normal(7), (count, 1))
+    x = generator.standard_normal((count, 7))
+    if kind == "clustered":
+        x = x + 2 * generator.standard_normal((labels.max() + 1, 7))[labels]
+    if kind == "duplicated":
+        x = x[generator.integers(max(1, count // 3), size=count)]
+    if kind == "zeros":
+        x[generator.random(count) < 0.4] = 0
+    return x
+
+
+@st.composite
+def collections(draw: st.DrawFn) -> Collection:
+    """Any kind of embeddings, roles, groups and class sizes, a single image and a single class included."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count, num_classes = draw(st.integers(1, 40)), draw(st.integers(1, 8))
+    labels = generator.integers(num_classes, size=count)
+    x = embeddings_of(draw(st.sampled_from(KINDS)), labels, generator)
+    if draw(st.booleans()):
+        x = x.astype(np.float32)
+    roles = draw(st.sampled_from(["everyone", "apart", "mixed"]))
+    everyone = np.arange(count)
+    queries = gallery = everyone
+    if roles == "apart":
+        queries, gallery = np.split(generator.permutation(count), [max(1, count // 3)])
+    if roles == "mixed":
+        queries = generator.permutation(count)[: generator.integers(1, count + 1)]
+        gallery = generator.permutation(count)[: generator.integers(0, count + 1)]
+    groups = generator.integers(-1, 3, size=count) if draw(st.booleans()) else None
+    return Collection(x, labels, queries, gallery, groups)

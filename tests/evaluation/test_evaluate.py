@@ -1,0 +1,187 @@
+"""A whole evaluation: roles, groups, queries without positive, the paired difference, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from brute_force import metrics_of
+
+from orthoproxy.data import folder_table, make_table
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import Scoring, class_draws, collection_of, evaluate, resampled_means, score
+from orthoproxy.models import Encoder
+
+NUMBERS = {"queries", "classes", "without_positive", "seconds"}
+
+
+def random_table(seed: int, groups: bool = False) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    label = [f"class {c}" for c in generator.integers(12, size=90)]
+    label[:2] = ["single one", "single two"]
+    role = generator.choice(["query", "gallery", "both"], size=90).tolist()
+    role[:2] = ["both", "query"]
+    group = [["", "a", "b", "c"][g] for g in generator.integers(4, size=90)] if groups else ""
+    return make_table([str(number) for number in range(90)], label, role=role, group=group)
+
+
+def random_embeddings(table: pd.DataFrame, seed: int, spread: float = 1.0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((table.label.nunique(), 9))
+    return centres[pd.factorize(table.label)[0]] + spread * generator.standard_normal((len(table), 9))
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(groups: bool) -> None:
+    table = random_table(0, groups)
+    x = random_embeddings(table, 1)
+    result = score(x, None, table, Scoring(recall_at=(1, 5)))
+    assert result.exclude_group == groups
+    for scores, excluded in ((result, groups), (result.own_group_included, False)):
+        if scores is None:
+            continue
+        collection = collection_of(x, table, excluded)
+        queries = [row for row in range(90) if table.role[row] in ("query", "both")]
+        every = [metrics_of(collection, query, (1, 5)) for query in queries]
+        scored = [metrics for metrics in every if not np.isnan(metrics["mrr"])]
+        assert scores.queries == len(scored)
+        assert scores.without_positive == len(every) - len(scored) >= 2
+        assert scores.classes == len({table.label[q] for q, m in zip(queries, every, strict=True) if m in scored})
+        for name, value in scores.trained.items():
+            assert value.value == pytest.approx(np.mean([metrics[name] for metrics in scored]))
+            assert 0 <= value.low <= value.value <= value.high <= 1
+    assert (result.own_group_included is not None) == groups
+
+
+def test_groups_can_be_kept_when_asked() -> None:
+    table = random_table(0, groups=True)
+    x = random_embeddings(table, 1)
+    kept = score(x, None, table, Scoring(exclude_group=False))
+    assert not kept.exclude_group and kept.own_group_included is None
+    assert kept.trained == score(x, None, table, Scoring()).own_group_included.trained
+
+
+def test_roles_and_groups_of_the_table_reach_the_collection() -> None:
+    table = make_table(list("abcde"), ["z", "y", "y", "z", "x"], role=["query", "gallery", "both", "both", "query"],
+                       group=["one", "", "two", "one", ""])  # fmt: skip
+    collection = collection_of(np.eye(5), table, exclude_group=True)
+    assert collection.queries.tolist() == [0, 2, 3, 4]
+    assert collection.gallery.tolist() == [1, 2, 3]
+    assert collection.labels.tolist() == [2, 1, 1, 2, 0]
+    assert collection.groups is not None
+    assert collection.groups[0] == collection.groups[3] != collection.groups[2] >= 0
+    assert collection.groups[[1, 4]].tolist() == [-1, -1]
+    assert collection_of(np.eye(5), table, exclude_group=False).groups is None
+
+
+def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
+    table = random_table(3, groups=True)
+    x = random_embeddings(table, 4)
+    result = score(x, x.copy(), table, Scoring(nmi=True, draws=200))
+    for scores in (result, result.own_group_included):
+        assert {(d.value, d.low, d.high) for d in scores.difference.values()} == {(0.0, 0.0, 0.0)}
+        assert scores.trained == scores.untrained
+
+
+def test_the_difference_is_paired() -> None:
+    """Two models that differ on few queries: their difference is known far better than either score."""
+    table = random_table(5)
+    x = random_embeddings(table, 6, spread=1.5)
+    y = x.copy()
+    y[::11] += 0.5 * np.random.default_rng(7).standard_normal(y[::11].shape)
+    result = score(x, y, table, Scoring(recall_at=(1,), draws=500))
+    difference = result.difference["mrr"]
+    assert difference.value == pytest.approx(result.trained["mrr"].value - result.untrained["mrr"].value)
+    assert 0 < difference.high - difference.low < 0.7 * (result.trained["mrr"].high - result.trained["mrr"].low)
+    # from the definition: both resampled with the same classes
+    collections = [collection_of(z, table, False) for z in (x, y)]
+    mrr = np.array([[metrics_of(c, q, (1,))["mrr"] for q in c.queries] for c in collections])
+    scored = ~np.isnan(mrr[0])
+    _, classes = np.unique(collections[0].labels[collections[0].queries][scored], return_inverse=True)
+    weights = class_draws(int(classes.max()) + 1, 500)
+    resampled = resampled_means(mrr[0, scored] - mrr[1, scored], classes, weights)
+    assert (difference.low, difference.high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
+
+
+def test_widths_may_differ_between_the_two_models() -> None:
+    table = random_table(3)
+    x = random_embeddings(table, 4)
+    result = score(x[:, :3], x, table, Scoring(recall_at=(1,), draws=50))
+    assert result.difference["recall@1"].value < 0
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_json_holds_fractions_under_the_agreed_keys(compared: bool) -> None:
+    table = random_table(0, groups=True)
+    x = random_embeddings(table, 1)
+    result = score(x, x[:, ::-1] if compared else None, table, Scoring(recall_at=(1, 10), nmi=True, draws=50))
+    written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert {"trained", "untrained", "difference", *NUMBERS} <= set(written)
+    names = {"recall@1", "recall@10", "map@r", "r_precision", "mrr", "nmi"}
+    for part in ("trained", "untrained", "difference") if compared else ("trained",):
+        assert set(written[part]) == names
+        for value in written[part].values():
+            assert set(value) == {"value", "low", "high"}
+            assert all(-1 <= number <= 1 for number in value.values())
+    if not compared:
+        assert written["untrained"] is None and written["difference"] is None
+    assert written["trained"]["recall@1"]["value"] == result.trained["recall@1"].value
+    assert isinstance(written["queries"], int) and written["seconds"] >= 0
+    assert {"trained", *NUMBERS} <= set(written["own_group_included"])
+    assert "own_group_included" not in score(x, None, table, Scoring(exclude_group=False, draws=5)).to_dict()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        make_table(["1", "2"], ["a", "b"]),
+        make_table(["1"], ["a"]),
+        make_table(["1", "2"], ["a", "a"], role="query"),
+        make_table(["1", "2"], ["a", "a"], role="gallery"),
+        make_table(["1", "2", "3"], ["a", "a", "b"], group="one camera"),
+    ],
+    ids=["single images", "one image", "no gallery", "no query", "one group"],
+)
+def test_where_no_query_has_a_positive_there_is_nothing_to_score(table: pd.DataFrame) -> None:
+    with pytest.raises(InputError, match="no query has another image of its class"):
+        score(np.eye(len(table)), None, table, Scoring())
+
+
+def test_nmi_is_one_for_separate_classes_and_its_interval_is_a_bootstrap() -> None:
+    table = make_table([str(n) for n in range(40)], [f"c{n % 8}" for n in range(40)])
+    apart = np.eye(8)[np.arange(40) % 8] + 0.01 * np.random.default_rng(0).standard_normal((40, 8))
+    assert score(apart, None, table, Scoring(nmi=True, draws=20)).trained["nmi"].value == pytest.approx(1)
+    mixed = score(random_embeddings(table, 0, spread=2), None, table, Scoring(nmi=True, draws=200)).trained["nmi"]
+    assert 0 < mixed.low < mixed.high < 1
+
+
+def test_a_collapsed_model_can_be_scored_with_nmi() -> None:
+    table = make_table(list("abcd"), ["x", "x", "y", "y"])
+    result = score(np.ones((4, 3)), None, table, Scoring(nmi=True, draws=10))
+    assert result.trained["recall@1"].value == result.trained["nmi"].value == 0
+
+
+def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_model(
+    tmp_path: Path, image_folder: Path, tiny_encoder: Encoder
+) -> None:
+    table = folder_table(image_folder)
+    trained, untrained = Embedder(tiny_encoder), Embedder(Encoder(tiny_encoder.name, image_size=32))
+    trained.save(tmp_path / "model")
+    alone = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(draws=20))
+    assert alone.untrained is None and alone.difference is None
+    untrained.save(tmp_path / "untrained")
+    both = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(draws=20))
+    expected = score(trained.embed(list(table.path)), untrained.embed(list(table.path)), table, Scoring(draws=20))
+    assert (both.trained, both.untrained, both.difference) == (
+        expected.trained,
+        expected.untrained,
+        expected.difference,
+    )
+    assert both.trained == alone.trained
+    assert (both.queries, both.classes, both.without_positive) == (12, 3, 0)
+    named = evaluate(trained, table, untrained=trained, scoring=Scoring(draws=20))
+    assert named.difference["recall@1"].value == 0

@@ -1,0 +1,173 @@
+"""Proxy Anchor against the published formula, written out in loops, and against pytorch-metric-learning."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses as peers
+
+from orthoproxy.losses import ProxyAnchorLoss, proxy_anchor_loss
+
+
+def log_one_plus_sum_exp(exponents: list[float]) -> float:
+    """log(1 + sum of exp) without overflow and, unlike a plain logarithm, exact near 0."""
+    top = max(exponents, default=0.0)
+    if top <= 0:
+        return math.log1p(math.fsum(math.exp(e) for e in exponents))
+    return top + math.log(math.exp(-top) + math.fsum(math.exp(e - top) for e in exponents))
+
+
+def published_formula(x: np.ndarray, y: np.ndarray, p: np.ndarray, scale: float, margin: float) -> float:
+    """Equation 4 of arXiv 2003.13911, proxy by proxy and image by image."""
+    pull, push, classes_in_batch = 0.0, 0.0, 0
+    for c, proxy in enumerate(p):
+        positives, negatives = [], []
+        for image, label in zip(x, y, strict=True):
+            s = float(np.dot(image, proxy) / (np.linalg.norm(image) * np.linalg.norm(proxy)))
+            if label == c:
+                positives.append(-scale * (s - margin))
+            else:
+                negatives.append(scale * (s + margin))
+        classes_in_batch += bool(positives)
+        pull += log_one_plus_sum_exp(positives)
+        push += log_one_plus_sum_exp(negatives)
+    return pull / classes_in_batch + push / len(p)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings, labels and proxies: any batch, one class only, every class, or many more classes than images."""
+    kind = draw(st.sampled_from(["any", "one class", "all classes", "many classes"]))
+    num_classes = draw(st.integers(100, 300) if kind == "many classes" else st.integers(1, 12))
+    batch = draw(st.integers(num_classes if kind == "all classes" else 1, 14))
+    dim = draw(st.integers(2, 24))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    labels = generator.integers(num_classes, size=batch)
+    if kind == "one class":
+        labels[:] = labels[0]
+    if kind == "all classes":
+        labels[:num_classes] = generator.permutation(num_classes)
+    lengths = 10.0 ** draw(st.integers(-3, 3))
+    return (
+        lengths * generator.standard_normal((batch, dim)),
+        labels,
+        generator.standard_normal((num_classes, dim)) / lengths,
+    )
+
+
+@given(batches(), st.floats(0.5, 64), st.floats(-0.2, 0.5))
+def test_value_is_the_published_formula(batch: tuple, scale: float, margin: float) -> None:
+    value = proxy_anchor_loss(*map(torch.from_numpy, batch), scale, margin)
+    # the absolute part is what rounding 1 + tiny costs
+    assert float(value) == pytest.approx(published_formula(*batch, scale, margin), rel=1e-10, abs=1e-14)
+
+
+def test_default_scale_and_margin_are_the_papers() -> None:
+    generator = np.random.default_rng(3)
+    batch = generator.standard_normal((6, 5)), np.array([0, 0, 1, 1, 3, 3]), generator.standard_normal((4, 5))
+    expected = pytest.approx(published_formula(*batch, scale=32, margin=0.1), rel=1e-12)
+    assert float(proxy_anchor_loss(*map(torch.from_numpy, batch))) == expected
+    module = ProxyAnchorLoss(4, 5).double()
+    module.proxies.data = torch.from_numpy(batch[2])
+    assert module(*map(torch.from_numpy, batch[:2])).item() == expected
+
+
+@given(batches())
+def test_value_and_gradients_are_those_of_pytorch_metric_learning(batch: tuple) -> None:
+    x, y, p = (torch.from_numpy(array) for array in batch)
+    x, p = (torch.nn.functional.normalize(tensor).float() for tensor in (x, p))
+    ours, theirs = ProxyAnchorLoss(*p.shape), peers.ProxyAnchorLoss(*p.shape)
+    values, gradients = [], []
+    for loss in (ours, theirs):
+        loss.proxies.data = p.clone()
+        embeddings = x.clone().requires_grad_()
+        value = loss(embeddings, y)
+        value.backward()
+        values.append(value.item())
+        gradients.append((embeddings.grad, loss.proxies.grad))
+    assert values[0] == pytest.approx(values[1], rel=1e-5, abs=1e-6)
+    for mine, other in zip(*gradients, strict=True):
+        assert float((mine - other).norm()) <= 1e-5 * max(float(other.norm()), 1e-3)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 3], [2, 2, 1]])
+def test_gradient(labels: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    p = torch.randn(4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, p: proxy_anchor_loss(x, torch.tensor(labels), p), (x, p))
+
+
+@pytest.mark.parametrize("length", [1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_for_long_repeated_and_zero_rows(dtype: torch.dtype, length: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(6, 16, generator=generator) * 2 - 1).mul(length).to(dtype)
+    p = (torch.rand(5, 16, generator=generator) * 2 - 1).mul(length).to(dtype)
+    x[1], p[1], p[2] = x[0], x[0], -x[0]  # at their proxy and opposite to it: the largest exponents there are
+    x[5], p[4] = 0, 0
+    x.requires_grad_(), p.requires_grad_()
+    value = proxy_anchor_loss(x, torch.tensor([2, 2, 0, 1, 3, 4]), p, scale=64.0)
+    value.backward()
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert value.isfinite() and x.grad.isfinite().all() and p.grad.isfinite().all()
+    assert torch.equal(x.grad[5], torch.zeros_like(x.grad[5]))
+    assert torch.equal(p.grad[4], torch.zeros_like(p.grad[4]))
+    assert (x.grad[:5].float().norm(dim=1) > 0).all() or length > 1  # float16 cannot hold gradients of 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_under_autocast_too(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 16, generator=generator).to(dtype)
+    loss, labels = ProxyAnchorLoss(5, 16), torch.arange(8) % 5
+    expected = proxy_anchor_loss(x.float(), labels, loss.proxies)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(x, labels)
+        value.backward()
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    assert loss.proxies.grad.dtype == torch.float32
+
+
+def test_proxies_are_parameters_that_move_and_are_saved() -> None:
+    loss = ProxyAnchorLoss(5, 16)
+    assert [name for name, _ in loss.named_parameters()] == ["proxies"]
+    assert torch.equal(loss.state_dict()["proxies"], loss.proxies)
+    assert loss.to(torch.float64).proxies.dtype == torch.float64
+    assert loss.to("meta").proxies.device.type == "meta"
+
+
+def test_each_proxy_moves_in_one_step_also_without_an_image_in_the_batch() -> None:
+    torch.manual_seed(0)
+    loss = ProxyAnchorLoss(20, 16)
+    before = loss.proxies.detach().clone()
+    optimiser = torch.optim.AdamW(loss.parameters(), lr=1e-2, weight_decay=0)  # no decay: only gradients move them
+    loss(torch.randn(4, 16), torch.tensor([0, 0, 3, 3])).backward()
+    optimiser.step()
+    assert ((loss.proxies - before).norm(dim=1) > 1e-3).all()
+
+
+def test_proxies_start_as_kaiming_normal_fan_out() -> None:
+    torch.manual_seed(0)
+    proxies = ProxyAnchorLoss(400, 100).proxies.detach()
+    assert float(proxies.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+    assert float(proxies.mean()) == pytest.approx(0, abs=2e-3)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_without_proxy_is_refused(label: int) -> None:
+    with pytest.raises(ValueError, match="0 to 2"):
+        proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0, label]), torch.eye(3))
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(Exception, match="labels"):
+        proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0]), torch.eye(3))
+    with pytest.raises(Exception, match="proxies"):
+        proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0, 1]), torch.eye(4))
