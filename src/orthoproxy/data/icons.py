@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,11 +24,15 @@ from orthoproxy.data.table import make_table, rank_by_hash
 from orthoproxy.errors import InputError
 
 # Part of the cache's key: raise it when the drawing or the names change, so that old images are not taken for new ones
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MINIMUM_FAMILIES = 3
 SIZE = 96  # side of an image in pixels
 INK = 80  # longer side of the ink box; the margin around it is white
 EM = 192  # glyphs are rasterised at this font size and scaled down to INK, so most are reduced, few enlarged
+
+# Two images of a class are one drawing if no pixel differs by more than COPY of 255 levels at COPY_SIDE pixels a side
+COPY_SIDE = 24
+COPY = 48
 
 # The fonts of a family are its styles, each with its glyph map: name of a glyph to its code point
 FONTS = {
@@ -346,6 +351,9 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
 def clean(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
     """Drop copies: of images equal in every pixel, keep the first; if their classes differ, none, as any may be wrong.
 
+    Families also take over each other's drawings, which then differ by the rounding of outlines alone. To find such a
+    copy is no achievement, so of these too the first family's is kept.
+
     Parameters
     ----------
     images
@@ -370,6 +378,14 @@ def clean(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
     for glyph, image in images.items():
         copies[image.tobytes()].append(glyph)
     kept = [glyphs[0] for glyphs in copies.values() if len({glyph.label for glyph in glyphs}) == 1]
+    drawings: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)  # of each class: family and small image
+    for glyph in kept.copy():
+        small = np.asarray(images[glyph].resize((COPY_SIDE, COPY_SIDE), Image.Resampling.BOX), dtype=int)
+        others = (drawn for family, drawn in drawings[glyph.label] if family != glyph.family)
+        if any(np.abs(small - drawn).max() < COPY for drawn in others):
+            kept.remove(glyph)
+        else:
+            drawings[glyph.label].append((glyph.family, small))
     return {glyph: images[glyph] for glyph in kept}
 
 

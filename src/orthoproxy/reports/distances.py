@@ -10,7 +10,7 @@ from orthoproxy.reports.geometry import row_cosines
 
 
 def pair_distances(
-    collection: Collection, pairs: int = 100_000, seed: int = 0
+    collection: Collection, pairs: int = 50_000, seed: int = 0
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]:
     """Draw pairs of a query and a gallery image, and compute their distance ``1 - cosine``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -199,11 +198,11 @@ def examples(collection: Collection, rows: list[int], k: int = 6) -> list[Exampl
     ]
 
 
-def _one_a_class(rows: Iterable[int], table: pd.DataFrame, k: int) -> list[int]:
-    labels = table["label"].to_numpy()
+def _one_a_class(rows: Int[np.ndarray, " P"], table: pd.DataFrame, k: int) -> list[int]:
+    labels = table["label"].tolist()
     chosen: dict[str, int] = {}
-    for row in rows:
+    for row in rows.tolist():
         if len(chosen) == k:
             break
-        chosen.setdefault(labels[row], int(row))
+        chosen.setdefault(labels[row], row)
     return list(chosen.values())

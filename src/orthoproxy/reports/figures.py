@@ -164,7 +164,8 @@ def distance_figure(distances: Mapping[str, tuple[Float[np.ndarray, " P"], Float
     """
     figure, all_axes = panels(rows=len(distances))
     high = max(float(values.max(initial=0.1)) for pair in distances.values() for values in pair)
-    edges = np.linspace(0, 1.02 * high, 61)
+    bins = min(_bins(values) for pair in distances.values() for values in pair)
+    edges = np.linspace(0, 1.02 * high, bins + 1)
     for axes, (name, (positives, negatives)) in zip(all_axes, distances.items(), strict=True):
         for values, colour, label in ((negatives, "orange", "different classes"), (positives, "blue", "same class")):
             height, _ = np.histogram(values, edges)
@@ -240,7 +241,7 @@ def cosine_histogram_figure(proxies: Float[np.ndarray, "C D"]) -> Figure:
     cosines = pair_cosines(proxies)
     figure, (axes,) = panels()
     low, high = min(-0.1, float(cosines.min(initial=0))), max(0.1, float(cosines.max(initial=0)))
-    height, edges = np.histogram(cosines, np.linspace(low, high, 61))
+    height, edges = np.histogram(cosines, np.linspace(low, high, _bins(cosines) + 1))
     axes.stairs(100 * height / max(1, len(cosines)), edges, color=COLOURS["blue"], fill=True, alpha=0.75)
     axes.axvline(0, color=COLOURS["ink"], linewidth=1, linestyle=(0, (2, 2)))
     finish(axes, "cosine of two proxies", "% of pairs")
@@ -362,6 +363,11 @@ def _thinned(
     parts = min(MOST_POINTS, len(step))
     means = [[part.mean() for part in np.array_split(x, parts)] for x in (step, value)]
     return np.array(means[0]), np.array(means[1])
+
+
+def _bins(values: Float[np.ndarray, " P"]) -> int:
+    """Take fewer bins where there are few different values, or a histogram is all gaps."""
+    return int(np.clip(np.sqrt(len(np.unique(values.round(6)))), 12, 60))
 
 
 def _shortened(name: str, most: int = 18) -> str:

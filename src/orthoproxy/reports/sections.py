@@ -90,7 +90,7 @@ def training_plots(log: pd.DataFrame) -> list[Plot]:
         ends = _ends(log, "orthogonality")
         drawing = svg(figures.orthogonality_figure(log), "so", f"Orthogonality term over steps, {ends}")
         plots.append(Plot("Soft Orthogonality", caption, drawing))
-    rates = _starting_with(log, "rate/")
+    rates = [column for column in _starting_with(log, "rate/") if (finite(log, column) > 0).any()]
     if rates:
         caption = "How far one step moves each part of the model; the scale is logarithmic."
         said = "; ".join(f"{name} {_ends(log, name)}" for name in rates)

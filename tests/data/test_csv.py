@@ -1,0 +1,90 @@
+"""Lists of images as people write them: byte-order marks, line ends, quotes, columns too many or too few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orthoproxy.data import csv_table
+from orthoproxy.errors import InputError
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "list.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_all_columns_are_read_in_the_order_of_the_file(end: str, encoding: str, tmp_path: Path) -> None:
+    lines = [
+        "label,extra,path,role,group,split,",
+        "Möwe,1,b.png,query,north,test,",
+        '"gull, herring",2,"sub/a, ""1"".png",,,train,',
+        "",
+        "007,3,/abs/c.png,gallery,NA,test,",
+        "null,4,d.png,both,None,,",
+    ]
+    table = csv_table(write(tmp_path, end.join(lines) + end, encoding))
+    assert table.to_numpy().tolist() == [
+        [str(tmp_path / "b.png"), "Möwe", "test", "query", "north"],
+        [str(tmp_path / 'sub/a, "1".png'), "gull, herring", "train", "both", ""],
+        ["/abs/c.png", "007", "test", "gallery", "NA"],
+        [str(tmp_path / "d.png"), "null", "", "both", "None"],
+    ]
+
+
+def test_two_columns_are_enough(tmp_path: Path) -> None:
+    table = csv_table(write(tmp_path, "path , label\na.png,cat"))
+    assert table.to_numpy().tolist() == [[str(tmp_path / "a.png"), "cat", "", "both", ""]]
+
+
+def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "path,label\nx/a.png,cat\n/abs/b.png,cat\n")
+    assert csv_table(path, root=Path("/data")).path.tolist() == ["/data/x/a.png", "/abs/b.png"]
+    monkeypatch.chdir(tmp_path)
+    assert csv_table(Path("list.csv"), root=Path("images")).path[0] == str(tmp_path / "images/x/a.png")
+    assert csv_table(Path("list.csv")).path[0] == str(tmp_path / "x/a.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\na.png,cat\n", "has no column 'label', only path, class"),
+        ("file,label\na.png,cat\n", "has no column 'path', only file, label"),
+        ("a.png,cat\nb.png,dog\n", "has no column 'path'.*its first line must name path and label"),
+        ("path;label\na.png;cat\n", "has no column 'path', only path;label"),
+        ("", "cannot read"),
+        ("path,label\n", "no images"),
+        ('path,label\n"a.png,cat\n', "cannot read"),
+        ("path,label\na.png,\n", "label: empty"),
+        ("path,label\na.png\n", "label: empty"),
+        ("path,label\n,cat\n", "path: empty"),
+        ("path,label,split\na.png,cat,training\n", "split: unknown value 'training'"),
+        ("path,label,role\na.png,cat,probe\n", "role: unknown value 'probe'"),
+        ("path,label,split\na.png,cat,train\nb.png,cat,test\n", "class 'cat' is in train and in test"),
+    ],
+)
+def test_what_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        csv_table(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["path,label\na.png,cat,x\nb.png,dog,y\n", "path,label\na.png,cat\nb.png,dog,y\n"])
+def test_lines_with_more_fields_than_the_header_are_never_read_askew(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"list\.csv"):
+        csv_table(write(tmp_path, text))
+
+
+def test_other_encodings_are_refused(tmp_path: Path) -> None:
+    for encoding in ("utf-16", "latin-1"):
+        with pytest.raises(InputError, match="cannot read"):
+            csv_table(write(tmp_path, "path,label\na.png,Möwe\n", encoding))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.csv", tmp_path):
+        with pytest.raises(InputError, match=rf"data\.path: no file {path}"):
+            csv_table(path)

@@ -1,0 +1,198 @@
+"""Files of every mode and orientation become upright RGB; files that are no image become an InputError."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orthoproxy.data import read_image, to_rgb
+from orthoproxy.errors import InputError
+
+COLOURS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
+                   dtype=np.uint8)  # fmt: skip
+GREYS = np.array([[0, 40], [128, 200], [254, 255]], dtype=np.uint8)
+
+
+def grey_as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha[:, :, None] / 255
+    return (rgb * share + 255 * (1 - share)).round()
+
+
+def assert_pixels(image: Image.Image, expected: np.ndarray, within: int = 0) -> None:
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - expected.astype(int)).max() <= within
+
+
+ALPHA = np.array([[0, 255], [128, 64], [200, 1]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_modes_with_colour_or_transparency(through_a_file: bool, tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 3))
+    palette.putpalette(COLOURS.reshape(-1, 3).tobytes())
+    palette.putdata(range(6))
+    clear = palette.copy()
+    clear.info["transparency"] = 2  # the third colour, row 1, column 0
+    with_hole = COLOURS.copy()
+    with_hole[1, 0] = 255
+    graded = palette.copy()
+    graded.info["transparency"] = ALPHA.tobytes()
+    key = Image.fromarray(COLOURS)
+    key.info["transparency"] = (70, 80, 230)
+    cases = {
+        "1": (Image.fromarray(GREYS > 100), grey_as_rgb(np.where(GREYS > 100, 255, 0)), 0),
+        "L": (Image.fromarray(GREYS), grey_as_rgb(GREYS), 0),
+        "LA": (Image.merge("LA", [Image.fromarray(GREYS), Image.fromarray(ALPHA)]),
+               on_white(grey_as_rgb(GREYS), ALPHA), 1),
+        "P": (palette, COLOURS, 0),
+        "P with a clear colour": (clear, with_hole, 0),
+        "P with graded colours": (graded, on_white(COLOURS, ALPHA), 1),
+        "RGB": (Image.fromarray(COLOURS), COLOURS, 0),
+        "RGB with a clear colour": (key, with_hole, 0),
+        "RGBA": (Image.fromarray(np.dstack([COLOURS, ALPHA])), on_white(COLOURS, ALPHA), 1),
+    }  # fmt: skip
+    for name, (image, expected, within) in cases.items():
+        if through_a_file:
+            image.save(tmp_path / f"{name}.png", transparency=image.info.get("transparency"))
+            assert_pixels(read_image(tmp_path / f"{name}.png"), expected, within)
+        else:
+            assert_pixels(to_rgb(image), expected, within)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    inks = Image.merge("CMYK", [Image.new("L", (8, 8), ink) for ink in (255, 0, 0, 0)])
+    inks.save(tmp_path / "cyan.tiff")
+    assert_pixels(read_image(tmp_path / "cyan.tiff"), np.full((8, 8, 3), (0, 255, 255)))
+
+
+WIDE = np.array([[0, 257], [25700, 32896], [65278, 65535]])
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_sixteen_bit_grey_is_scaled(ending: str, tmp_path: Path) -> None:
+    image = Image.fromarray(WIDE.astype(np.uint16))
+    assert image.mode == "I;16"
+    assert_pixels(to_rgb(image), grey_as_rgb(WIDE / 257), within=1)
+    image.save(tmp_path / f"wide.{ending}")
+    assert_pixels(read_image(tmp_path / f"wide.{ending}"), grey_as_rgb((WIDE / 257).round()))
+
+
+def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
+    assert_pixels(read_image(tmp_path / "dark.png"), np.full((4, 4, 3), 1))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_thirty_two_bit_grey_is_scaled_only_beyond_eight_bits(mode: str, tmp_path: Path) -> None:
+    kind = np.int32 if mode == "I" else np.float32
+    for values, expected in (
+        (WIDE, (WIDE / 257).round()),
+        (GREYS, GREYS),
+        (GREYS.astype(int) - 10, GREYS.clip(10) - 10),
+    ):
+        image = Image.fromarray(values.astype(kind))
+        assert image.mode == mode
+        image.save(tmp_path / "grey.tiff")
+        assert_pixels(read_image(tmp_path / "grey.tiff"), grey_as_rgb(expected))
+
+
+def test_numbers_that_are_none_are_black() -> None:
+    values = np.array([[np.nan, 100.0]], dtype=np.float32)
+    assert_pixels(to_rgb(Image.fromarray(values)), grey_as_rgb(np.array([[0, 100]])))
+
+
+UPRIGHT = {  # what the EXIF standard says row 0 and column 0 of the stored pixels are
+    1: lambda x: x,  # top, left
+    2: lambda x: x[:, ::-1],  # top, right
+    3: lambda x: x[::-1, ::-1],  # bottom, right
+    4: lambda x: x[::-1],  # bottom, left
+    5: lambda x: x.swapaxes(0, 1),  # left, top
+    6: lambda x: x[::-1].swapaxes(0, 1),  # right, top: turned a quarter clockwise
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda x: x[:, ::-1].swapaxes(0, 1),  # left, bottom: turned a quarter counter-clockwise
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_exif_orientations_are_turned_upright(orientation: int, ending: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOURS).save(tmp_path / f"turned.{ending}", exif=exif)
+    assert_pixels(read_image(tmp_path / f"turned.{ending}"), UPRIGHT[orientation](COLOURS))
+
+
+def test_a_photograph_held_upright_is_read_upright(tmp_path: Path) -> None:
+    stored = np.zeros((32, 48, 3), dtype=np.uint8)
+    stored[:, :16] = (255, 0, 0)  # left part of what the sensor saw
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to look at it
+    Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
+    image = np.asarray(read_image(tmp_path / "photo.jpg"))
+    assert image.shape == (48, 32, 3)
+    assert image[4, 16, 0] > 200 and image[40, 16, 0] < 50  # left has become top
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_broken_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+    for number, exif in enumerate((b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"Exif\x00\x00")):
+        path = tmp_path / f"{number}.jpg"
+        Image.new("RGB", (8, 8), (200, 0, 0)).save(path, exif=exif)
+        assert_pixels(read_image(path), np.full((8, 8, 3), (200, 0, 0)), within=3)
+
+
+def encoded(kind: str) -> bytes:
+    pixels = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own about the file
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_a_truncated_file_is_an_input_error_wherever_it_ends(kind: str, tmp_path: Path) -> None:
+    content, path = encoded(kind), tmp_path / "cut.img"
+    for keep in [*range(0, 64, 3), *np.linspace(64, len(content) * 0.9, 12).astype(int)]:
+        path.write_bytes(content[:keep])
+        with pytest.raises(InputError, match=r"cannot read the image .*cut\.img: ."):
+            read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_a_damaged_file_is_read_or_an_input_error(kind: str, tmp_path: Path) -> None:
+    content, path = encoded(kind), tmp_path / "damaged.img"
+    generator = np.random.default_rng(1)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in generator.integers(min(len(content), 400), size=3):
+            damaged[place] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_image(path).mode == "RGB"
+        except InputError:
+            refused += 1
+    assert refused or kind in ("BMP", "PPM")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image_is_an_input_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read the image .*x\.png: ."):
+        read_image(tmp_path / "x.png")
+
+
+def test_a_missing_file_or_a_folder_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.png: No such file"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(InputError, match="cannot read the image"):
+        read_image(str(tmp_path))

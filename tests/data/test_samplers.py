@@ -1,0 +1,128 @@
+"""Batches: each image in turn, classes balanced, a pure function of seed, epoch and batch number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from orthoproxy.data import BatchSampler
+
+Batches = list[list[tuple[int, int]]]
+LABELS = [0] * 7 + [1] * 2 + [2] * 5 + [3] * 1 + [4] * 9 + [5] * 6
+
+
+def epoch_of(sampler: BatchSampler, epoch: int = 0, batch: int = 0) -> Batches:
+    sampler.set_position(epoch, batch)
+    return list(sampler)
+
+
+def rows_of(batches: Batches) -> list[int]:
+    return [row for batch in batches for row, _ in batch]
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**31))
+def test_shuffled_batches_hold_each_image_once_an_epoch(count: int, batch_size: int, seed: int) -> None:
+    batches = epoch_of(BatchSampler([row % 3 for row in range(count)], batch_size, seed=seed))
+    whole = count // batch_size
+    assert [len(batch) for batch in batches] == ([batch_size] * whole if whole else [count])
+    assert max(Counter(rows_of(batches)).values()) == 1
+    if count % batch_size == 0:
+        assert sorted(rows_of(batches)) == list(range(count))
+
+
+def test_what_one_epoch_leaves_out_comes_in_others() -> None:
+    sampler = BatchSampler([0] * 10, batch_size=4)
+    assert {row for epoch in range(12) for row in rows_of(epoch_of(sampler, epoch))} == set(range(10))
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=15), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31)
+)
+def test_balanced_batches_hold_m_images_of_each_of_their_classes(
+    sizes: list[int], per_class: int, classes_a_batch: int, seed: int
+) -> None:
+    labels = np.repeat(np.arange(len(sizes)) * 10, sizes)  # class numbers need not be contiguous
+    sampler = BatchSampler(labels.tolist(), per_class * classes_a_batch, per_class, seed)
+    batches = epoch_of(sampler)
+    assert len(batches) == len(sampler) == max(1, len(labels) // (per_class * classes_a_batch))
+    for batch in batches:
+        counts = Counter(labels[rows_of([batch])].tolist())
+        assert len(counts) == min(classes_a_batch, len(sizes))  # distinct, and fewer where there are no more
+        assert set(counts.values()) == {per_class}
+        for c in counts:  # an image comes twice only where the class has too few
+            repeats = Counter(row for row, _ in batch if labels[row] == c)
+            assert max(repeats.values()) == -(-per_class // sizes[c // 10])
+
+
+@given(st.integers(0, 2**31))
+def test_the_images_of_a_class_come_round_in_turn(seed: int) -> None:
+    rows = rows_of(epoch_of(BatchSampler(LABELS * 4, batch_size=4, per_class=2, seed=seed)))
+    for c in range(6):
+        members = [row for row in rows if (LABELS * 4)[row] == c]
+        size = 4 * LABELS.count(c)
+        for start in range(0, len(members) - size + 1, size):
+            assert len(set(members[start : start + size])) == size
+
+
+@pytest.mark.parametrize(("num_classes", "classes_a_batch"), [(98, 45), (10, 4), (7, 3), (30, 30), (5, 4)])
+def test_classes_come_round_in_turn(num_classes: int, classes_a_batch: int) -> None:
+    """After any number of batches no class is more than two turns ahead of another."""
+    labels = [row % num_classes for row in range(num_classes * 40)]
+    batches = epoch_of(BatchSampler(labels, classes_a_batch * 2, per_class=2))
+    turns = np.zeros(num_classes, dtype=int)
+    for batch in batches:
+        turns[list({labels[row] for row, _ in batch})] += 1
+        assert np.ptp(turns) <= 2
+    assert len(batches) * classes_a_batch >= 10 * num_classes
+
+
+@pytest.mark.parametrize("per_class", [None, 2])
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), start=st.integers(0, 8))
+def test_starting_from_a_batch_gives_the_tail_of_the_epoch(
+    per_class: int | None, seed: int, epoch: int, start: int
+) -> None:
+    whole = epoch_of(BatchSampler(LABELS, 4, per_class, seed), epoch)
+    assert epoch_of(BatchSampler(LABELS, 4, per_class, seed), epoch, start) == whole[start:]
+    used = BatchSampler(LABELS, 4, per_class, seed)
+    next(iter(used))  # what was drawn before does not matter
+    assert epoch_of(used, epoch) == whole
+
+
+@pytest.mark.parametrize("per_class", [None, 2])
+def test_epochs_and_seeds_differ(per_class: int | None) -> None:
+    epochs = [epoch_of(BatchSampler(LABELS, 4, per_class, seed), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({str([rows_of([batch]) for batch in batches]) for batches in epochs}) == 6
+    seeds = [seed for batches in epochs for batch in batches for _, seed in batch]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_repeated_images_get_views_of_their_own() -> None:
+    (batch,) = epoch_of(BatchSampler([0, 1], batch_size=8, per_class=4))
+    assert Counter(row for row, _ in batch) == {0: 4, 1: 4}
+    assert len({seed for _, seed in batch}) == 8
+
+
+def test_shuffled_batches_are_not_in_the_order_of_the_table() -> None:
+    rows = rows_of(epoch_of(BatchSampler([0] * 200, batch_size=10)))
+    assert 70 < sum(a < b for a, b in pairwise(rows)) < 130
+
+
+def test_it_drives_a_data_loader() -> None:
+    sampler = BatchSampler(LABELS, 4, per_class=2, seed=3)
+    dataset = {draw: draw[0] for batch in epoch_of(sampler) for draw in batch}
+    sampler.set_position(0, 2)
+    loaded = [batch.tolist() for batch in DataLoader(dataset, batch_sampler=sampler)]
+    assert loaded == [rows_of([batch]) for batch in epoch_of(sampler, 0, 2)]
+
+
+def test_a_batch_that_classes_do_not_fill_is_refused() -> None:
+    with pytest.raises(ValueError, match="per_class 3 does not divide batch_size 8"):
+        BatchSampler(LABELS, 8, per_class=3)
+    with pytest.raises(ValueError, match="per_class 4 does not divide batch_size 2"):
+        BatchSampler(LABELS, 2, per_class=4)

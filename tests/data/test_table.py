@@ -1,0 +1,131 @@
+"""The table's checks, and splits by hash: stable, disjoint, of the exact size."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orthoproxy.data import assign_split, hold_out_validation, make_table, only, rank_by_hash
+from orthoproxy.data.table import COLUMNS
+from orthoproxy.errors import InputError
+
+NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
+
+
+def table_of(names: list[str], split: list[str] | str = ""):
+    """Two images a class, all first ones first."""
+    labels = [*names, *names]
+    splits = split if isinstance(split, str) else [*split, *split]
+    return make_table([f"{number}.png" for number in range(len(labels))], labels, split=splits)
+
+
+def test_a_table_holds_text_in_the_order_given() -> None:
+    table = make_table(["b.png", "a.png"], ["3", "1"], ["train", "test"], role=["query", "gallery"], group=["7", ""])
+    assert tuple(table.columns) == COLUMNS
+    assert table.to_numpy().tolist() == [["b.png", "3", "train", "query", "7"], ["a.png", "1", "test", "gallery", ""]]
+    assert table.index.tolist() == [0, 1]
+
+
+def test_numbers_are_taken_as_names() -> None:
+    table = make_table(["a.png", "b.png"], [3, 10])
+    assert table.label.tolist() == ["3", "10"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": [], "label": []}, "no images"),
+        ({"label": ["a", ""]}, r"label: empty for '2\.png' \(row 2\)"),
+        ({"path": ["1.png", ""]}, "path: empty"),
+        ({"split": ["train", "trian"]}, r"split: unknown value 'trian'; one of train, validation, test, \(empty\)"),
+        ({"split": "Train"}, "split: unknown value 'Train'"),
+        ({"role": ["query", ""]}, "role: unknown value ''; one of both, query, gallery"),
+        ({"label": ["x", "x"], "split": ["train", "test"]}, "split: class 'x' is in train and in test"),
+        ({"label": ["x", "x"], "split": ["train", "validation"]}, "split: class 'x' is in train and in validation"),
+    ],
+)
+def test_what_cannot_be_used_is_named(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_table(**{"path": ["1.png", "2.png"], "label": ["a", "b"], **arguments})
+
+
+@given(NAMES, st.text(max_size=5))
+def test_ranks_depend_on_the_names_and_the_salt_alone(names: list[str], salt: str) -> None:
+    ranked = rank_by_hash([*names, *reversed(names)], salt)
+    assert ranked == sorted(names, key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).hexdigest())
+
+
+def test_salts_give_unrelated_orders() -> None:
+    names = [str(number) for number in range(1000)]
+    first, second = (set(rank_by_hash(names, salt)[:500]) for salt in ("test", "validation"))
+    assert 200 < len(first & second) < 300
+
+
+@given(NAMES, st.floats(0, 1))
+def test_the_share_of_test_classes_is_exact_and_every_class_is_in_one_split(names: list[str], share: float) -> None:
+    table = assign_split(table_of(names), share)
+    test, train = (set(only(table, split).label) for split in ("test", "train"))
+    assert len(test) == round(share * len(names))
+    assert not test & train and test | train == set(names)
+    assert table.drop(columns="split").equals(table_of(names).drop(columns="split"))
+
+
+@given(NAMES, st.floats(0, 1), st.randoms(use_true_random=False))
+def test_splits_do_not_depend_on_the_order_of_the_rows(names: list[str], share: float, random) -> None:
+    shuffled = names.copy()
+    random.shuffle(shuffled)
+    first, second = (set(only(assign_split(table_of(n), share), "test").label) for n in (names, shuffled))
+    assert first == second
+
+
+@given(NAMES, st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_keeps_the_test_classes_of_a_smaller_one(names: list[str], one: float, other: float) -> None:
+    small, large = (set(only(assign_split(table_of(names), s), "test").label) for s in sorted([one, other]))
+    assert small <= large
+
+
+def test_given_splits_stay_and_take_the_other_rows_of_their_class_along() -> None:
+    table = make_table(list("123456"), ["a", "a", "b", "b", "c", "d"], split=["test", "", "", "train", "", ""])
+    before = table.copy()
+    for share, rest in ((0.0, "train"), (1.0, "test")):
+        assert assign_split(table, share).split.tolist() == ["test", "test", "train", "train", rest, rest]
+    assert table.equals(before)
+
+
+@given(NAMES, st.floats(0, 1))
+def test_validation_takes_an_exact_share_of_the_training_classes_or_none(names: list[str], share: float) -> None:
+    splits = ["test" if number % 3 == 0 else "train" for number in range(len(names))]
+    table = table_of(names, splits)
+    held = hold_out_validation(table, share)
+    training = {name for name, split in zip(names, splits, strict=True) if split == "train"}
+    count = round(share * len(training))
+    validation = set(only(held, "validation").label)
+    assert len(validation) == (count if count >= 2 else 0)
+    assert validation <= training
+    assert set(only(held, "train").label) == training - validation
+    assert only(held, "test").equals(only(table, "test"))
+    assert held.drop(columns="split").equals(table.drop(columns="split"))
+
+
+def test_validation_of_the_source_stays() -> None:
+    table = table_of(list("abcdef"), ["train"] * 4 + ["validation", "test"])
+    assert hold_out_validation(table, 0.5).equals(table)
+
+
+def test_splits_of_known_names_never_change() -> None:
+    """Published results depend on this: the split is a property of the names."""
+    names = [f"class{number}" for number in range(10)]
+    table = hold_out_validation(assign_split(table_of(names), 0.3), 0.3)
+    expected = sorted(names, key=lambda n: hashlib.sha256(f"test/{n}".encode()).hexdigest())
+    rest = sorted(expected[3:], key=lambda n: hashlib.sha256(f"validation/{n}".encode()).hexdigest())
+    assert set(only(table, "test").label) == set(expected[:3])
+    assert set(only(table, "validation").label) == set(rest[:2])
+
+
+def test_only_starts_a_fresh_index() -> None:
+    table = make_table(list("123"), list("abc"), split=["test", "train", "test"])
+    assert only(table, "test").index.tolist() == [0, 1]
+    assert only(table, "validation").empty

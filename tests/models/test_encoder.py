@@ -1,0 +1,153 @@
+"""The encoder: unit length, the same feature in both modes, any size, frozen parts, and pixels taken as they come."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from orthoproxy.errors import InputError
+from orthoproxy.models import Encoder
+
+DISTILLED = "deit_tiny_distilled_patch16_224"
+SMALL_CNN = "test_efficientnet"  # timm's own model for tests, with batch norm
+
+
+def images(count: int = 2, size: int = 32) -> Tensor:
+    return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("embedding_dim", [None, 8])
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED, SMALL_CNN])
+def test_embeddings_have_unit_length_and_the_width_asked_for(name: str, embedding_dim: int | None) -> None:
+    encoder = Encoder(name, embedding_dim, image_size=64).eval()
+    with torch.no_grad():
+        embeddings, features = encoder(images(3, 64)), encoder.features(images(3, 64))
+    width = embedding_dim or features.shape[1]
+    assert embeddings.shape == (3, width)
+    assert encoder.embedding_dim == width and encoder.feature_dim == features.shape[1]
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+    expected = torch.nn.functional.normalize(encoder.projection(features), dim=1)
+    torch.testing.assert_close(embeddings, expected.detach())
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED])
+def test_without_dropping_the_feature_is_the_same_in_training_and_evaluation(name: str) -> None:
+    encoder = Encoder(name, 8, image_size=32)
+    with torch.no_grad():
+        training, evaluation = encoder.train()(images()), encoder.eval()(images())
+    torch.testing.assert_close(training, evaluation)
+
+
+def test_a_distilled_feature_is_the_mean_of_its_two_tokens() -> None:
+    encoder = Encoder(DISTILLED, image_size=32).train()
+    with torch.no_grad():
+        tokens = encoder.backbone.forward_features((images() / 255 - encoder.mean) / encoder.std)
+        torch.testing.assert_close(encoder.features(images()), tokens[:, :2].mean(dim=1))
+    assert (tokens[:, 0] - tokens[:, 1]).norm() > 0.1
+
+
+def test_drop_path_drops_in_training_only() -> None:
+    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32, drop_path=0.5)
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(images()), encoder(images()))
+        encoder.train()
+        assert not torch.equal(encoder(images()), encoder(images()))
+
+
+@pytest.mark.parametrize("image_size", [32, 96, 224])
+def test_a_vision_transformer_takes_the_size_asked_for(image_size: int) -> None:
+    encoder = Encoder("deit_tiny_patch16_224", 8, image_size).eval()
+    assert encoder.backbone.pos_embed.shape[1] == 1 + (image_size // 16) ** 2
+    with torch.no_grad():
+        assert encoder(images(1, image_size)).isfinite().all()
+
+
+def test_integers_and_fractions_are_the_same_pixels() -> None:
+    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images()), encoder(images().float() / 255))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
+def test_mean_and_deviation_of_the_backbone_are_applied_once(name: str) -> None:
+    expects = timm.get_pretrained_cfg(name)
+    encoder = Encoder(name, image_size=32).eval()
+    seen = []
+    encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    original = encoder.backbone.forward_features
+    encoder.backbone.forward_features = lambda x: (seen.append(x), original(x))[1]
+    with torch.no_grad():
+        encoder(images())
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (expects.mean, expects.std))
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], (images() / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norm_keeps_its_statistics_in_training(frozen: bool) -> None:
+    encoder = Encoder(SMALL_CNN, 8, image_size=64, freeze_batchnorm=frozen).train()
+    before = {name: x.clone() for name, x in encoder.backbone.named_buffers() if "running" in name}
+    pixels = images(3, 64)
+    with torch.no_grad():
+        beside = [encoder(pixels[[0, other]])[0] for other in (1, 2)]
+    after = dict(encoder.backbone.named_buffers())
+    assert len(before) > 10
+    assert all(torch.equal(x, after[name]) for name, x in before.items()) == frozen
+    assert torch.allclose(*beside, atol=1e-5) == frozen  # with batch statistics an image's neighbours matter
+    assert encoder.training and encoder.projection.training
+    assert not any(module.training for module in encoder.eval().modules())
+
+
+def test_the_dry_run_leaves_no_trace() -> None:
+    encoder = Encoder(SMALL_CNN, 8, image_size=32)
+    fresh = timm.create_model(SMALL_CNN)
+    counters = {name: x for name, x in encoder.backbone.named_buffers() if name.endswith(("mean", "var", "tracked"))}
+    assert counters and all(torch.equal(x, fresh.get_buffer(name)) for name, x in counters.items())
+    assert all(module.training for module in encoder.modules())
+
+
+def test_the_patch_embedding_can_be_frozen() -> None:
+    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32)
+    encoder.freeze_patch_embedding()
+    frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
+    encoder(images()).sum().backward()
+    assert encoder.backbone.patch_embed.proj.weight.grad is None
+    assert encoder.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+
+
+def test_a_backbone_without_patch_embedding_says_so() -> None:
+    with pytest.raises(InputError, match=r"encoder\.freeze_patch_embedding: test_efficientnet has no patch embedding"):
+        Encoder(SMALL_CNN, image_size=32).freeze_patch_embedding()
+
+
+def test_mean_and_deviation_are_not_saved_but_move() -> None:
+    encoder = Encoder(SMALL_CNN, 8, image_size=32)
+    assert {name.split(".")[0] for name in encoder.state_dict()} == {"backbone", "projection"}
+    assert encoder.to("meta").mean.device.type == encoder.std.device.type == "meta"
+
+
+def test_half_precision_comes_out_as_float32_of_unit_length() -> None:
+    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = encoder(images())
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+
+
+def test_an_unknown_name_is_refused_with_similar_ones() -> None:
+    with pytest.raises(InputError, match=r"encoder\.name: .*'deit_smal_patch16_224'; did you mean deit_small_p"):
+        Encoder("deit_smal_patch16_224")
+    with pytest.raises(InputError, match=r"timm\.list_models"):
+        Encoder("!!!")
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("deit_tiny_patch16_224", 8), ("vgg11", 8)],
+)
+def test_a_size_that_the_backbone_cannot_take_is_refused(name: str, image_size: int) -> None:
+    with pytest.raises(InputError, match=f"encoder.*{name}.*{image_size} pixels"):
+        Encoder(name, image_size=image_size)
