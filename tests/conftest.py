@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import hypothesis
@@ -31,10 +32,15 @@ hypothesis.settings.load_profile("orthoproxy")
 TINY = "deit_tiny_patch16_224"  # 192 features; at 32 pixels an image is 4 patches
 
 
-@pytest.fixture
-def tiny_encoder() -> Encoder:
-    """A DeiT-Ti for 32 pixels with a projection to 8, random weights."""
+@pytest.fixture(scope="session")
+def _tiny_encoder() -> Encoder:
     return Encoder(TINY, embedding_dim=8, image_size=32)
+
+
+@pytest.fixture
+def tiny_encoder(_tiny_encoder: Encoder) -> Encoder:
+    """A DeiT-Ti for 32 pixels with a projection to 8, random weights; a copy for each test."""
+    return copy.deepcopy(_tiny_encoder)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from orthoproxy.config import Config, Data, Training
@@ -198,14 +199,14 @@ def _computes_bfloat16(accelerator: str) -> bool:
     return accelerator == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _make_logger(name: str, folder: Path):
+def _make_logger(name: str, folder: Path) -> Logger:
     try:
         if name == "tensorboard":
-            from lightning_fabric.loggers import TensorBoardLogger
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             return TensorBoardLogger(folder, name="tensorboard", version="")
         if name == "csv":
-            from lightning_fabric.loggers import CSVLogger
+            from lightning_fabric.loggers.csv_logs import CSVLogger
 
             return CSVLogger(folder, name="csv", version="")
         import pytorch_lightning.loggers as trackers

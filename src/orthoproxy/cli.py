@@ -154,11 +154,11 @@ def _print_scores(scores: dict[str, Any]) -> None:
     table.add_column("percent [interval]")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    plain = scores.get("own_group_included")
-    for part, suffix in ((scores, ""), (plain, " (own group kept)")):
-        for metric in part["trained"] if part else ():
-            if part is scores or metric == "recall@1":
-                table.add_row(metric + suffix, *(str(Estimate(**part[name][metric])) for name in columns))
+    for metric in scores["trained"]:
+        table.add_row(metric, *(str(Estimate(**scores[name][metric])) for name in columns))
+    if plain := scores.get("own_group_included"):
+        first = next(iter(plain["trained"]))
+        table.add_row(f"{first}, own group kept", *(str(Estimate(**plain[name][first])) for name in columns))
     Console().print(table)
     if scores["without_positive"]:
         print(f"{scores['without_positive']} queries have no other image of their class to find and are left out")

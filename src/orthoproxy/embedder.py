@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from orthoproxy.data import EvaluationImages, evaluation_transform, to_rgb
+from orthoproxy.data import EvaluationImages, evaluation_transform
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder, read_tensors
 from orthoproxy.progress import track
@@ -91,16 +91,11 @@ class Embedder:
             For a file that cannot be read.
         """
         if isinstance(images, Tensor):
-            batches, count = images.split(batch_size), -(-len(images) // batch_size)
-        elif all(isinstance(image, str | Path) for image in images):
-            batches = DataLoader(
-                EvaluationImages([str(path) for path in images], self.transform), batch_size, num_workers=workers
-            )
-            count = len(batches)
+            batches = images.split(batch_size) if len(images) else []
         else:
-            pixels = [self.transform(to_rgb(image)) for image in images]
-            return self.embed(torch.stack(pixels), batch_size, what=what)
-        tracked = track(batches, what, total=count) if what else batches
+            dataset = EvaluationImages(images, self.transform)
+            batches = DataLoader(dataset, batch_size, num_workers=workers)
+        tracked = track(batches, what, total=len(batches)) if what else batches
         with torch.inference_mode():
             rows = [self.encoder(batch.to(self.device)).float().cpu() for batch in tracked]
         return torch.cat(rows).numpy() if rows else np.empty((0, self.encoder.embedding_dim), dtype=np.float32)

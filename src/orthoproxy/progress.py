@@ -67,7 +67,9 @@ class Progress:
             self._bar.update(self._task, advance=1, note=self.note)
         elif time.monotonic() - self._last_line >= self.every:
             self._last_line = time.monotonic()
-            self.say(f"{self.what} {self.done}/{self.total}, left {duration(self._seconds_left())}  {self.note}".rstrip())
+            self.say(
+                f"{self.what} {self.done}/{self.total}, left {duration(self._seconds_left())}  {self.note}".rstrip()
+            )
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""

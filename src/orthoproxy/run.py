@@ -180,7 +180,7 @@ def judge(run: Run, device: str | torch.device = "cpu") -> None:
         notes=notes,
     )
     unfinished = run.report.with_suffix(".tmp")
-    unfinished.write_text(render_report(results))
+    unfinished.write_text(render_report(results), encoding="utf-8")
     unfinished.replace(run.report)
 
 
@@ -230,15 +230,17 @@ def _log(run: Run, fabric: Fabric, record: dict[str, Any]) -> None:
 
 def _announce(config: Config, table: pd.DataFrame) -> None:
     counts = [
-        f"{name} {rows['label'].nunique()} classes, {len(rows)} images" for name, rows in table.groupby("split", sort=False)
+        f"{name} {len(set(rows['label']))} classes, {len(rows)} images"
+        for name in ("train", "validation", "test")
+        if len(rows := only(table, name))
     ]
-    print(f"{config.data.name}: {'; '.join(sorted(counts))}", file=sys.stderr)
+    print(f"{config.data.name}: {'; '.join(counts)}", file=sys.stderr)
 
 
 def _notes(config: Config, evaluation: Evaluation | None) -> list[str]:
     """Say what a reader of the scores must know."""
     table = builders.split_table(config.data)
-    held_out = only(table, "validation")["label"].nunique()
+    held_out = len(set(only(table, "validation")["label"]))
     notes = []
     if config.training.select_on == "test":
         notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
@@ -246,8 +248,6 @@ def _notes(config: Config, evaluation: Evaluation | None) -> list[str]:
         notes.append("No classes were held out to choose a checkpoint: the last one was kept.")
     elif held_out < FEW_CLASSES:
         notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
-    if evaluation is None:
-        notes.append("The data have no test classes, so the model was not judged.")
-    elif evaluation.difference is not None and evaluation.difference["map@r"].value < 0:
-        notes.append("Training made retrieval worse than the untrained encoder's (MAP@R).")
+    if evaluation and evaluation.difference and evaluation.difference["recall@1"].value < 0:
+        notes.append("Training made Recall@1 worse than the untrained encoder's.")
     return notes

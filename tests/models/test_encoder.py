@@ -11,6 +11,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
 
 DISTILLED = "deit_tiny_distilled_patch16_224"
+SMALL_VIT = "test_vit"
 SMALL_CNN = "test_efficientnet"  # timm's own model for tests, with batch norm
 
 
@@ -49,7 +50,7 @@ def test_a_distilled_feature_is_the_mean_of_its_two_tokens() -> None:
 
 
 def test_drop_path_drops_in_training_only() -> None:
-    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32, drop_path=0.5)
+    encoder = Encoder(SMALL_VIT, 8, image_size=32, drop_path=0.5)
     with torch.no_grad():
         assert torch.equal(encoder.eval()(images()), encoder(images()))
         encoder.train()
@@ -65,12 +66,12 @@ def test_a_vision_transformer_takes_the_size_asked_for(image_size: int) -> None:
 
 
 def test_integers_and_fractions_are_the_same_pixels() -> None:
-    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32).eval()
+    encoder = Encoder(SMALL_VIT, 8, image_size=32).eval()
     with torch.no_grad():
         torch.testing.assert_close(encoder(images()), encoder(images().float() / 255))
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", [SMALL_VIT, "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
 def test_mean_and_deviation_of_the_backbone_are_applied_once(name: str) -> None:
     expects = timm.get_pretrained_cfg(name)
     encoder = Encoder(name, image_size=32).eval()
@@ -109,7 +110,7 @@ def test_the_dry_run_leaves_no_trace() -> None:
 
 
 def test_the_patch_embedding_can_be_frozen() -> None:
-    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32)
+    encoder = Encoder(SMALL_VIT, 8, image_size=32)
     encoder.freeze_patch_embedding()
     frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
     assert frozen == {"backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
@@ -130,7 +131,7 @@ def test_mean_and_deviation_are_not_saved_but_move() -> None:
 
 
 def test_half_precision_comes_out_as_float32_of_unit_length() -> None:
-    encoder = Encoder("deit_tiny_patch16_224", 8, image_size=32).eval()
+    encoder = Encoder(SMALL_VIT, 8, image_size=32).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         embeddings = encoder(images())
     assert embeddings.dtype == torch.float32

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from orthoproxy.data.images import read_image
+from orthoproxy.data.images import read_image, to_rgb
 from orthoproxy.data.samplers import Draw
 from orthoproxy.data.transforms import Transform
 
@@ -53,8 +55,8 @@ class EvaluationImages(Dataset):
 
     Parameters
     ----------
-    paths
-        Image files.
+    images
+        Image files, or PIL images of any mode.
     transform
         The view.
 
@@ -65,11 +67,12 @@ class EvaluationImages(Dataset):
     2
     """
 
-    def __init__(self, paths: Sequence[str], transform: Transform) -> None:
-        self.paths, self.transform = list(paths), transform
+    def __init__(self, images: Sequence[str | Path | Image.Image], transform: Transform) -> None:
+        self.images, self.transform = list(images), transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        return self.transform(read_image(self.paths[row]))
+        image = self.images[row]
+        return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_image(image))

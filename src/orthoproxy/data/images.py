@@ -49,8 +49,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Parameters
     ----------
     image
-        Rotated as its EXIF orientation says; transparent parts become white; 16-bit grey is scaled to 8 bits, and 32-bit
-        grey too where its values exceed 255.
+        Rotated as its EXIF orientation says; transparent parts become white; 16-bit grey is scaled to 8 bits, and
+        32-bit grey too where its values exceed 255.
 
     Returns
     -------

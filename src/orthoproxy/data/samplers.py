@@ -90,4 +90,3 @@ class BatchSampler(Sampler[list[Draw]]):
             Counted from 0.
         """
         self.epoch, self.batch = epoch, batch
-

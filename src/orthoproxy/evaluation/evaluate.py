@@ -35,6 +35,7 @@ class Evaluation:
     classes: int
     without_positive: int
     seconds: float
+    confidence: float
     exclude_group: bool = False
     own_group_included: Evaluation | None = None
 
@@ -178,6 +179,7 @@ def score(
         classes=ours.classes,
         without_positive=ours.without_positive,
         seconds=time.monotonic() - start,
+        confidence=scoring.confidence,
         exclude_group=scoring.excludes_group(table),
         own_group_included=(
             score(trained, untrained, table, replace(scoring, exclude_group=False))

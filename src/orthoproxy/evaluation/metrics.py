@@ -90,7 +90,8 @@ def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) 
     """
     from sklearn.cluster import KMeans
 
-    return KMeans(clusters, n_init=1, random_state=seed).fit_predict(embeddings).astype(np.int64)
+    kmeans = KMeans(clusters, n_init="auto", random_state=seed)  # auto: one k-means++ start
+    return kmeans.fit_predict(embeddings).astype(np.int64)
 
 
 def normalized_mutual_information(

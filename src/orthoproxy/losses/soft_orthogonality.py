@@ -103,7 +103,9 @@ class SoftOrthogonality(nn.Module):
 
     def __init__(self, normalize: bool = True, form: Form = "auto", scaling: Scaling = "sum") -> None:
         super().__init__()
-        self.normalize, self.form, self.scaling = normalize, form, scaling
+        self.normalize = normalize
+        self.form: Form = form
+        self.scaling: Scaling = scaling
 
     def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
         """Return the term for proxies, one a row."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float, Shaped
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -60,12 +61,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.image_size, self.freeze_batchnorm = name, image_size, freeze_batchnorm
-        self.backbone = _create_backbone(name, image_size, drop_path)
-        self.feature_dim: int = self.backbone.num_features
+        self.backbone: Any = _create_backbone(name, image_size, drop_path)  # timm's models share no type
         with torch.no_grad():  # some backbones pool to another width than they declare
             self.backbone.eval()
             self.feature_dim = self._pooled(torch.zeros(1, 3, image_size, image_size)).shape[1]
-            self.backbone.train()
         self.embedding_dim = embedding_dim or self.feature_dim
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
         if isinstance(self.projection, nn.Linear):
@@ -123,9 +122,10 @@ def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() shows what there is"
         raise InputError(f"encoder.name: timm has no backbone {name!r}; {hint}")
     defaults = timm.get_pretrained_cfg(name)
-    sized = {"img_size": image_size} if defaults is not None and defaults.fixed_input_size else {}
-    dropped = {"drop_path_rate": drop_path} if drop_path else {}
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    if defaults is not None and defaults.fixed_input_size:
+        options["img_size"] = image_size
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **sized, **dropped)
+        return timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"encoder: timm cannot build {name} for images of {image_size} pixels: {error}") from error

@@ -158,7 +158,11 @@ def _check_complete(expected: Mapping[str, Tensor], given: Mapping[str, Tensor],
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
     reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
-    for names, what in ((missing, "is missing"), (extra, "is not part of this encoder"), (reshaped, "has another shape")):
+    for names, what in (
+        (missing, "is missing"),
+        (extra, "is not part of this encoder"),
+        (reshaped, "has another shape"),
+    ):
         if names:
             raise InputError(
                 f"encoder.weights: {source} does not fit encoder.name: {names[0]} {what} ({len(names)} such tensors); "

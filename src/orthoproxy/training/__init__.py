@@ -2,8 +2,8 @@
 
 from orthoproxy.training.checkpoint import Checkpoints, Position
 from orthoproxy.training.initialise import class_means, principal_weight
-from orthoproxy.training.optimisation import make_optimizer, rate_factor
 from orthoproxy.training.loop import Interrupted, Plan, fit
+from orthoproxy.training.optimisation import make_optimizer, rate_factor
 
 __all__ = [
     "Checkpoints",
@@ -11,8 +11,8 @@ __all__ = [
     "Plan",
     "Position",
     "class_means",
+    "fit",
     "make_optimizer",
     "principal_weight",
     "rate_factor",
-    "fit",
 ]

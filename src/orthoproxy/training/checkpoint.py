@@ -152,12 +152,12 @@ class Checkpoints:
 
 
 def _random_states() -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 -- libraries still draw from the global state
+    name, keys, *rest = np.random.get_state(legacy=True)  # libraries still draw from the global state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),  # plain numbers: arrays would need pickled code to load
+        "numpy": (name, np.asarray(keys).tolist(), *rest),  # plain numbers: arrays would need pickled code to load
     }
 
 

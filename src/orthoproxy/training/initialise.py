@@ -1,6 +1,6 @@
 """The data-driven start: the projection from principal components, the proxies from class means.
 
-A random projection first throws away what the backbone knows; started from the data, retrieval rises from the first step.
+A random projection first throws away what the backbone knows; started from the data, retrieval rises at once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from orthoproxy.errors import InputError
 def principal_weight(features: Float[Tensor, "N F"], dim: int, whitening: float = 1.0) -> Float[Tensor, "D F"]:
     """Make a projection onto the first principal directions of features.
 
-    With singular values s and right singular vectors v of the features, row j is ``v_j / s_j^whitening``, all rows scaled
-    alike to length 1 on average. The features are not centred: the projection then commutes with their length, and
-    retrieval was as good.
+    With singular values s and right singular vectors v of the features, row j is ``v_j / s_j^whitening``, all rows
+    scaled alike to length 1 on average. The features are not centred, so that their length does not matter.
 
     Parameters
     ----------
@@ -62,9 +61,7 @@ def principal_weight(features: Float[Tensor, "N F"], dim: int, whitening: float 
     return (weight / weight.norm(dim=1).mean()).to(features.dtype)
 
 
-def class_means(
-    embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int
-) -> Float[Tensor, "C D"]:
+def class_means(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
     """Average the embeddings of each class and scale the means to unit length.
 
     Parameters

@@ -73,7 +73,7 @@ class Plan:
     log_every: int = 10
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 -- a wish of the user, no error
     """Ctrl-C came: the step was finished and the run saved; it can be resumed."""
 
 
@@ -145,6 +145,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["highest_rate"]
 
+                parts: dict[str, Tensor] = {}
                 for images, labels in batches:
                     images, labels = fabric.to_device((images, labels))
                     parts = objective(forward(images), labels)
@@ -169,7 +170,7 @@ def fit(
             line = f"epoch {position.epoch}/{plan.epochs}  {progress.note}"
             if validate is not None and (position.epoch % plan.validate_every == 0 or position.epoch == plan.epochs):
                 scores = validate()
-                log({"step": position.step, "epoch": position.epoch, **{f"validation/{k}": v for k, v in scores.items()}})
+                log(_validation_record(scores, position))
                 if _is_best(scores[plan.monitor], position):
                     checkpoints.save("best", position)
                 line += f"  validation {plan.monitor} {100 * scores[plan.monitor]:.1f}"
@@ -214,6 +215,11 @@ def _record(parts: dict[str, Tensor], optimizer: torch.optim.Optimizer, position
         "images_per_second": images_per_second,
         "seconds": position.seconds,
     }
+
+
+def _validation_record(scores: dict[str, float], position: Position) -> Record:
+    named = {f"validation/{name}": value for name, value in scores.items()}
+    return {"step": position.step, "epoch": position.epoch, **named}
 
 
 def _clip(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
