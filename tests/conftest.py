@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import hypothesis
 import jaxtyping
 import pytest
+
+# before PyTorch is imported, and for the processes that tests start: on busy cores, threads that wait for each other
+# make small models ten times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # before the package is imported; an int where a float is asked for is fine (PEP 484)
 jaxtyping.install_import_hook(

@@ -249,6 +249,7 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
     loader = DataLoader(
         TrainingImages(paths, labels, transform),
         batch_sampler=sampler,
+        generator=torch.Generator(),  # else each epoch's start would draw from the state that a resumed run must share
         num_workers=workers,
         persistent_workers=workers > 0,
     )

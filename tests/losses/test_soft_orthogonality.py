@@ -192,7 +192,7 @@ def test_a_single_proxy_costs_nothing(normalize: bool, form: str, scaling: str) 
     p = torch.full((1, 5), 3.0, requires_grad=True)
     value = soft_orthogonality(p, normalize, form, scaling)
     value.backward()
-    assert float(value) == 0
+    assert value.item() == 0
     assert torch.equal(p.grad, torch.zeros(1, 5))
 
 

@@ -66,4 +66,5 @@ def unit_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
             [0.0000, 0.0000]])
     """
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(length > 0, x / torch.where(length > 0, length, 1.0), 0.0)
+    empty = length == 0  # and not NaN, which must stay visible
+    return torch.where(empty, 0.0, x / torch.where(empty, 1.0, length))

@@ -131,7 +131,7 @@ def fit(
     """
     position = position or Position()
     forward = fabric.setup_module(encoder)
-    backbone = [p for p in encoder.backbone.parameters() if p.requires_grad]
+    backbone = [p for group in optimizer.param_groups if group["name"] == "backbone" for p in group["params"]]
     steps_an_epoch = math.ceil(len(sampler) / plan.accumulate)
     with _stop_on_ctrl_c() as stopped, Progress("train", plan.epochs * steps_an_epoch, position.step) as progress:
         while position.epoch < plan.epochs and not _exhausted(position, plan):

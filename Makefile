@@ -1,0 +1,40 @@
+# Everything runs in .venv, made on first use; constraints.txt pins versions known to work together.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint check slow docs clean
+
+help:
+	@echo "make demo   train on icons, judge on unseen icons, write runs/icons/report.html (no data to download)"
+	@echo "make test   the test suite, without the slow tests"
+	@echo "make lint   style and types"
+	@echo "make check  lint and test"
+	@echo "make slow   the slow tests"
+	@echo "make docs   build the documentation into site/"
+
+demo: .venv/installed-icons
+	$(BIN)/orthoproxy train --config recipes/icons.yaml --out runs/icons --resume
+
+test: .venv/installed-dev
+	$(BIN)/pytest -m "not slow" --doctest-modules src tests
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+check: lint test
+
+slow: .venv/installed-dev
+	$(BIN)/pytest -m slow tests
+
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv runs site build dist
+
+.venv/installed-%: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@touch $@
