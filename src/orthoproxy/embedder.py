@@ -120,11 +120,13 @@ class Embedder:
             "image_size": encoder.image_size,
             "resize": self.resize,
         }
-        (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
-        (folder / "classes.json").write_text(json.dumps(self.classes, indent=0, ensure_ascii=False) + "\n")
-        (folder / "README.md").write_text(card)
+        (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        classes = json.dumps(self.classes, indent=0, ensure_ascii=False)
+        (folder / "classes.json").write_text(classes + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
         tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
         safetensors.torch.save_file(tensors, folder / "model.safetensors")
+        (folder / "proxies.safetensors").unlink(missing_ok=True)
         if self.proxies is not None:
             proxies = self.proxies.detach().cpu().contiguous()
             safetensors.torch.save_file({"proxies": proxies}, folder / "proxies.safetensors")
@@ -157,22 +159,26 @@ class Embedder:
         ...
         orthoproxy.errors.InputError: no model in runs/nowhere: neither config.json nor model/config.json is there
         """
-        folder = Path(path)
+        folder = Path(path).resolve()
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         if not (folder / "config.json").is_file():
             raise InputError(f"no model in {path}: neither config.json nor model/config.json is there")
         description = _read_json(folder / "config.json")
-        version = description.get("format_version")
+        version = description.get("format_version") if isinstance(description, dict) else None
         if version != FORMAT_VERSION:
             raise InputError(
                 f"{folder / 'config.json'}: format_version {version!r} is unknown; this orthoproxy reads version "
                 f"{FORMAT_VERSION}. Update orthoproxy, or export the model again"
             )
-        encoder = Encoder(description["encoder"], description["embedding_dim"], description["image_size"])
-        encoder.load_state_dict(read_tensors(folder / "model.safetensors", "model"))
+        try:
+            encoder = Encoder(description["encoder"], description["embedding_dim"], description["image_size"])
+            encoder.load_state_dict(read_tensors(folder / "model.safetensors", "model"))
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder}: config.json and model.safetensors do not fit together: {reason}") from error
         has_proxies = (folder / "proxies.safetensors").is_file()
         proxies = read_tensors(folder / "proxies.safetensors", "model")["proxies"] if has_proxies else None
-        embedder = cls(encoder, description["resize"], _read_json(folder / "classes.json"), proxies, device)
+        embedder = cls(encoder, description.get("resize"), _read_json(folder / "classes.json"), proxies, device)
         beside = folder.parent / "untrained"
         embedder.baseline_folder = beside if (beside / "config.json").is_file() and beside != folder else None
         return embedder
@@ -180,6 +186,6 @@ class Embedder:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from error

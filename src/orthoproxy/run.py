@@ -74,7 +74,7 @@ def train(config: Config, out: str | Path, resume: bool = False) -> Run:
     ['config.yaml', 'evaluation.json', 'metrics.jsonl', 'report.html']
     """
     run = Run(out)
-    run.open(config.check(), resume)
+    run.check(config.check(), resume)
     if run.finished:
         return run
     table = builders.split_table(config.data)
@@ -92,6 +92,8 @@ def train(config: Config, out: str | Path, resume: bool = False) -> Run:
     optimizer = make_optimizer(
         encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
     )
+
+    run.start(config)
 
     # where it starts: from the data, or where it was left
     checkpoints = Checkpoints(run.checkpoints, encoder, objective, optimizer)

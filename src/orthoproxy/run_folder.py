@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,13 @@ class Run:
         path = self.folder / "evaluation.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def open(self, config: Config, resume: bool) -> None:
-        """Start the folder, or make sure that it can be gone on with.
+    def check(self, config: Config, resume: bool) -> None:
+        """Make sure that a run can start here, or go on.
 
         Parameters
         ----------
         config
-            Of the run; written to config.yaml with versions and machine.
+            Of the run.
         resume
             Whether a run that is there already is to go on.
 
@@ -85,22 +86,25 @@ class Run:
         InputError
             If there is a run and `resume` is false, or the run was made with another configuration.
         """
-        if self.exists:
-            if not resume:
-                raise InputError(
-                    f"{self.folder} holds a run already; resume it with --resume, or give another folder with --out"
-                )
-            before, now = flat(self.config), flat(config)
-            changed = [name for name in now if now[name] != before[name]]
-            if changed:
-                raise InputError(
-                    f"{changed[0]}: {self.folder} was started with {before[changed[0]]!r}, not {now[changed[0]]!r}; "
-                    "resume with the same configuration, or give another folder with --out"
-                )
+        if not self.exists:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config.environment = environment()
-        write_config(config, self.folder / "config.yaml")
+        if not resume:
+            raise InputError(
+                f"{self.folder} holds a run already; resume it with --resume, or give another folder with --out"
+            )
+        before, now = flat(self.config), flat(config)
+        changed = [name for name in now if now[name] != before[name]]
+        if changed:
+            raise InputError(
+                f"{changed[0]}: {self.folder} was started with {before[changed[0]]!r}, not {now[changed[0]]!r}; "
+                "resume with the same configuration, or give another folder with --out"
+            )
+
+    def start(self, config: Config) -> None:
+        """Make the folder, with the configuration, versions and machine, if it is not there yet."""
+        if not self.exists:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_config(replace(config, environment=environment()), self.folder / "config.yaml")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl."""

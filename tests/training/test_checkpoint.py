@@ -23,7 +23,7 @@ def setting(folder: Path, width: int = 3) -> tuple[Checkpoints, nn.Linear, nn.Li
 
 
 def draw() -> tuple[float, float, float]:
-    return torch.rand(()).item(), random.random(), float(np.random.rand())  # noqa: NPY002
+    return torch.rand(()).item(), random.random(), float(np.random.rand())
 
 
 def test_weights_optimiser_position_and_random_states_come_back(tmp_path):

@@ -47,7 +47,9 @@ class Setting:
         )
 
     def parameters(self):
-        return {name: p.detach().clone() for part in (self.encoder, self.objective) for name, p in part.named_parameters()}
+        return {
+            name: p.detach().clone() for part in (self.encoder, self.objective) for name, p in part.named_parameters()
+        }
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -40,18 +41,27 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"data.path: no file {path}")
     try:
-        listed = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file, skipinitialspace=True, strict=True) if row]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"data.path: cannot read {path} as CSV: {error}") from error
-    listed.columns = listed.columns.str.strip()
-    missing = [name for name in ("path", "label") if name not in listed]
+    names = [name.strip() for name in rows[0]] if rows else []
+    missing = [name for name in ("path", "label") if name not in names]
     if missing:
         raise InputError(
-            f"data.path: {path} has no column {missing[0]!r}, only {', '.join(listed.columns)}; "
+            f"data.path: {path} has no column {missing[0]!r}, only {', '.join(names) or 'nothing'}; "
             "its first line must name path and label (and may name split, role, group)"
         )
+    for number, row in enumerate(rows[1:], start=1):
+        if len(row) != len(names):
+            raise InputError(
+                f"data.path: row {number} of {path} has {len(row)} fields, the first line {len(names)}; "
+                "put fields that hold a comma in quotes"
+            )
+    columns = {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(names)}
     folder = (root or path.parent).absolute()
-    optional = {name: listed[name].tolist() for name in ("split", "group") if name in listed}
-    if "role" in listed:
-        optional["role"] = listed["role"].replace("", "both").tolist()
-    return make_table([str(folder / name) for name in listed["path"]], listed["label"].tolist(), **optional)
+    optional = {name: columns[name] for name in ("split", "group") if name in columns}
+    if "role" in columns:
+        optional["role"] = [role or "both" for role in columns["role"]]
+    paths = [str(folder / name) if name else "" for name in columns["path"]]
+    return make_table(paths, columns["label"], **optional)

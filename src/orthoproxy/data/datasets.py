@@ -46,7 +46,7 @@ class TrainingImages(Dataset):
     def __getitem__(self, draw: Draw) -> tuple[UInt8[Tensor, "3 H W"], int]:
         row, seed = draw
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
             return self.transform(read_image(self.paths[row])), self.labels[row]
 
 

@@ -17,8 +17,8 @@ def folder_table(root: Path) -> pd.DataFrame:
     Parameters
     ----------
     root
-        Each sub-folder's name is a class; its images may lie deeper. Hidden files and folders are left out, and so are
-        files that no image format of Pillow claims by its ending.
+        Each sub-folder's name is a class; its images may lie deeper. A sub-folder may be a link. Hidden files and
+        folders are left out, and so are files whose ending no image format that Pillow reads has.
 
     Returns
     -------
@@ -39,14 +39,17 @@ def folder_table(root: Path) -> pd.DataFrame:
     """
     if not root.is_dir():
         raise InputError(f"data.root: no folder {root}")
-    endings = set(Image.registered_extensions())
-    paths = [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in endings and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    readable = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    classes = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    images = [
+        (str(path.absolute()), folder.name)
+        for folder in classes
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in readable
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    labels = [path.relative_to(root).parts[0] for path in paths if path.parent != root]
-    paths = [str(path.absolute()) for path in paths if path.parent != root]
-    if not paths:
+    if not images:
         raise InputError(f"data.root: {root} has no sub-folder with images; put each class in a folder of its own")
+    paths, labels = zip(*images, strict=True)
     return make_table(paths, labels)

@@ -49,8 +49,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Parameters
     ----------
     image
-        Rotated as its EXIF orientation says; transparent parts become white; 16-bit grey is scaled to 8 bits, and
-        32-bit grey too where its values exceed 255.
+        Rotated as its EXIF orientation says; transparent parts become white; 16-bit grey is scaled to 8 bits, and so is
+        32-bit grey whose values exceed 255, or are floating point from 0 to 1.
 
     Returns
     -------
@@ -78,4 +78,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     if image.mode.startswith("I;16") or values.max(initial=0) > 255:
         values = values / 257  # 65535 -> 255
+    elif image.mode == "F" and values.max(initial=0) <= 1:
+        values = values * 255
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))

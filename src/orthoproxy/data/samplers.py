@@ -72,11 +72,8 @@ class BatchSampler(Sampler[list[Draw]]):
         members = [generator.permutation(np.flatnonzero(self.labels == c)) for c in np.unique(self.labels)]
         classes_a_batch = min(self.batch_size // self.per_class, len(members))
         turns = np.zeros(len(members), dtype=int)  # how often each class has come round
-        waiting: list[int] = []
         for _ in range(len(self)):
-            if len(waiting) < classes_a_batch:
-                waiting += [c for c in generator.permutation(len(members)).tolist() if c not in waiting]
-            chosen, waiting = waiting[:classes_a_batch], waiting[classes_a_batch:]
+            chosen = np.lexsort((generator.random(len(members)), turns))[:classes_a_batch]
             takes = turns[chosen, None] * self.per_class + np.arange(self.per_class)
             turns[chosen] += 1
             yield np.concatenate([members[c].take(take, mode="wrap") for c, take in zip(chosen, takes, strict=True)])

@@ -14,8 +14,8 @@ ALLOWED = {"split": ("train", "validation", "test", ""), "role": ("both", "query
 
 
 def make_table(
-    path: Sequence[str],
-    label: Sequence[str],
+    path: Sequence[object],
+    label: Sequence[object],
     split: Sequence[str] | str = "",
     role: Sequence[str] | str = "both",
     group: Sequence[str] | str = "",
@@ -43,7 +43,7 @@ def make_table(
     Raises
     ------
     InputError
-        For an empty table, an empty label, an unknown split or role, or a class in both train and test.
+        For an empty table, an empty path or label, an unknown split or role, or a class both trained on and judged.
 
     Examples
     --------
@@ -56,23 +56,27 @@ def make_table(
     columns = {"path": list(path), "label": list(label)}
     for name, value in (("split", split), ("role", role), ("group", group)):
         columns[name] = [value] * len(columns["path"]) if isinstance(value, str) else list(value)
-    table = pd.DataFrame(columns).astype(str)
+    table = pd.DataFrame(columns).fillna("").astype(str)
     if table.empty:
         raise InputError("the data has no images; check data.root and data.path")
-    if (table["label"] == "").any():
-        row = int((table["label"] == "").to_numpy().argmax())
-        raise InputError(f"label: empty for {table['path'][row]!r} (row {row + 1}); give every image a class")
+    for name in ("path", "label"):
+        empty = (table[name] == "").to_numpy()
+        if empty.any():
+            row = int(empty.argmax())
+            raise InputError(f"{name}: empty in row {row + 1} ({table.loc[row, ['path', 'label']].to_dict()})")
     for name, allowed in ALLOWED.items():
         unknown = sorted(set(table[name]) - set(allowed))
         if unknown:
             choices = ", ".join(value or "(empty)" for value in allowed)
             raise InputError(f"{name}: unknown value {unknown[0]!r}; one of {choices}")
-    shared = set(table.label[table.split == "train"]) & set(table.label[table.split == "test"])
-    if shared:
-        raise InputError(
-            f"split: class {min(shared)!r} is in train and in test ({len(shared)} such); "
-            "retrieval is judged on classes never trained on, so give each class to one split"
-        )
+    trained = set(table.label[table.split == "train"])
+    for other in ("validation", "test"):
+        shared = trained & set(table.label[table.split == other])
+        if shared:
+            raise InputError(
+                f"split: class {min(shared)!r} is in train and in {other} ({len(shared)} such); "
+                "retrieval is judged on classes never trained on, so give each class to one split"
+            )
     return table
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from orthoproxy.errors import InputError
+
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
 
 
@@ -69,12 +71,19 @@ def evaluation_transform(image_size: int, resize: int | None = None) -> Transfor
     Callable
         From an RGB image to uint8 pixels.
 
+    Raises
+    ------
+    InputError
+        If `resize` is below `image_size`.
+
     Examples
     --------
     >>> evaluation_transform(64)(Image.new("RGB", (100, 80))).shape
     torch.Size([3, 64, 64])
     """
     resize = resize or round(image_size * 256 / 224)
+    if resize < image_size:
+        raise InputError(f"data.resize: {resize} is less than encoder.image_size {image_size}, which is cut out of it")
     return v2.Compose(
         [
             v2.Resize(resize, interpolation=InterpolationMode.BICUBIC),

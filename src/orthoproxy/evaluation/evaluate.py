@@ -135,8 +135,8 @@ def evaluate(
 
 
 def score(
-    trained: Embeddings,
-    untrained: Embeddings | None,
+    trained: Float[np.ndarray, "N D"],
+    untrained: Float[np.ndarray, "N F"] | None,
     table: pd.DataFrame,
     scoring: Scoring,
     start: float | None = None,
@@ -182,7 +182,7 @@ def score(
         confidence=scoring.confidence,
         exclude_group=scoring.excludes_group(table),
         own_group_included=(
-            score(trained, untrained, table, replace(scoring, exclude_group=False))
+            score(trained, untrained, table, replace(scoring, exclude_group=False, nmi=False))
             if scoring.excludes_group(table)
             else None
         ),
@@ -281,10 +281,9 @@ def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _S
     values = {name: float(value[scored].mean()) for name, value in metrics.items()}
     resampled = {name: resampled_means(value[scored], classes, weights) for name, value in metrics.items()}
     if scoring.nmi:
-        labels = np.unique(collection.labels, return_inverse=True)[1]
-        clusters = cluster(embeddings, clusters=labels.max() + 1)
-        everyone = np.ones((1, labels.max() + 1))
-        values["nmi"] = float(normalized_mutual_information(labels, clusters, everyone)[0])
-        of_all = class_draws(labels.max() + 1, scoring.draws)
-        resampled["nmi"] = normalized_mutual_information(labels, clusters, of_all)
+        num_classes = int(collection.labels.max()) + 1
+        clusters = cluster(embeddings, num_classes)
+        values["nmi"] = float(normalized_mutual_information(collection.labels, clusters)[0])
+        draws = class_draws(num_classes, scoring.draws)
+        resampled["nmi"] = normalized_mutual_information(collection.labels, clusters, draws)
     return _Sample(values, resampled, int(scored.sum()), len(names), int((~scored).sum()))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from orthoproxy.evaluation.neighbours import Collection, comparisons, positive_ranks
@@ -88,10 +93,10 @@ def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) 
     >>> len(set(cluster(np.eye(3), clusters=3).tolist()))
     3
     """
-    from sklearn.cluster import KMeans
-
     kmeans = KMeans(clusters, n_init="auto", random_state=seed)  # auto: one k-means++ start
-    return kmeans.fit_predict(embeddings).astype(np.int64)
+    with warnings.catch_warnings():  # fewer distinct embeddings than clusters: a collapsed model, which the score shows
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return kmeans.fit_predict(embeddings).astype(np.int64)
 
 
 def normalized_mutual_information(
@@ -118,17 +123,18 @@ def normalized_mutual_information(
     >>> normalized_mutual_information(np.array([0, 0, 1, 1]), np.array([5, 5, 7, 7])).round(6)
     array([1.])
     """
-    table = np.zeros((labels.max() + 1, clusters.max() + 1))
-    np.add.at(table, (labels, clusters), 1)
-    weights = np.ones((1, len(table))) if weights is None else weights
-    size, total = table.sum(axis=1), weights @ table.sum(axis=1)  # C, W
-    in_cluster = weights @ table  # W K
+    table: Any = coo_array((np.ones(len(labels)), (labels, clusters))).tocsr()  # C K: how many of a class in a cluster
+    weights = np.ones((1, table.shape[0])) if weights is None else weights
+    size = table.sum(axis=1)  # C
+    total, in_cluster = weights @ size, weights @ table  # W, W K
 
     def entropy_sum(counts: np.ndarray) -> np.ndarray:  # sum of n log n, with 0 log 0 = 0
         return np.where(counts > 0, counts * np.log(np.maximum(counts, 1e-300)), 0.0)
 
     of_labels = np.log(total) - weights @ entropy_sum(size) / total
     of_clusters = np.log(total) - entropy_sum(in_cluster).sum(axis=1) / total
-    joint = np.log(total) - weights @ entropy_sum(table).sum(axis=1) / total
+    cells = table.copy()
+    cells.data = entropy_sum(cells.data)
+    joint = np.log(total) - weights @ cells.sum(axis=1) / total
     both = of_labels + of_clusters
     return np.where(both > 1e-12, 2 * (both - joint) / np.maximum(both, 1e-12), 1.0)

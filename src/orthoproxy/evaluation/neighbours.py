@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 BYTES_A_PAIR = 64  # similarity, masks and sorted copies that one query-gallery pair needs at the same time
 
@@ -94,7 +93,9 @@ def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comp
             [ True, False]])
     """
     distinct, copy_of = _distinct_rows(collection.embeddings)
-    units = F.normalize(torch.from_numpy(distinct).double(), dim=1)
+    units = torch.from_numpy(distinct).double()
+    length = units.norm(dim=1, keepdim=True)
+    units = units / length.where(length > 0, 1.0)
     candidates, place = np.unique(copy_of[collection.gallery], return_inverse=True)
     gallery_units, place = units[torch.from_numpy(candidates)], torch.from_numpy(place)
     labels = torch.from_numpy(collection.labels)
@@ -175,7 +176,8 @@ def nearest(collection: Collection, k: int, memory_mb: float = 512) -> tuple[Int
     sorted_gallery = Collection(
         collection.embeddings, collection.labels, collection.queries, collection.gallery[order], collection.groups
     )
-    rows, similarity = [], []
+    k = min(k, len(collection.gallery))
+    rows, similarity = [np.empty((0, k), dtype=np.int64)], [np.empty((0, k))]
     for block in comparisons(sorted_gallery, memory_mb):
         scores = block.similarity.masked_fill(~(block.positive | block.negative), -torch.inf)
         values, places = scores.sort(dim=1, descending=True, stable=True)

@@ -25,6 +25,9 @@ CLASS_VECTORS = {
 }
 
 
+TAKES_NO_MINER = {"InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss"}
+
+
 class Objective(nn.Module):
     """``loss(embeddings, labels) + weight * orthogonality(class vectors)``.
 
@@ -44,8 +47,7 @@ class Objective(nn.Module):
     Raises
     ------
     InputError
-        If the loss cannot be called with (embeddings, labels), if it does not take a miner, or if the weight is not 0
-        and the loss has no class vectors.
+        If the loss does not take a miner, or if the weight is not 0 and the loss has no class vectors.
 
     Examples
     --------
@@ -68,7 +70,7 @@ class Objective(nn.Module):
         self.loss, self.miner, self.orthogonality = loss, miner, orthogonality
         self.num_classes, self.weight = num_classes, weight
         name = type(loss).__name__
-        if miner is not None and type(loss).__module__.startswith("orthoproxy."):
+        if miner is not None and (name in TAKES_NO_MINER or type(loss).__module__.startswith("orthoproxy.")):
             raise InputError(f"loss.miner: {name} uses every image of the batch and takes no miner; leave it out")
         if weight != 0 and name not in CLASS_VECTORS:
             raise InputError(

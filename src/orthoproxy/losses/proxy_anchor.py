@@ -48,7 +48,8 @@ def proxy_anchor_loss(
     Raises
     ------
     ValueError
-        If a label lies outside 0 to C - 1 (checked on the processor; a GPU's own index check reports it there).
+        If the batch is empty, labels and embeddings differ in number, or a label lies outside 0 to C - 1 (labels are
+        looked at on the processor only, as to look at them on a GPU would make it wait).
 
     References
     ----------
@@ -63,7 +64,9 @@ def proxy_anchor_loss(
     38.44
     """
     num_classes = proxies.shape[0]
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if not len(embeddings) or labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"labels: {tuple(labels.shape)} for {len(embeddings)} embeddings; give one label each")
+    if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(f"labels: must lie in 0 to {num_classes - 1}, one for each proxy")
     similarity = unit_rows(embeddings) @ unit_rows(proxies).T  # B C
     same = labels[:, None] == torch.arange(num_classes, device=labels.device)  # B C

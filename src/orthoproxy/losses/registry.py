@@ -37,10 +37,18 @@ SIZES = {
     "embedding_dim": "embedding_dim",
     "embedding_size": "embedding_dim",
     "descriptors_dim": "embedding_dim",
-    "l": "embedding_dim",
 }
-# arguments that take Python objects, which a recipe cannot name
-OBJECTS = {"distance", "reducer", "weight_init_func", "weight_regularizer", "embedding_regularizer", "collect_stats"}
+# arguments that take Python objects, which a recipe cannot name, or weigh such objects
+OBJECTS = {
+    "collect_stats",
+    "distance",
+    "embedding_reg_weight",
+    "embedding_regularizer",
+    "reducer",
+    "weight_init_func",
+    "weight_reg_weight",
+    "weight_regularizer",
+}
 
 
 def loss_names() -> list[str]:
@@ -83,8 +91,8 @@ def make_loss(name: str, num_classes: int, embedding_dim: int, args: Mapping[str
     """
     sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     loss_class = OWN.get(name) or _find("loss.name", name, _library("losses"), extra=OWN)
-    known = _arguments(loss_class)
-    filled = {argument: sizes[size] for argument, size in SIZES.items() if argument in known}
+    required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
+    filled = {argument: sizes[size] for argument, size in SIZES.items() if argument in required}
     return _construct("loss.args", name, loss_class, args or {}, filled)
 
 
@@ -148,12 +156,14 @@ def _find(field: str, name: str, library: ModuleType | None, extra: Iterable[str
 def _construct(
     field: str, name: str, module_class: type[nn.Module], args: Mapping[str, Any], filled: Mapping[str, int]
 ) -> nn.Module:
-    allowed = sorted(_arguments(module_class) - OBJECTS - set(filled))
+    allowed = sorted(set(_arguments(module_class)) - OBJECTS - set(filled))
     for argument in args:
         if argument in filled:
             raise InputError(f"{field}: {argument} of {name} follows from the data and the encoder; leave it out")
         if argument in OBJECTS:
-            raise InputError(f"{field}: {argument} of {name} takes a Python object, which a recipe cannot name")
+            raise InputError(
+                f"{field}: {argument} of {name} takes or weighs a Python object, which a recipe cannot name"
+            )
         if argument not in allowed:
             raise InputError(
                 f"{field}: {name} has no {argument!r}{_did_you_mean(argument, allowed)}; it takes "
@@ -165,15 +175,15 @@ def _construct(
         raise InputError(f"{field}: {name} refuses {dict(args)}: {error or type(error).__name__}") from error
 
 
-def _arguments(module_class: type[nn.Module]) -> set[str]:
-    """Names of the constructor's arguments, those passed on to base classes included."""
-    parameters = [
-        parameter
-        for base in module_class.__mro__
+def _arguments(module_class: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The constructor's arguments by name, those passed on to base classes included."""
+    return {
+        name: parameter
+        for base in reversed(module_class.__mro__)  # what a class itself says of an argument comes last and counts
         if "__init__" in vars(base) and base not in (object, nn.Module)
-        for parameter in inspect.signature(base.__init__).parameters.values()
-    ]
-    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} - {"self"}
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
 
 def _did_you_mean(name: str, choices: Iterable[str]) -> str:

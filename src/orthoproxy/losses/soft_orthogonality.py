@@ -84,7 +84,7 @@ def soft_orthogonality(
 
 def _not_below_zero(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Lift what rounding pushed below zero; the gradient stays that of `value`."""
-    return value + (value.clamp_min(0) - value).detach()
+    return value + torch.where(value < 0, -value, 0.0).detach()
 
 
 class SoftOrthogonality(nn.Module):

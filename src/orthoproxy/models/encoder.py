@@ -62,9 +62,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.name, self.image_size, self.freeze_batchnorm = name, image_size, freeze_batchnorm
         self.backbone: Any = _create_backbone(name, image_size, drop_path)  # timm's models share no type
-        with torch.no_grad():  # some backbones pool to another width than they declare
-            self.backbone.eval()
-            self.feature_dim = self._pooled(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        self.feature_dim = self._pooled_width()
         self.embedding_dim = embedding_dim or self.feature_dim
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
         if isinstance(self.projection, nn.Linear):
@@ -87,6 +85,20 @@ class Encoder(nn.Module):
     def _pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         # pre_logits: a distilled DeiT then averages its two tokens in training as in evaluation
         return self.backbone.forward_head(self.backbone.forward_features(pixels), pre_logits=True)
+
+    def _pooled_width(self) -> int:
+        """Try it out: some backbones pool to another width than they declare."""
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                return self._pooled(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"encoder.image_size: {self.image_size} does not work with {self.name}: {reason}"
+            ) from error
+        finally:
+            self.backbone.train()
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Return unit-length embeddings, in float32 or better; images as in `features`."""

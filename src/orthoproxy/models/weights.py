@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +88,7 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a file that is something else can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{field}: cannot read {path} as weights: {reason}") from error
     for key in ("model", "state_dict"):
@@ -136,15 +135,26 @@ def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
 def _load_run(encoder: Encoder, folder: Path) -> None:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     tensors = read_tensors(folder / "model.safetensors", "encoder.weights")
-    _check_complete(encoder.state_dict(), tensors, f"run:{folder}")
-    encoder.load_state_dict(tensors)
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
+    for name, x in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = x
+    _load_backbone(encoder, parts["backbone"], f"run:{folder}")
+    _check_complete(encoder.projection.state_dict(), parts["projection"], f"run:{folder}", "encoder.embedding_dim")
+    encoder.projection.load_state_dict(parts["projection"])
 
 
 def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> None:
     backbone = encoder.backbone
     # the architecture's own filter renames old layouts and resamples position embeddings
     adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    tensors = dict(adapt(tensors, backbone)) if adapt else tensors
+    try:
+        tensors = dict(adapt(tensors, backbone)) if adapt else tensors
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"encoder.weights: {source} does not fit encoder.name {encoder.name}; "
+            "use the backbone that the weights were made for"
+        ) from error
     classifiers = backbone.pretrained_cfg.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     tensors = {name: x for name, x in tensors.items() if name.rpartition(".")[0] not in (*heads, "head_dist")}
@@ -154,7 +164,9 @@ def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) ->
     backbone.load_state_dict(tensors)
 
 
-def _check_complete(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+def _check_complete(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, field: str = "encoder.name"
+) -> None:
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
     reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
@@ -165,8 +177,8 @@ def _check_complete(expected: Mapping[str, Tensor], given: Mapping[str, Tensor],
     ):
         if names:
             raise InputError(
-                f"encoder.weights: {source} does not fit encoder.name: {names[0]} {what} ({len(names)} such tensors); "
-                "use the backbone that the weights were made for"
+                f"encoder.weights: {source} does not fit {field}: {names[0]} {what} ({len(names)} such tensors); "
+                "use the value that the weights were made for"
             )
 
 

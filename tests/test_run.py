@@ -1,0 +1,253 @@
+"""A whole run on a few images: what it writes, how it goes on, what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import orthoproxy
+from orthoproxy import config as c
+from orthoproxy.builders import split_table
+from orthoproxy.data import only
+from orthoproxy.errors import InputError
+from orthoproxy.models import read_tensors
+from orthoproxy.recipes import read_config
+from orthoproxy.run_folder import Run
+
+FILES = {
+    "config.yaml",
+    "metrics.jsonl",
+    "evaluation.json",
+    "report.html",
+    "checkpoints/last.ckpt",
+    "checkpoints/best.ckpt",
+    *(f"{folder}/{name}" for folder in ("model", "untrained") for name in ("config.json", "model.safetensors")),
+    *(f"{folder}/{name}" for folder in ("model", "untrained") for name in ("classes.json", "README.md")),
+    "model/proxies.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Ten classes of five images: stripes of a width and colour of the class's own."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        folder = root / f"class {number}"
+        folder.mkdir()
+        colour = generator.integers(60, 256, size=3)
+        for copy in range(5):
+            stripes = (np.arange(40) // (1 + number % 5) + copy) % 2
+            pixels = stripes[None, :, None] * colour + generator.integers(0, 40, size=(40, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{copy}.png")
+    return root
+
+
+@pytest.fixture
+def config(photos) -> c.Config:
+    return make_config(photos)
+
+
+def make_config(photos: Path) -> c.Config:
+    return c.Config(
+        data=c.Data(name="folder", root=str(photos), test_fraction=0.4, validation_fraction=0.34, workers=0, resize=32),
+        encoder=c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32),
+        loss=c.Loss(orthogonality=c.Orthogonality(weight=0.1)),
+        training=c.Training(epochs=2, batch_size=6, log_every=1, precision="32-true"),
+        evaluation=c.Evaluation(recall_at=(1, 2), draws=50),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory) -> Run:
+    """One run that several tests look at."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return orthoproxy.train(make_config(photos), folder)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return read_tensors(run.folder / "model" / "model.safetensors", "")
+
+
+def test_the_folder_holds_what_the_design_names(finished):
+    assert {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()} == FILES
+
+
+def test_the_configuration_repeats_the_run(finished, config, tmp_path):
+    assert c.flat(read_config(finished.folder / "config.yaml")) == c.flat(config)
+    assert finished.config.environment["torch"] == torch.__version__.partition("+")[0]
+    again = orthoproxy.train(read_config(finished.folder / "config.yaml"), tmp_path / "again")
+    ours, theirs = weights(again), weights(finished)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert again.scores | {"seconds": 0} == finished.scores | {"seconds": 0}
+
+
+def test_test_and_validation_classes_get_no_proxy(finished, config):
+    table = split_table(config.data)
+    assert {split: only(table, split)["label"].nunique() for split in ("train", "validation", "test")} == {
+        "train": 4,
+        "validation": 2,
+        "test": 4,
+    }
+    assert finished.model.classes == sorted(set(only(table, "train")["label"]))
+    assert finished.model.proxies.shape == (4, 8)
+
+
+def test_scores_stand_beside_the_untrained_encoder(finished):
+    scores = finished.scores
+    assert (scores["queries"], scores["classes"], scores["without_positive"]) == (20, 4, 0)
+    for metric in ("recall@1", "recall@2", "map@r", "r_precision", "mrr"):
+        trained, untrained, difference = (scores[name][metric] for name in ("trained", "untrained", "difference"))
+        assert difference["value"] == pytest.approx(trained["value"] - untrained["value"])
+        assert all(e["low"] <= e["value"] <= e["high"] for e in (trained, untrained, difference))
+    assert scores["chosen_on"] == "validation"
+    assert scores["notes"] == ["Only 2 classes chose the checkpoint: the choice is unreliable."]
+
+
+def test_the_untrained_encoder_has_the_starting_weights(finished, config):
+    table = only(split_table(config.data), "test")
+    untrained = orthoproxy.load(finished.folder / "untrained")
+    scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.builders.make_scoring(config))
+    assert scores.trained["map@r"].value == finished.scores["untrained"]["map@r"]["value"]
+    trained, start = weights(finished), read_tensors(finished.folder / "untrained" / "model.safetensors", "")
+    assert not torch.equal(trained["backbone.cls_token"], start["backbone.cls_token"])
+
+
+def test_the_model_kept_is_the_best_on_validation(finished):
+    records = finished.records()
+    validations = records["validation/map@r"].dropna()
+    best = torch.load(finished.checkpoints / "best.ckpt", weights_only=True)
+    assert best["position"]["best"] == validations.max()
+    assert torch.equal(best["encoder"]["projection.weight"], weights(finished)["projection.weight"])
+    torch.testing.assert_close(best["objective"]["loss.proxies"], finished.model.proxies)
+
+
+def test_the_card_and_the_report_show_the_score(finished):
+    value = f"{100 * finished.scores['trained']['recall@1']['value']:.1f}"
+    assert value in (finished.folder / "model" / "README.md").read_text()
+    assert value in finished.report.read_text()
+
+
+def test_a_finished_run_is_returned_as_it_is(finished, config):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    orthoproxy.train(config, finished.folder, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
+
+
+def test_a_run_is_not_overwritten(finished, config):
+    with pytest.raises(InputError, match="holds a run already; resume it with --resume"):
+        orthoproxy.train(config, finished.folder)
+
+
+def test_a_run_is_not_resumed_with_another_configuration(finished, config):
+    config.training.rates.proxies = 0.5
+    with pytest.raises(InputError, match=r"training\.rates\.proxies: .* was started with 0\.01, not 0\.5"):
+        orthoproxy.train(config, finished.folder, resume=True)
+
+
+def test_a_run_killed_in_the_second_epoch_goes_on_to_the_same_bits(finished, config, tmp_path, monkeypatch):
+    killed = Run(tmp_path / "killed")
+    log = Run.log
+
+    def log_and_die(run, record):
+        log(run, record)
+        if record["step"] == 5:
+            raise MemoryError("as if killed")
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(Run, "log", log_and_die)
+        orthoproxy.train(config, killed.folder)
+    orthoproxy.train(config, killed.folder, resume=True)
+    assert all(torch.equal(x, weights(finished)[name]) for name, x in weights(killed).items())
+    timed = ["seconds", "images_per_second"]
+    assert killed.records().drop(columns=timed).equals(finished.records().drop(columns=timed))
+
+
+def test_without_test_classes_the_run_says_that_it_was_not_judged(config, tmp_path):
+    config.data.test_fraction = 0.0
+    config.training.epochs = 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert run.scores is None
+    assert "no test classes" in run.report.read_text()
+
+
+def test_choosing_on_the_test_classes_is_labelled(config, tmp_path):
+    config.training.select_on, config.training.epochs = "test", 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert run.scores["chosen_on"] == "test"
+    assert "chosen on the test classes" in run.scores["notes"][0]
+    assert "chosen on the test classes" in run.report.read_text()
+
+
+def test_a_loss_without_proxies_trains(config, tmp_path):
+    config.loss = c.Loss(name="MultiSimilarityLoss", miner=c.Miner(name="MultiSimilarityMiner"))
+    config.training.epochs, config.training.per_class = 1, 2
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert run.model.proxies is None
+    assert not (run.folder / "model" / "proxies.safetensors").exists()
+
+
+def test_another_proxy_loss_starts_from_the_class_means_and_keeps_them_apart(config, tmp_path):
+    config.loss = c.Loss(name="SoftTripleLoss", args={"centers_per_class": 2}, orthogonality=config.loss.orthogonality)
+    config.training.epochs = 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert run.model.proxies.shape == (4, 8)
+    assert run.records()["orthogonality"].notna().any()
+
+
+def test_continuing_from_a_run_keeps_known_proxies_and_the_projection(finished, config, tmp_path, monkeypatch):
+    config.encoder.weights = f"run:{finished.folder}"
+    config.data.test_fraction, config.data.validation_fraction = 0.2, 0.0
+    rates = config.training.rates
+    rates.backbone = rates.projection = rates.proxies = 0.0
+    config.training.epochs = 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    known = dict(zip(finished.model.classes, finished.model.proxies, strict=True))
+    assert set(known) < set(run.model.classes)
+    for label, proxy in zip(run.model.classes, run.model.proxies, strict=True):
+        if label in known:
+            assert torch.equal(proxy, known[label])
+        else:
+            assert proxy.norm().item() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(weights(run)["projection.weight"], weights(finished)["projection.weight"])
+
+
+def test_the_random_start_of_the_papers(config, tmp_path):
+    config.initialisation = c.Initialisation(projection="random", proxies="random")
+    rates = config.training.rates
+    rates.backbone = rates.projection = rates.proxies = 0.0
+    config.training.epochs = 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    limit = 1 / 192**0.5  # torch's start of a linear layer
+    assert 0.9 * limit < weights(run)["projection.weight"].abs().max() <= limit
+    lengths = run.model.proxies.norm(dim=1)
+    assert lengths.min() > 1.2  # Kaiming, fan out of 4 classes: 8 numbers of variance 1/2 each
+
+
+def test_trackers_get_the_metrics(config, tmp_path):
+    config.training.loggers, config.training.epochs = ["csv", "tensorboard"], 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert "validation/map@r" in next((run.folder / "csv").rglob("metrics.csv")).read_text()
+    assert list((run.folder / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_an_image_that_cannot_be_read_is_named(config, photos, tmp_path):
+    root = tmp_path / "photos"
+    for path in photos.rglob("*.png"):
+        copy = root / path.relative_to(photos)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    broken = Path(only(split_table(config.data), "train")["path"][0]).relative_to(photos)
+    (root / broken).write_bytes(b"not an image")
+    config.data.root = str(root)
+    with pytest.raises(InputError, match=f"cannot read the image .*{re.escape(str(broken))}"):
+        orthoproxy.train(config, tmp_path / "run")
+
+
+def test_metrics_are_lines_of_json(finished):
+    lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
