@@ -104,7 +104,7 @@ def test_report_is_written_anew(run, capsys):
         (["train", "--out", "x", "--training.epoch", "3"], "did you mean training.epochs?"),
         (["train", "--out", "x", "--training.epochs", "three"], "training.epochs"),
         (["train", "--out", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "--training.epochs", "3"], "--out"),
+        (["train", "--training.epochs", "3"], "arguments are required: out"),
         (["train", "--out", "x", "--training.epochs", "0"], "training.epochs: must be 1 or more, not 0"),
         (["train", "--out", "x", "--data.name", "csv"], "data.path: missing"),
         (["train", "--out", "x", "--data.name", "csv", "--data.path", "nowhere.csv"], "data.path: no file nowhere.csv"),
@@ -155,7 +155,8 @@ def test_a_recipe_cannot_name_code(folder, tmp_path, key, capsys):
 
 def test_help_lists_verbs_and_options(capsys):
     assert main(["--help"]) == 0
-    assert all(verb in capsys.readouterr().out for verb in ("train", "evaluate", "report"))
+    printed = capsys.readouterr().out
+    assert all(verb in printed for verb in ("train", "evaluate", "report"))
     with pytest.raises(SystemExit) as done:
         main(["train", "--help"])
     assert done.value.code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ orthoproxy VERB --help lists the options of a verb.
 
 def run_train(arguments: list[str]) -> None:
     """Train a run, or go on with one, and print its scores."""
-    parser = options_parser("Train an encoder, judge it on unseen classes, and write a run folder.")
+    parser = options_parser("train", "Train an encoder, judge it on unseen classes, and write a run folder.")
     parser.add_argument("--out", required=True, help="The run folder.")
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint, if there is one.")
     options = parse(parser, arguments)
@@ -47,7 +48,7 @@ def run_train(arguments: list[str]) -> None:
 
 def run_evaluate(arguments: list[str]) -> None:
     """Judge a model on the run's own test classes, or on other images."""
-    parser = options_parser("Judge a run or a model folder on images, beside the untrained encoder.")
+    parser = options_parser("evaluate", "Judge a run or a model folder on images, beside the untrained encoder.")
     parser.add_argument("model", help="A run folder or a model folder.")
     parser.add_argument("--json", help="Also write the scores to this file.")
     options = parse(parser, arguments)
@@ -68,7 +69,9 @@ def run_evaluate(arguments: list[str]) -> None:
 
 def run_report(arguments: list[str]) -> None:
     """Write a run's scores and report anew."""
-    parser = ArgumentParser(description="Judge a run again and rewrite its report.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="orthoproxy report", description="Judge a run again and rewrite its report.", exit_on_error=False
+    )
     parser.add_argument("run", help="A run folder.")
     run = Run(parse(parser, arguments).run)
     judge(run)
@@ -101,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its hints are not about the user's work
     try:
         if arguments[0] not in VERBS:
             raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")

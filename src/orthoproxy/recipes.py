@@ -16,13 +16,15 @@ from orthoproxy.errors import InputError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def options_parser(description: str = "") -> ArgumentParser:
+def options_parser(verb: str = "", description: str = "") -> ArgumentParser:
     """Make a parser with one option a field of `Config`, and ``--config`` for a recipe.
 
     Parameters
     ----------
+    verb
+        Of the command line, for the help.
     description
-        What its help begins with.
+        What the help begins with.
 
     Returns
     -------
@@ -34,7 +36,7 @@ def options_parser(description: str = "") -> ArgumentParser:
     >>> parse(options_parser(), ["--training.epochs", "3"]).training.epochs
     3
     """
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=f"orthoproxy {verb}", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A recipe (YAML); options given after it override it.")
     parser.add_class_arguments(Config, as_group=False, skip={"environment"})
     parser.add_argument("--environment", type=dict[str, str], default={}, help=argparse.SUPPRESS)

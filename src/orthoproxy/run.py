@@ -14,6 +14,7 @@ from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
 from orthoproxy import builders
+from orthoproxy.builders import split_table
 from orthoproxy.card import model_card
 from orthoproxy.config import Config
 from orthoproxy.data import only
@@ -77,7 +78,7 @@ def train(config: Config, out: str | Path, resume: bool = False) -> Run:
     run.check(config.check(), resume)
     if run.finished:
         return run
-    table = builders.split_table(config.data)
+    table = split_table(config.data)
     _announce(config, table)
     fabric = builders.make_fabric(config.training, run.folder)
     seed_everything(config.training.seed, verbose=False)
@@ -109,19 +110,23 @@ def train(config: Config, out: str | Path, resume: bool = False) -> Run:
     # the loop, and the choice of the checkpoint
     loader, sampler = builders.make_loader(config, images["path"].tolist(), labels)
     chosen_on = only(table, config.training.select_on)
-    fit(
-        fabric,
-        encoder,
-        objective,
-        optimizer,
-        loader,
-        sampler,
-        builders.make_plan(config.training, config.encoder.freeze_epochs, len(sampler)),
-        checkpoints,
-        log=lambda record: _log(run, fabric, record),
-        validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
-        position=position,
-    )
+    try:
+        fit(
+            fabric,
+            encoder,
+            objective,
+            optimizer,
+            loader,
+            sampler,
+            builders.make_plan(config.training, config.encoder.freeze_epochs, len(sampler)),
+            checkpoints,
+            log=lambda record: _log(run, fabric, record),
+            validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
+            position=position,
+        )
+    finally:
+        for tracker in fabric.loggers:
+            tracker.finalize("done")
     if checkpoints.path("best").is_file():
         position = checkpoints.load("best", weights_only=True)
         print(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes", file=sys.stderr)
@@ -135,7 +140,7 @@ def train(config: Config, out: str | Path, resume: bool = False) -> Run:
 
 
 def judge(run: Run, device: str | torch.device = "cpu") -> None:
-    """Score a trained run on its test classes beside the untrained encoder, and write scores, model card and report.
+    """Score a trained run on its test classes, and write evaluation.json, the model card and the report.
 
     Parameters
     ----------
@@ -156,34 +161,63 @@ def judge(run: Run, device: str | torch.device = "cpu") -> None:
     ...
     orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
     """
+    results, config = results_of(run, device), run.config
+    if results.evaluation is not None:
+        labels = {"chosen_on": config.training.select_on, "notes": results.notes}
+        scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
+        (run.folder / "evaluation.json").write_text(scores + "\n", encoding="utf-8")
+    (run.folder / "model" / "README.md").write_text(model_card(config, results.evaluation), encoding="utf-8")
+    unfinished = run.report.with_suffix(".tmp")
+    unfinished.write_text(render_report(results), encoding="utf-8")
+    unfinished.replace(run.report)
+
+
+def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
+    """Embed a run's test images with its model and with the untrained encoder, and score both.
+
+    Parameters
+    ----------
+    run, device
+        As in `judge`.
+
+    Returns
+    -------
+    RunResults
+        All that the report shows.
+
+    Raises
+    ------
+    InputError
+        As from `judge`.
+
+    Examples
+    --------
+    >>> results_of(Run("runs/nowhere"))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
+    """
     start, config = time.monotonic(), run.config
     model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
-    table = only(builders.split_table(config.data), "test")
-    paths, workers = table["path"].tolist(), config.data.workers
+    table = split_table(config.data)
+    judged = only(table, "test")
+    paths, workers = judged["path"].tolist(), config.data.workers
     ours = model.embed(paths, workers=workers, what="embed, trained")
     theirs = untrained.embed(paths, workers=workers, what="embed, untrained")
-    evaluation = score(ours, theirs, table, builders.make_scoring(config), start) if len(table) else None
-    notes = _notes(config, evaluation)
-    if evaluation is not None:
-        scores = {**evaluation.to_dict(), "chosen_on": config.training.select_on, "notes": notes}
-        (run.folder / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
-    (run.folder / "model" / "README.md").write_text(model_card(config, evaluation))
-    results = RunResults(
+    evaluation = score(ours, theirs, judged, builders.make_scoring(config), start) if len(judged) else None
+    return RunResults(
         name=run.folder.name,
         evaluation=evaluation,
-        table=table,
+        table=judged,
         trained=ours,
         untrained=theirs,
         log=run.records(),
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,
-        config=(run.folder / "config.yaml").read_text(),
+        config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         machine=config.environment,
-        notes=notes,
+        notes=_notes(config, held_out=len(set(only(table, "validation")["label"])), evaluation=evaluation),
     )
-    unfinished = run.report.with_suffix(".tmp")
-    unfinished.write_text(render_report(results), encoding="utf-8")
-    unfinished.replace(run.report)
 
 
 def _start_from_data(
@@ -239,10 +273,8 @@ def _announce(config: Config, table: pd.DataFrame) -> None:
     print(f"{config.data.name}: {'; '.join(counts)}", file=sys.stderr)
 
 
-def _notes(config: Config, evaluation: Evaluation | None) -> list[str]:
-    """Say what a reader of the scores must know."""
-    table = builders.split_table(config.data)
-    held_out = len(set(only(table, "validation")["label"]))
+def _notes(config: Config, held_out: int, evaluation: Evaluation | None) -> list[str]:
+    """Say what a reader of the scores must know; `held_out` is the number of validation classes."""
     notes = []
     if config.training.select_on == "test":
         notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
