@@ -190,7 +190,14 @@ class Evaluation:
 
 @dataclass
 class Config:
-    """A run."""
+    """All that decides a run; as YAML a recipe, on the command line one option a field.
+
+    Examples
+    --------
+    >>> config = Config(data=Data(name="folder", root="images"), loss=Loss(orthogonality=Orthogonality(weight=0.3)))
+    >>> config.loss.orthogonality.scaling
+    'excess'
+    """
 
     data: Data = field(default_factory=Data)
     encoder: Encoder = field(default_factory=Encoder)

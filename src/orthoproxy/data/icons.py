@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from orthoproxy.data.icon_names import concept
 from orthoproxy.data.table import make_table, rank_by_hash
 from orthoproxy.errors import InputError
+from orthoproxy.progress import track
 
 # Part of the cache's key: raise it when the drawing or the names change, so that old images are not taken for new ones
 FORMAT_VERSION = 4
@@ -393,13 +394,15 @@ def _render(folder: Path) -> None:
     """Write the images of all classes to a folder, one sub-folder a family, and last their table, images.csv."""
     candidates = in_enough_families(list(_all_glyphs()))  # the others need no drawing
     fonts = {path: _load_font(path) for path in {glyph.font for glyph in candidates}}
-    drawn = {glyph: image for glyph in candidates if (image := draw(fonts[glyph.font], glyph.code))}
+    glyphs = track(candidates, "draw icons", total=len(candidates))
+    drawn = {glyph: image for glyph in glyphs if (image := draw(fonts[glyph.font], glyph.code))}
     images = clean(drawn)
     kept = in_enough_families(list(images))
     paths = [f"{glyph.family}/{glyph.font.stem}-{glyph.name}.png" for glyph in kept]
     for family in FONTS:
         (folder / family).mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:  # making thousands of files takes longer than drawing them
-        list(pool.map(lambda glyph, path: images[glyph].save(folder / path), kept, paths))
+        written = pool.map(lambda glyph, path: images[glyph].save(folder / path), kept, paths)
+        list(track(written, "write icons", total=len(kept)))
     rows = [(path, glyph.label, glyph.family) for path, glyph in zip(paths, kept, strict=True)]
     pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(folder / "images.csv", index=False)

@@ -26,6 +26,13 @@ class Evaluation:
     `trained`, `untrained` and `difference` map a metric's name to its `Estimate`, as fractions; the latter two are None
     where there is no untrained encoder to compare with. `own_group_included` holds the plain scores where
     the queries' own groups were left out of the gallery.
+
+    Examples
+    --------
+    >>> half = {"recall@1": Estimate(0.5, 0.4, 0.6)}
+    >>> scores = Evaluation(half, None, None, queries=8, classes=4, without_positive=0, seconds=1.0, confidence=0.95)
+    >>> scores.to_dict()["trained"]
+    {'recall@1': {'value': 0.5, 'low': 0.4, 'high': 0.6}}
     """
 
     trained: dict[str, Estimate]
@@ -62,6 +69,11 @@ class Scoring:
         Coverage of the intervals.
     memory_mb
         Bound on the memory of a block of similarities, in MiB.
+
+    Examples
+    --------
+    >>> Scoring(recall_at=(1, 10, 100)).confidence
+    0.95
     """
 
     recall_at: tuple[int, ...] = (1, 2, 4, 8)

@@ -39,6 +39,25 @@ class RunResults:
         What it ran on, name to value.
     notes
         Warnings to show at the top.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> results = RunResults(
+    ...     name="example",
+    ...     evaluation=None,
+    ...     table=make_table(["a.png", "b.png"], ["cat", "cat"]),
+    ...     trained=np.eye(2),
+    ...     untrained=None,
+    ...     log=pd.DataFrame(),
+    ...     proxies=None,
+    ...     classes=[],
+    ...     config="",
+    ...     machine={},
+    ...     notes=[],
+    ... )
+    >>> results.collection(results.trained).queries
+    array([0, 1])
     """
 
     name: str
