@@ -29,10 +29,10 @@ slow: .venv/installed-dev
 	$(BIN)/pytest -m slow tests
 
 docs: .venv/installed-docs
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --clean --strict
 
 clean:
-	rm -rf .venv runs site build dist
+	rm -rf .venv runs site build dist .cache
 
 .venv/installed-%: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

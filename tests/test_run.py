@@ -87,7 +87,7 @@ def test_the_configuration_repeats_the_run(finished, config, tmp_path):
 
 
 def test_test_and_validation_classes_get_no_proxy(finished, config):
-    table = split_table(config.data)
+    table = split_table(config)
     assert {split: only(table, split)["label"].nunique() for split in ("train", "validation", "test")} == {
         "train": 4,
         "validation": 2,
@@ -109,7 +109,7 @@ def test_scores_stand_beside_the_untrained_encoder(finished):
 
 
 def test_the_untrained_encoder_has_the_starting_weights(finished, config):
-    table = only(split_table(config.data), "test")
+    table = only(split_table(config), "test")
     untrained = orthoproxy.load(finished.folder / "untrained")
     scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.builders.make_scoring(config))
     assert scores.trained["map@r"].value == finished.scores["untrained"]["map@r"]["value"]
@@ -241,7 +241,7 @@ def test_an_image_that_cannot_be_read_is_named(config, photos, tmp_path):
         copy = root / path.relative_to(photos)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    broken = Path(only(split_table(config.data), "train")["path"][0]).relative_to(photos)
+    broken = Path(only(split_table(config), "train")["path"][0]).relative_to(photos)
     (root / broken).write_bytes(b"not an image")
     config.data.root = str(root)
     with pytest.raises(InputError, match=f"cannot read the image .*{re.escape(str(broken))}"):

@@ -20,6 +20,7 @@ from orthoproxy.data import (
     folder_table,
     hold_out_validation,
     icons_table,
+    only,
     training_transform,
 )
 from orthoproxy.errors import InputError
@@ -62,24 +63,33 @@ def read_table(data: Data) -> pd.DataFrame:
     return folder_table(root or Path())
 
 
-def split_table(data: Data) -> pd.DataFrame:
+def split_table(config: Config) -> pd.DataFrame:
     """Read the table of a source and give every class to train, validation or test.
 
     Parameters
     ----------
-    data
-        The source, and the shares of classes.
+    config
+        The source, the shares of classes, and whether validation classes choose the checkpoint.
 
     Raises
     ------
     InputError
-        If it cannot be read, or leaves no image to train on.
+        If it cannot be read, leaves no image to train on, or has validation classes that cannot be scored.
 
     Examples
     --------
     See `read_table`.
     """
-    table = hold_out_validation(assign_split(read_table(data), data.test_fraction), data.validation_fraction)
+    data = config.data
+    table = assign_split(read_table(data), data.test_fraction)
+    if config.training.select_on == "validation":
+        table = hold_out_validation(table, data.validation_fraction)
+    held_out = only(table, "validation")
+    if len(held_out) and not held_out["label"].duplicated().any():
+        raise InputError(
+            "data.validation_fraction: every validation class has a single image, so none can be found again; "
+            "set training.select_on to none, or give classes more images"
+        )
     if not (table["split"] == "train").any():
         raise InputError("data: no class is left to train on; give more classes or a smaller data.test_fraction")
     return table

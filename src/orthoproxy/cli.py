@@ -52,19 +52,23 @@ def run_evaluate(arguments: list[str]) -> None:
     parser.add_argument("model", help="A run folder or a model folder.")
     parser.add_argument("--json", help="Also write the scores to this file.")
     options = parse(parser, arguments)
-    model = options.model
-    config = config_of(parse(parser, [*_defaults_of(model, arguments), *arguments]))
-    table = _judged_images(model, config)
-    scores = evaluate(
-        Embedder.load(model),
-        table,
-        scoring=builders.make_scoring(config),
-        workers=config.data.workers,
-        progress=True,
+    model, run = Embedder.load(options.model), _run_of(options.model)
+    config = config_of(parse(parser, [*_defaults(run, arguments), *arguments]))
+    table = _judged_images(run, config)
+    evaluation = evaluate(
+        model, table, scoring=builders.make_scoring(config), workers=config.data.workers, progress=True
     )
-    _print_scores(scores.to_dict())
+    seen = len(set(table["label"]) & set(model.classes))
+    scores = {**evaluation.to_dict(), "seen_classes": seen}
+    _print_scores(scores)
+    if seen:
+        print(
+            f"note: {seen} classes have the name of a class that the model was trained on; if they are the same ones,"
+        )
+        print("note: these scores say little about unseen classes")
     if options.json:
-        Path(options.json).write_text(json.dumps(scores.to_dict(), indent=2) + "\n")
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 def run_report(arguments: list[str]) -> None:
@@ -113,32 +117,41 @@ def main(arguments: list[str] | None = None) -> int:
         # raised in a loader's worker, the message comes back inside the text of a traceback
         print(f"orthoproxy: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
         return 2
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"orthoproxy: {stop or 'stopped'}; go on with --resume", file=sys.stderr)
+    except Interrupted as stop:
+        print(f"orthoproxy: {stop}; go on with --resume", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("orthoproxy: stopped", file=sys.stderr)
         return 130
     return 0
 
 
-def _defaults_of(model: str, arguments: list[str]) -> list[str]:
+def _run_of(model: str) -> Run | None:
+    """The run that a run folder or its model folder belongs to."""
+    runs = (Run(folder) for folder in (Path(model), Path(model).resolve().parent))
+    return next((run for run in runs if run.exists), None)
+
+
+def _defaults(run: Run | None, arguments: list[str]) -> list[str]:
     """The run's own configuration, as options; where another source is named, without the root and path of its own."""
-    own = Path(model) / "config.yaml"
-    if not own.is_file():
+    other = any(argument.partition("=")[0] in ("--data.name", "--config") for argument in arguments)
+    if run is None:
+        if not other:
+            raise InputError("data.name: missing; say which images to judge on, for example --data.name folder")
         return []
-    other = any(a.partition("=")[0] == "--data.name" for a in arguments)
-    return ["--config", str(own), *(["--data.root=null", "--data.path=null"] if other else [])]
+    return ["--config", str(run.folder / "config.yaml"), *(["--data.root=null", "--data.path=null"] if other else [])]
 
 
-def _judged_images(model: str, config: Config) -> pd.DataFrame:
+def _judged_images(run: Run | None, config: Config) -> pd.DataFrame:
     """The run's own test classes; of another source, its test classes or, where it has no splits, everything."""
-    own = Run(model)
-    if own.exists and _source(own.config) == _source(config):
-        return only(builders.split_table(config.data), "test")
+    if run is not None and _source(run.config) == _source(config):
+        return only(builders.split_table(run.config), "test")
     table = builders.read_table(config.data)
     return only(table, "test") if (table["split"] == "test").any() else table
 
 
-def _source(config: Config) -> tuple[str, str | None, str | None]:
-    return config.data.name, config.data.root, config.data.path
+def _source(config: Config) -> list[str | Path | None]:
+    return [config.data.name, *(place and Path(place).resolve() for place in (config.data.root, config.data.path))]
 
 
 def _show(run: Run) -> None:

@@ -119,8 +119,11 @@ class Rates:
     """Learning rates at their highest."""
 
     backbone: float = 1e-4
+    """Of the pretrained backbone."""
     projection: float = 1e-4
+    """Of the layer from the backbone's features to the embedding."""
     proxies: float = 1e-2
+    """Of the loss's proxies or class weights."""
 
 
 @dataclass
@@ -200,11 +203,17 @@ class Config:
     """
 
     data: Data = field(default_factory=Data)
+    """Which images."""
     encoder: Encoder = field(default_factory=Encoder)
+    """The network."""
     initialisation: Initialisation = field(default_factory=Initialisation)
+    """Where it starts."""
     loss: Loss = field(default_factory=Loss)
+    """What is minimised."""
     training: Training = field(default_factory=Training)
+    """How."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    """How results are scored."""
     environment: dict[str, str] = field(default_factory=dict)
     """Versions and machine, written by a run; not an option."""
 
@@ -238,6 +247,9 @@ class Config:
             _require(self, name, lambda x: 0 < x[0] <= x[1], "two positive numbers in order")
         _require(self, "evaluation.recall_at", lambda x: x and min(x) >= 1, "at least one K, each 1 or more")
         _require(self, "evaluation.confidence", lambda x: 0 < x < 1, "between 0 and 1")
+        scores = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
+        if self.training.monitor not in scores:
+            raise InputError(f"training.monitor: unknown {self.training.monitor!r}; one of {', '.join(scores)}")
         if self.data.name == "csv" and not self.data.path:
             raise InputError("data.path: missing; data.name csv needs the CSV file")
         if self.data.name == "folder" and not self.data.root:

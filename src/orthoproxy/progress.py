@@ -67,9 +67,8 @@ class Progress:
             self._bar.update(self._task, advance=1, note=self.note)
         elif time.monotonic() - self._last_line >= self.every:
             self._last_line = time.monotonic()
-            self.say(
-                f"{self.what} {self.done}/{self.total}, left {duration(self._seconds_left())}  {self.note}".rstrip()
-            )
+            times = f"{duration(self._last_line - self._start)} gone, {duration(self._seconds_left())} left"
+            self.say(f"{self.what} {self.done}/{self.total}, {times}  {self.note}".rstrip())
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""

@@ -78,7 +78,7 @@ def train(config: Config, out: str | Path, resume: bool = False) -> Run:
     run.check(config.check(), resume)
     if run.finished:
         return run
-    table = split_table(config.data)
+    table = split_table(config)
     _announce(config, table)
     fabric = builders.make_fabric(config.training, run.folder)
     seed_everything(config.training.seed, verbose=False)
@@ -199,7 +199,7 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     """
     start, config = time.monotonic(), run.config
     model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
-    table = split_table(config.data)
+    table = split_table(config)
     judged = only(table, "test")
     paths, workers = judged["path"].tolist(), config.data.workers
     ours = model.embed(paths, workers=workers, what="embed, trained")
@@ -282,6 +282,8 @@ def _notes(config: Config, held_out: int, evaluation: Evaluation | None) -> list
         notes.append("No classes were held out to choose a checkpoint: the last one was kept.")
     elif held_out < FEW_CLASSES:
         notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
-    if evaluation and evaluation.difference and evaluation.difference["recall@1"].value < 0:
-        notes.append("Training made Recall@1 worse than the untrained encoder's.")
+    difference = evaluation.difference if evaluation else None
+    worse = [metric for metric, change in (difference or {}).items() if change.value < 0]
+    if worse:
+        notes.append(f"Training made retrieval worse than the untrained encoder's in {', '.join(worse)}.")
     return notes

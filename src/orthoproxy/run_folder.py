@@ -16,6 +16,9 @@ from orthoproxy.environment import environment
 from orthoproxy.errors import InputError
 from orthoproxy.recipes import read_config, write_config
 
+# options that do not change what a run computes
+WITHOUT_EFFECT = {"data.workers", "evaluation.memory_mb"}
+
 
 class Run:
     """A run folder: where training leaves its model, scores and report.
@@ -93,7 +96,7 @@ class Run:
                 f"{self.folder} holds a run already; resume it with --resume, or give another folder with --out"
             )
         before, now = flat(self.config), flat(config)
-        changed = [name for name in now if now[name] != before[name]]
+        changed = [name for name in now if now[name] != before[name] and name not in WITHOUT_EFFECT]
         if changed:
             raise InputError(
                 f"{changed[0]}: {self.folder} was started with {before[changed[0]]!r}, not {now[changed[0]]!r}; "

@@ -38,7 +38,7 @@ class BatchSampler(Sampler[list[Draw]]):
     >>> sampler = BatchSampler([0, 0, 0, 1, 1, 2], batch_size=4, per_class=2, seed=0)
     >>> batch = next(iter(sampler))
     >>> sorted(sampler.labels[row].item() for row, _ in batch)  # two images of each of two classes
-    [0, 0, 2, 2]
+    [0, 0, 1, 1]
     """
 
     def __init__(self, labels: Sequence[int], batch_size: int, per_class: int | None = None, seed: int = 0) -> None:

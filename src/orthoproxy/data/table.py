@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -43,7 +44,7 @@ def make_table(
     Raises
     ------
     InputError
-        For an empty table, an empty path or label, an unknown split or role, or a class both trained on and judged.
+        For an empty table, an empty path or label, an unknown split or role, or a class in two splits.
 
     Examples
     --------
@@ -69,13 +70,13 @@ def make_table(
         if unknown:
             choices = ", ".join(value or "(empty)" for value in allowed)
             raise InputError(f"{name}: unknown value {unknown[0]!r}; one of {choices}")
-    trained = set(table.label[table.split == "train"])
-    for other in ("validation", "test"):
-        shared = trained & set(table.label[table.split == other])
+    labels = {split: set(table.label[table.split == split]) for split in ("train", "validation", "test")}
+    for one, other in itertools.combinations(labels, 2):
+        shared = labels[one] & labels[other]
         if shared:
             raise InputError(
-                f"split: class {min(shared)!r} is in train and in {other} ({len(shared)} such); "
-                "retrieval is judged on classes never trained on, so give each class to one split"
+                f"split: class {min(shared)!r} is in {one} and in {other} ({len(shared)} such); "
+                "retrieval is judged on classes never seen before, so give each class to one split"
             )
     return table
 

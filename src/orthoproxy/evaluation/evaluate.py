@@ -42,7 +42,7 @@ class Evaluation:
     classes: int
     without_positive: int
     seconds: float
-    confidence: float
+    confidence: float = 0.95
     exclude_group: bool = False
     own_group_included: Evaluation | None = None
 

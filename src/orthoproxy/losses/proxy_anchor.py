@@ -20,7 +20,7 @@ def proxy_anchor_loss(
     r"""Pull embeddings to the proxy of their class and push them from the other proxies.
 
     With s = cosine similarity, P all proxies, P+ those whose class is in the batch, X+_p and X-_p the embeddings of
-    p's class and of the others, alpha = `scale` and delta = `margin`::
+    p's class and of the others, alpha = `scale` and delta = `margin`:
 
           1/|P+| * sum_{p in P+} log(1 + sum_{x in X+_p} exp(-alpha (s(x, p) - delta)))
         + 1/|P|  * sum_{p in P}  log(1 + sum_{x in X-_p} exp( alpha (s(x, p) + delta)))

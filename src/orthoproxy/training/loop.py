@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import signal
 import sys
 import threading
@@ -251,10 +252,12 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 @contextmanager
 def _stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C instead of raising; a second one stops at once."""
-    pressed = False
+    pressed, process = False, os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
+        if os.getpid() != process:  # a worker of the loader, which goes on until the loop stops
+            return
         if pressed:
             raise KeyboardInterrupt
         pressed = True
