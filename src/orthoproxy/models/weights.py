@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import socket
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants
 from torch import Tensor
 
 from orthoproxy.errors import InputError
@@ -102,13 +108,29 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
 def _from_hub(name: str) -> dict[str, Tensor]:
     """Let timm download; whatever goes wrong on the way is the network's, the hub's or the disk's."""
     try:
-        return dict(timm.create_model(name, pretrained=True).state_dict())
+        with _cache_alone_without_network():
+            return dict(timm.create_model(name, pretrained=True).state_dict())
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
         raise InputError(
-            f"encoder.weights: cannot get {name} from timm's hub: {reason[:160]}\n"
+            f"encoder.weights: cannot get {name} from timm's hub: {reason}\n"
             f"connect to the internet, or choose other weights: {CHOICES}"
         ) from error
+
+
+@contextmanager
+def _cache_alone_without_network() -> Iterator[None]:
+    """Without a network, let the hub's client look into its cache at once, instead of retrying for a minute."""
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not getproxies():  # a proxy resolves names itself
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
