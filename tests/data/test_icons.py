@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageFont, ImageOps
 
 from orthoproxy.data import icon_names, icons
+from orthoproxy.data.icon_fonts import FONTS, package_file, read_glyph_map
 from orthoproxy.data.icon_names import concept
-from orthoproxy.data.icons import EM, FONTS, INK, SIZE, draw, icons_table, package_file, read_glyph_map
+from orthoproxy.data.icons import EM, INK, SIZE, draw, icons_table
 from orthoproxy.errors import InputError
 
 CARD = Path(__file__).parents[2] / "docs" / "data" / "icons.md"
