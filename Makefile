@@ -10,6 +10,7 @@ help:
 	@echo "make lint   style and types"
 	@echo "make check  lint and test"
 	@echo "make slow   the slow tests"
+	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
 
 demo: .venv/installed-icons
@@ -32,7 +33,7 @@ docs: .venv/installed-docs
 	$(BIN)/zensical build --clean --strict
 
 clean:
-	rm -rf .venv runs site build dist .cache
+	rm -rf .venv site build dist .cache
 
 .venv/installed-%: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
+from orthoproxy.jobs import results_of
 from orthoproxy.reports import retrieval_strip
-from orthoproxy.run import results_of
-from orthoproxy.run_folder import Run
+from orthoproxy.run import Run
 
 images = Path(__file__).parent / "images"
 images.mkdir(exist_ok=True)

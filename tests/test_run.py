@@ -16,7 +16,7 @@ from orthoproxy.data import only
 from orthoproxy.errors import InputError
 from orthoproxy.models import read_tensors
 from orthoproxy.recipes import read_config
-from orthoproxy.run_folder import Run
+from orthoproxy.run import Run
 
 FILES = {
     "config.yaml",
@@ -111,7 +111,7 @@ def test_scores_stand_beside_the_untrained_encoder(finished):
 def test_the_untrained_encoder_has_the_starting_weights(finished, config):
     table = only(split_table(config), "test")
     untrained = orthoproxy.load(finished.folder / "untrained")
-    scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.builders.make_scoring(config))
+    scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.builders.make_scoring(config.evaluation))
     assert scores.trained["map@r"].value == finished.scores["untrained"]["map@r"]["value"]
     trained, start = weights(finished), read_tensors(finished.folder / "untrained" / "model.safetensors", "")
     assert not torch.equal(trained["backbone.cls_token"], start["backbone.cls_token"])
@@ -229,9 +229,8 @@ def test_the_random_start_of_the_papers(config, tmp_path):
 
 
 def test_trackers_get_the_metrics(config, tmp_path):
-    config.training.loggers, config.training.epochs = ["csv", "tensorboard"], 1
+    config.training.loggers, config.training.epochs = ["tensorboard"], 1
     run = orthoproxy.train(config, tmp_path / "run")
-    assert "validation/map@r" in next((run.folder / "csv").rglob("metrics.csv")).read_text()
     assert list((run.folder / "tensorboard").rglob("events.out.tfevents.*"))
 
 
@@ -251,3 +250,59 @@ def test_an_image_that_cannot_be_read_is_named(config, photos, tmp_path):
 def test_metrics_are_lines_of_json(finished):
     lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_what_would_spoil_the_judgement_is_found_before_the_training(config, tmp_path):
+    listed = ["path,label,split,group"]
+    for split, label in (("train", "a"), ("train", "b"), ("test", "c"), ("test", "d")):
+        for number in range(3):
+            path = tmp_path / f"{label}{number}.png"
+            Image.new("RGB", (32, 32)).save(path)
+            listed.append(f"{path},{label},{split},one camera")
+    (tmp_path / "list.csv").write_text("\n".join(listed))
+    config.data = c.Data(name="csv", path=str(tmp_path / "list.csv"), workers=0)
+    with pytest.raises(InputError, match="test classes: no query has an image of its class in another group"):
+        orthoproxy.train(config, tmp_path / "run")
+    config.evaluation.exclude_group = False
+    (tmp_path / "c0.png").unlink()
+    with pytest.raises(InputError, match=r"no file .*c0\.png \(1 such\)"):
+        orthoproxy.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_failed_can_be_started_over(config, tmp_path):
+    config.encoder.embedding_dim = 4096
+    with pytest.raises(InputError, match="4096 is more than"):
+        orthoproxy.train(config, tmp_path / "run")
+    config.encoder.embedding_dim, config.training.epochs = 8, 1
+    assert orthoproxy.train(config, tmp_path / "run").config.encoder.embedding_dim == 8
+
+
+def test_classes_of_an_earlier_run_are_not_judged_as_unseen(finished, config, tmp_path):
+    config.encoder.weights = f"run:{finished.folder}"
+    config.data.test_fraction = 0.8
+    with pytest.raises(InputError, match=r"was trained on 'class \d' \(\d such classes\), which are to be judged"):
+        orthoproxy.train(config, tmp_path / "run")
+
+
+def test_a_run_started_with_relative_paths_can_be_judged_from_anywhere(config, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    config.data.root, config.training.epochs = photos.name, 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert run.config.data.root == str(photos)
+    orthoproxy.jobs.judge(Run(tmp_path / "run"))
+
+
+def test_without_a_folder_a_run_is_named_for_its_data(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config.training.epochs = 1
+    assert orthoproxy.train(config).folder.resolve() == tmp_path / "runs" / "folder"
+
+
+@pytest.mark.parametrize(("capabilities", "native"), [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)])
+def test_bfloat16_is_chosen_where_the_processor_computes_it(monkeypatch, tmp_path, capabilities, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    training = c.Training(accelerator="cpu")
+    precision = orthoproxy.builders.make_fabric(training, tmp_path)._precision.precision
+    assert precision == ("bf16-mixed" if native else "32-true")

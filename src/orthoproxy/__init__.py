@@ -10,10 +10,10 @@ from orthoproxy.data import make_table
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import evaluate
+from orthoproxy.jobs import train
 from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss, soft_orthogonality
 from orthoproxy.recipes import read_config
-from orthoproxy.run import train
-from orthoproxy.run_folder import Run
+from orthoproxy.run import Run
 
 load = Embedder.load
 

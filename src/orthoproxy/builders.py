@@ -12,21 +12,25 @@ from lightning_fabric.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from orthoproxy.config import Config, Data, Training
+from orthoproxy.config import Evaluation as EvaluationOptions
 from orthoproxy.data import (
     BatchSampler,
     TrainingImages,
     assign_split,
+    cars_table,
     csv_table,
+    cub_table,
     folder_table,
     hold_out_validation,
     icons_table,
-    only,
+    inshop_table,
+    sop_table,
     training_transform,
 )
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Scoring
 from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner
-from orthoproxy.models import Encoder, load_weights
+from orthoproxy.models import Encoder
 from orthoproxy.training import Plan, rate_factor
 
 
@@ -60,7 +64,8 @@ def read_table(data: Data) -> pd.DataFrame:
         return icons_table(root or _cache() / "icons")
     if data.name == "csv":
         return csv_table(Path(data.path or ""), root)
-    return folder_table(root or Path())
+    readers = {"folder": folder_table, "cub": cub_table, "cars": cars_table, "sop": sop_table, "inshop": inshop_table}
+    return readers[data.name](root or Path())
 
 
 def split_table(config: Config) -> pd.DataFrame:
@@ -74,7 +79,7 @@ def split_table(config: Config) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If it cannot be read, leaves no image to train on, or has validation classes that cannot be scored.
+        If it cannot be read, or leaves no image to train on.
 
     Examples
     --------
@@ -84,12 +89,6 @@ def split_table(config: Config) -> pd.DataFrame:
     table = assign_split(read_table(data), data.test_fraction)
     if config.training.select_on == "validation":
         table = hold_out_validation(table, data.validation_fraction)
-    held_out = only(table, "validation")
-    if len(held_out) and not held_out["label"].duplicated().any():
-        raise InputError(
-            "data.validation_fraction: every validation class has a single image, so none can be found again; "
-            "set training.select_on to none, or give classes more images"
-        )
     if not (table["split"] == "train").any():
         raise InputError("data: no class is left to train on; give more classes or a smaller data.test_fraction")
     return table
@@ -99,43 +98,50 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoproxy"
 
 
-def make_encoders(config: Config) -> tuple[Encoder, Encoder]:
-    """Build the encoder to train and the untrained one to compare it with, from the same starting weights.
+def make_encoder(config: Config) -> Encoder:
+    """Build the encoder to train, without its starting weights (see `models.load_weights`).
 
     Parameters
     ----------
     config
         Its encoder part.
 
-    Returns
-    -------
-    encoder
-        With a projection, if one is configured.
-    untrained
-        The backbone's pooled features at full width.
-
     Raises
     ------
     InputError
-        If the backbone or its weights are not to be had.
+        If timm cannot build the backbone.
 
     Examples
     --------
     >>> from orthoproxy import config as c
-    >>> options = c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32)
-    >>> [encoder.embedding_dim for encoder in make_encoders(Config(encoder=options))]
-    [8, 192]
+    >>> make_encoder(Config(encoder=c.Encoder(name="deit_tiny_patch16_224", embedding_dim=8))).embedding_dim
+    8
     """
     options = config.encoder
     encoder = Encoder(
         options.name, options.embedding_dim, options.image_size, options.drop_path, options.freeze_batchnorm
     )
-    load_weights(encoder, options.weights)
     if options.freeze_patch_embedding:
         encoder.freeze_patch_embedding()
-    untrained = Encoder(options.name, None, options.image_size)
+    return encoder
+
+
+def make_untrained(encoder: Encoder) -> Encoder:
+    """Copy an encoder's backbone as it is now, to compare the trained one with: pooled features at full width.
+
+    Parameters
+    ----------
+    encoder
+        With its starting weights.
+
+    Examples
+    --------
+    >>> make_untrained(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32)).embedding_dim
+    192
+    """
+    untrained = Encoder(encoder.name, None, encoder.image_size)
     untrained.backbone.load_state_dict(encoder.backbone.state_dict())
-    return encoder, untrained
+    return untrained
 
 
 def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Objective:
@@ -168,6 +174,37 @@ def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Obje
     )
 
 
+def choose_accelerator(wanted: str) -> str:
+    """Say where to compute.
+
+    Parameters
+    ----------
+    wanted
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Returns
+    -------
+    str
+        The accelerator wanted; for ``auto``, a GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+
+    Examples
+    --------
+    >>> choose_accelerator("cpu")
+    'cpu'
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        raise InputError(f"training.accelerator: there is no {wanted} device here; use auto or cpu")
+    return wanted
+
+
 def make_fabric(training: Training, folder: Path) -> Fabric:
     """Choose device, precision and trackers.
 
@@ -188,12 +225,7 @@ def make_fabric(training: Training, folder: Path) -> Fabric:
     >>> make_fabric(Training(accelerator="cpu", precision="32-true"), Path()).device
     device(type='cpu')
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    accelerator = training.accelerator
-    if not available.get(accelerator, True):
-        raise InputError(f"training.accelerator: there is no {accelerator} device here; use auto or cpu")
-    if accelerator == "auto":
-        accelerator = next((name for name, there in available.items() if there), "cpu")
+    accelerator = choose_accelerator(training.accelerator)
     precision = training.precision
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bfloat16(accelerator) else "32-true"
@@ -215,10 +247,6 @@ def _make_logger(name: str, folder: Path) -> Logger:
             from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             return TensorBoardLogger(folder, name="tensorboard", version="")
-        if name == "csv":
-            from lightning_fabric.loggers.csv_logs import CSVLogger
-
-            return CSVLogger(folder, name="csv", version="")
         import pytorch_lightning.loggers as trackers
 
         if name == "wandb":
@@ -309,20 +337,19 @@ def make_plan(training: Training, freeze_epochs: float, batches_an_epoch: int) -
     )
 
 
-def make_scoring(config: Config) -> Scoring:
+def make_scoring(options: EvaluationOptions) -> Scoring:
     """Take over how results are scored.
 
     Parameters
     ----------
-    config
-        Its evaluation part.
+    options
+        The evaluation part of a configuration.
 
     Examples
     --------
-    >>> make_scoring(Config()).recall_at
+    >>> make_scoring(Config().evaluation).recall_at
     (1, 2, 4, 8)
     """
-    options = config.evaluation
     return Scoring(
         recall_at=tuple(options.recall_at),
         nmi=options.nmi,

@@ -67,6 +67,31 @@ def model_card(config: Config, evaluation: Evaluation | None) -> str:
     )
 
 
+def untrained_card(config: Config) -> str:
+    """Write the card of the encoder that a run is compared with.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+
+    Returns
+    -------
+    str
+        Markdown.
+
+    Examples
+    --------
+    >>> untrained_card(Config()).splitlines()[0]
+    '# deit_small_patch16_224 as it was before training'
+    """
+    encoder = config.encoder
+    return (
+        f"# {encoder.name} as it was before training\n\nThe backbone with its starting weights (`{encoder.weights}`), "
+        "pooled features at full width, unit length: what the trained model is compared with.\n"
+    )
+
+
 def _scores(evaluation: Evaluation) -> str:
     lines = [
         f"Scores on {evaluation.classes} classes not trained on, {evaluation.queries} queries, percent with interval:",

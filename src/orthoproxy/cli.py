@@ -6,23 +6,24 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 from orthoproxy import builders
-from orthoproxy.config import Config
+from orthoproxy.config import Config, Data, with_absolute_paths
 from orthoproxy.data import only
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Estimate, evaluate
-from orthoproxy.recipes import config_of, options_parser, parse
-from orthoproxy.run import judge, train
-from orthoproxy.run_folder import Run
+from orthoproxy.jobs import judge, train
+from orthoproxy.recipes import config_of, judgement_parser, options_parser, parse
+from orthoproxy.run import Run
 from orthoproxy.training import Interrupted
 
 USAGE = """\
@@ -48,17 +49,16 @@ def run_train(arguments: list[str]) -> None:
 
 def run_evaluate(arguments: list[str]) -> None:
     """Judge a model on the run's own test classes, or on other images."""
-    parser = options_parser("evaluate", "Judge a run or a model folder on images, beside the untrained encoder.")
-    parser.add_argument("model", help="A run folder or a model folder.")
-    parser.add_argument("--json", help="Also write the scores to this file.")
-    options = parse(parser, arguments)
-    model, run = Embedder.load(options.model), _run_of(options.model)
-    config = config_of(parse(parser, [*_defaults(run, arguments), *arguments]))
-    table = _judged_images(run, config)
-    evaluation = evaluate(
-        model, table, scoring=builders.make_scoring(config), workers=config.data.workers, progress=True
-    )
-    seen = len(set(table["label"]) & set(model.classes))
+    model = parse(judgement_parser(Config()), arguments).model
+    run = _run_of(model)
+    options = parse(judgement_parser(run.config if run else Config()), arguments)
+    embedder = Embedder.load(model, builders.choose_accelerator(options.accelerator))
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+    table = _judged_images(run, options.data)
+    scoring = builders.make_scoring(options.evaluation)
+    evaluation = evaluate(embedder, table, scoring=scoring, workers=options.data.workers, progress=True)
+    seen = len(set(table["label"]) & set(embedder.classes))
     scores = {**evaluation.to_dict(), "seen_classes": seen}
     _print_scores(scores)
     if seen:
@@ -67,7 +67,6 @@ def run_evaluate(arguments: list[str]) -> None:
         )
         print("note: these scores say little about unseen classes")
     if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
@@ -78,7 +77,7 @@ def run_report(arguments: list[str]) -> None:
     )
     parser.add_argument("run", help="A run folder.")
     run = Run(parse(parser, arguments).run)
-    judge(run)
+    judge(run, builders.choose_accelerator(run.config.training.accelerator))
     _show(run)
 
 
@@ -132,26 +131,23 @@ def _run_of(model: str) -> Run | None:
     return next((run for run in runs if run.exists), None)
 
 
-def _defaults(run: Run | None, arguments: list[str]) -> list[str]:
-    """The run's own configuration, as options; where another source is named, without the root and path of its own."""
-    other = any(argument.partition("=")[0] in ("--data.name", "--config") for argument in arguments)
-    if run is None:
-        if not other:
-            raise InputError("data.name: missing; say which images to judge on, for example --data.name folder")
-        return []
-    return ["--config", str(run.folder / "config.yaml"), *(["--data.root=null", "--data.path=null"] if other else [])]
-
-
-def _judged_images(run: Run | None, config: Config) -> pd.DataFrame:
+def _judged_images(run: Run | None, source: Namespace) -> pd.DataFrame:
     """The run's own test classes; of another source, its test classes or, where it has no splits, everything."""
-    if run is not None and _source(run.config) == _source(config):
-        return only(builders.split_table(run.config), "test")
-    table = builders.read_table(config.data)
+    own = run.config.data if run else None
+    if own is None and source.name is None:
+        raise InputError("data.name: missing; say which images to judge on, for example --data.name folder")
+    if own is not None and source.name is None:  # the run's own images, perhaps moved
+        data = replace(own, root=source.root or own.root, path=source.path or own.path)
+    else:
+        data = Data(source.name, source.root, source.path)
+    data = with_absolute_paths(Config(data=data).check()).data
+    if run is not None and own is not None:
+        same = (data.name, data.root, data.path) == (own.name, own.root, own.path)
+        if same or source.name is None:
+            moved = replace(own, root=data.root, path=data.path)
+            return only(builders.split_table(replace(run.config, data=moved)), "test")
+    table = builders.read_table(data)
     return only(table, "test") if (table["split"] == "test").any() else table
-
-
-def _source(config: Config) -> list[str | Path | None]:
-    return [config.data.name, *(place and Path(place).resolve() for place in (config.data.root, config.data.path))]
 
 
 def _show(run: Run) -> None:

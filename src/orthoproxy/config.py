@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from orthoproxy.errors import InputError
@@ -27,8 +28,8 @@ class Augmentation:
 class Data:
     """Which images, and how they are split and read."""
 
-    name: Literal["icons", "folder", "csv"] = "icons"
-    """Source: icons (rendered from fonts), folder (one sub-folder a class) or csv (path,label and more)."""
+    name: Literal["icons", "folder", "csv", "cub", "cars", "sop", "inshop"] = "icons"
+    """icons (rendered from fonts), folder (one sub-folder a class), csv (path,label and more), or a benchmark."""
     root: str | None = None
     """Folder of the images; for icons, where they are rendered to (default: the user's cache)."""
     path: str | None = None
@@ -169,8 +170,8 @@ class Training:
     """Stop after so many validations without improvement."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
-    loggers: list[Literal["tensorboard", "csv", "wandb", "mlflow"]] = field(default_factory=list)
-    """Trackers to send the metrics to as well."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    """Trackers that get the metrics too, besides metrics.jsonl."""
 
 
 @dataclass
@@ -245,6 +246,7 @@ class Config:
             _require(self, name, lambda x: x >= 0, "0 or more")
         for name in ("data.augmentation.crop_scale", "data.augmentation.crop_ratio"):
             _require(self, name, lambda x: 0 < x[0] <= x[1], "two positive numbers in order")
+        _require(self, "data.augmentation.crop_scale", lambda x: x[1] <= 1, "at most 1, the whole image")
         _require(self, "evaluation.recall_at", lambda x: x and min(x) >= 1, "at least one K, each 1 or more")
         _require(self, "evaluation.confidence", lambda x: 0 < x < 1, "between 0 and 1")
         scores = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
@@ -252,8 +254,8 @@ class Config:
             raise InputError(f"training.monitor: unknown {self.training.monitor!r}; one of {', '.join(scores)}")
         if self.data.name == "csv" and not self.data.path:
             raise InputError("data.path: missing; data.name csv needs the CSV file")
-        if self.data.name == "folder" and not self.data.root:
-            raise InputError("data.root: missing; data.name folder needs the folder of the images")
+        if self.data.name not in ("icons", "csv") and not self.data.root:
+            raise InputError(f"data.root: missing; data.name {self.data.name} needs the folder of the images")
         if self.training.per_class and self.training.batch_size % self.training.per_class:
             raise InputError(
                 f"training.per_class: {self.training.per_class} does not divide "
@@ -266,6 +268,7 @@ _FRACTIONS = (
     "data.test_fraction",
     "data.validation_fraction",
     "data.augmentation.flip",
+    "encoder.drop_path",
     "initialisation.whitening",
     "training.step_factor",
 )
@@ -285,8 +288,8 @@ _POSITIVE_COUNTS = (
     "evaluation.memory_mb",
 )
 _NOT_NEGATIVE = (
+    "data.augmentation.jitter",
     "data.workers",
-    "encoder.drop_path",
     "encoder.freeze_epochs",
     "loss.orthogonality.weight",
     "training.rates.backbone",
@@ -306,6 +309,35 @@ def _require(config: Config, name: str, holds: Any, what: str) -> None:
         value = getattr(value, part)
     if value is not None and not holds(value):
         raise InputError(f"{name}: must be {what}, not {value}")
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return a copy whose paths hold wherever it is read.
+
+    Parameters
+    ----------
+    config
+        Paths in it start at the current folder.
+
+    Examples
+    --------
+    >>> with_absolute_paths(Config(data=Data(name="folder", root="/images/../birds"))).data.root
+    '/birds'
+    """
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path else path
+
+    weights = config.encoder.weights
+    if weights.startswith("run:"):
+        weights = f"run:{absolute(weights.removeprefix('run:'))}"
+    elif weights not in ("hub", "none") and not weights.startswith("package:"):
+        weights = absolute(weights) or weights
+    return replace(
+        config,
+        data=replace(config.data, root=absolute(config.data.root), path=absolute(config.data.path)),
+        encoder=replace(config.encoder, weights=weights),
+    )
 
 
 def flat(config: Config) -> dict[str, Any]:

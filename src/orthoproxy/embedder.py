@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from orthoproxy.data import EvaluationImages, evaluation_transform
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder, read_tensors
-from orthoproxy.progress import track
+from orthoproxy.progress import Progress
 
 FORMAT_VERSION = 1
 
@@ -88,17 +88,23 @@ class Embedder:
         Raises
         ------
         InputError
-            For a file that cannot be read.
+            For a file that cannot be read, or for what are no images.
         """
         if isinstance(images, Tensor):
+            if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+                given = f"{images.dtype} of shape {tuple(images.shape)}"
+                raise InputError(f"images: {given}; a tensor must be B x 3 x H x W, uint8 or from 0 to 1")
             batches = images.split(batch_size) if len(images) else []
+        elif isinstance(images, Sequence) and not isinstance(images, str):
+            batches = DataLoader(EvaluationImages(images, self.transform), batch_size, num_workers=workers)
         else:
-            dataset = EvaluationImages(images, self.transform)
-            batches = DataLoader(dataset, batch_size, num_workers=workers)
-        tracked = track(batches, what, total=len(batches)) if what else batches
-        with torch.inference_mode():
-            rows = [self.encoder(batch.to(self.device)).float().cpu() for batch in tracked]
-        return torch.cat(rows).numpy() if rows else np.empty((0, self.encoder.embedding_dim), dtype=np.float32)
+            raise InputError(f"images: a {type(images).__name__}; give a list of paths or PIL images, or a tensor")
+        rows = [torch.empty(0, self.encoder.embedding_dim)]
+        with torch.inference_mode(), Progress(what or "embed", len(images), shown=what is not None) as progress:
+            for batch in batches:
+                rows.append(self.encoder(batch.to(self.device)).float().cpu())
+                progress.advance(len(batch), unit="images")
+        return torch.cat(rows).numpy()
 
     def save(self, folder: Path, card: str = "") -> None:
         """Write the model folder: all that is needed to embed.

@@ -28,6 +28,8 @@ class Progress:
         Steps done before, for example by a run that is resumed.
     every
         Seconds between two lines where standard error is not a terminal.
+    shown
+        Whether to show anything.
 
     Examples
     --------
@@ -37,13 +39,14 @@ class Progress:
     ...     progress.advance()
     """
 
-    def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0) -> None:
+    def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0, shown: bool = True) -> None:
         self.what, self.total, self.done, self.every = what, total, done, every
         self.note = ""  # shown beside the count, for example a loss
+        self.shown = shown
         self._first, self._start, self._last_line = done, time.monotonic(), time.monotonic()
         console = Console(stderr=True)
         self._bar: Bar | None = None
-        if console.is_terminal:
+        if shown and console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
             self._bar = Bar(*columns, *left, console=console)
@@ -60,15 +63,28 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self) -> None:
-        """Count a step as done."""
-        self.done += 1
+    def advance(self, steps: int = 1, unit: str | None = None) -> None:
+        """Count steps as done.
+
+        Parameters
+        ----------
+        steps
+            How many.
+        unit
+            What a step is, to show how many are done in a second; None to show `note` alone.
+        """
+        self.done += steps
+        if not self.shown:
+            return
+        now = time.monotonic()
+        speed = f"{(self.done - self._first) / max(now - self._start, 1e-9):.0f} {unit}/s" if unit else ""
+        beside = "  ".join(part for part in (self.note, speed) if part)
         if self._bar:
-            self._bar.update(self._task, advance=1, note=self.note)
-        elif time.monotonic() - self._last_line >= self.every:
-            self._last_line = time.monotonic()
-            times = f"{duration(self._last_line - self._start)} gone, {duration(self._seconds_left())} left"
-            self.say(f"{self.what} {self.done}/{self.total}, {times}  {self.note}".rstrip())
+            self._bar.update(self._task, advance=steps, note=beside)
+        elif now - self._last_line >= self.every:
+            self._last_line = now
+            times = f"{duration(now - self._start)} gone, {duration(self._seconds_left())} left"
+            self.say(f"{self.what} {self.done}/{self.total}, {times}  {beside}".rstrip())
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""

@@ -6,11 +6,12 @@ import argparse
 import difflib
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from orthoproxy.config import Config, flat, to_dict
+from orthoproxy.config import Config, Data, Evaluation, Training, flat, to_dict
 from orthoproxy.errors import InputError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -43,6 +44,43 @@ def options_parser(verb: str = "", description: str = "") -> ArgumentParser:
     return parser
 
 
+def judgement_parser(defaults: Config) -> ArgumentParser:
+    """Make the parser of ``orthoproxy evaluate``.
+
+    Parameters
+    ----------
+    defaults
+        The judged run's configuration, from which the scoring is taken where no option says otherwise.
+
+    Returns
+    -------
+    jsonargparse.ArgumentParser
+        Raises instead of exiting.
+
+    Examples
+    --------
+    >>> options = parse(judgement_parser(Config()), ["runs/x", "--evaluation.nmi", "true"])
+    >>> options.model, options.data.name, options.evaluation.nmi
+    ('runs/x', None, True)
+    """
+    parser = ArgumentParser(
+        prog="orthoproxy evaluate",
+        description="Judge a run or a model folder on images, beside the untrained encoder.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="A run folder or a model folder.")
+    parser.add_argument("--json", help="Also write the scores to this file.")
+    parser.add_argument("--data.name", type=get_type_hints(Data)["name"] | None, help="Another source of images.")
+    parser.add_argument("--data.root", type=str | None, help="Its folder; alone, where the run's own images are now.")
+    parser.add_argument("--data.path", type=str | None, help="Its CSV file; alone, where the run's own is now.")
+    parser.add_argument("--data.workers", type=int, default=defaults.data.workers, help="Processes that read images.")
+    parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
+    parser.add_class_arguments(Evaluation, "evaluation")
+    parser.set_defaults({f"evaluation.{name}": value for name, value in vars(defaults.evaluation).items()})
+    return parser
+
+
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse arguments into a namespace whose parts are those of `Config`.
 
@@ -69,6 +107,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         return parser.instantiate(parser.parse_args(arguments))
     except argparse.ArgumentError as error:
         message = " ".join(str(error).split())
+        message = re.sub(r"Expected an? typing\.Literal\[(.*?)\]", r"Expected one of \1", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message)
         raise InputError(message + _did_you_mean(message)) from error
 
 

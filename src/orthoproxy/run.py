@@ -1,289 +1,133 @@
-"""What the verbs of the command line do: train, evaluate, report."""
+"""The folder that a run leaves, and how it is opened."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from lightning_fabric import Fabric, seed_everything
-from torch import Tensor, nn
 
-from orthoproxy import builders
-from orthoproxy.builders import split_table
-from orthoproxy.card import model_card
-from orthoproxy.config import Config
-from orthoproxy.data import only
+from orthoproxy.config import Config, flat
 from orthoproxy.embedder import Embedder
-from orthoproxy.evaluation import Evaluation, mean_scores, score
-from orthoproxy.losses import Objective
-from orthoproxy.models import Encoder
-from orthoproxy.reports import RunResults, render_report
-from orthoproxy.run_folder import Run
-from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
+from orthoproxy.environment import environment
+from orthoproxy.errors import InputError
+from orthoproxy.recipes import read_config, write_config
 
-FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
+# options that do not change what a run computes
+WITHOUT_EFFECT = {"data.workers", "evaluation.memory_mb"}
 
 
-def train(config: Config, out: str | Path, resume: bool = False) -> Run:
-    """Train, judge on unseen classes beside the untrained encoder, and write the run folder.
+class Run:
+    """A run folder: where training leaves its model, scores and report.
 
     Parameters
     ----------
-    config
-        See `config.Config`; `read_config` makes one from a recipe.
-    out
-        The run folder.
-    resume
-        Go on from the folder's last checkpoint, if it has one; a finished run is returned as it is.
-
-    Returns
-    -------
-    Run
-        The folder, with model, scores and report.
-
-    Raises
-    ------
-    InputError
-        If something in the configuration or the data cannot be used, or `out` holds a run already.
-    Interrupted
-        After Ctrl-C, with the run saved.
+    folder
+        ``runs/NAME``.
 
     Examples
     --------
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> from orthoproxy import config as c
-    >>> root = Path(tempfile.mkdtemp())
-    >>> for colour in ["red", "green", "blue", "gold", "pink"]:
-    ...     (root / "images" / colour).mkdir(parents=True)
-    ...     for shade in range(3):
-    ...         Image.new("RGB", (32 + shade, 32), colour).save(root / "images" / colour / f"{shade}.png")
-    >>> run = train(
-    ...     Config(
-    ...         data=c.Data(name="folder", root=str(root / "images"), test_fraction=0.4, workers=0),
-    ...         encoder=c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32),
-    ...         training=c.Training(epochs=1, batch_size=4, precision="32-true"),
-    ...     ),
-    ...     root / "run",
-    ... )
-    >>> sorted(path.name for path in run.folder.iterdir() if path.is_file())
-    ['config.yaml', 'evaluation.json', 'metrics.jsonl', 'report.html']
+    >>> Run("runs/nowhere").finished
+    False
     """
-    run = Run(out)
-    run.check(config.check(), resume)
-    if run.finished:
-        return run
-    table = split_table(config)
-    _announce(config, table)
-    fabric = builders.make_fabric(config.training, run.folder)
-    seed_everything(config.training.seed, verbose=False)
 
-    # what is trained
-    images = only(table, "train")
-    classes = sorted(set(images["label"]))
-    labels = [classes.index(label) for label in images["label"]]
-    encoder, untrained = (encoder.to(fabric.device) for encoder in builders.make_encoders(config))
-    objective = builders.make_objective(config, len(classes), encoder.embedding_dim).to(fabric.device)
-    rates = config.training.rates
-    optimizer = make_optimizer(
-        encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
-    )
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.report = self.folder / "report.html"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
 
-    run.start(config)
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.folder / "config.yaml").is_file()
 
-    # where it starts: from the data, or where it was left
-    checkpoints = Checkpoints(run.checkpoints, encoder, objective, optimizer)
-    if checkpoints.path("last").is_file():
-        position = checkpoints.load("last")
-        run.drop_records_after(position.step)
-    else:
-        position = None
-        run.drop_records_after(0)
-        Embedder(untrained, config.data.resize).save(run.folder / "untrained", model_card(config, None))
-        _start_from_data(config, encoder, untrained, objective, images["path"].tolist(), labels, classes)
+    @property
+    def has_state(self) -> bool:
+        """Whether there is anything to go on from, or to lose."""
+        return self.exists and (self.finished or (self.checkpoints / "last.ckpt").is_file())
 
-    # the loop, and the choice of the checkpoint
-    loader, sampler = builders.make_loader(config, images["path"].tolist(), labels)
-    chosen_on = only(table, config.training.select_on)
-    try:
-        fit(
-            fabric,
-            encoder,
-            objective,
-            optimizer,
-            loader,
-            sampler,
-            builders.make_plan(config.training, config.encoder.freeze_epochs, len(sampler)),
-            checkpoints,
-            log=lambda record: _log(run, fabric, record),
-            validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
-            position=position,
-        )
-    finally:
-        for tracker in fabric.loggers:
-            tracker.finalize("done")
-    if checkpoints.path("best").is_file():
-        position = checkpoints.load("best", weights_only=True)
-        print(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes", file=sys.stderr)
+    @property
+    def finished(self) -> bool:
+        """Whether training, evaluation and report are done."""
+        return self.report.is_file()
 
-    # the result
-    vectors = objective.class_vectors()
-    proxies = None if vectors is None else vectors.detach()
-    Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model", model_card(config, None))
-    judge(run, fabric.device)
-    return run
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that the run was made with.
 
+        Raises
+        ------
+        InputError
+            If the folder holds no run.
+        """
+        if not self.exists:
+            raise InputError(f"no run in {self.folder}: config.yaml is not there")
+        return read_config(self.folder / "config.yaml")
 
-def judge(run: Run, device: str | torch.device = "cpu") -> None:
-    """Score a trained run on its test classes, and write evaluation.json, the model card and the report.
+    @property
+    def model(self) -> Embedder:
+        """The trained model."""
+        return Embedder.load(self.folder)
 
-    Parameters
-    ----------
-    run
-        With a model.
-    device
-        Where to compute.
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """The scores on the test classes, as evaluation.json holds them; None where there were no test classes."""
+        path = self.folder / "evaluation.json"
+        return json.loads(path.read_text()) if path.is_file() else None
 
-    Raises
-    ------
-    InputError
-        If the run has no model yet, or its images cannot be read.
+    def check(self, config: Config, resume: bool) -> None:
+        """Make sure that a run can start here, or go on.
 
-    Examples
-    --------
-    >>> judge(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
-    """
-    results, config = results_of(run, device), run.config
-    if results.evaluation is not None:
-        labels = {"chosen_on": config.training.select_on, "notes": results.notes}
-        scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
-        (run.folder / "evaluation.json").write_text(scores + "\n", encoding="utf-8")
-    (run.folder / "model" / "README.md").write_text(model_card(config, results.evaluation), encoding="utf-8")
-    unfinished = run.report.with_suffix(".tmp")
-    unfinished.write_text(render_report(results), encoding="utf-8")
-    unfinished.replace(run.report)
+        Parameters
+        ----------
+        config
+            Of the run.
+        resume
+            Whether a run that is there already is to go on.
 
+        Raises
+        ------
+        InputError
+            If there is a run and `resume` is false, or the run was made with another configuration.
+        """
+        if self.folder.is_file():
+            raise InputError(f"--out: {self.folder} is a file; give a folder")
+        if not self.has_state:
+            return
+        if not resume:
+            raise InputError(
+                f"{self.folder} holds a run already; resume it with --resume, or give another folder with --out"
+            )
+        before, now = flat(self.config), flat(config)
+        changed = [name for name in now if now[name] != before[name] and name not in WITHOUT_EFFECT]
+        if changed:
+            raise InputError(
+                f"{changed[0]}: {self.folder} was started with {before[changed[0]]!r}, not {now[changed[0]]!r}; "
+                "resume with the same configuration, or give another folder with --out"
+            )
 
-def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
-    """Embed a run's test images with its model and with the untrained encoder, and score both.
+    def start(self, config: Config) -> None:
+        """Make the folder, with the configuration, versions and machine, unless there is a run to go on with."""
+        if not self.has_state:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_config(replace(config, environment=environment()), self.folder / "config.yaml")
 
-    Parameters
-    ----------
-    run, device
-        As in `judge`.
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
-    Returns
-    -------
-    RunResults
-        All that the report shows.
+    def records(self) -> pd.DataFrame:
+        """Return metrics.jsonl as a table, one row a record."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        return pd.DataFrame([json.loads(line) for line in lines])
 
-    Raises
-    ------
-    InputError
-        As from `judge`.
-
-    Examples
-    --------
-    >>> results_of(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
-    """
-    start, config = time.monotonic(), run.config
-    model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
-    table = split_table(config)
-    judged = only(table, "test")
-    paths, workers = judged["path"].tolist(), config.data.workers
-    ours = model.embed(paths, workers=workers, what="embed, trained")
-    theirs = untrained.embed(paths, workers=workers, what="embed, untrained")
-    evaluation = score(ours, theirs, judged, builders.make_scoring(config), start) if len(judged) else None
-    return RunResults(
-        name=run.folder.name,
-        evaluation=evaluation,
-        table=judged,
-        trained=ours,
-        untrained=theirs,
-        log=run.records(),
-        proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
-        classes=model.classes,
-        config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
-        machine=config.environment,
-        notes=_notes(config, held_out=len(set(only(table, "validation")["label"])), evaluation=evaluation),
-    )
-
-
-def _start_from_data(
-    config: Config,
-    encoder: Encoder,
-    untrained: Encoder,
-    objective: Objective,
-    paths: list[str],
-    labels: list[int],
-    classes: list[str],
-) -> None:
-    """Set projection and proxies from the training images; what another run brought along stays."""
-    options, resize, workers = config.initialisation, config.data.resize, config.data.workers
-    device = encoder.mean.device
-    continued = config.encoder.weights.startswith("run:")
-    if options.projection == "principal" and isinstance(encoder.projection, nn.Linear) and not continued:
-        features = Embedder(untrained, resize, device=device).embed(paths, workers=workers, what="principal directions")
-        weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
-        encoder.projection.weight.data.copy_(weight)
-    if options.proxies == "class_means" and objective.class_vectors() is not None:
-        embeddings = Embedder(encoder, resize, device=device).embed(paths, workers=workers, what="class means")
-        means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
-        objective.set_class_vectors(_with_known_proxies(config.encoder.weights, means, classes) if continued else means)
-
-
-def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tensor:
-    """Replace the means of classes that the earlier run knew by its proxies."""
-    earlier = Embedder.load(weights.removeprefix("run:"))
-    if earlier.proxies is not None:
-        rows = {label: row for row, label in enumerate(earlier.classes)}
-        known = [number for number, label in enumerate(classes) if label in rows]
-        means[known] = earlier.proxies[[rows[classes[number]] for number in known]].to(means.dtype)
-    return means
-
-
-def _validate(config: Config, encoder: Encoder, table: pd.DataFrame) -> dict[str, float]:
-    embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
-    embeddings = embedder.embed(table["path"].tolist(), workers=config.data.workers)
-    return mean_scores(embeddings, table, builders.make_scoring(config))
-
-
-def _log(run: Run, fabric: Fabric, record: dict[str, Any]) -> None:
-    run.log(record)
-    fabric.log_dict({name: value for name, value in record.items() if name != "step"}, step=record["step"])
-
-
-def _announce(config: Config, table: pd.DataFrame) -> None:
-    counts = [
-        f"{name} {len(set(rows['label']))} classes, {len(rows)} images"
-        for name in ("train", "validation", "test")
-        if len(rows := only(table, name))
-    ]
-    print(f"{config.data.name}: {'; '.join(counts)}", file=sys.stderr)
-
-
-def _notes(config: Config, held_out: int, evaluation: Evaluation | None) -> list[str]:
-    """Say what a reader of the scores must know; `held_out` is the number of validation classes."""
-    notes = []
-    if config.training.select_on == "test":
-        notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
-    elif config.training.select_on == "none" or held_out == 0:
-        notes.append("No classes were held out to choose a checkpoint: the last one was kept.")
-    elif held_out < FEW_CLASSES:
-        notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
-    difference = evaluation.difference if evaluation else None
-    worse = [metric for metric, change in (difference or {}).items() if change.value < 0]
-    if worse:
-        notes.append(f"Training made retrieval worse than the untrained encoder's in {', '.join(worse)}.")
-    return notes
+    def drop_records_after(self, step: int) -> None:
+        """Forget records of steps that a checkpoint does not know, since resuming takes these steps again."""
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        self.metrics.write_text("".join(kept))

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
-from orthoproxy.data import BatchSampler, TrainingImages, folder_table, training_transform
+from orthoproxy.data import BatchSampler, TrainingImages, evaluation_transform, folder_table, training_transform
 from orthoproxy.errors import InputError
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
 from orthoproxy.training import Checkpoints, Interrupted, Plan, fit, make_optimizer
@@ -31,9 +31,9 @@ class Setting:
         self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer)
         self.records = []
 
-    def fit(self, plan, validate=None, position=None, log=None):
+    def fit(self, plan, validate=None, position=None, log=None, precision="32-true"):
         return fit(
-            Fabric(accelerator="cpu", devices=1),
+            Fabric(accelerator="cpu", devices=1, precision=precision),
             self.encoder,
             self.objective,
             self.optimizer,
@@ -88,10 +88,57 @@ def test_the_backbone_rests_while_frozen(setting):
     assert not torch.equal(after["backbone.cls_token"], setting.parameters()["backbone.cls_token"])
 
 
-def test_accumulated_gradients_are_averaged_into_one_step(setting, tmp_path, tiny_encoder, image_folder):
-    position = setting.fit(Plan(epochs=1, accumulate=2))
-    assert position.step == 2  # three batches: two, and the one left over
-    setting.optimizer.zero_grad()
+class MeanOverImages(torch.nn.Module):
+    """A loss that is a mean over the images, so that two batches weigh as much as one twice the size."""
+
+    def __init__(self):
+        super().__init__()
+        self.proxies = torch.nn.Parameter(torch.linspace(-1, 1, 24).view(3, 8))
+
+    def forward(self, embeddings, labels):
+        return (embeddings * self.proxies[labels]).sum(dim=1).mean()
+
+
+def test_accumulated_gradients_are_averaged_into_one_step(tmp_path, tiny_encoder, image_folder):
+    gradients = []
+    for batch_size, accumulate in ((6, 1), (3, 2)):
+        setting = Setting(tmp_path, tiny_encoder, image_folder, batch_size)
+        setting.objective = Objective(MeanOverImages(), 3, SoftOrthogonality())
+        setting.optimizer = make_optimizer(setting.encoder, setting.objective, 0.0, 0.0, 0.0, 0.0)
+        seen = []
+        setting.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, seen=seen: seen.append(
+                torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]])
+            )
+        )
+        # the same images in the same views: the sampler's order does not depend on the batch size
+        setting.loader.dataset.transform = evaluation_transform(32)
+        position = setting.fit(Plan(epochs=1, accumulate=accumulate))
+        assert position.step == len(seen) == 2
+        gradients.append(seen)
+    for whole, accumulated in zip(*gradients, strict=True):
+        torch.testing.assert_close(accumulated, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_left_over_is_a_step_of_its_own(setting):
+    assert setting.fit(Plan(epochs=1, accumulate=2)).step == 2  # of three batches
+
+
+def test_weights_that_have_diverged_are_neither_judged_nor_saved(setting):
+    for group in setting.optimizer.param_groups:
+        group["highest_rate"] = float("inf")
+    validated = []
+    with pytest.raises(InputError, match=r"not finite at step|the loss is nan at step"):
+        setting.fit(Plan(epochs=2, log_every=1000), validate=lambda: validated.append(1) or {"map@r": 1.0})
+    assert not validated and not setting.checkpoints.path("last").exists()
+
+
+def test_bfloat16_trains_float32_weights(setting):
+    before = setting.parameters()
+    setting.fit(Plan(epochs=1, log_every=1), precision="bf16-mixed")
+    after = setting.parameters()
+    assert all(after[name].dtype == torch.float32 and not torch.equal(after[name], before[name]) for name in before)
+    assert all(torch.tensor(record["loss"]).isfinite() for record in setting.records)
 
 
 def test_clipping_bounds_the_gradient(setting):

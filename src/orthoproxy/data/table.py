@@ -55,6 +55,9 @@ def make_table(
     1  b.png   dog  train  both
     """
     columns = {"path": list(path), "label": list(label)}
+    given = (path, label, *(x for x in (split, role, group) if not isinstance(x, str)))
+    if len({len(x) for x in given}) > 1:
+        raise InputError(f"the columns of a table must be equally long, not {sorted({len(x) for x in given})}")
     for name, value in (("split", split), ("role", role), ("group", group)):
         columns[name] = [value] * len(columns["path"]) if isinstance(value, str) else list(value)
     table = pd.DataFrame(columns).fillna("").astype(str)

@@ -1,6 +1,14 @@
 """Exact retrieval metrics with class-bootstrap intervals, beside the untrained encoder."""
 
-from orthoproxy.evaluation.evaluate import Evaluation, Scoring, collection_of, evaluate, mean_scores, score
+from orthoproxy.evaluation.evaluate import (
+    Evaluation,
+    Scoring,
+    collection_of,
+    evaluate,
+    mean_scores,
+    require_scorable,
+    score,
+)
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.neighbours import Collection, comparisons, nearest, positive_ranks
@@ -21,6 +29,7 @@ __all__ = [
     "normalized_mutual_information",
     "positive_ranks",
     "query_metrics",
+    "require_scorable",
     "resampled_means",
     "score",
 ]

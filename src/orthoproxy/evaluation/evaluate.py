@@ -180,6 +180,8 @@ def score(
     100.0 [100.0, 100.0]
     """
     start = time.monotonic() if start is None else start
+    if any(x is not None and len(x) != len(table) for x in (trained, untrained)):
+        raise ValueError(f"embeddings: one row an image is needed, and the table has {len(table)} images")
     ours = _sample(trained, table, scoring)
     theirs = ours if untrained is None else _sample(untrained, table, scoring)
     compared = untrained is not None
@@ -224,6 +226,49 @@ def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -
     1.0
     """
     return _sample(embeddings, table, replace(scoring, draws=1)).values
+
+
+def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str) -> None:
+    """Make sure, from labels, roles and groups alone, that some query has a positive in its gallery.
+
+    Parameters
+    ----------
+    table
+        From `data.make_table`.
+    scoring
+        Says whether a query's own group is left out.
+    what
+        Names the images in the error.
+
+    Raises
+    ------
+    InputError
+        With what is missing.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> require_scorable(make_table(["1", "2"], ["a", "b"]), Scoring(), "test")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: test: no query has another image of its class in the gallery; give classes two images
+    """
+    in_gallery, is_query = table["role"] != "query", table["role"] != "gallery"
+    gallery = table[in_gallery]
+    positives = table["label"].map(gallery["label"].value_counts()).fillna(0) - in_gallery
+    if (positives[is_query] > 0).any():
+        if not scoring.excludes_group(table):
+            return
+        own = gallery[gallery["group"] != ""].value_counts(["label", "group"]).rename("own").reset_index()
+        same_group = table.merge(own, on=["label", "group"], how="left")["own"].fillna(0).to_numpy()
+        with_itself = np.where(table["group"] != "", in_gallery, False)
+        if (positives - same_group + with_itself)[is_query].gt(0).any():
+            return
+        raise InputError(
+            f"{what}: no query has an image of its class in another group; "
+            "set evaluation.exclude_group to false, or give images other groups"
+        )
+    raise InputError(f"{what}: no query has another image of its class in the gallery; give classes two images")
 
 
 def collection_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bool) -> Collection:
@@ -287,7 +332,7 @@ def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _S
     metrics = query_metrics(collection, scoring.recall_at, scoring.memory_mb)
     scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
     if not scored.any():
-        raise InputError("no query has another image of its class in the gallery; give classes two images or more")
+        require_scorable(table, scoring, "the data")
     names, classes = np.unique(collection.labels[collection.queries][scored], return_inverse=True)
     weights = class_draws(len(names), scoring.draws)
     values = {name: float(value[scored].mean()) for name, value in metrics.items()}

@@ -70,9 +70,10 @@ class Objective(nn.Module):
         self.loss, self.miner, self.orthogonality = loss, miner, orthogonality
         self.num_classes, self.weight = num_classes, weight
         name = type(loss).__name__
+        self._home = next((CLASS_VECTORS[c.__name__] for c in type(loss).__mro__ if c.__name__ in CLASS_VECTORS), None)
         if miner is not None and (name in TAKES_NO_MINER or type(loss).__module__.startswith("orthoproxy.")):
             raise InputError(f"loss.miner: {name} uses every image of the batch and takes no miner; leave it out")
-        if weight != 0 and name not in CLASS_VECTORS:
+        if weight != 0 and self._home is None:
             raise InputError(
                 f"loss.orthogonality.weight: {name} keeps no vector a class, so there is nothing to keep orthogonal; "
                 f"set it to 0 or use one of {', '.join(CLASS_VECTORS)}"
@@ -100,7 +101,7 @@ class Objective(nn.Module):
         Tensor or None
             None for losses without class vectors, such as those on pairs and triplets.
         """
-        if type(self.loss).__name__ not in CLASS_VECTORS:
+        if self._home is None:
             return None
         centres = self._centres()
         return centres if len(centres) == self.num_classes else centres.unflatten(0, (self.num_classes, -1)).mean(dim=1)
@@ -124,6 +125,7 @@ class Objective(nn.Module):
         centres.copy_(started)
 
     def _centres(self) -> Float[Tensor, "CK D"]:
-        attribute, layout = CLASS_VECTORS[type(self.loss).__name__]
+        assert self._home is not None
+        attribute, layout = self._home
         parameter = getattr(self.loss, attribute)
         return parameter if layout == ROWS else parameter.T

@@ -145,9 +145,9 @@ def _offered(library: ModuleType | None) -> list[str]:
 
 
 def _find(field: str, name: str, library: ModuleType | None, extra: Iterable[str] = ()) -> type[nn.Module]:
-    if name in REFUSED:
-        raise InputError(f"{field}: {name} cannot be used: {REFUSED[name]}")
     offered = [*extra, *_offered(library)]
+    if name in REFUSED:
+        raise InputError(f"{field}: {name} cannot be used: {REFUSED[name]}; there are {', '.join(offered)}")
     if name not in offered:
         raise InputError(f"{field}: unknown {name!r}{_did_you_mean(name, offered)}; there are {', '.join(offered)}")
     return getattr(library, name)
@@ -162,7 +162,8 @@ def _construct(
             raise InputError(f"{field}: {argument} of {name} follows from the data and the encoder; leave it out")
         if argument in OBJECTS:
             raise InputError(
-                f"{field}: {argument} of {name} takes or weighs a Python object, which a recipe cannot name"
+                f"{field}: {argument} of {name} takes or weighs a Python object, which a recipe cannot name; "
+                f"it takes {', '.join(allowed) or 'no arguments'}"
             )
         if argument not in allowed:
             raise InputError(

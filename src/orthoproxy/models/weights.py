@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import socket
 import sys
 import textwrap
@@ -21,9 +22,7 @@ from torch import Tensor
 from orthoproxy.errors import InputError
 from orthoproxy.models.encoder import Encoder
 
-CHOICES = (
-    "encoder.weights can also be a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
-)
+CHOICES = "a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
 
 
 def load_weights(encoder: Encoder, source: str) -> None:
@@ -107,6 +106,9 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
 
 def _from_hub(name: str) -> dict[str, Tensor]:
     """Let timm download; whatever goes wrong on the way is the network's, the hub's or the disk's."""
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not published.has_weights:
+        raise InputError(f"encoder.weights: timm publishes no weights for {name}; choose others: {CHOICES}")
     try:
         with _cache_alone_without_network():
             return dict(timm.create_model(name, pretrained=True).state_dict())
@@ -156,6 +158,10 @@ def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
 
 def _load_run(encoder: Encoder, folder: Path) -> None:
     folder = folder / "model" if (folder / "model").is_dir() else folder
+    config = folder / "config.json"
+    trained = json.loads(config.read_text(encoding="utf-8")).get("encoder") if config.is_file() else None
+    if trained not in (None, encoder.name):
+        raise InputError(f"encoder.name: run:{folder} was trained with {trained}, not {encoder.name}; use the same")
     tensors = read_tensors(folder / "model.safetensors", "encoder.weights")
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
     for name, x in tensors.items():

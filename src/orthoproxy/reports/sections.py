@@ -34,7 +34,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the page says about the proxies; see `geometry`."""
+    """What the page says about the proxies; see `proxy_geometry`."""
 
     classes: int
     dim: int

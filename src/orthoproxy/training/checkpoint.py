@@ -108,14 +108,14 @@ class Checkpoints:
             os.fsync(file.fileno())
         unfinished.replace(self.path(name))
 
-    def load(self, name: str, weights_only: bool = False) -> Position:
+    def load(self, name: str, model_only: bool = False) -> Position:
         """Restore a checkpoint.
 
         Parameters
         ----------
         name
             ``last`` or ``best``.
-        weights_only
+        model_only
             Restore encoder and objective only, not optimiser and random states.
 
         Returns
@@ -139,7 +139,7 @@ class Checkpoints:
         try:
             self.encoder.load_state_dict(state["encoder"])
             self.objective.load_state_dict(state["objective"])
-            if not weights_only:
+            if not model_only:
                 self.optimizer.load_state_dict(state["optimizer"])
                 _restore_random_states(state["random"])
         except (KeyError, ValueError, RuntimeError) as error:

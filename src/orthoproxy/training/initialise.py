@@ -17,8 +17,10 @@ from orthoproxy.errors import InputError
 def principal_weight(features: Float[Tensor, "N F"], dim: int, whitening: float = 1.0) -> Float[Tensor, "D F"]:
     """Make a projection onto the first principal directions of features.
 
-    With singular values s and right singular vectors v of the features, row j is ``v_j / s_j^whitening``, all rows
-    scaled alike to length 1 on average. The features are not centred, so that their length does not matter.
+    With eigenvalues e and eigenvectors v of the features' second moments ``features^T features``, row j is
+    ``v_j / sqrt(e_j)^whitening``, all rows scaled alike to length 1 on average. Eigenvalues below half the mean of all
+    F are raised to it: directions that the data hardly use, as when there are fewer images than dimensions, are noise,
+    and to blow them up would drown the rest. The features are not centred, so that their length does not matter.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ def principal_weight(features: Float[Tensor, "N F"], dim: int, whitening: float 
 
     Examples
     --------
-    >>> features = torch.randn(50, 3) * torch.tensor([1.0, 5.0, 25.0])
+    >>> features = torch.randn(50, 3) * torch.tensor([1.0, 20.0, 25.0])
     >>> weight = principal_weight(features, dim=2)
     >>> energies = (features @ weight.T).square().sum(dim=0)
     >>> bool(abs(energies[0] / energies[1] - 1) < 1e-3)
@@ -55,9 +57,8 @@ def principal_weight(features: Float[Tensor, "N F"], dim: int, whitening: float 
         )
     energies, directions = torch.linalg.eigh(features.double().T @ features.double())  # ascending
     directions = directions.flip(1)[:, :dim].T  # D F
-    spread = energies.flip(0)[:dim].clamp_min(0).sqrt()
-    # directions that the data hardly use would be blown up to noise
-    weight = directions / spread.clamp_min(1e-3 * spread.max())[:, None] ** whitening
+    spread = energies.flip(0)[:dim].clamp_min(energies.sum() / (2 * width)).sqrt()
+    weight = directions / spread[:, None] ** whitening
     return (weight / weight.norm(dim=1).mean()).to(features.dtype)
 
 

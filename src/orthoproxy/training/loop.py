@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -27,7 +27,7 @@ from orthoproxy.models import Encoder
 from orthoproxy.progress import Progress
 from orthoproxy.training.checkpoint import Checkpoints, Position
 
-Batch = tuple[Tensor, Tensor]
+Batch = Sequence[Tensor]  # pixels and class numbers
 Record = dict[str, Any]
 
 
@@ -132,42 +132,36 @@ def fit(
     """
     position = position or Position()
     forward = fabric.setup_module(encoder)
-    backbone = [p for group in optimizer.param_groups if group["name"] == "backbone" for p in group["params"]]
     steps_an_epoch = math.ceil(len(sampler) / plan.accumulate)
     with _stop_on_ctrl_c() as stopped, Progress("train", plan.epochs * steps_an_epoch, position.step) as progress:
         while position.epoch < plan.epochs and not _exhausted(position, plan):
             encoder.train()
             sampler.set_position(position.epoch, position.batch)
             meter = _Meter()
+            loss = ""
             for batches in _grouped(loader, plan.accumulate):
-                for parameter in backbone:
-                    parameter.requires_grad_(position.step >= plan.freeze_steps)
-                factor = plan.rate_factor(position.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = factor * group["highest_rate"]
-
-                parts: dict[str, Tensor] = {}
-                for images, labels in batches:
-                    images, labels = fabric.to_device((images, labels))
-                    parts = objective(forward(images), labels)
-                    fabric.backward(parts["loss"] / len(batches))
-                    meter.count(len(images))
+                _set_rates(optimizer, plan, position.step)
+                parts = [_forward_backward(fabric, forward, objective, batch, len(batches)) for batch in batches]
                 _clip(optimizer, plan)
                 optimizer.step()
                 optimizer.zero_grad()
 
                 position.step += 1
                 position.batch += len(batches)
+                meter.count(sum(len(images) for images, _ in batches))
                 if position.step % plan.log_every == 0 or position.batch == len(sampler):
                     record = _record(parts, optimizer, position, meter)
                     log(record)
-                    progress.note = f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} images/s"
+                    loss = f"loss {record['loss']:.3f}  "
+                progress.note = f"{loss}{meter.speed():.0f} images/s"
                 progress.advance()
                 if stopped():
+                    _require_finite(encoder, objective, position)
                     checkpoints.save("last", position)
                     raise Interrupted(f"stopped after step {position.step}; the run is saved")
 
             position.epoch, position.batch = position.epoch + 1, 0
+            _require_finite(encoder, objective, position)
             line = f"epoch {position.epoch}/{plan.epochs}  {progress.note}"
             if validate is not None and (position.epoch % plan.validate_every == 0 or position.epoch == plan.epochs):
                 scores = validate()
@@ -182,30 +176,54 @@ def fit(
     return position
 
 
+def _set_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
+    """Set each group's rate for a step; the backbone gets no gradient while it is frozen."""
+    factor = plan.rate_factor(step)
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["highest_rate"]
+        if group["name"] == "backbone":
+            for parameter in group["params"]:
+                parameter.requires_grad_(step >= plan.freeze_steps)
+
+
+def _forward_backward(
+    fabric: Fabric, forward: Callable[[Tensor], Tensor], objective: Objective, batch: Batch, batches: int
+) -> dict[str, Tensor]:
+    images, labels = fabric.to_device(batch)
+    parts = objective(forward(images), labels)
+    fabric.backward(parts["loss"] / batches)
+    return {name: value.detach() for name, value in parts.items()}
+
+
 class _Meter:
-    """Counts images and seconds between two records."""
+    """Counts images and seconds, of the epoch and since the last record."""
 
     def __init__(self) -> None:
-        self.images, self.start = 0, time.monotonic()
+        self.images = self.recorded_images = 0
+        self.start = self.recorded = time.monotonic()
 
     def count(self, images: int) -> None:
         self.images += images
 
-    def restart(self) -> tuple[float, float]:
-        """Return images a second and seconds since the last restart."""
-        seconds, images = time.monotonic() - self.start, self.images
-        self.images, self.start = 0, time.monotonic()
-        return images / seconds, seconds
+    def speed(self) -> float:
+        """Images a second in this epoch."""
+        return self.images / max(time.monotonic() - self.start, 1e-9)
+
+    def record(self) -> tuple[float, float]:
+        """Images a second, and seconds, since the last call."""
+        now = time.monotonic()
+        seconds, images = now - self.recorded, self.images - self.recorded_images
+        self.recorded, self.recorded_images = now, self.images
+        return images / max(seconds, 1e-9), seconds
 
 
-def _record(parts: dict[str, Tensor], optimizer: torch.optim.Optimizer, position: Position, meter: _Meter) -> Record:
-    losses = {name: float(value.detach()) for name, value in parts.items()}
+def _record(
+    parts: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer, position: Position, meter: _Meter
+) -> Record:
+    losses = {name: torch.stack([part[name] for part in parts]).mean().item() for name in parts[0]}
     if not math.isfinite(losses["loss"]):
-        raise InputError(
-            f"the loss is {losses['loss']} at step {position.step}: training.rates or loss.args are too extreme; "
-            "lower them (the last checkpoint is from before)"
-        )
-    images_per_second, seconds = meter.restart()
+        raise InputError(_DIVERGED.format(what=f"the loss is {losses['loss']}", step=position.step))
+    images_per_second, seconds = meter.record()
     position.seconds += seconds
     rates = {f"rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
     return {
@@ -216,6 +234,18 @@ def _record(parts: dict[str, Tensor], optimizer: torch.optim.Optimizer, position
         "images_per_second": images_per_second,
         "seconds": position.seconds,
     }
+
+
+_DIVERGED = (
+    "{what} at step {step}: training.rates or loss.args are too extreme, lower them; what is saved is from before"
+)
+
+
+def _require_finite(encoder: Encoder, objective: Objective, position: Position) -> None:
+    """Never judge or save a model that has diverged; the loss is looked at on recorded steps only."""
+    parameters = [*encoder.parameters(), *objective.parameters()]
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        raise InputError(_DIVERGED.format(what="the weights are not finite", step=position.step))
 
 
 def _validation_record(scores: dict[str, float], position: Position) -> Record:

@@ -1,0 +1,317 @@
+"""What the verbs of the command line do: train, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric, seed_everything
+from lightning_fabric.loggers.logger import Logger
+from torch import Tensor, nn
+
+from orthoproxy import builders
+from orthoproxy.builders import split_table
+from orthoproxy.card import model_card, untrained_card
+from orthoproxy.config import Config, with_absolute_paths
+from orthoproxy.data import only
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import Evaluation, mean_scores, require_scorable, score
+from orthoproxy.losses import Objective
+from orthoproxy.models import Encoder, load_weights
+from orthoproxy.reports import RunResults, render_report
+from orthoproxy.run import Run
+from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
+
+FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
+
+
+def train(config: Config, out: str | Path | None = None, resume: bool = False) -> Run:
+    """Train, judge on unseen classes beside the untrained encoder, and write the run folder.
+
+    Parameters
+    ----------
+    config
+        See `config.Config`; `read_config` makes one from a recipe.
+    out
+        The run folder; None for ``runs/`` and the name of the data.
+    resume
+        Go on from the folder's last checkpoint, if it has one; a finished run is returned as it is.
+
+    Returns
+    -------
+    Run
+        The folder, with model, scores and report.
+
+    Raises
+    ------
+    InputError
+        If something in the configuration or the data cannot be used, or `out` holds a run already.
+    Interrupted
+        After Ctrl-C, with the run saved.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from orthoproxy import config as c
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for colour in ["red", "green", "blue", "gold", "pink"]:
+    ...     (root / "images" / colour).mkdir(parents=True)
+    ...     for shade in range(3):
+    ...         Image.new("RGB", (32 + shade, 32), colour).save(root / "images" / colour / f"{shade}.png")
+    >>> run = train(
+    ...     Config(
+    ...         data=c.Data(name="folder", root=str(root / "images"), test_fraction=0.4, workers=0),
+    ...         encoder=c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32),
+    ...         training=c.Training(epochs=1, batch_size=4, precision="32-true"),
+    ...     ),
+    ...     root / "run",
+    ... )
+    >>> sorted(path.name for path in run.folder.iterdir() if path.is_file())
+    ['config.yaml', 'evaluation.json', 'metrics.jsonl', 'report.html']
+    """
+    config = with_absolute_paths(config.check())
+    run = Run(out or Path("runs") / config.data.name)
+    run.check(config, resume)
+    if run.finished:
+        return run
+    table = split_table(config)
+    _check_images(config, table)
+    fabric = builders.make_fabric(config.training, run.folder)
+    seed_everything(config.training.seed, verbose=False)
+
+    # what is trained
+    images = only(table, "train")
+    classes = sorted(set(images["label"]))
+    number = {label: position for position, label in enumerate(classes)}
+    paths, labels = images["path"].tolist(), [number[label] for label in images["label"]]
+    encoder = builders.make_encoder(config).to(fabric.device)
+    objective = builders.make_objective(config, len(classes), encoder.embedding_dim).to(fabric.device)
+    rates = config.training.rates
+    optimizer = make_optimizer(
+        encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
+    )
+
+    # where it starts: where it was left, or from the data
+    checkpoints = Checkpoints(run.checkpoints, encoder, objective, optimizer)
+    if run.has_state:
+        position = checkpoints.load("last")
+        run.drop_records_after(position.step)
+    else:
+        position = None
+        load_weights(encoder, config.encoder.weights)
+        run.start(config)
+        run.drop_records_after(0)
+        _start(run, encoder, objective, paths, labels, classes)
+
+    # the loop, and the choice of the checkpoint
+    loader, sampler = builders.make_loader(config, paths, labels)
+    chosen_on = only(table, config.training.select_on)
+    with _finalized(fabric.loggers):
+        fit(
+            fabric,
+            encoder,
+            objective,
+            optimizer,
+            loader,
+            sampler,
+            builders.make_plan(config.training, config.encoder.freeze_epochs, len(sampler)),
+            checkpoints,
+            log=lambda record: _log(run, fabric, record),
+            validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
+            position=position,
+        )
+    if checkpoints.path("best").is_file():
+        position = checkpoints.load("best", model_only=True)
+        print(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes", file=sys.stderr)
+
+    # the result
+    vectors = objective.class_vectors()
+    proxies = None if vectors is None else vectors.detach()
+    Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model")
+    judge(run, fabric.device)
+    return run
+
+
+def judge(run: Run, device: str | torch.device = "cpu") -> None:
+    """Score a trained run on its test classes, and write evaluation.json, the model card and the report.
+
+    Parameters
+    ----------
+    run
+        With a model.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    InputError
+        If the run has no model yet, or its images cannot be read.
+
+    Examples
+    --------
+    >>> judge(Run("runs/nowhere"))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
+    """
+    results, config = results_of(run, device), run.config
+    if results.evaluation is not None:
+        labels = {"chosen_on": config.training.select_on, "notes": results.notes}
+        scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
+        (run.folder / "evaluation.json").write_text(scores + "\n", encoding="utf-8")
+    (run.folder / "model" / "README.md").write_text(model_card(config, results.evaluation), encoding="utf-8")
+    unfinished = run.report.with_suffix(".tmp")
+    unfinished.write_text(render_report(results), encoding="utf-8")
+    unfinished.replace(run.report)
+
+
+def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
+    """Embed a run's test images with its model and with the untrained encoder, and score both.
+
+    Parameters
+    ----------
+    run, device
+        As in `judge`.
+
+    Returns
+    -------
+    RunResults
+        All that the report shows.
+
+    Raises
+    ------
+    InputError
+        As from `judge`.
+
+    Examples
+    --------
+    >>> results_of(Run("runs/nowhere"))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
+    """
+    start, config = time.monotonic(), run.config
+    model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
+    table = split_table(config)
+    judged = only(table, "test")
+    paths, workers = judged["path"].tolist(), config.data.workers
+    ours = model.embed(paths, workers=workers, what="embed, trained")
+    theirs = untrained.embed(paths, workers=workers, what="embed, untrained")
+    evaluation = score(ours, theirs, judged, builders.make_scoring(config.evaluation), start) if len(judged) else None
+    return RunResults(
+        name=run.folder.name,
+        evaluation=evaluation,
+        table=judged,
+        trained=ours,
+        untrained=theirs,
+        log=run.records(),
+        proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
+        classes=model.classes,
+        config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
+        machine=config.environment,
+        notes=_notes(config, held_out=len(set(only(table, "validation")["label"])), evaluation=evaluation),
+    )
+
+
+def _check_images(config: Config, table: pd.DataFrame) -> None:
+    """Find out before the training what would spoil the judgement after it."""
+    counts = {name: only(table, name) for name in ("train", "validation", "test")}
+    described = [f"{name} {len(set(x['label']))} classes, {len(x)} images" for name, x in counts.items() if len(x)]
+    print(f"{config.data.name}: {'; '.join(described)}", file=sys.stderr)
+    missing = [path for path in table["path"] if not Path(path).is_file()]
+    if missing:
+        raise InputError(f"data: no file {missing[0]} ({len(missing)} such); check data.root and data.path")
+    judged = {config.training.select_on, "test"} - {"none"}
+    for name in judged:
+        if len(counts[name]):
+            require_scorable(counts[name], builders.make_scoring(config.evaluation), f"{name} classes")
+    if config.encoder.weights.startswith("run:"):
+        earlier = set(Embedder.load(config.encoder.weights.removeprefix("run:")).classes)
+        known = sorted(earlier & set().union(*(counts[name]["label"] for name in judged)))
+        if known:
+            raise InputError(
+                f"encoder.weights: that run was trained on {known[0]!r} ({len(known)} such classes), which are to be "
+                "judged as unseen here;\ngive them to train (column split of a CSV file), or start from other weights"
+            )
+
+
+def _start(
+    run: Run, encoder: Encoder, objective: Objective, paths: list[str], labels: list[int], classes: list[str]
+) -> None:
+    """Keep the untrained encoder, and set projection and proxies from the training images.
+
+    What another run brought along (``run:`` weights) stays.
+    """
+    config, device = run.config, encoder.mean.device
+    options, workers, weights = config.initialisation, config.data.workers, config.encoder.weights
+    untrained = Embedder(builders.make_untrained(encoder), config.data.resize, device=device)
+    untrained.save(run.folder / "untrained", untrained_card(config))
+    continued = weights.startswith("run:")
+    if options.projection == "principal" and isinstance(encoder.projection, nn.Linear) and not continued:
+        features = untrained.embed(paths, workers=workers, what="principal directions")
+        weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
+        encoder.projection.weight.data.copy_(weight)
+    if options.proxies == "class_means" and objective.class_vectors() is not None:
+        embedder = Embedder(encoder, config.data.resize, device=device)
+        embeddings = embedder.embed(paths, workers=workers, what="class means")
+        means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
+        objective.set_class_vectors(_with_known_proxies(weights, means, classes) if continued else means)
+
+
+def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tensor:
+    """Replace the means of classes that the earlier run knew by its proxies."""
+    earlier = Embedder.load(weights.removeprefix("run:"))
+    if earlier.proxies is not None:
+        rows = {label: row for row, label in enumerate(earlier.classes)}
+        known = [number for number, label in enumerate(classes) if label in rows]
+        means[known] = earlier.proxies[[rows[classes[number]] for number in known]].to(means.dtype)
+    return means
+
+
+def _validate(config: Config, encoder: Encoder, table: pd.DataFrame) -> dict[str, float]:
+    embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
+    embeddings = embedder.embed(table["path"].tolist(), workers=config.data.workers)
+    return mean_scores(embeddings, table, replace(builders.make_scoring(config.evaluation), nmi=False))
+
+
+def _log(run: Run, fabric: Fabric, record: dict[str, Any]) -> None:
+    run.log(record)
+    fabric.log_dict({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+
+
+@contextmanager
+def _finalized(trackers: Sequence[Logger]) -> Iterator[None]:
+    """Tell trackers how it ended."""
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        for tracker in trackers:
+            tracker.finalize(status)
+
+
+def _notes(config: Config, held_out: int, evaluation: Evaluation | None) -> list[str]:
+    """Say what a reader of the scores must know; `held_out` is the number of validation classes."""
+    notes = []
+    if config.training.select_on == "test":
+        notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
+    elif config.training.select_on == "none" or held_out == 0:
+        notes.append("The last checkpoint was kept; none was chosen on held-out classes.")
+    elif held_out < FEW_CLASSES:
+        notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
+    difference = evaluation.difference if evaluation else None
+    worse = [metric for metric, change in (difference or {}).items() if change.high < 0]
+    if worse:
+        notes.append(f"Training made retrieval worse than the untrained encoder's in {', '.join(worse)}.")
+    return notes
