@@ -110,7 +110,6 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
         position = None
         load_weights(encoder, config.encoder.weights)
         run.start(config)
-        run.drop_records_after(0)
         _start(run, encoder, objective, paths, labels, classes)
 
     # the loop, and the choice of the checkpoint

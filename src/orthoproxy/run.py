@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -111,10 +112,11 @@ class Run:
             )
 
     def start(self, config: Config) -> None:
-        """Make the folder, with the configuration, versions and machine, unless there is a run to go on with."""
-        if not self.has_state:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_config(replace(config, environment=environment()), self.folder / "config.yaml")
+        """Make the folder, with the configuration, versions and machine; what a failed start left is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.metrics.unlink(missing_ok=True)
+        write_config(replace(config, environment=environment()), self.folder / "config.yaml")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl."""
