@@ -108,7 +108,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     except argparse.ArgumentError as error:
         message = " ".join(str(error).split())
         message = re.sub(r"Expected an? typing\.Literal\[(.*?)\]", r"Expected one of \1", message)
-        message = re.sub(r"<class '(\w+)'>", r"\1", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("a tuple", "a list such as '[1, 10]'")
+        message = message.replace("arguments are required: out", "arguments are required: --out")
         raise InputError(message + _did_you_mean(message)) from error
 
 
