@@ -86,7 +86,7 @@ def split_table(config: Config) -> pd.DataFrame:
     See `read_table`.
     """
     data = config.data
-    table = assign_split(read_table(data), data.test_fraction)
+    table = assign_split(read_table(data), data.test_fraction, data.test_classes)
     if config.training.select_on == "validation":
         table = hold_out_validation(table, data.validation_fraction)
     if not (table["split"] == "train").any():

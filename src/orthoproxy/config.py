@@ -36,6 +36,8 @@ class Data:
     """The CSV file, for data.name csv."""
     test_fraction: float = 0.2
     """Share of the classes kept for the final judgement, by hash of the name, where the source has no split."""
+    test_classes: list[str] | None = None
+    """The classes kept for the final judgement by name, instead of a share."""
     validation_fraction: float = 0.1
     """Share of the training classes that choose the checkpoint instead of being trained on, by hash of the name."""
     resize: int | None = None

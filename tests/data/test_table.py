@@ -129,3 +129,10 @@ def test_only_starts_a_fresh_index() -> None:
     table = make_table(list("123"), list("abc"), split=["test", "train", "test"])
     assert only(table, "test").index.tolist() == [0, 1]
     assert only(table, "validation").empty
+
+
+def test_test_classes_are_named_instead_of_drawn():
+    table = table_of(["a", "b", "c"])
+    assert assign_split(table, 0.9, ["c", "a"]).split.tolist() == ["test", "train", "test"] * 2
+    with pytest.raises(InputError, match=r"data\.test_classes: 'd' is no class of the data, or has a split already"):
+        assign_split(table, 0.9, ["c", "d"])

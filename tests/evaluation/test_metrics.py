@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +107,20 @@ def test_clusters_are_found_and_the_same_each_time() -> None:
     clusters = cluster(x, clusters=4, seed=3)
     assert normalized_mutual_information(labels, clusters) == pytest.approx([1.0])
     assert np.array_equal(clusters, cluster(x, clusters=4, seed=3))
+
+
+def test_memory_stays_within_the_setting():
+    """All pairs of 8,000 images would take 488 MiB in float64 alone."""
+    program = (
+        "import resource, numpy as np\n"
+        "from orthoproxy.evaluation import Collection, query_metrics\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "rows = np.arange(8000)\n"
+        "x = np.random.default_rng(0).standard_normal((8000, 16))\n"
+        "query_metrics(Collection(x, rows // 4, rows[:50], rows[:50]), memory_mb=32)\n"
+        "before = peak()\n"
+        "query_metrics(Collection(x, rows // 4, rows, rows), memory_mb=32)\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 32 * 1.5 + 20  # MiB: the blocks, and the embeddings in float64

@@ -107,8 +107,8 @@ def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
     return sorted(set(names), key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).digest())
 
 
-def assign_split(table: pd.DataFrame, test_fraction: float) -> pd.DataFrame:
-    """Give every row without a split one: a share of the classes to test, the others to train.
+def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
+    """Give every row without a split one: a share of the classes, or those named, to test, the others to train.
 
     Parameters
     ----------
@@ -116,11 +116,18 @@ def assign_split(table: pd.DataFrame, test_fraction: float) -> pd.DataFrame:
         From `make_table`.
     test_fraction
         Share of the classes without a split that go to test, by hash of the class name, 0 to 1.
+    test_classes
+        The classes that go to test, by name; None to go by the share.
 
     Returns
     -------
     pandas.DataFrame
         A copy in which no split is empty. Rows with a split keep it, and so does every other row of their class.
+
+    Raises
+    ------
+    InputError
+        If a class named is not there, or has another split already.
 
     Examples
     --------
@@ -131,8 +138,11 @@ def assign_split(table: pd.DataFrame, test_fraction: float) -> pd.DataFrame:
     table = table.copy()
     open_rows = table["split"] == ""
     known = dict(zip(table.label[~open_rows], table.split[~open_rows], strict=True))
-    ranked = rank_by_hash(set(table.label[open_rows]) - set(known), salt="test")
-    chosen = set(ranked[: round(test_fraction * len(ranked))])
+    free = set(table.label[open_rows]) - set(known)
+    ranked = rank_by_hash(free, salt="test")
+    chosen = set(ranked[: round(test_fraction * len(ranked))]) if test_classes is None else set(test_classes)
+    if test_classes is not None and chosen - free:
+        raise InputError(f"data.test_classes: {min(chosen - free)!r} is no class of the data, or has a split already")
     table.loc[open_rows, "split"] = [
         known.get(label, "test" if label in chosen else "train") for label in table.label[open_rows]
     ]
