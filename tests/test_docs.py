@@ -74,7 +74,7 @@ def write_recipes(page: Path, folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder that the pages speak of: bird images, a run trained on them, the recipes."""
     generator = np.random.default_rng(0)
     for bird in ("robin", "wren"):
@@ -93,7 +93,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Lightning warns of its own call to PyTorch, and of loaders without workers on machines with many cores
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
-def test_python_runs_and_prints_what_the_page_shows(page: Path, workplace: Path) -> None:
+def test_python_runs_and_prints_what_the_page_shows(page: Path, work_folder: Path) -> None:
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "docs"}
     shown = blocks(page)
@@ -108,8 +108,8 @@ def test_python_runs_and_prints_what_the_page_shows(page: Path, workplace: Path)
 
 
 @pytest.mark.parametrize("page", WITH_RECIPES, ids=name)
-def test_recipes_are_accepted_and_name_losses_that_exist(page: Path, workplace: Path) -> None:
-    for recipe in write_recipes(page, workplace):
+def test_recipes_are_accepted_and_name_losses_that_exist(page: Path, work_folder: Path) -> None:
+    for recipe in write_recipes(page, work_folder):
         config = read_config(recipe)
         make_objective(config, num_classes=4, embedding_dim=8)
 
@@ -119,7 +119,7 @@ class Parsed(Exception):  # noqa: N818 -- stops a verb where its work would begi
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=name)
-def test_commands_are_accepted(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_accepted(page: Path, work_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def parse_and_stop(*given: Any) -> None:
         options = parse(*given)
         if hasattr(options, "training"):
@@ -127,7 +127,7 @@ def test_commands_are_accepted(page: Path, workplace: Path, monkeypatch: pytest.
         raise Parsed
 
     monkeypatch.setattr(cli, "parse", parse_and_stop)
-    write_recipes(page, workplace)
+    write_recipes(page, work_folder)
     for verb, *arguments in commands(page):
         if verb != "--help":
             assert verb in cli.VERBS, f"orthoproxy {verb}"
