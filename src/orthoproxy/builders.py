@@ -281,6 +281,7 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
         augmentation.crop_ratio,
         augmentation.flip,
         augmentation.jitter,
+        augmentation.grayscale,
     )
     sampler = BatchSampler(labels, config.training.batch_size, config.training.per_class, config.training.seed)
     workers = config.data.workers

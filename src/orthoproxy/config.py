@@ -22,6 +22,8 @@ class Augmentation:
     """Chance of a horizontal flip; 0 where left and right mean different things."""
     jitter: float = 0.0
     """Greatest relative change of brightness, contrast and saturation."""
+    grayscale: float = 0.0
+    """Chance that all colour is taken away; above 0 where things of a class differ in colour."""
 
 
 @dataclass
@@ -40,8 +42,9 @@ class Data:
     """The classes kept for the final judgement by name, instead of a share."""
     validation_fraction: float = 0.1
     """Share of the training classes that choose the checkpoint instead of being trained on, by hash of the name."""
-    resize: int | None = None
-    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224."""
+    resize: int | Literal["squash"] | None = None
+    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224; squash makes
+    the whole image a square instead, for images far from square."""
     workers: int = 1
     """Processes that read and augment images."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -249,6 +252,7 @@ class Config:
         for name in ("data.augmentation.crop_scale", "data.augmentation.crop_ratio"):
             _require(self, name, lambda x: 0 < x[0] <= x[1], "two positive numbers in order")
         _require(self, "data.augmentation.crop_scale", lambda x: x[1] <= 1, "at most 1, the whole image")
+        _require(self, "data.resize", lambda x: x == "squash" or x >= 1, "1 or more, or squash")
         _require(self, "evaluation.recall_at", lambda x: x and min(x) >= 1, "at least one K, each 1 or more")
         _require(self, "evaluation.confidence", lambda x: 0 < x < 1, "between 0 and 1")
         scores = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
@@ -270,6 +274,7 @@ _FRACTIONS = (
     "data.test_fraction",
     "data.validation_fraction",
     "data.augmentation.flip",
+    "data.augmentation.grayscale",
     "encoder.drop_path",
     "initialisation.whitening",
     "training.step_factor",
@@ -277,7 +282,6 @@ _FRACTIONS = (
 _POSITIVE_COUNTS = (
     "encoder.embedding_dim",
     "encoder.image_size",
-    "data.resize",
     "training.epochs",
     "training.batch_size",
     "training.per_class",

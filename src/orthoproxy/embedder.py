@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from orthoproxy.data import EvaluationImages, evaluation_transform
+from orthoproxy.data.transforms import Resize
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder, read_tensors
 from orthoproxy.progress import Progress
@@ -31,7 +32,7 @@ class Embedder:
     encoder
         Put into evaluation mode.
     resize
-        Shorter side in pixels before the centre crop; see `data.evaluation_transform`.
+        Shorter side in pixels before the centre crop, or ``"squash"``; see `data.evaluation_transform`.
     classes
         Names of the training classes, in the order of `proxies`.
     proxies
@@ -49,7 +50,7 @@ class Embedder:
     def __init__(
         self,
         encoder: Encoder,
-        resize: int | None = None,
+        resize: Resize = None,
         classes: Sequence[str] = (),
         proxies: Float[Tensor, "C D"] | None = None,
         device: str | torch.device = "cpu",

@@ -82,6 +82,20 @@ def test_the_fixed_view_is_the_centre_after_the_shorter_side_is_resized(
     assert torch.equal(pixels, evaluation_transform(image_size, resize)(wide).double())
 
 
+def test_a_squashed_view_has_the_whole_image(map_image: Image.Image) -> None:
+    wide = map_image.crop((0, 64, 256, 192))
+    pixels = evaluation_transform(64, "squash")(wide).double()
+    assert (pixels[0].mean(dim=0) - (torch.arange(64) * 4 + 1.5))[2:-2].abs().max() < 1
+    assert (pixels[1].mean(dim=1) - (64 + torch.arange(64) * 2 + 0.5))[2:-2].abs().max() < 1
+
+
+@pytest.mark.parametrize(("chance", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
+def test_the_chance_of_grey(chance: float, least: int, most: int, map_image: Image.Image) -> None:
+    torch.manual_seed(0)
+    views = [training_transform(16, grayscale=chance)(map_image) for _ in range(200)]
+    assert least <= sum(bool((view == view[:1]).all()) for view in views) <= most
+
+
 def test_the_fields_habit_is_256_for_224() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8))
     assert torch.equal(evaluation_transform(224)(image), evaluation_transform(224, 256)(image))

