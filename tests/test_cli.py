@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +89,52 @@ def test_evaluate_takes_a_folder_as_source_and_a_model_folder(folder, run, image
     scores = json.loads(out.read_text())
     assert scores["queries"] == 12
     assert "nmi" in scores["trained"] and scores["untrained"] is not None
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> Path:
+    """unseen.csv with an image that cannot be read and one that is not there."""
+    shutil.copy(folder / "unseen.csv", tmp_path)
+    for path in folder.glob("unseen-*.png"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "unseen-pink-0.png").write_bytes(b"")
+    (tmp_path / "unseen-navy-2.png").unlink()
+    return tmp_path / "unseen.csv"
+
+
+def test_evaluate_leaves_out_unreadable_images_when_told_to(run, damaged, capsys):
+    out = damaged.with_name("scores.json")
+    arguments = ["evaluate", str(run), "--data.name", "csv", "--data.path", str(damaged), "--json", str(out)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"cannot read the image .*unseen-pink-0\.png", error) and "Traceback" not in error
+    assert error.endswith(", or set data.on_error to skip\n") and not out.exists()
+    assert main([*arguments, "--data.on_error", "skip"]) == 0
+    assert "note: unreadable images left out: 2, for example " in capsys.readouterr().out
+    scores = json.loads(out.read_text())
+    assert scores["queries"] == 4
+    assert [(Path(x["path"]).name, x["label"]) for x in scores["unreadable"]] == [
+        ("unseen-pink-0.png", "pink"),
+        ("unseen-navy-2.png", "navy"),
+    ]
+
+
+def test_evaluate_leaves_out_what_the_run_left_out(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "own", ignore=shutil.ignore_patterns("runs"))
+    folder, run, out = tmp_path / "own", tmp_path / "run", tmp_path / "scores.json"
+    for path in folder.glob("train-*-0.png"):
+        path.write_bytes(b"")
+    arguments = [*train_arguments(folder), "--data.on_error", "skip"]
+    assert main(["train", *arguments, "--out", str(run)]) == 0
+    assert "note: 4 unreadable images were left out; skipped.csv lists them." in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--json", str(out)]) == 0
+    scores, kept = json.loads(out.read_text()), json.loads((run / "evaluation.json").read_text())
+    assert scores["trained"] == kept["trained"] and len(scores["unreadable"]) == 2
+    assert main(["evaluate", str(run), "--data.on_error", "raise"]) == 2
+    shutil.move(folder, tmp_path / "moved")
+    moved = ["--data.path", str(tmp_path / "moved" / "train.csv"), "--json", str(out)]
+    assert main(["evaluate", str(run), *moved]) == 0
+    assert json.loads(out.read_text())["trained"] == kept["trained"]
 
 
 def test_report_is_written_anew(run, capsys):

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -234,17 +236,113 @@ def test_trackers_get_the_metrics(config, tmp_path):
     assert list((run.folder / "tensorboard").rglob("events.out.tfevents.*"))
 
 
-def test_an_image_that_cannot_be_read_is_named(config, photos, tmp_path):
-    root = tmp_path / "photos"
-    for path in photos.rglob("*.png"):
-        copy = root / path.relative_to(photos)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    broken = Path(only(split_table(config), "train")["path"][0]).relative_to(photos)
-    (root / broken).write_bytes(b"not an image")
-    config.data.root = str(root)
-    with pytest.raises(InputError, match=f"cannot read the image .*{re.escape(str(broken))}"):
+@pytest.fixture
+def own_photos(config, photos, tmp_path) -> dict[str, list[Path]]:
+    """A copy of the photos to damage, which the configuration then names; its files by split."""
+    shutil.copytree(photos, tmp_path / "photos")
+    config.data.root = str(tmp_path / "photos")
+    table = split_table(config)
+    return {split: [Path(path) for path in only(table, split)["path"]] for split in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_with_the_remedy(config, own_photos, tmp_path, workers):
+    own_photos["train"][0].write_bytes(b"not an image")
+    config.data.workers = workers
+    named = re.escape(str(own_photos["train"][0]))
+    with pytest.raises(InputError, match=rf"(?s)^cannot read the image {named}: .*, or set data\.on_error to skip$"):
         orthoproxy.train(config, tmp_path / "run")
+
+
+def test_unreadable_images_are_left_out_of_every_split_and_listed(config, own_photos, tmp_path, capsys):
+    broken, empty, short = own_photos["train"][7], own_photos["test"][0], own_photos["validation"][3]
+    broken.write_bytes(b"not an image")
+    empty.write_bytes(b"")
+    short.write_bytes(short.read_bytes()[:500])
+    config.data.on_error, config.training.epochs = "skip", 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    listed = pd.read_csv(run.folder / "skipped.csv", index_col="path")
+    assert list(listed) == ["split", "label", "reason"]
+    assert listed["split"].to_dict() == {str(broken): "train", str(empty): "test", str(short): "validation"}
+    assert listed.loc[str(empty)].tolist() == ["test", empty.parent.name, "the file is empty"]
+    assert "unreadable images left out: 3, for example " in capsys.readouterr().err
+    note = "3 unreadable images were left out; skipped.csv lists them."
+    assert run.scores["queries"] == 19 and note in run.scores["notes"] and note in run.report.read_text()
+
+
+def test_without_an_unreadable_image_skipping_changes_nothing(finished, config, tmp_path):
+    config.data.on_error = "skip"
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert (run.folder / "skipped.csv").read_text() == "path,split,label,reason\n"
+    assert all(torch.equal(x, weights(finished)[name]) for name, x in weights(run).items())
+    assert run.scores["notes"] == finished.scores["notes"]
+
+
+def test_a_resumed_or_judged_run_leaves_out_what_it_left_out_at_first(config, own_photos, tmp_path, monkeypatch):
+    broken = [own_photos[split][2] for split in ("train", "test")]
+    kept = {path: path.read_bytes() for path in broken}
+    for path in broken:
+        path.write_bytes(b"not an image")
+    config.data.on_error = "skip"
+    whole = orthoproxy.train(config, tmp_path / "whole")
+    killed, log = Run(tmp_path / "killed"), Run.log
+
+    def log_and_die(run, record):
+        log(run, record)
+        if record["epoch"] > 1 and record["step"] % 3 == 2:
+            raise MemoryError("as if killed")
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(Run, "log", log_and_die)
+        orthoproxy.train(config, killed.folder)
+    for path in broken:
+        path.write_bytes(kept[path])  # can be read again, but the run goes on as it began
+    with monkeypatch.context() as patched:
+        patched.setattr(orthoproxy.jobs, "find_unreadable", None)
+        orthoproxy.train(config, killed.folder, resume=True)
+    assert all(torch.equal(x, weights(whole)[name]) for name, x in weights(killed).items())
+    assert killed.scores | {"seconds": 0} == whole.scores | {"seconds": 0}
+    assert killed.scores["queries"] == 19
+    whole.report.unlink()
+    orthoproxy.jobs.judge(whole)
+    assert "2 unreadable images were left out" in whole.report.read_text()
+
+
+def test_what_skipping_leaves_too_little_of_is_an_error(config, own_photos, tmp_path):
+    config.data.on_error = "skip"
+    of_class = {}
+    for path in own_photos["test"]:
+        of_class.setdefault(path.parent, []).append(path)
+    for path in (path for paths in of_class.values() for path in paths[1:]):
+        path.write_bytes(b"not an image")
+    with pytest.raises(InputError, match="test classes: no query has another image of its class in the gallery"):
+        orthoproxy.train(config, tmp_path / "run")
+    for path in own_photos["test"]:
+        path.write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"data: no image of test can be read, .*; check data\.root and data\.path"):
+        orthoproxy.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_class_of_which_nothing_can_be_read_gets_no_proxy(config, own_photos, tmp_path):
+    gone = own_photos["train"][0].parent
+    for path in gone.iterdir():
+        path.write_bytes(b"")
+    config.data.on_error, config.training.epochs = "skip", 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert len(run.model.classes) == 3 and gone.name not in run.model.classes
+    assert "5 unreadable images were left out" in run.scores["notes"][0]
+
+
+def test_a_later_start_forgets_the_list_of_one_that_failed(config, own_photos, tmp_path):
+    own_photos["train"][0].write_bytes(b"not an image")
+    config.data.on_error, config.encoder.embedding_dim = "skip", 4096
+    with pytest.raises(InputError, match="4096 is more than"):
+        orthoproxy.train(config, tmp_path / "run")
+    own_photos["train"][0].write_bytes(own_photos["train"][1].read_bytes())
+    config.data.on_error, config.encoder.embedding_dim, config.training.epochs = "raise", 8, 1
+    run = orthoproxy.train(config, tmp_path / "run")
+    assert run.unreadable is None and not (run.folder / "skipped.csv").exists()
 
 
 def test_metrics_are_lines_of_json(finished):
@@ -265,7 +363,7 @@ def test_what_would_spoil_the_judgement_is_found_before_the_training(config, tmp
         orthoproxy.train(config, tmp_path / "run")
     config.evaluation.exclude_group = False
     (tmp_path / "c0.png").unlink()
-    with pytest.raises(InputError, match=r"no file .*c0\.png \(1 such\)"):
+    with pytest.raises(InputError, match=r"no file .*c0\.png \(1 such\).*, or set data\.on_error to skip"):
         orthoproxy.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -57,14 +57,16 @@ def read_table(data: Data) -> pd.DataFrame:
     >>> read_table(Data(name="folder", root="nowhere"))
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: data.root: no folder nowhere
+    orthoproxy.errors.InputError: data.root: no folder nowhere; give one that has a sub-folder of images a class
     """
     root = Path(data.root) if data.root else None
     if data.name == "icons":
         return icons_table(root or _cache() / "icons")
     if data.name == "csv":
         return csv_table(Path(data.path or ""), root)
-    readers = {"folder": folder_table, "cub": cub_table, "cars": cars_table, "sop": sop_table, "inshop": inshop_table}
+    if data.name == "folder":
+        return folder_table(root or Path(), allow_empty=False)
+    readers = {"cub": cub_table, "cars": cars_table, "sop": sop_table, "inshop": inshop_table}
     return readers[data.name](root or Path())
 
 
@@ -174,13 +176,15 @@ def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Obje
     )
 
 
-def choose_accelerator(wanted: str) -> str:
+def choose_accelerator(wanted: str, field: str = "training.accelerator") -> str:
     """Say where to compute.
 
     Parameters
     ----------
     wanted
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    field
+        Where it can be changed, for the error.
 
     Returns
     -------
@@ -201,7 +205,7 @@ def choose_accelerator(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
     if not available[wanted]:
-        raise InputError(f"training.accelerator: there is no {wanted} device here; use auto or cpu")
+        raise InputError(f"{field}: there is no {wanted} device here; use auto or cpu")
     return wanted
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from orthoproxy import builders
 from orthoproxy.config import Config, Data, with_absolute_paths
-from orthoproxy.data import only
+from orthoproxy.data import find_unreadable, leave_out, only
+from orthoproxy.data.download import download
+from orthoproxy.data_verbs import describe, verify
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Estimate, evaluate
-from orthoproxy.jobs import judge, train
-from orthoproxy.recipes import config_of, judgement_parser, options_parser, parse
-from orthoproxy.run import Run
+from orthoproxy.jobs import judge, suggesting_to_skip, train
+from orthoproxy.recipes import config_of, data_parser, judgement_parser, options_parser, parse
+from orthoproxy.run import Run, write_whole
 from orthoproxy.training import Interrupted
 
 USAGE = """\
@@ -32,6 +39,8 @@ usage: orthoproxy VERB ...
   train     --config RECIPE --out RUN [--resume] [--FIELD VALUE ...]   train, judge on unseen classes, write a report
   evaluate  MODEL [--data.name ... ] [--json FILE]                     judge a run or model on any images
   report    RUN                                                        judge a run again and rewrite its report
+  data      describe|verify|download --data.name NAME [--data.root DIR] [--no-open] [--json FILE]
+                                                                       count a source's images, check a copy, get one
 
 orthoproxy VERB --help lists the options of a verb.
 """
@@ -43,7 +52,8 @@ def run_train(arguments: list[str]) -> None:
     parser.add_argument("--out", required=True, help="The run folder.")
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint, if there is one.")
     options = parse(parser, arguments)
-    run = train(config_of(options), options.out, options.resume)
+    with _refusals_of_the_disk(options.out, "go on with --resume"):
+        run = train(config_of(options), options.out, options.resume)
     _show(run)
 
 
@@ -52,22 +62,28 @@ def run_evaluate(arguments: list[str]) -> None:
     model = parse(judgement_parser(Config()), arguments).model
     run = _run_of(model)
     options = parse(judgement_parser(run.config if run else Config()), arguments)
-    embedder = Embedder.load(model, builders.choose_accelerator(options.accelerator))
+    embedder = Embedder.load(model, builders.choose_accelerator(options.accelerator, "--accelerator"))
     if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    table = _judged_images(run, options.data)
+        with _refusals_of_the_disk(options.json, "run it again"):
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+    table, unreadable = _judged_images(run, options.data)
     scoring = builders.make_scoring(options.evaluation)
-    evaluation = evaluate(embedder, table, scoring=scoring, workers=options.data.workers, progress=True)
+    with suggesting_to_skip():
+        evaluation = evaluate(embedder, table, scoring=scoring, workers=options.data.workers, progress=True)
     seen = len(set(table["label"]) & set(embedder.classes))
-    scores = {**evaluation.to_dict(), "seen_classes": seen}
+    scores = {**evaluation.to_dict(), "seen_classes": seen, "unreadable": unreadable.to_dict("records")}
     _print_scores(scores)
+    if len(unreadable):
+        first = f"for example {unreadable['path'][0]}: {unreadable['reason'][0]}"
+        print(f"note: unreadable images left out: {len(unreadable)}, {first}")
     if seen:
         print(
             f"note: {seen} classes have the name of a class that the model was trained on; if they are the same ones,"
         )
         print("note: these scores say little about unseen classes")
     if options.json:
-        Path(options.json).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        with _refusals_of_the_disk(options.json, "run it again"):
+            write_whole(Path(options.json), json.dumps(scores, indent=2) + "\n")
 
 
 def run_report(arguments: list[str]) -> None:
@@ -77,11 +93,38 @@ def run_report(arguments: list[str]) -> None:
     )
     parser.add_argument("run", help="A run folder.")
     run = Run(parse(parser, arguments).run)
-    judge(run, builders.choose_accelerator(run.config.training.accelerator))
+    field = f"{run.folder / 'config.yaml'}: training.accelerator"
+    device = builders.choose_accelerator(run.config.training.accelerator, field)
+    with _refusals_of_the_disk(run.folder, "run it again"):
+        judge(run, device)
     _show(run)
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": run_train, "evaluate": run_evaluate, "report": run_report}
+def run_data(arguments: list[str]) -> None:
+    """Describe a source of images, verify a copy of a data set, or download one."""
+    options = parse(data_parser(), arguments)
+    source = options.data
+    if options.action == "download":
+        if source.root is None:
+            raise InputError(f"data.root: missing; say where to put {source.name}, for example data/{source.name}")
+        with _refusals_of_the_disk(source.root, "run it again"):
+            download(source.name, Path(source.root))
+        return
+    data = Data(source.name, source.root, source.path, workers=source.workers)
+    data = with_absolute_paths(Config(data=data).check()).data
+    out = Path(options.json) if options.json else None
+    with _refusals_of_the_disk(options.json or ".", "run it again"):
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        {"describe": describe, "verify": verify}[options.action](data, not options.no_open, out)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "report": run_report,
+    "data": run_data,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its hints are not about the user's work
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such an image is refused, see data.images
     try:
         if arguments[0] not in VERBS:
             raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
@@ -125,14 +169,34 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def _refusals_of_the_disk(place: str | Path, then: str) -> Iterator[None]:
+    """Turn what the file system refuses at a place into bad input, and say what to do then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = f"free some space and {then}"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "change its permissions, or give another path"
+        elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            remedy = "give another path"
+        else:
+            raise
+        raise InputError(f"{error.filename or place}: {os.strerror(error.errno).lower()}; {remedy}") from error
+
+
 def _run_of(model: str) -> Run | None:
     """The run that a run folder or its model folder belongs to."""
     runs = (Run(folder) for folder in (Path(model), Path(model).resolve().parent))
     return next((run for run in runs if run.exists), None)
 
 
-def _judged_images(run: Run | None, source: Namespace) -> pd.DataFrame:
-    """The run's own test classes; of another source, its test classes or, where it has no splits, everything."""
+def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The images to judge on, and those left out because they cannot be read.
+
+    They are of the run's own test classes; of another source, of its test classes or, where it has no splits, all.
+    """
     own = run.config.data if run else None
     if own is None and source.name is None:
         raise InputError("data.name: missing; say which images to judge on, for example --data.name folder")
@@ -145,9 +209,24 @@ def _judged_images(run: Run | None, source: Namespace) -> pd.DataFrame:
         same = (data.name, data.root, data.path) == (own.name, own.root, own.path)
         if same or source.name is None:
             moved = replace(own, root=data.root, path=data.path)
-            return only(builders.split_table(replace(run.config, data=moved)), "test")
+            table = only(builders.split_table(replace(run.config, data=moved)), "test")
+            return _readable(table, source.on_error or own.on_error, source.workers, run.unreadable if same else None)
     table = builders.read_table(data)
-    return only(table, "test") if (table["split"] == "test").any() else table
+    table = only(table, "test") if (table["split"] == "test").any() else table
+    return _readable(table, source.on_error or "raise", source.workers)
+
+
+def _readable(
+    table: pd.DataFrame, on_error: str, workers: int, known: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Divide images into those that can be read and the others, which are not looked for if they are to raise."""
+    if on_error == "raise":
+        return table, pd.DataFrame(columns=["path", "split", "label", "reason"])
+    if known is None:
+        unreadable = find_unreadable(table, workers)
+    else:
+        unreadable = known[known["path"].isin(table["path"])].reset_index(drop=True)
+    return leave_out(table, unreadable), unreadable
 
 
 def _show(run: Run) -> None:

@@ -43,10 +43,13 @@ class Data:
     validation_fraction: float = 0.1
     """Share of the training classes that choose the checkpoint instead of being trained on, by hash of the name."""
     resize: int | Literal["squash"] | None = None
-    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224; squash makes
-    the whole image a square instead, for images far from square."""
+    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224; squash
+    makes the whole image a square instead, for images far from square."""
     workers: int = 1
     """Processes that read and augment images."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image that cannot be read ends the run, or is left out: with skip all are read before the training, and those
+    left out are listed in skipped.csv."""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 

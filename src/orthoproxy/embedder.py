@@ -132,11 +132,11 @@ class Embedder:
         (folder / "classes.json").write_text(classes + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
-        safetensors.torch.save_file(tensors, folder / "model.safetensors")
+        _write_tensors(tensors, folder / "model.safetensors")
         (folder / "proxies.safetensors").unlink(missing_ok=True)
         if self.proxies is not None:
             proxies = self.proxies.detach().cpu().contiguous()
-            safetensors.torch.save_file({"proxies": proxies}, folder / "proxies.safetensors")
+            _write_tensors({"proxies": proxies}, folder / "proxies.safetensors")
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Embedder:
@@ -189,6 +189,10 @@ class Embedder:
         beside = folder.parent / "untrained"
         embedder.baseline_folder = beside if (beside / "config.json").is_file() and beside != folder else None
         return embedder
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    path.write_bytes(safetensors.torch.save(tensors))  # save_file tells a full disk in an exception of its own
 
 
 def _read_json(path: Path) -> Any:

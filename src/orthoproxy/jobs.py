@@ -21,19 +21,42 @@ from orthoproxy import builders
 from orthoproxy.builders import split_table
 from orthoproxy.card import model_card, untrained_card
 from orthoproxy.config import Config, with_absolute_paths
-from orthoproxy.data import only
+from orthoproxy.data import find_unreadable, leave_out, only
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Evaluation, mean_scores, require_scorable, score
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.reports import RunResults, render_report
-from orthoproxy.run import Run
+from orthoproxy.run import Run, write_whole
 from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
 
 FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
 
 
+@contextmanager
+def suggesting_to_skip() -> Iterator[None]:
+    """Add to the error about an image that cannot be read that it can be left out.
+
+    Examples
+    --------
+    >>> with suggesting_to_skip():
+    ...     raise InputError("cannot read the image 1.png: empty; replace it")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: cannot read the image 1.png: empty; replace it, or set data.on_error to skip
+    """
+    try:
+        yield
+    except InputError as error:
+        # raised in a loader's worker, the message comes back inside the text of a traceback
+        message = str(error).rpartition("InputError: ")[2].strip()
+        if not message.startswith("cannot read the image"):
+            raise
+        raise InputError(f"{message}, or set data.on_error to skip") from error
+
+
+@suggesting_to_skip()
 def train(config: Config, out: str | Path | None = None, resume: bool = False) -> Run:
     """Train, judge on unseen classes beside the untrained encoder, and write the run folder.
 
@@ -85,6 +108,9 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     if run.finished:
         return run
     table = split_table(config)
+    unreadable = _unreadable(run, config, table)
+    if unreadable is not None:
+        table = leave_out(table, unreadable)
     _check_images(config, table)
     fabric = builders.make_fabric(config.training, run.folder)
     seed_everything(config.training.seed, verbose=False)
@@ -109,7 +135,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     else:
         position = None
         load_weights(encoder, config.encoder.weights)
-        run.start(config)
+        run.start(config, unreadable)
         _start(run, encoder, objective, paths, labels, classes)
 
     # the loop, and the choice of the checkpoint
@@ -167,11 +193,9 @@ def judge(run: Run, device: str | torch.device = "cpu") -> None:
     if results.evaluation is not None:
         labels = {"chosen_on": config.training.select_on, "notes": results.notes}
         scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
-        (run.folder / "evaluation.json").write_text(scores + "\n", encoding="utf-8")
-    (run.folder / "model" / "README.md").write_text(model_card(config, results.evaluation), encoding="utf-8")
-    unfinished = run.report.with_suffix(".tmp")
-    unfinished.write_text(render_report(results), encoding="utf-8")
-    unfinished.replace(run.report)
+        write_whole(run.folder / "evaluation.json", scores + "\n")
+    write_whole(run.folder / "model" / "README.md", model_card(config, results.evaluation))
+    write_whole(run.report, render_report(results))
 
 
 def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
@@ -201,7 +225,9 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     """
     start, config = time.monotonic(), run.config
     model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
-    table = split_table(config)
+    table, unreadable = split_table(config), run.unreadable
+    if unreadable is not None:
+        table = leave_out(table, unreadable)
     judged = only(table, "test")
     paths, workers = judged["path"].tolist(), config.data.workers
     ours = model.embed(paths, workers=workers, what="embed, trained")
@@ -218,8 +244,24 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
         classes=model.classes,
         config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         machine=config.environment,
-        notes=_notes(config, held_out=len(set(only(table, "validation")["label"])), evaluation=evaluation),
+        notes=_notes(
+            config,
+            held_out=len(set(only(table, "validation")["label"])),
+            unreadable=0 if unreadable is None else len(unreadable),
+            evaluation=evaluation,
+        ),
     )
+
+
+def _unreadable(run: Run, config: Config, table: pd.DataFrame) -> pd.DataFrame | None:
+    """The images to leave out, where that is wanted: as the run began, or looked for now."""
+    if config.data.on_error == "raise":
+        return None
+    unreadable = run.unreadable if run.has_state else find_unreadable(table, config.data.workers)
+    if unreadable is not None and len(unreadable):
+        first = f"for example {unreadable['path'][0]}: {unreadable['reason'][0]}"
+        print(f"{config.data.name}: unreadable images left out: {len(unreadable)}, {first}", file=sys.stderr)
+    return unreadable
 
 
 def _check_images(config: Config, table: pd.DataFrame) -> None:
@@ -227,9 +269,15 @@ def _check_images(config: Config, table: pd.DataFrame) -> None:
     counts = {name: only(table, name) for name in ("train", "validation", "test")}
     described = [f"{name} {len(set(x['label']))} classes, {len(x)} images" for name, x in counts.items() if len(x)]
     print(f"{config.data.name}: {'; '.join(described)}", file=sys.stderr)
+    sizes = table["label"].value_counts()
+    if single := sorted(sizes.index[sizes == 1]):
+        print(f"note: classes with one image only: {len(single)}, for example {single[0]!r}", file=sys.stderr)
     missing = [path for path in table["path"] if not Path(path).is_file()]
     if missing:
-        raise InputError(f"data: no file {missing[0]} ({len(missing)} such); check data.root and data.path")
+        raise InputError(
+            f"data: no file {missing[0]} ({len(missing)} such); check data.root and data.path, "
+            "or set data.on_error to skip"
+        )
     judged = {config.training.select_on, "test"} - {"none"}
     for name in judged:
         if len(counts[name]):
@@ -300,9 +348,12 @@ def _finalized(trackers: Sequence[Logger]) -> Iterator[None]:
             tracker.finalize(status)
 
 
-def _notes(config: Config, held_out: int, evaluation: Evaluation | None) -> list[str]:
-    """Say what a reader of the scores must know; `held_out` is the number of validation classes."""
+def _notes(config: Config, held_out: int, unreadable: int, evaluation: Evaluation | None) -> list[str]:
+    """Say what a reader of the scores must know, from the numbers of validation classes and of images left out."""
     notes = []
+    if unreadable:
+        images = "1 unreadable image was" if unreadable == 1 else f"{unreadable} unreadable images were"
+        notes.append(f"{images} left out; skipped.csv lists {'it' if unreadable == 1 else 'them'}.")
     if config.training.select_on == "test":
         notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
     elif config.training.select_on == "none" or held_out == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 from pathlib import Path
 from typing import get_type_hints
@@ -75,9 +76,44 @@ def judgement_parser(defaults: Config) -> ArgumentParser:
     parser.add_argument("--data.root", type=str | None, help="Its folder; alone, where the run's own images are now.")
     parser.add_argument("--data.path", type=str | None, help="Its CSV file; alone, where the run's own is now.")
     parser.add_argument("--data.workers", type=int, default=defaults.data.workers, help="Processes that read images.")
+    parser.add_argument(
+        "--data.on_error",
+        type=get_type_hints(Data)["on_error"] | None,
+        help="An image that cannot be read: raise ends, skip leaves it out (default: as the run did; else raise).",
+    )
     parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
     parser.add_class_arguments(Evaluation, "evaluation")
     parser.set_defaults({f"evaluation.{name}": value for name, value in vars(defaults.evaluation).items()})
+    return parser
+
+
+def data_parser() -> ArgumentParser:
+    """Make the parser of ``orthoproxy data``.
+
+    Returns
+    -------
+    jsonargparse.ArgumentParser
+        Raises instead of exiting.
+
+    Examples
+    --------
+    >>> options = parse(data_parser(), ["verify", "--data.name", "cub", "--data.root", "data/cub", "--no-open"])
+    >>> options.action, options.data.root, options.no_open
+    ('verify', 'data/cub', True)
+    """
+    parser = ArgumentParser(
+        prog="orthoproxy data",
+        description="Describe images, compare a copy of a data set with what was published, or download one.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("describe", "verify", "download"), help="What to do.")
+    parser.add_argument("--data.name", type=get_type_hints(Data)["name"], required=True, help="The source of images.")
+    parser.add_argument("--data.root", type=str | None, help="Its folder; for download, where to put it.")
+    parser.add_argument("--data.path", type=str | None, help="Its CSV file, for data.name csv.")
+    parser.add_argument("--data.workers", type=int, default=Data.workers, help="Processes that read images.")
+    parser.add_argument("--json", help="Also write what is found to this file.")
+    parser.add_argument("--no-open", action="store_true", help="Go by lists and names of files; open no image.")
     return parser
 
 
@@ -105,22 +141,36 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """
     try:
         return parser.instantiate(parser.parse_args(arguments))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{_recipes(arguments)}: not UTF-8 text: {error}; save it as UTF-8") from error
     except argparse.ArgumentError as error:
         message = " ".join(str(error).split())
         message = re.sub(r"Expected an? typing\.Literal\[(.*?)\]", r"Expected one of \1", message)
         message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("a tuple", "a list such as '[1, 10]'")
         message = message.replace("arguments are required: out", "arguments are required: --out")
-        raise InputError(message + _did_you_mean(message)) from error
+        message = message.replace('in "<unicode string>", ', "")
+        if re.match(r"(Group|Option) '|Problems parsing config|Unexpected config", message):  # not of an option
+            message = f"{_recipes(arguments)}: {message}"
+        raise InputError(message + _remedy(message)) from error
 
 
-def _did_you_mean(message: str) -> str:
+def _recipes(arguments: list[str]) -> str:
+    """Return the recipes among the arguments, which a parser's message does not name."""
+    words = [part for argument in arguments for part in re.split("(?<=^--config)=", argument)]
+    return ", ".join(value for word, value in itertools.pairwise(words) if word == "--config")
+
+
+def _remedy(message: str) -> str:
+    if re.search("Problems parsing config|Unexpected config", message):
+        return "; a recipe is YAML such as 'training: {epochs: 3}'"
     unknown = re.search(r"unrecognized arguments: --(?P<name>[\w.]+)", message)
-    unknown = unknown or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>\w+)'", message)
+    unknown = unknown or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'", message)
+    unknown = unknown or re.search(r"Option '(?P<name>[\w.]+)' is not accepted", message)
     if unknown is None:
         return ""
     name = ".".join(part for part in (unknown.groupdict().get("group"), unknown["name"]) if part)
     close = difflib.get_close_matches(name, flat(Config()), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "; --help lists the options"
 
 
 def config_of(namespace: Namespace) -> Config:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,8 @@ from orthoproxy.recipes import read_config, write_config
 
 # options that do not change what a run computes
 WITHOUT_EFFECT = {"data.workers", "evaluation.memory_mb"}
+# what a run makes besides config.yaml, which comes first
+MADE = ("skipped.csv", "checkpoints", "metrics.jsonl", "untrained", "model", "evaluation.json", "report.html")
 
 
 class Run:
@@ -39,6 +43,7 @@ class Run:
         self.folder = Path(folder)
         self.report = self.folder / "report.html"
         self.metrics = self.folder / "metrics.jsonl"
+        self.skipped = self.folder / "skipped.csv"
         self.checkpoints = self.folder / "checkpoints"
 
     @property
@@ -78,7 +83,15 @@ class Run:
     def scores(self) -> dict[str, Any] | None:
         """The scores on the test classes, as evaluation.json holds them; None where there were no test classes."""
         path = self.folder / "evaluation.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise InputError(f"{path}: damaged; write it anew with: orthoproxy report {self.folder}") from error
+
+    @property
+    def unreadable(self) -> pd.DataFrame | None:
+        """The images left out, as from `data.find_unreadable`; None with data.on_error raise."""
+        return pd.read_csv(self.skipped, dtype=str, keep_default_na=False) if self.skipped.is_file() else None
 
     def check(self, config: Config, resume: bool) -> None:
         """Make sure that a run can start here, or go on.
@@ -98,6 +111,7 @@ class Run:
         if self.folder.is_file():
             raise InputError(f"--out: {self.folder} is a file; give a folder")
         if not self.has_state:
+            self._require_own()
             return
         if not resume:
             raise InputError(
@@ -111,12 +125,36 @@ class Run:
                 "resume with the same configuration, or give another folder with --out"
             )
 
-    def start(self, config: Config) -> None:
-        """Make the folder, with the configuration, versions and machine; what a failed start left is removed."""
+    def _require_own(self) -> None:
+        """A start overwrites what a failed start left, never what somebody else did."""
+        theirs = [name for name in MADE if (self.folder / name).exists()]
+        if theirs and not self.exists:
+            raise InputError(f"--out: {self.folder} holds {theirs[0]}, but no run; give another folder")
+        if self.exists:
+            try:
+                read_config(self.folder / "config.yaml")
+            except InputError as error:
+                raise InputError(f"{error}\n--out: {self.folder} is of something else; give another folder") from error
+
+    def start(self, config: Config, unreadable: pd.DataFrame | None = None) -> None:
+        """Make the folder, with the configuration, versions and machine; what a failed start left is removed.
+
+        Parameters
+        ----------
+        config
+            Of the run.
+        unreadable
+            The images that it leaves out; None with data.on_error raise.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
-        write_config(replace(config, environment=environment()), self.folder / "config.yaml")
+        self.skipped.unlink(missing_ok=True)
+        unfinished = self.folder / "config.yaml.tmp"
+        write_config(replace(config, environment=environment()), unfinished)
+        unfinished.replace(self.folder / "config.yaml")
+        if unreadable is not None:
+            write_whole(self.skipped, unreadable.to_csv(index=False))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl."""
@@ -125,11 +163,46 @@ class Run:
 
     def records(self) -> pd.DataFrame:
         """Return metrics.jsonl as a table, one row a record."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
-        return pd.DataFrame([json.loads(line) for line in lines])
+        return pd.DataFrame([record for _, record in self._lines()])
 
     def drop_records_after(self, step: int) -> None:
         """Forget records of steps that a checkpoint does not know, since resuming takes these steps again."""
-        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.metrics.write_text("".join(kept))
+        write_whole(self.metrics, "".join(line for line, record in self._lines() if record["step"] <= step))
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each line of metrics.jsonl and its record, without what a full disk or a power cut left in pieces."""
+        text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
+        for line in text.split("\n")[:-1]:
+            with suppress(ValueError):
+                yield f"{line}\n", json.loads(line)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under another name and rename it: where it fails, what was there before still is.
+
+    Parameters
+    ----------
+    path
+        The file.
+    text
+        What it is to hold.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "scores.json"
+    >>> write_whole(path, "{}")
+    >>> path.read_text()
+    '{}'
+    """
+    if path.exists() and not path.is_file():  # a terminal or a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()  # where a link leads
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

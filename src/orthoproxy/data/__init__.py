@@ -4,33 +4,47 @@ from orthoproxy.data.cars import cars_table
 from orthoproxy.data.csv import csv_table
 from orthoproxy.data.cub import cub_table
 from orthoproxy.data.datasets import EvaluationImages, TrainingImages
+from orthoproxy.data.describe import count_images, describe_images
+from orthoproxy.data.duplicates import exact_duplicates, near_duplicates
 from orthoproxy.data.folder import folder_table
 from orthoproxy.data.icons import icons_table
 from orthoproxy.data.images import read_image, to_rgb
 from orthoproxy.data.inshop import inshop_table
 from orthoproxy.data.samplers import BatchSampler
+from orthoproxy.data.scan import difference_hash, find_unreadable, leave_out, scan_images
 from orthoproxy.data.sop import sop_table
 from orthoproxy.data.table import assign_split, hold_out_validation, make_table, only, rank_by_hash
 from orthoproxy.data.transforms import evaluation_transform, training_transform
+from orthoproxy.data.verify import Check, verify_images
 
 __all__ = [
     "BatchSampler",
+    "Check",
     "EvaluationImages",
     "TrainingImages",
     "assign_split",
     "cars_table",
+    "count_images",
     "csv_table",
     "cub_table",
+    "describe_images",
+    "difference_hash",
     "evaluation_transform",
+    "exact_duplicates",
+    "find_unreadable",
     "folder_table",
     "hold_out_validation",
     "icons_table",
     "inshop_table",
+    "leave_out",
     "make_table",
+    "near_duplicates",
     "only",
     "rank_by_hash",
     "read_image",
+    "scan_images",
     "sop_table",
     "to_rgb",
     "training_transform",
+    "verify_images",
 ]

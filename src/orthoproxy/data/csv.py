@@ -36,15 +36,17 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     >>> csv_table(Path("nowhere.csv"))
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: data.path: no file nowhere.csv
+    orthoproxy.errors.InputError: data.path: no file nowhere.csv; give the CSV file that lists the images
     """
     if not path.is_file():
-        raise InputError(f"data.path: no file {path}")
+        raise InputError(f"data.path: no file {path}; give the CSV file that lists the images")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, skipinitialspace=True, strict=True) if row]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"data.path: cannot read {path} as CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.path: cannot read {path} as UTF-8 text: {error}; save it as UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"data.path: cannot read {path} as CSV: {error}; check its quotes") from error
     names = [name.strip() for name in rows[0]] if rows else []
     missing = [name for name in ("path", "label") if name not in names]
     if missing:

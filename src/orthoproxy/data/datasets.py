@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from orthoproxy.data.images import read_image, to_rgb
 from orthoproxy.data.samplers import Draw
 from orthoproxy.data.transforms import Transform
+from orthoproxy.errors import InputError
 
 
 class TrainingImages(Dataset):
@@ -47,7 +48,7 @@ class TrainingImages(Dataset):
         row, seed = draw
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-            return self.transform(read_image(self.paths[row])), self.labels[row]
+            return self.transform(_read(self.paths[row])), self.labels[row]
 
 
 class EvaluationImages(Dataset):
@@ -75,4 +76,11 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"]:
         image = self.images[row]
-        return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_image(image))
+        return self.transform(to_rgb(image) if isinstance(image, Image.Image) else _read(image))
+
+
+def _read(path: str | Path) -> Image.Image:
+    try:
+        return read_image(path)
+    except InputError as error:
+        raise InputError(f"{error}\nreplace the file or leave it out") from error

@@ -11,7 +11,7 @@ from orthoproxy.data.table import make_table
 from orthoproxy.errors import InputError
 
 
-def folder_table(root: Path) -> pd.DataFrame:
+def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
     """Read a folder of images whose sub-folders are the classes.
 
     Parameters
@@ -19,6 +19,8 @@ def folder_table(root: Path) -> pd.DataFrame:
     root
         Each sub-folder's name is a class; its images may lie deeper. A sub-folder may be a link. Hidden files and
         folders are left out, and so are files whose ending no image format that Pillow reads has.
+    allow_empty
+        Leave out sub-folders without images instead of taking them for a mistake.
 
     Returns
     -------
@@ -28,17 +30,17 @@ def folder_table(root: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the folder is missing or holds no image in a sub-folder.
+        If the folder is missing or holds no image in a sub-folder, or unless `allow_empty` in one of them.
 
     Examples
     --------
     >>> folder_table(Path("nowhere"))
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: data.root: no folder nowhere
+    orthoproxy.errors.InputError: data.root: no folder nowhere; give one that has a sub-folder of images a class
     """
     if not root.is_dir():
-        raise InputError(f"data.root: no folder {root}")
+        raise InputError(f"data.root: no folder {root}; give one that has a sub-folder of images a class")
     readable = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
     classes = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
     images = [
@@ -52,4 +54,11 @@ def folder_table(root: Path) -> pd.DataFrame:
     if not images:
         raise InputError(f"data.root: {root} has no sub-folder with images; put each class in a folder of its own")
     paths, labels = zip(*images, strict=True)
+    named = set(labels)
+    empty = [folder for folder in classes if folder.name not in named]
+    if empty and not allow_empty:
+        raise InputError(
+            f"data.root: no image in {empty[0]} ({len(empty)} such folders); "
+            "add images or remove the folder, or let its name begin with a dot"
+        )
     return make_table(paths, labels)

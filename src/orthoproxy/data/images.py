@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from orthoproxy.errors import InputError
+
+MAX_MEGAPIXELS = 89  # beyond that Pillow warns; decoding and turning into RGB would take gigabytes
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # raised where warnings are errors
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -26,7 +31,8 @@ def read_image(path: str | Path) -> Image.Image:
     Raises
     ------
     InputError
-        If the file is missing or is not a readable image.
+        If the file is missing, is not a readable image, or has more than `MAX_MEGAPIXELS`, which is found out before
+        it is decoded.
 
     Examples
     --------
@@ -37,10 +43,28 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            _require_small(image.width * image.height)
             return to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read the image {path}: {reason}") from error
+    except (OSError, ValueError, SyntaxError, *BOMBS) as error:
+        raise InputError(f"cannot read the image {path}: {_reason(error, path)}") from error
+
+
+def _require_small(pixels: int) -> None:
+    if pixels > MAX_MEGAPIXELS * 10**6:
+        raise ValueError(_too_large(pixels))
+
+
+def _too_large(pixels: int) -> str:
+    return f"{math.ceil(pixels / 10**6)} megapixels, and the limit is {MAX_MEGAPIXELS}; make it smaller"
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    if isinstance(error, BOMBS) and (pixels := re.search(r"\d+", str(error))):
+        return _too_large(int(pixels[0]))
+    if isinstance(error, UnidentifiedImageError):
+        empty = Path(path).stat().st_size == 0
+        return "the file is empty" if empty else "it is no image, or of a format that Pillow does not read"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

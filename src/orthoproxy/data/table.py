@@ -67,7 +67,9 @@ def make_table(
         empty = (table[name] == "").to_numpy()
         if empty.any():
             row = int(empty.argmax())
-            raise InputError(f"{name}: empty in row {row + 1} ({table.loc[row, ['path', 'label']].to_dict()})")
+            raise InputError(
+                f"{name}: empty in row {row + 1} ({table.loc[row, ['path', 'label']].to_dict()}); fill it in"
+            )
     for name, allowed in ALLOWED.items():
         unknown = sorted(set(table[name]) - set(allowed))
         if unknown:

@@ -94,8 +94,9 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is something else can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{field}: cannot read {path} as weights: {reason}") from error
+        # PyTorch's own advice, to load without weights_only, comes after the first sentence and is no good one
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise InputError(f"{field}: cannot read {path} as weights: {reason}; get the file again") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -7,7 +7,7 @@ import pickle
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -91,6 +91,11 @@ class Checkpoints:
             ``last`` or ``best``.
         position
             Where the run stands.
+
+        Raises
+        ------
+        OSError
+            If the disk is full, for example; the earlier checkpoint of that name is then still there.
         """
         state = {
             "format_version": FORMAT_VERSION,
@@ -102,11 +107,15 @@ class Checkpoints:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f"{name}.tmp"
-        with unfinished.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.path(name))
+        try:
+            with unfinished.open("wb") as file:
+                _save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.path(name))
+        except BaseException:
+            unfinished.unlink(missing_ok=True)  # on a full disk it would take what space is left
+            raise
 
     def load(self, name: str, model_only: bool = False) -> Position:
         """Restore a checkpoint.
@@ -132,8 +141,10 @@ class Checkpoints:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"cannot read the checkpoint {path}: {reason}") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+            raise InputError(
+                f"cannot read the checkpoint {path}, which is cut short or damaged: {reason}\n{self._remedy(name)}"
+            ) from error
         if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{path}: not a checkpoint of format version {FORMAT_VERSION}")
         try:
@@ -146,9 +157,26 @@ class Checkpoints:
             raise InputError(f"{path}: made with another configuration: {str(error).splitlines()[0]}") from error
         return Position(**state["position"])
 
+    def _remedy(self, name: str) -> str:
+        other = "last" if name == "best" else "best"
+        if not self.path(other).is_file():
+            return f"remove {name}.ckpt to train from the start"
+        if name == "best":
+            return "remove best.ckpt to keep the last epoch's model, and go on with --resume"
+        return "copy best.ckpt to last.ckpt to go on from the best epoch, or remove last.ckpt to train from the start"
+
     def path(self, name: str) -> Path:
         """Return where a checkpoint lies."""
         return self.folder / f"{name}.ckpt"
+
+
+def _save(state: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # PyTorch's own, about the bytes that are missing after a write that failed
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _random_states() -> dict[str, Any]:
