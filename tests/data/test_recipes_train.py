@@ -114,8 +114,8 @@ def test_the_command_of_a_recipe_trains(
         overrides = overrides | {"encoder.weights": str(deit_file), "encoder.image_size": "32"}
     monkeypatch.setattr(jobs, "render_report", lambda results: "")  # takes seconds and has tests of its own
     run = train_one_step(recipe, command, overrides)
-    assert run.scores["chosen_on"] == "validation"
-    assert not any("chosen" in note for note in run.scores["notes"])
+    assert run.scores["chosen_on"] == config.training.select_on
+    assert any("chosen" in note for note in run.scores["notes"]) == (config.training.select_on == "none")
     width = int(command.get("encoder.embedding_dim", config.encoder.embedding_dim))
     assert run.model.proxies.shape == (len(run.model.classes), width)
 
