@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
-        # pixel by pixel in memory: 1.4 times as fast for convolutions in bfloat16, and no slower in float32
+        # pixel by pixel in memory, which makes convolutions in bfloat16 faster
         self.backbone.to(memory_format=torch.channels_last)
         expects = resolve_data_config({}, model=self.backbone)
         self.register_buffer("mean", torch.tensor(expects["mean"]).view(3, 1, 1), persistent=False)
