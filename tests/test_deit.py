@@ -1,4 +1,4 @@
-"""The published set-up, a DeiT-S at 224 pixels, trains: both variants, from a file of the authors' layout and from nothing."""
+"""The published encoder, a DeiT-S at 224 pixels, trains: both variants, from a file of the authors' layout and from none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve classes of four pictures: stripes of the class's width, direction and colours, somewhere else each time."""
+    """Twelve classes of four pictures: stripes of a width, direction and colours, somewhere else each time."""
     root = tmp_path_factory.mktemp("stripes")
     generator = np.random.default_rng(0)
     for number in range(12):
