@@ -1,4 +1,4 @@
-"""The published encoder, a DeiT-S at 224 pixels, trains: both variants, with a file of the authors' layout and without."""
+"""The published encoder, a DeiT-S at 224 pixels, trains: both variants, from a file of the authors and from none."""
 
 from __future__ import annotations
 
