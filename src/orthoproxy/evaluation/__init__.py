@@ -11,7 +11,8 @@ from orthoproxy.evaluation.evaluate import (
 )
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
-from orthoproxy.evaluation.neighbours import Collection, comparisons, nearest, positive_ranks
+from orthoproxy.evaluation.neighbours import Collection, comparisons, nearest
+from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
 
 __all__ = [
     "Collection",
@@ -24,6 +25,7 @@ __all__ = [
     "comparisons",
     "estimate",
     "evaluate",
+    "leading_ranks",
     "mean_scores",
     "nearest",
     "normalized_mutual_information",

@@ -14,7 +14,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from orthoproxy.evaluation.neighbours import Collection, comparisons, positive_ranks
+from orthoproxy.evaluation.neighbours import Collection
+from orthoproxy.evaluation.ranks import leading_ranks
 
 
 def query_metrics(
@@ -22,7 +23,7 @@ def query_metrics(
 ) -> dict[str, Float[np.ndarray, " Q"]]:
     """Compute every metric of every query.
 
-    With R the number of a query's positives and their ranks as in `neighbours.positive_ranks` (ties never favour the
+    With R the number of a query's positives and their ranks as in `ranks.positive_ranks` (ties never favour the
     query): ``recall@K`` is 1 if the best positive has rank K or better; ``map@r`` is
     ``1/R * sum over positives of rank <= R of precision at that rank``; ``r_precision`` is the share of positives
     among the first R; ``mrr`` is 1 / rank of the best positive.
@@ -51,7 +52,7 @@ def query_metrics(
     >>> query_metrics(Collection(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    blocks = [_values(*positive_ranks(block), recall_at) for block in comparisons(collection, memory_mb)]
+    blocks = [_values(*ranks, recall_at) for ranks in leading_ranks(collection, memory_mb)]
     return {name: torch.cat([block[name] for block in blocks]).numpy() for name in (blocks[0] if blocks else {})}
 
 

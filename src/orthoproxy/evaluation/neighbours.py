@@ -93,9 +93,7 @@ def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comp
             [ True, False]])
     """
     distinct, copy_of = _distinct_rows(collection.embeddings)
-    units = torch.from_numpy(distinct).double()
-    length = units.norm(dim=1, keepdim=True)
-    units = units / length.where(length > 0, 1.0)
+    units = unit_rows(distinct)
     candidates, place = np.unique(copy_of[collection.gallery], return_inverse=True)
     gallery_units, place = units[torch.from_numpy(candidates)], torch.from_numpy(place)
     labels = torch.from_numpy(collection.labels)
@@ -111,39 +109,6 @@ def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comp
             own = groups[rows][:, None]
             allowed &= (own != groups[gallery]) | (own < 0)
         yield Comparison(rows, similarity, same & allowed, ~same & allowed)
-
-
-def positive_ranks(block: Comparison) -> tuple[Int[Tensor, "b P"], Int[Tensor, " b"]]:
-    """Rank each query's positives among its neighbours, ties against the query.
-
-    The j-th best positive has rank j + the number of negatives at least as similar.
-
-    Parameters
-    ----------
-    block
-        From `comparisons`.
-
-    Returns
-    -------
-    ranks
-        Best first, from 1; P is the block's largest number of positives, and what a query lacks is filled with 0.
-    counts
-        Number of positives of each query, possibly 0.
-
-    Examples
-    --------
-    >>> similarity = torch.tensor([[0.9, 0.5, 0.5, 0.1]], dtype=torch.float64)
-    >>> positive = torch.tensor([[False, True, False, True]])
-    >>> positive_ranks(Comparison(np.array([0]), similarity, positive, ~positive))
-    (tensor([[3, 4]]), tensor([2]))
-    """
-    counts = block.positive.sum(dim=1)
-    most = int(counts.max()) if len(counts) else 0
-    best = block.similarity.masked_fill(~block.positive, -torch.inf).topk(most, dim=1).values  # b P, descending
-    rivals = block.similarity.masked_fill(~block.negative, -torch.inf).sort(dim=1).values  # b G, ascending
-    ahead = rivals.shape[1] - torch.searchsorted(rivals, best)
-    ranks = torch.arange(1, most + 1) + ahead
-    return ranks.masked_fill(torch.arange(most) >= counts[:, None], 0), counts
 
 
 def nearest(collection: Collection, k: int, memory_mb: float = 512) -> tuple[Int[np.ndarray, "Q k"], np.ndarray]:
@@ -185,6 +150,25 @@ def nearest(collection: Collection, k: int, memory_mb: float = 512) -> tuple[Int
         rows.append(np.where(np.isinf(values), -1, sorted_gallery.gallery[places]))
         similarity.append(values)
     return np.concatenate(rows), np.concatenate(similarity)
+
+
+def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
+    """Scale each row to length 1, in float64; a row of zeros stays zero.
+
+    Parameters
+    ----------
+    x
+        Finite, of any length.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]], dtype=torch.float64)
+    """
+    rows = torch.from_numpy(np.ascontiguousarray(x)).double()
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.where(length > 0, 1.0)
 
 
 def _distinct_rows(x: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "U D"], Int[np.ndarray, " N"]]:
