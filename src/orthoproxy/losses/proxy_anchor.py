@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from orthoproxy.losses.precision import at_least_float32, unit_rows
 
@@ -16,6 +20,7 @@ def proxy_anchor_loss(
     proxies: Float[Tensor, "C D"],
     scale: float = 32.0,
     margin: float = 0.1,
+    memory_mb: float = 16.0,
 ) -> Float[Tensor, ""]:
     r"""Pull embeddings to the proxy of their class and push them from the other proxies.
 
@@ -39,6 +44,8 @@ def proxy_anchor_loss(
         alpha, without unit.
     margin
         delta, in units of cosine similarity.
+    memory_mb
+        Bound on the memory of what is computed at a time, in MiB; changes no result beyond rounding.
 
     Returns
     -------
@@ -68,18 +75,90 @@ def proxy_anchor_loss(
         raise ValueError(f"labels: {tuple(labels.shape)} for {len(embeddings)} embeddings; give one label each")
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(f"labels: must lie in 0 to {num_classes - 1}, one for each proxy")
-    similarity = unit_rows(embeddings) @ unit_rows(proxies).T  # B C
-    same = labels[:, None] == torch.arange(num_classes, device=labels.device)  # B C
-    pull = _log_one_plus_sum_exp(-scale * (similarity - margin), same)  # C
-    push = _log_one_plus_sum_exp(scale * (similarity + margin), ~same)  # C
-    classes_in_batch = same.any(dim=0).sum()
-    return pull.sum() / classes_in_batch + push.mean()
+    loss = _ProxyAnchor.apply(unit_rows(embeddings), proxies, labels, scale, margin, memory_mb)
+    assert isinstance(loss, Tensor)
+    return loss
 
 
-def _log_one_plus_sum_exp(exponents: Float[Tensor, "B C"], keep: Tensor) -> Float[Tensor, " C"]:
-    """Return log(1 + sum over the kept rows of exp), column by column; 0 where no row is kept."""
-    one = torch.zeros_like(exponents[:1])  # the 1 of the formula: exp(0)
-    return torch.cat([one, exponents.masked_fill(~keep, -torch.inf)]).logsumexp(dim=0)
+class _ProxyAnchor(torch.autograd.Function):
+    """The loss and its gradients in one pass over the proxies, some at a time, so that nothing is as large as B x C.
+
+    Let u be the proxies at unit length, e_pb = alpha (s_pb + delta), and l_p = log(1 + sum of exp e_pb over p's
+    negatives b). The derivative by the similarity with a negative is ``alpha / |P| * exp(e_pb - l_p)``, and with the
+    positive what `_pull` says. Of this matrix W of C x B only the rows of some proxies exist at any time. The
+    gradients are W^T u for the embeddings and W x for the unit proxies; from the latter, the part along the proxy is
+    taken away, since its length does not count.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        units: Float[Tensor, "B D"],
+        proxies: Float[Tensor, "C D"],
+        labels: Int[Tensor, " B"],
+        scale: float,
+        margin: float,
+        memory_mb: float,
+    ) -> Float[Tensor, ""]:
+        pull, by_positive = _pull(units, proxies, labels, scale, margin)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        by_units, by_proxies = (torch.zeros_like(units), torch.empty_like(proxies)) if wanted else (None, None)
+        push = [pull.new_zeros(())]
+        images = torch.arange(len(labels), device=labels.device)
+        for start, part in _parts(proxies, len(units), memory_mb):
+            length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+            unit_part = part / length.masked_fill_(length == 0, torch.inf)  # c D; an empty row stays so, gradient too
+            exponents = (unit_part @ units.T).mul_(scale).add_(scale * margin)  # c B
+            here = (labels >= start) & (labels < start + len(part))
+            positive = (torch.where(here, labels - start, 0), images)
+            exponents[positive] = exponents[positive].masked_fill(here, -torch.inf)
+            largest = exponents.amax(dim=1, keepdim=True).clamp_(min=0)
+            exponentials = exponents.sub_(largest).exp_()
+            total = exponentials.sum(dim=1, keepdim=True).add_((-largest).exp())
+            push.append(total.log().add_(largest).sum())
+            if by_units is not None and by_proxies is not None:
+                weights = exponentials.mul_(scale / len(proxies) / total)
+                weights[positive] = torch.where(here, by_positive, weights[positive])
+                by_units.addmm_(weights.T, unit_part)
+                by_part = torch.mm(weights, units, out=by_proxies[start : start + len(part)])
+                along = (by_part * unit_part).sum(dim=1, keepdim=True)
+                by_part.sub_(unit_part.mul_(along)).div_(length)
+        ctx.gradients = (by_units, by_proxies)
+        return pull + torch.stack(push).sum() / len(proxies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor | None, ...]:
+        by_units, by_proxies = (x * by_loss[0] for x in ctx.gradients)
+        return by_units, by_proxies, None, None, None, None
+
+
+def _pull(
+    units: Float[Tensor, "B D"], proxies: Float[Tensor, "C D"], labels: Int[Tensor, " B"], scale: float, margin: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, " B"]]:
+    """Return the first sum of the loss, and its derivative by each image's similarity with its own proxy.
+
+    With f_b = -alpha (s_b - delta) and m_b = log(1 + sum of exp f over the images of b's class), the derivative is
+    ``-alpha / |P+| * exp(f_b - m_b)``.
+    """
+    similarity = (units * unit_rows(proxies[labels])).sum(dim=1)  # B
+    exponents = -scale * (similarity - margin)
+    same = labels[:, None] == labels  # B B
+    of_class = exponents.expand_as(same).masked_fill(~same, -torch.inf).logsumexp(dim=1)
+    of_class = torch.logaddexp(of_class, torch.zeros_like(of_class))
+    share = 1 / same.to(units).sum(dim=1)  # a class counts once, however many images it has
+    classes_in_batch = share.sum()
+    return (of_class * share).sum() / classes_in_batch, -scale / classes_in_batch * (exponents - of_class).exp()
+
+
+def _parts(
+    proxies: Float[Tensor, "C D"], batch: int, memory_mb: float
+) -> Iterator[tuple[int, Float[Tensor, "c D"]]]:
+    """Cut the proxies into parts whose similarities and unit rows fit the memory given."""
+    bytes_a_proxy = proxies.element_size() * 2 * (batch + proxies.shape[1])
+    size = max(1, int(memory_mb * 2**20 / bytes_a_proxy))
+    for start in range(0, len(proxies), size):
+        yield start, proxies[start : start + size]
 
 
 class ProxyAnchorLoss(nn.Module):
