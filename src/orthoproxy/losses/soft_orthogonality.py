@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from orthoproxy.losses.precision import at_least_float32, unit_rows
 
@@ -20,6 +21,7 @@ def soft_orthogonality(
     normalize: bool = True,
     form: Form = "auto",
     scaling: Scaling = "sum",
+    memory_mb: float = 16.0,
 ) -> Float[Tensor, ""]:
     r"""Measure how far the proxies are from being orthogonal: ``||P P^T - I||_F^2``, P having one proxy a row.
 
@@ -37,6 +39,8 @@ def soft_orthogonality(
         the least value that C vectors in D dimensions can reach, divided by C. With unit rows and C >= D that least
         value is the Welch bound ``C^2 / D - C``, and the excess is ``||P^T P - (C / D) I||^2 / C``; unnormalised it is
         ``max(0, C - D)``; unit rows with C < D can reach 0.
+    memory_mb
+        Bound on the memory of what the form ``dims`` computes at a time, in MiB; changes no result beyond rounding.
 
     Returns
     -------
@@ -70,9 +74,12 @@ def soft_orthogonality(
     num_classes, dim = proxies.shape
     if num_classes == 1:
         return (proxies * 0).sum()
-    rows = unit_rows(proxies) if normalize else proxies
     in_dims = form == "dims" or (form == "auto" and num_classes > dim)
-    gram = rows.T @ rows if in_dims else rows @ rows.T
+    if in_dims:
+        gram: Tensor = _GramOfDims.apply(proxies, normalize, memory_mb)  # pyright: ignore[reportAssignmentType]
+    else:
+        rows = unit_rows(proxies) if normalize else proxies
+        gram = rows @ rows.T
     # ||P P^T - t I||^2 and ||P^T P - t I||^2 differ by t^2 (C - D) only: compute one, correct to the size asked for
     above_floor = scaling == "excess" and num_classes > dim
     shift = num_classes / dim if above_floor and normalize else 1.0
@@ -80,6 +87,53 @@ def soft_orthogonality(
     distance = (gram - shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
     value = _not_below_zero(distance + correction)
     return value / {"sum": 1, "mean": num_classes * (num_classes - 1), "excess": num_classes}[scaling]
+
+
+class _GramOfDims(torch.autograd.Function):
+    """``P^T P``, of the unit rows if asked for, a part of the rows at a time: no copy of P is kept for the way back.
+
+    With dG the derivative by the result, that by a row p is ``p (dG + dG^T)``. If p is u at unit length, what points
+    along u is taken away from it, and the rest divided by the length.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: float) -> Float[Tensor, "D D"]:
+        ctx.save_for_backward(proxies)
+        ctx.normalize, ctx.memory_mb = normalize, memory_mb
+        gram = proxies.new_zeros(proxies.shape[1], proxies.shape[1])
+        for part in _parts(proxies, memory_mb):
+            rows = part / _length(part) if normalize else part
+            gram.addmm_(rows.T, rows)
+        return gram
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by_gram: Tensor) -> tuple[Tensor, None, None]:
+        (proxies,) = ctx.saved_tensors
+        both = by_gram[0] + by_gram[0].T
+        by_proxies = torch.empty_like(proxies)
+        parts = zip(_parts(proxies, ctx.memory_mb), _parts(by_proxies, ctx.memory_mb), strict=True)
+        for part, by_part in parts:
+            if ctx.normalize:
+                length = _length(part)
+                units = part / length
+                torch.mm(units, both, out=by_part)
+                along = (by_part * units).sum(dim=1, keepdim=True)
+                by_part.sub_(units.mul_(along)).div_(length)
+            else:
+                torch.mm(part, both, out=by_part)
+        return by_proxies, None, None
+
+
+def _length(rows: Float[Tensor, "c D"]) -> Float[Tensor, "c 1"]:
+    """Return the lengths of rows to divide by: infinite for an empty row, which so stays empty, gradient included."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return length.masked_fill_(length == 0, torch.inf)
+
+
+def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, "c D"], ...]:
+    """Cut rows into parts of which two copies fit the memory given."""
+    return rows.split(max(1, int(memory_mb * 2**20 / (2 * rows.element_size() * rows.shape[1]))))
 
 
 def _not_below_zero(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
