@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint check slow docs clean
+.PHONY: help demo test lint check slow bench bench-full docs clean
 
 help:
 	@echo "make demo   train on icons, judge on unseen icons, write runs/icons/report.html (no data to download)"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint   style and types"
 	@echo "make check  lint and test"
 	@echo "make slow   the slow tests"
+	@echo "make bench  speed and memory beside the peers, a quarter of an hour; make bench-full: what takes longer"
 	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
 
@@ -28,6 +29,15 @@ check: lint test
 
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow tests
+
+bench: .venv/installed-dev
+	for name in objective million retrieval loading processes training; do $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python benchmarks/page.py
+
+bench-full: bench
+	$(BIN)/python benchmarks/retrieval.py --images 60502 --runs 1
+	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/page.py
 
 docs: .venv/installed-docs
 	$(BIN)/zensical build --clean --strict

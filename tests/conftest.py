@@ -20,6 +20,7 @@ jaxtyping.install_import_hook(
 )
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from orthoproxy.models import Encoder  # noqa: E402
@@ -35,6 +36,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("orthoproxy")
 
 TINY = "deit_tiny_patch16_224"  # 192 features; at 32 pixels an image is 4 patches
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
 
 
 @pytest.fixture(scope="session")

@@ -230,3 +230,9 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on(folder, tmp_path):
     assert main(arguments) == 0
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and (out / "report.html").is_file()
+
+
+def test_what_works_in_one_process_refuses_to_be_started_by_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "runs/nowhere"]) == 2
+    assert capsys.readouterr().err == "orthoproxy: evaluate: works in one process; start it without torchrun\n"

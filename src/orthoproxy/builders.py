@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +16,14 @@ from orthoproxy.config import Config, Data, Training
 from orthoproxy.config import Evaluation as EvaluationOptions
 from orthoproxy.data import (
     BatchSampler,
+    Picture,
     TrainingImages,
     assign_split,
+    cached_images,
     cars_table,
     csv_table,
     cub_table,
+    evaluation_size,
     folder_table,
     hold_out_validation,
     icons_table,
@@ -29,8 +33,9 @@ from orthoproxy.data import (
 )
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Scoring
-from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner
+from orthoproxy.losses import Objective, ShardedSoftOrthogonality, SoftOrthogonality, make_loss, make_miner
 from orthoproxy.models import Encoder
+from orthoproxy.processes import process_count, process_index
 from orthoproxy.training import Plan, rate_factor
 
 
@@ -167,10 +172,14 @@ def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Obje
     0.0
     """
     options, so = config.loss, config.loss.orthogonality
+    if options.shard_proxies:
+        orthogonality = ShardedSoftOrthogonality(num_classes, so.normalize, so.scaling)
+    else:
+        orthogonality = SoftOrthogonality(so.normalize, so.form, so.scaling)
     return Objective(
-        make_loss(options.name, num_classes, embedding_dim, options.args),
+        make_loss(options.name, num_classes, embedding_dim, options.args, options.shard_proxies),
         num_classes,
-        SoftOrthogonality(so.normalize, so.form, so.scaling),
+        orthogonality,
         so.weight,
         make_miner(options.miner.name, options.miner.args) if options.miner.name else None,
     )
@@ -210,7 +219,9 @@ def choose_accelerator(wanted: str, field: str = "training.accelerator") -> str:
 
 
 def make_fabric(training: Training, folder: Path) -> Fabric:
-    """Choose device, precision and trackers.
+    """Choose device, precision and trackers; under torchrun, also what the processes talk through.
+
+    With several processes, let them `processes.meet`, and `launch` what is returned, before anything is exchanged.
 
     Parameters
     ----------
@@ -222,7 +233,7 @@ def make_fabric(training: Training, folder: Path) -> Fabric:
     Raises
     ------
     InputError
-        If the accelerator is not there, or a tracker is not installed.
+        If the accelerator is not there, or not once for each process, or a tracker is not installed.
 
     Examples
     --------
@@ -234,7 +245,31 @@ def make_fabric(training: Training, folder: Path) -> Fabric:
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bfloat16(accelerator) else "32-true"
     loggers = [_make_logger(name, folder) for name in training.loggers]
-    return Fabric(accelerator=accelerator, devices=1, precision=precision, loggers=loggers)
+    here, machines = _launched(accelerator)
+    return Fabric(
+        accelerator=accelerator,
+        devices=here,
+        num_nodes=machines,
+        strategy="ddp" if here * machines > 1 else "auto",
+        precision=precision,
+        loggers=loggers if os.environ.get("RANK", "0") == "0" else [],
+    )
+
+
+def _launched(accelerator: str) -> tuple[int, int]:
+    """How many processes torchrun started on this machine, and on how many machines."""
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        return 1, 1
+    everywhere, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if everywhere % here:
+        raise InputError(f"torchrun: {everywhere} processes, {here} here; start as many on each machine")
+    there = {"cuda": torch.cuda.device_count, "mps": lambda: 1}
+    if accelerator in there and here > there[accelerator]():
+        raise InputError(
+            f"torchrun: {here} processes here, but {there[accelerator]()} {accelerator} devices; "
+            "lower --nproc-per-node, or set training.accelerator to cpu"
+        )
+    return here, everywhere // here
 
 
 def _computes_bfloat16(accelerator: str) -> bool:
@@ -262,6 +297,38 @@ def _make_logger(name: str, folder: Path) -> Logger:
         ) from error
 
 
+def keep_images(config: Config, paths: list[str], evaluation: bool = False) -> Sequence[str | Picture]:
+    """Return what to read: the files; or with data.cache their smaller copies, made now where there are none.
+
+    Parameters
+    ----------
+    config
+        Its data part, and the size of the encoder's images.
+    paths
+        Image files.
+    evaluation
+        Whether they are for the fixed view, which must not depend on the cache: copies of its size give it the same
+        pixels, for others it reads the files.
+
+    Raises
+    ------
+    InputError
+        As `data.cached_images`.
+
+    Examples
+    --------
+    >>> keep_images(Config(), ["a.png", "b.png"])
+    ['a.png', 'b.png']
+    """
+    data = config.data
+    natural = size = evaluation_size(config.encoder.image_size, data.resize)
+    if data.cache_size:
+        size = (data.cache_size, data.cache_size) if data.resize == "squash" else data.cache_size
+    if not data.cache or (evaluation and size != natural):
+        return paths
+    return cached_images(paths, data.cache, size, data.workers)
+
+
 def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[DataLoader, BatchSampler]:
     """Build the loader of training batches and the sampler that it follows.
 
@@ -271,6 +338,11 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
         Its data and training parts.
     paths, labels
         Image files and their class numbers.
+
+    Raises
+    ------
+    InputError
+        As `keep_images`.
 
     Examples
     --------
@@ -287,14 +359,18 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
         augmentation.jitter,
         augmentation.grayscale,
     )
-    sampler = BatchSampler(labels, config.training.batch_size, config.training.per_class, config.training.seed)
+    training = config.training
+    sampler = BatchSampler(
+        labels, training.batch_size, training.per_class, training.seed, process_index(), process_count()
+    )
     workers = config.data.workers
     loader = DataLoader(
-        TrainingImages(paths, labels, transform),
+        TrainingImages(keep_images(config, paths), labels, transform),
         batch_sampler=sampler,
         generator=torch.Generator(),  # else each epoch's start would draw from the state that a resumed run must share
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),  # so that the copy to a GPU does not make the step wait
     )
     return loader, sampler
 

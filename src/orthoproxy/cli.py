@@ -29,6 +29,7 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Estimate, evaluate
 from orthoproxy.jobs import judge, suggesting_to_skip, train
+from orthoproxy.processes import StoppedElsewhere, is_main, is_of_lost_process
 from orthoproxy.recipes import config_of, data_parser, judgement_parser, options_parser, parse
 from orthoproxy.run import Run, write_whole
 from orthoproxy.training import Interrupted
@@ -54,7 +55,8 @@ def run_train(arguments: list[str]) -> None:
     options = parse(parser, arguments)
     with _refusals_of_the_disk(options.out, "go on with --resume"):
         run = train(config_of(options), options.out, options.resume)
-    _show(run)
+    if is_main():
+        _show(run)
 
 
 def run_evaluate(arguments: list[str]) -> None:
@@ -155,18 +157,34 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[0] not in VERBS:
             raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
+        if arguments[0] != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"{arguments[0]}: works in one process; start it without torchrun")
         VERBS[arguments[0]](arguments[1:])
+    except StoppedElsewhere:  # the process that met the error tells
+        return 2
     except InputError as error:
         # raised in a loader's worker, the message comes back inside the text of a traceback
         print(f"orthoproxy: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"orthoproxy: {stop}; go on with --resume", file=sys.stderr)
+        if is_main():
+            print(f"orthoproxy: {stop}; go on with --resume", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not is_of_lost_process(error):
+            raise
+        print(_LOST.format(rank=os.environ.get("RANK")), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("orthoproxy: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+_LOST = (
+    "orthoproxy: process {rank} cannot reach another process of the job, which has ended; torchrun names it below. "
+    "Go on from the last checkpoint with --resume"
+)
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from orthoproxy.data import EvaluationImages, evaluation_transform
+from orthoproxy.data import EvaluationImages, Picture, evaluation_transform
 from orthoproxy.data.transforms import Resize
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder, read_tensors
+from orthoproxy.processes import agreed, gather_rows, own_share, shares
 from orthoproxy.progress import Progress
 
 FORMAT_VERSION = 1
@@ -63,7 +64,7 @@ class Embedder:
 
     def embed(
         self,
-        images: Sequence[str | Path | Image.Image] | Tensor,
+        images: Sequence[str | Path | Image.Image | Picture] | Tensor,
         batch_size: int = 128,
         workers: int = 0,
         what: str | None = None,
@@ -73,7 +74,8 @@ class Embedder:
         Parameters
         ----------
         images
-            Files, PIL images of any mode, or a batch of pixels that is already resized: RGB, uint8 or 0 to 1.
+            Files, PIL images of any mode, pictures such as `data.cached_images` returns, or a batch of pixels that is
+            already resized: RGB, uint8 or 0 to 1.
         batch_size
             Images that go through the encoder at once.
         workers
@@ -107,6 +109,37 @@ class Embedder:
                 progress.advance(len(batch), unit="images")
         return torch.cat(rows).numpy()
 
+    def embed_together(
+        self,
+        images: Sequence[str | Path | Image.Image | Picture],
+        batch_size: int = 128,
+        workers: int = 0,
+        what: str | None = None,
+    ) -> Float[np.ndarray, "N D"]:
+        """Embed images with all processes of a job: each embeds some of the batches, and gets all embeddings.
+
+        Every process must call it. The batches are those of `embed`, and so are the embeddings.
+
+        Parameters
+        ----------
+        images, batch_size, workers, what
+            As in `embed`; the workers are of each process, and the progress shown is that of the main one.
+
+        Returns
+        -------
+        numpy.ndarray
+            As from `embed`, the same in every process.
+
+        Raises
+        ------
+        InputError
+            As from `embed`, in all processes.
+        """
+        sizes = shares(len(images), unit=batch_size)
+        with agreed():
+            own = self.embed(images[own_share(sizes)], batch_size, workers, what)
+        return gather_rows(torch.from_numpy(own), sizes).numpy()
+
     def save(self, folder: Path, card: str = "") -> None:
         """Write the model folder: all that is needed to embed.
 
@@ -139,7 +172,7 @@ class Embedder:
             _write_tensors({"proxies": proxies}, folder / "proxies.safetensors")
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Embedder:
+    def load(cls, path: str | Path, device: str | torch.device = "cpu", with_proxies: bool = True) -> Embedder:
         """Load a model from a run folder or a model folder.
 
         Parameters
@@ -148,6 +181,8 @@ class Embedder:
             ``runs/NAME``, ``runs/NAME/model``, or any other folder that `save` wrote.
         device
             Where to compute.
+        with_proxies
+            Read the proxies too; embedding needs none.
 
         Returns
         -------
@@ -183,7 +218,7 @@ class Embedder:
         except (KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder}: config.json and model.safetensors do not fit together: {reason}") from error
-        has_proxies = (folder / "proxies.safetensors").is_file()
+        has_proxies = with_proxies and (folder / "proxies.safetensors").is_file()
         proxies = read_tensors(folder / "proxies.safetensors", "model")["proxies"] if has_proxies else None
         embedder = cls(encoder, description.get("resize"), _read_json(folder / "classes.json"), proxies, device)
         beside = folder.parent / "untrained"

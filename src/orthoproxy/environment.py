@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from orthoproxy.processes import process_count
+
 
 def environment() -> dict[str, str]:
     """Describe versions and machine, to be kept beside results.
@@ -18,7 +20,7 @@ def environment() -> dict[str, str]:
     -------
     dict
         Names to text: orthoproxy's version and git revision (where it runs from a checkout), Python, the libraries
-        that numbers depend on, processor, cores, memory, and GPU.
+        that numbers depend on, processor, cores, processes that trained together, memory, and GPU.
 
     Examples
     --------
@@ -34,6 +36,7 @@ def environment() -> dict[str, str]:
         "system": platform.platform(),
         "processor": _processor(),
         "cores": str(os.cpu_count()),
+        "processes": str(process_count()),
         "threads": str(torch.get_num_threads()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

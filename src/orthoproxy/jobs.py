@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,34 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from lightning_fabric.loggers.logger import Logger
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from orthoproxy import builders
 from orthoproxy.builders import split_table
 from orthoproxy.card import model_card, untrained_card
 from orthoproxy.config import Config, with_absolute_paths
-from orthoproxy.data import find_unreadable, leave_out, only
+from orthoproxy.data import Picture, find_unreadable, leave_out, only
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Evaluation, mean_scores, require_scorable, score
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder, load_weights
+from orthoproxy.processes import (
+    agreed,
+    collect_rows,
+    copy_from_main,
+    from_main,
+    gather_objects,
+    is_first_of_machine,
+    is_main,
+    meet,
+    own_share,
+    process_count,
+    process_index,
+    rows_in_order,
+    shares,
+)
 from orthoproxy.reports import RunResults, render_report
 from orthoproxy.run import Run, write_whole
 from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
@@ -59,6 +77,8 @@ def suggesting_to_skip() -> Iterator[None]:
 @suggesting_to_skip()
 def train(config: Config, out: str | Path | None = None, resume: bool = False) -> Run:
     """Train, judge on unseen classes beside the untrained encoder, and write the run folder.
+
+    Started by torchrun, its processes train together; each calls this, and the main one writes and prints.
 
     Parameters
     ----------
@@ -107,12 +127,15 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     run.check(config, resume)
     if run.finished:
         return run
-    table = split_table(config)
-    unreadable = _unreadable(run, config, table)
-    if unreadable is not None:
-        table = leave_out(table, unreadable)
-    _check_images(config, table)
     fabric = builders.make_fabric(config.training, run.folder)
+    meet(fabric.device)
+    fabric.launch()
+    table = _split_table(config)
+    unreadable = _unreadable(run, config, table)
+    with agreed():
+        if unreadable is not None:
+            table = leave_out(table, unreadable)
+        _check_images(config, table)
     seed_everything(config.training.seed, verbose=False)
 
     # what is trained
@@ -120,8 +143,9 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     classes = sorted(set(images["label"]))
     number = {label: position for position, label in enumerate(classes)}
     paths, labels = images["path"].tolist(), [number[label] for label in images["label"]]
-    encoder = builders.make_encoder(config).to(fabric.device)
-    objective = builders.make_objective(config, len(classes), encoder.embedding_dim).to(fabric.device)
+    with agreed():
+        encoder = builders.make_encoder(config).to(fabric.device)
+        objective = builders.make_objective(config, len(classes), encoder.embedding_dim).to(fabric.device)
     rates = config.training.rates
     optimizer = make_optimizer(
         encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
@@ -129,14 +153,26 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
 
     # where it starts: where it was left, or from the data
     checkpoints = Checkpoints(run.checkpoints, encoder, objective, optimizer)
-    if run.has_state:
+    if from_main(run.has_state):
         position = checkpoints.load("last")
-        run.drop_records_after(position.step)
+        if is_main():
+            run.drop_records_after(position.step)
     else:
         position = None
-        load_weights(encoder, config.encoder.weights)
-        run.start(config, unreadable)
-        _start(run, encoder, objective, paths, labels, classes)
+        with agreed():
+            if is_main():
+                load_weights(encoder, config.encoder.weights)
+                run.start(config, unreadable)
+        _require_common(run)
+        copy_from_main(encoder.state_dict().values())
+        with agreed():
+            kept = builders.keep_images(config, paths, evaluation=True)
+        _start(run, encoder, objective, kept, labels, classes)
+        if objective.sharded is None:
+            copy_from_main(objective.state_dict().values())
+        if process_index():  # drop-out and the like draw differently in each process
+            seed_everything(config.training.seed + process_index(), verbose=False)
+    _warn_about_batchnorm(encoder)
 
     # the loop, and the choice of the checkpoint
     loader, sampler = builders.make_loader(config, paths, labels)
@@ -155,14 +191,15 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
             validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
             position=position,
         )
-    if checkpoints.path("best").is_file():
+    if from_main(checkpoints.path("best").is_file()):
         position = checkpoints.load("best", model_only=True)
-        print(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes", file=sys.stderr)
+        _say(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes")
 
     # the result
-    vectors = objective.class_vectors()
-    proxies = None if vectors is None else vectors.detach()
-    Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model")
+    proxies = _all_class_vectors(objective)
+    with agreed():
+        if is_main():
+            Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model")
     judge(run, fabric.device)
     return run
 
@@ -189,7 +226,14 @@ def judge(run: Run, device: str | torch.device = "cpu") -> None:
     ...
     orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
     """
-    results, config = results_of(run, device), run.config
+    results = results_of(run, device)
+    with agreed():  # the others wait, and can read the scores afterwards
+        if is_main():
+            _write_results(run, results)
+
+
+def _write_results(run: Run, results: RunResults) -> None:
+    config = run.config
     if results.evaluation is not None:
         labels = {"chosen_on": config.training.select_on, "notes": results.notes}
         scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
@@ -209,7 +253,7 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     Returns
     -------
     RunResults
-        All that the report shows.
+        All that the report shows; of several processes, the main one has the proxies.
 
     Raises
     ------
@@ -224,15 +268,17 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
     """
     start, config = time.monotonic(), run.config
-    model, untrained = Embedder.load(run.folder, device), Embedder.load(run.folder / "untrained", device)
-    table, unreadable = split_table(config), run.unreadable
+    model = Embedder.load(run.folder, device, with_proxies=is_main())
+    untrained = Embedder.load(run.folder / "untrained", device)
+    table, unreadable = _split_table(config), run.unreadable
     if unreadable is not None:
         table = leave_out(table, unreadable)
     judged = only(table, "test")
     paths, workers = judged["path"].tolist(), config.data.workers
-    ours = model.embed(paths, workers=workers, what="embed, trained")
-    theirs = untrained.embed(paths, workers=workers, what="embed, untrained")
-    evaluation = score(ours, theirs, judged, builders.make_scoring(config.evaluation), start) if len(judged) else None
+    ours = model.embed_together(paths, workers=workers, what="embed, trained")
+    theirs = untrained.embed_together(paths, workers=workers, what="embed, untrained")
+    scoring = replace(builders.make_scoring(config.evaluation), device=str(device), shared=True)
+    evaluation = score(ours, theirs, judged, scoring, start) if len(judged) else None
     return RunResults(
         name=run.folder.name,
         evaluation=evaluation,
@@ -257,21 +303,43 @@ def _unreadable(run: Run, config: Config, table: pd.DataFrame) -> pd.DataFrame |
     """The images to leave out, where that is wanted: as the run began, or looked for now."""
     if config.data.on_error == "raise":
         return None
-    unreadable = run.unreadable if run.has_state else find_unreadable(table, config.data.workers)
+    unreadable = run.unreadable if from_main(run.has_state) else _find_unreadable(config, table)
     if unreadable is not None and len(unreadable):
         first = f"for example {unreadable['path'][0]}: {unreadable['reason'][0]}"
-        print(f"{config.data.name}: unreadable images left out: {len(unreadable)}, {first}", file=sys.stderr)
+        _say(f"{config.data.name}: unreadable images left out: {len(unreadable)}, {first}")
     return unreadable
+
+
+def _find_unreadable(config: Config, table: pd.DataFrame) -> pd.DataFrame:
+    """Look for them with all processes."""
+    with agreed():
+        found = find_unreadable(table.iloc[own_share(shares(len(table)))], config.data.workers)
+    return pd.concat(gather_objects(found), ignore_index=True)
+
+
+def _split_table(config: Config) -> pd.DataFrame:
+    """Read the table; of the processes of a machine one comes first, as icons are rendered on the way."""
+    table = None
+    with agreed():
+        if is_first_of_machine():
+            table = split_table(config)
+    with agreed():
+        return split_table(config) if table is None else table
+
+
+def _say(line: str) -> None:
+    if is_main():
+        print(line, file=sys.stderr)
 
 
 def _check_images(config: Config, table: pd.DataFrame) -> None:
     """Find out before the training what would spoil the judgement after it."""
     counts = {name: only(table, name) for name in ("train", "validation", "test")}
     described = [f"{name} {len(set(x['label']))} classes, {len(x)} images" for name, x in counts.items() if len(x)]
-    print(f"{config.data.name}: {'; '.join(described)}", file=sys.stderr)
+    _say(f"{config.data.name}: {'; '.join(described)}")
     sizes = table["label"].value_counts()
     if single := sorted(sizes.index[sizes == 1]):
-        print(f"note: classes with one image only: {len(single)}, for example {single[0]!r}", file=sys.stderr)
+        _say(f"note: classes with one image only: {len(single)}, for example {single[0]!r}")
     missing = [path for path in table["path"] if not Path(path).is_file()]
     if missing:
         raise InputError(
@@ -283,7 +351,7 @@ def _check_images(config: Config, table: pd.DataFrame) -> None:
         if len(counts[name]):
             require_scorable(counts[name], builders.make_scoring(config.evaluation), f"{name} classes")
     if config.encoder.weights.startswith("run:"):
-        earlier = set(Embedder.load(config.encoder.weights.removeprefix("run:")).classes)
+        earlier = set(Embedder.load(config.encoder.weights.removeprefix("run:"), with_proxies=False).classes)
         known = sorted(earlier & set().union(*(counts[name]["label"] for name in judged)))
         if known:
             raise InputError(
@@ -293,7 +361,12 @@ def _check_images(config: Config, table: pd.DataFrame) -> None:
 
 
 def _start(
-    run: Run, encoder: Encoder, objective: Objective, paths: list[str], labels: list[int], classes: list[str]
+    run: Run,
+    encoder: Encoder,
+    objective: Objective,
+    images: Sequence[str | Picture],
+    labels: list[int],
+    classes: list[str],
 ) -> None:
     """Keep the untrained encoder, and set projection and proxies from the training images.
 
@@ -302,17 +375,67 @@ def _start(
     config, device = run.config, encoder.mean.device
     options, workers, weights = config.initialisation, config.data.workers, config.encoder.weights
     untrained = Embedder(builders.make_untrained(encoder), config.data.resize, device=device)
-    untrained.save(run.folder / "untrained", untrained_card(config))
+    with agreed():
+        if is_main():
+            untrained.save(run.folder / "untrained", untrained_card(config))
     continued = weights.startswith("run:")
     if options.projection == "principal" and isinstance(encoder.projection, nn.Linear) and not continued:
-        features = untrained.embed(paths, workers=workers, what="principal directions")
-        weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
+        features = untrained.embed_together(images, workers=workers, what="principal directions")
+        with agreed():
+            weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
         encoder.projection.weight.data.copy_(weight)
+        copy_from_main([encoder.projection.weight])
     if options.proxies == "class_means" and objective.class_vectors() is not None:
         embedder = Embedder(encoder, config.data.resize, device=device)
-        embeddings = embedder.embed(paths, workers=workers, what="class means")
-        means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
+        if objective.sharded is not None:
+            classes = classes[objective.sharded.classes.start : objective.sharded.classes.stop]
+            means = _own_class_means(embedder, images, labels, objective.sharded.classes, workers)
+        else:
+            embeddings = embedder.embed_together(images, workers=workers, what="class means")
+            means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
         objective.set_class_vectors(_with_known_proxies(weights, means, classes) if continued else means)
+
+
+def _own_class_means(
+    embedder: Embedder, images: Sequence[str | Picture], labels: list[int], classes: range, workers: int
+) -> Tensor:
+    """The means of the classes that this process keeps; no process holds all embeddings."""
+    sizes = shares(len(images), unit=128)
+    with agreed():
+        own = embedder.embed(images[own_share(sizes)], 128, workers, "class means")
+    sums = torch.zeros(len(classes), own.shape[1])
+    for first, rows in rows_in_order(torch.from_numpy(own), sizes):
+        numbers = torch.tensor(labels[first : first + len(rows)]) - classes.start
+        here = (numbers >= 0) & (numbers < len(classes))
+        sums.index_add_(0, numbers[here], rows[here])
+    return F.normalize(sums, dim=1)
+
+
+def _all_class_vectors(objective: Objective) -> Tensor | None:
+    """The class vectors to be saved, in the main process."""
+    vectors = objective.class_vectors()
+    if vectors is None or objective.sharded is None:
+        return None if vectors is None else vectors.detach()
+    return collect_rows(vectors.detach(), objective.sharded.sizes)
+
+
+def _require_common(run: Run) -> None:
+    """Make sure that all processes see the folder which the main one has just made."""
+    with agreed():
+        if not run.exists:
+            raise InputError(
+                f"--out: {socket.gethostname()} does not see {run.folder.resolve()}, which the main process has made; "
+                "give a folder that all machines share"
+            )
+
+
+def _warn_about_batchnorm(encoder: Encoder) -> None:
+    live = any(isinstance(module, _BatchNorm) and module.training for module in encoder.train().modules())
+    if live and process_count() > 1:
+        _say(
+            f"note: batch-norm layers take their statistics from each of the {process_count()} processes' own images, "
+            "so the result depends on the number of processes; encoder.freeze_batchnorm true avoids it"
+        )
 
 
 def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tensor:
@@ -327,8 +450,11 @@ def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tens
 
 def _validate(config: Config, encoder: Encoder, table: pd.DataFrame) -> dict[str, float]:
     embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
-    embeddings = embedder.embed(table["path"].tolist(), workers=config.data.workers)
-    return mean_scores(embeddings, table, replace(builders.make_scoring(config.evaluation), nmi=False))
+    images = builders.keep_images(config, table["path"].tolist(), evaluation=True)
+    embeddings = embedder.embed_together(images, workers=config.data.workers)
+    device = str(encoder.mean.device)
+    scoring = replace(builders.make_scoring(config.evaluation), nmi=False, device=device, shared=True)
+    return from_main(mean_scores(embeddings, table, scoring))  # to the last bit, or the processes would part ways
 
 
 def _log(run: Run, fabric: Fabric, record: dict[str, Any]) -> None:

@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from orthoproxy.processes import is_main
+
 T = TypeVar("T")
 
 
 class Progress:
-    """Shows how far a piece of long work is, on standard error.
+    """Shows how far a piece of long work is, on standard error; of several processes, the main one's part of it.
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ class Progress:
     def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0, shown: bool = True) -> None:
         self.what, self.total, self.done, self.every = what, total, done, every
         self.note = ""  # shown beside the count, for example a loss
-        self.shown = shown
+        self.shown = shown = shown and is_main()
         self._first, self._start, self._last_line = done, time.monotonic(), time.monotonic()
         console = Console(stderr=True)
         self._bar: Bar | None = None
@@ -88,6 +90,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the bar."""
+        if not is_main():
+            return
         if self._bar:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:

@@ -74,8 +74,15 @@ def test_workers_make_the_same_views(images: TrainingImages) -> None:
 
 
 def test_evaluation_images_are_the_fixed_view_in_the_order_given(images: TrainingImages) -> None:
-    paths = images.paths[::-1]
+    paths = images.images[::-1]
     fixed = EvaluationImages(paths, evaluation_transform(32))
     assert len(fixed) == 12 == len(images)
     for row, path in enumerate(paths):
         assert torch.equal(fixed[row], evaluation_transform(32)(read_image(path)))
+
+
+def test_another_augmentation_gets_images_as_torchvision_has_them(images: TrainingImages) -> None:
+    centre = evaluation_transform(32)
+    assert torch.equal(
+        TrainingImages(images.images, images.labels, centre)[4, 1][0], centre(read_image(images.images[4]))
+    )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from orthoproxy.data import read_image, to_rgb
+from orthoproxy.data import Picture, images, read_image, read_picture, to_rgb
 from orthoproxy.errors import InputError
 
 COLOURS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
@@ -196,3 +199,103 @@ def test_a_missing_file_or_a_folder_is_an_input_error(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.png")
     with pytest.raises(InputError, match="cannot read the image"):
         read_image(str(tmp_path))
+
+
+# pictures: the same pixels as images, sooner
+
+
+def photograph(size: tuple[int, int] = (75, 50)) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(params=["as installed", "without simplejpeg"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "without simplejpeg":
+        monkeypatch.setattr(images, "decode_jpeg", None)
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("options", [
+    {}, {"quality": 30}, {"quality": 100, "subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"optimize": True},
+    {"progressive": True}, {"keep_rgb": True}, {"comment": b"me"}, {"icc_profile": b"any"}, {"restart_marker_rows": 1},
+])  # fmt: skip
+@pytest.mark.parametrize("size", [(75, 50), (64, 64), (1, 1), (17, 200)])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
+    options: dict[str, object], size: tuple[int, int], tmp_path: Path
+) -> None:
+    photograph(size).save(tmp_path / "photo.jpg", **options)
+    picture = read_picture(tmp_path / "photo.jpg")
+    assert (picture.width, picture.height) == size
+    assert np.array_equal(picture.pixels, np.asarray(read_image(tmp_path / "photo.jpg")))
+
+
+@pytest.mark.usefixtures("decoder")
+def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo = photograph()
+    photo.save(tmp_path / "turned.jpg", exif=turned)
+    photo.convert("L").save(tmp_path / "grey.jpg")
+    photo.convert("CMYK").save(tmp_path / "inks.jpg")
+    photo.save(tmp_path / "png.jpg", "PNG")
+    Image.fromarray(WIDE.astype(np.uint16)).save(tmp_path / "wide.png")
+    for path in tmp_path.iterdir():
+        assert np.array_equal(read_picture(path).pixels, np.asarray(read_image(path))), path.name
+    assert read_picture(tmp_path / "turned.jpg").width == 50
+
+
+def outcome(path: Path, read: Callable[[Path], Picture | Image.Image]) -> str | bytes:
+    try:
+        found = read(path)
+    except InputError as error:
+        return str(error)
+    return np.asarray(found.pixels if isinstance(found, Picture) else found).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_a_damaged_jpeg_is_read_or_refused_as_pillow_does(tmp_path: Path) -> None:
+    file, path, generator = io.BytesIO(), tmp_path / "damaged.jpg", np.random.default_rng(2)
+    photograph().save(file, "JPEG")
+    content = file.getvalue()
+    kinds = set()
+    for number in range(200):
+        damaged = bytearray(content[: generator.integers(len(content))] if number % 4 == 0 else content)
+        for place in generator.integers(len(damaged), size=number % 4) if damaged else []:
+            damaged[place] = generator.integers(256)
+        path.write_bytes(damaged)
+        expected = outcome(path, read_image)
+        assert outcome(path, read_picture) == expected
+        kinds.add(type(expected))
+    assert kinds == {str, bytes}
+
+
+@pytest.mark.usefixtures("decoder")
+def test_a_jpeg_of_too_many_megapixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph((1500, 1000)).save(tmp_path / "large.jpg")
+    monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
+    with pytest.raises(InputError, match=r"large\.jpg: 2 megapixels, and the limit is 1"):
+        read_picture(tmp_path / "large.jpg")
+
+
+def test_a_crop_is_what_lies_in_the_box_and_an_array_of_its_own() -> None:
+    pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    picture = Picture(pixels, width=8, height=6)
+    assert np.array_equal(picture.crop(1, 2, 3, 4), pixels[1:4, 2:6])
+    picture.crop(0, 0, 6, 8)[:] = 0
+    assert pixels.any()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_a_crop_of_a_smaller_copy_is_never_empty_and_lies_where_the_box_does(
+    whole: int, copy: int, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, whole - 1))
+    length = data.draw(st.integers(1, whole - start))
+    columns = np.repeat(np.arange(copy, dtype=np.uint8)[None, :, None], 3, axis=2)
+    found = Picture(columns, width=whole, height=1).crop(0, start, 1, length)[0, :, 0]
+    assert len(found) >= 1
+    assert abs(int(found[0]) - start * copy / whole) <= 1
+    assert abs(int(found[-1]) + 1 - (start + length) * copy / whole) <= 1

@@ -126,3 +126,26 @@ def test_a_batch_that_classes_do_not_fill_is_refused() -> None:
         BatchSampler(LABELS, 8, per_class=3)
     with pytest.raises(ValueError, match="per_class 4 does not divide batch_size 2"):
         BatchSampler(LABELS, 2, per_class=4)
+
+
+@pytest.mark.parametrize("per_class", [None, 2])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_parts_of_processes_make_up_the_batches_of_one(per_class: int | None, count: int) -> None:
+    labels = [row % 5 for row in range(33)]
+    whole = list(BatchSampler(labels, 10, per_class, seed=3))
+    samplers = [BatchSampler(labels, 10, per_class, seed=3, process=process, of=count) for process in range(count)]
+    for batch, *parts in zip(whole, *samplers, strict=True):
+        assert [draw for part in parts for draw in part] == batch
+        assert [len(part) for part in parts] == samplers[0].sizes and max(samplers[0].sizes) - min(
+            samplers[0].sizes
+        ) < 2
+
+
+def test_a_process_without_a_part_takes_an_image_that_does_not_count() -> None:
+    labels = [0, 1, 2]
+    ((first, second, third),) = BatchSampler(labels, 10)
+    samplers = [BatchSampler(labels, 10, process=process, of=5) for process in range(5)]
+    assert samplers[0].sizes == [0, 1, 0, 1, 1]
+    assert [batch for sampler in samplers for batch in sampler] == [[first], [first], [first], [second], [third]]
+    balanced = BatchSampler(labels, 8, per_class=2, process=1, of=4)
+    assert balanced.sizes == [1, 2, 1, 2] and len(next(iter(balanced))) == 2  # three classes for four places

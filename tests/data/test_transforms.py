@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
-from orthoproxy.data import evaluation_transform, training_transform
+from orthoproxy.data import Picture, evaluation_transform, training_transform
 
 SIDE = 256
 
@@ -50,6 +55,105 @@ def test_crops_stay_within_their_bounds_and_use_them(
     assert share.min() < crop_scale[0] + 0.15 * span and share.max() > crop_scale[1] - 0.25 * span
     assert ratio.min() >= crop_ratio[0] * 0.97 and ratio.max() <= crop_ratio[1] * 1.03
     assert ratio.min() < 0.95 and ratio.max() > 1.05
+
+
+class Watched(Picture):
+    """Notes the boxes that are cut out of it, as top, left, height, width."""
+
+    boxes: list[tuple[int, int, int, int]] = []  # noqa: RUF012
+
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        self.boxes.append((top, left, height, width))
+        return super().crop(top, left, height, width)
+
+
+def boxes_of(view: Callable, size: tuple[int, int], seeds: range) -> np.ndarray:
+    picture = Watched(np.zeros((size[1], size[0], 3), dtype=np.uint8), *size)
+    Watched.boxes = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        view(picture)
+    return np.array(Watched.boxes)
+
+
+BOUNDS = [((0.2, 1.0), (3 / 4, 4 / 3)), ((0.5, 0.6), (0.9, 1.1)), ((0.9, 1.0), (2.0, 3.0))]
+
+
+@pytest.mark.parametrize(("crop_scale", "crop_ratio"), BOUNDS)
+@pytest.mark.parametrize("size", [(50, 37), (37, 50), (300, 20)])
+def test_crops_are_distributed_as_those_of_torchvision(
+    crop_scale: tuple[float, float], crop_ratio: tuple[float, float], size: tuple[int, int]
+) -> None:
+    ours = boxes_of(training_transform(8, crop_scale, crop_ratio), size, range(600))
+    theirs, image = [], Image.new("RGB", size)
+    for seed in range(1000, 1600):  # others, so that it is the distributions that agree
+        torch.manual_seed(seed)
+        theirs.append(RandomResizedCrop.get_params(image, list(crop_scale), list(crop_ratio)))
+    for what in (
+        lambda box: box[:, 2] * box[:, 3],
+        lambda box: box[:, 3] / box[:, 2],
+        lambda box: box[:, 0] + box[:, 2] / 2,
+        lambda box: box[:, 1] + box[:, 3] / 2,
+    ):
+        assert ks_2samp(what(ours), what(np.array(theirs))).pvalue > 1e-3
+
+
+def test_where_the_crop_lies_does_not_depend_on_the_other_options() -> None:
+    plain = boxes_of(training_transform(8), (50, 40), range(40))
+    for options in ({"flip": 0.0}, {"jitter": 0.4}, {"grayscale": 0.5}, {"flip": 1.0, "jitter": 0.1, "grayscale": 1.0}):
+        assert np.array_equal(boxes_of(training_transform(8, **options), (50, 40), range(40)), plain)
+    assert np.array_equal(boxes_of(training_transform(32), (50, 40), range(40)), plain)
+    assert len(np.unique(plain, axis=0)) > 30
+
+
+@pytest.mark.parametrize("size", [(500, 375), (120, 90), (40, 33)])
+def test_the_pixels_are_those_of_the_reference_crop(size: tuple[int, int]) -> None:
+    """Torchvision's steps on a Pillow image, with the same draws."""
+    coarse = np.random.default_rng(0).integers(256, size=(size[1] // 3, size[0] // 3, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size)
+    steps = [
+        v2.RandomResizedCrop(64, (0.2, 1.0), (3 / 4, 4 / 3), InterpolationMode.BICUBIC),
+        v2.RandomHorizontalFlip(),
+        v2.PILToTensor(),
+    ]
+    differences = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        view = training_transform(64)(image).int()
+        torch.manual_seed(seed)
+        differences.append((view - v2.Compose(steps)(image).int()).abs().double())
+    assert torch.stack(differences).max() <= 6  # where Pillow clips between its two passes
+    assert torch.stack(differences).mean() < 0.3
+
+
+def test_colours_change_as_in_torchvision(map_image: Image.Image) -> None:
+    torch.manual_seed(0)
+    view = training_transform(64, flip=0.0, jitter=0.4, grayscale=0.5)(map_image)
+    torch.manual_seed(0)
+    crop = v2.RandomResizedCrop(64, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC)(map_image)
+    torch.rand(1)  # whether to flip
+    colours = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomGrayscale(0.5), v2.PILToTensor()])
+    assert (view.int() - colours(crop).int()).abs().max() <= 4
+
+
+def test_a_smaller_copy_gives_the_same_crop_only_softer(map_image: Image.Image) -> None:
+    copy = Picture(np.asarray(map_image.resize((128, 64), Image.Resampling.BICUBIC)), *map_image.size)
+    for seed in range(20):
+        views = []
+        for image in (map_image, copy):
+            torch.manual_seed(seed)
+            views.append(training_transform(64)(image).int()[:, 3:-3, 3:-3])
+        assert (views[0] - views[1]).abs().max() <= 6  # half a pixel of the copy is 2 of the picture
+
+
+def test_an_augmentation_can_be_sent_to_another_process(map_image: Image.Image) -> None:
+    transform = training_transform(16, jitter=0.2, grayscale=0.2)
+    views = []
+    for each in (transform, pickle.loads(pickle.dumps(transform))):
+        torch.manual_seed(0)
+        views.append(each(map_image))
+    assert torch.equal(*views)
+    assert views[0].is_contiguous()
 
 
 @pytest.mark.parametrize(("flip", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orthoproxy.evaluation import Collection, comparisons, leading_ranks, positive_ranks
 from orthoproxy.evaluation import ranks as module
+from orthoproxy.evaluation.gallery import Gallery
 
 
 def plainly(collection: Collection) -> list[list[int]]:
@@ -53,8 +54,8 @@ def test_similarities_that_single_precision_cannot_tell_apart(spread: float, ima
 def test_few_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four million pairs, the positives and some hundred others."""
     compared = []
-    exact = module._Gallery._exact
-    monkeypatch.setattr(module._Gallery, "_exact", lambda *a: compared.append(len(a[2])) or exact(*a))
+    exact = Gallery.exact
+    monkeypatch.setattr(Gallery, "exact", lambda *a: compared.append(len(a[2])) or exact(*a))
     monkeypatch.setattr(module, "positive_ranks", None)  # nor does a block go the plain way
     generator = np.random.default_rng(0)
     labels = np.arange(2000) // 4
@@ -68,8 +69,8 @@ def test_a_similarity_does_not_depend_on_what_is_computed_beside_it() -> None:
     generator = np.random.default_rng(0)
     x = generator.standard_normal((50, 37)).astype(np.float32)
     everyone = np.arange(50)
-    gallery = module._Gallery(Collection(x, everyone, everyone, everyone))
+    gallery = Gallery(Collection(x, everyone, everyone, everyone))
     query, column = torch.from_numpy(generator.integers(50, size=(2, 400)))
-    together = gallery._exact(everyone, query, column)
-    alone = torch.cat([gallery._exact(everyone, q, c) for q, c in zip(query.split(1), column.split(1), strict=True)])
+    together = gallery.exact(everyone, query, column)
+    alone = torch.cat([gallery.exact(everyone, q, c) for q, c in zip(query.split(1), column.split(1), strict=True)])
     assert torch.equal(together, alone)

@@ -103,6 +103,16 @@ def test_gradient(labels: list[int]) -> None:
     assert torch.autograd.gradcheck(lambda x, p: proxy_anchor_loss(x, torch.tensor(labels), p), (x, p))
 
 
+def test_a_retained_graph_gives_the_gradients_again() -> None:
+    x, proxies = torch.randn(5, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
+    loss = proxy_anchor_loss(x, torch.tensor([0, 0, 1, 2, 5]), proxies)
+
+    first, second = (torch.autograd.grad(factor * loss, (x, proxies), retain_graph=True) for factor in (1, -3))
+
+    for once, thrice in zip(first, second, strict=True):
+        torch.testing.assert_close(-3 * once, thrice)
+
+
 @pytest.mark.parametrize("length", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_finite_for_long_repeated_and_zero_rows(dtype: torch.dtype, length: float) -> None:

@@ -1,5 +1,6 @@
 """From images on disk to one table, and from the table to batches of pixels."""
 
+from orthoproxy.data.cache import CachedImages, cached_images
 from orthoproxy.data.cars import cars_table
 from orthoproxy.data.csv import csv_table
 from orthoproxy.data.cub import cub_table
@@ -8,27 +9,31 @@ from orthoproxy.data.describe import count_images, describe_images
 from orthoproxy.data.duplicates import exact_duplicates, near_duplicates
 from orthoproxy.data.folder import folder_table
 from orthoproxy.data.icons import icons_table
-from orthoproxy.data.images import read_image, to_rgb
+from orthoproxy.data.images import Picture, read_image, read_picture, to_rgb
 from orthoproxy.data.inshop import inshop_table
 from orthoproxy.data.samplers import BatchSampler
 from orthoproxy.data.scan import difference_hash, find_unreadable, leave_out, scan_images
 from orthoproxy.data.sop import sop_table
 from orthoproxy.data.table import assign_split, hold_out_validation, make_table, only, rank_by_hash
-from orthoproxy.data.transforms import evaluation_transform, training_transform
+from orthoproxy.data.transforms import evaluation_size, evaluation_transform, training_transform
 from orthoproxy.data.verify import Check, verify_images
 
 __all__ = [
     "BatchSampler",
+    "CachedImages",
     "Check",
     "EvaluationImages",
+    "Picture",
     "TrainingImages",
     "assign_split",
+    "cached_images",
     "cars_table",
     "count_images",
     "csv_table",
     "cub_table",
     "describe_images",
     "difference_hash",
+    "evaluation_size",
     "evaluation_transform",
     "exact_duplicates",
     "find_unreadable",
@@ -42,6 +47,7 @@ __all__ = [
     "only",
     "rank_by_hash",
     "read_image",
+    "read_picture",
     "scan_images",
     "sop_table",
     "to_rgb",

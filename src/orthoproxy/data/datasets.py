@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -11,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from orthoproxy.data.images import read_image, to_rgb
+from orthoproxy.data.images import Picture, read_image, read_picture, to_rgb
 from orthoproxy.data.samplers import Draw
-from orthoproxy.data.transforms import Transform
+from orthoproxy.data.transforms import Augmentation, Transform
 from orthoproxy.errors import InputError
+
+T = TypeVar("T")
 
 
 class TrainingImages(Dataset):
@@ -24,12 +27,13 @@ class TrainingImages(Dataset):
 
     Parameters
     ----------
-    paths
-        Image files.
+    images
+        Image files, or pictures such as `cached_images` returns.
     labels
         Class number of each.
     transform
-        The augmentation; draws from torch's random state, which is seeded here.
+        From `training_transform`, or another one from an RGB image to uint8 pixels; draws from torch's random state,
+        which is seeded here.
 
     Examples
     --------
@@ -38,17 +42,26 @@ class TrainingImages(Dataset):
     2
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], transform: Transform) -> None:
-        self.paths, self.labels, self.transform = list(paths), list(labels), transform
+    def __init__(
+        self, images: Sequence[str | Path | Picture], labels: Sequence[int], transform: Augmentation | Transform
+    ) -> None:
+        self.images, self.labels, self.transform = images, list(labels), transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, draw: Draw) -> tuple[UInt8[Tensor, "3 H W"], int]:
         row, seed = draw
+        image = self.images[row]
+        picture = image if isinstance(image, Picture) else read_or_replace(read_picture, image)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-            return self.transform(_read(self.paths[row])), self.labels[row]
+            return self._view(picture), self.labels[row]
+
+    def _view(self, picture: Picture) -> UInt8[Tensor, "3 H W"]:
+        if isinstance(self.transform, Augmentation):
+            return self.transform(picture)
+        return self.transform(Image.fromarray(picture.pixels))
 
 
 class EvaluationImages(Dataset):
@@ -57,7 +70,7 @@ class EvaluationImages(Dataset):
     Parameters
     ----------
     images
-        Image files, or PIL images of any mode.
+        Image files, PIL images of any mode, or pictures such as `cached_images` returns.
     transform
         The view.
 
@@ -68,19 +81,22 @@ class EvaluationImages(Dataset):
     2
     """
 
-    def __init__(self, images: Sequence[str | Path | Image.Image], transform: Transform) -> None:
-        self.images, self.transform = list(images), transform
+    def __init__(self, images: Sequence[str | Path | Image.Image | Picture], transform: Transform) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"]:
         image = self.images[row]
-        return self.transform(to_rgb(image) if isinstance(image, Image.Image) else _read(image))
+        if isinstance(image, Picture):
+            return self.transform(Image.fromarray(image.pixels))
+        return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_or_replace(read_image, image))
 
 
-def _read(path: str | Path) -> Image.Image:
+def read_or_replace(reader: Callable[[str | Path], T], path: str | Path) -> T:
+    """Read an image file; the error says what to do about one that cannot be read."""
     try:
-        return read_image(path)
+        return reader(path)
     except InputError as error:
         raise InputError(f"{error}\nreplace the file or leave it out") from error

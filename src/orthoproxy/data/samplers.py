@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from orthoproxy.processes import shares
+
 Draw = tuple[int, int]  # row of the table, seed of its augmentation
 
 
@@ -17,16 +19,22 @@ class BatchSampler(Sampler[list[Draw]]):
     where an epoch is as many batches as there would be shuffled ones, classes and the images of a class come round in
     turn, a class with fewer images repeats them, and with fewer classes than places a batch is smaller.
 
+    With several processes each takes its part of every batch, so that the images and views of a batch do not depend on
+    how many there are. Where a batch has fewer images than there are processes, one without a part takes the first
+    image, since a network cannot be applied to nothing; `sizes` says that it is not to count.
+
     Parameters
     ----------
     labels
         Class number of each row.
     batch_size
-        B. The last, smaller batch of an epoch is left out, unless it would be the only one.
+        B, of all processes together. The last, smaller batch of an epoch is left out, unless it would be the only one.
     per_class
         M, the images of a class in a batch; None for shuffled batches.
     seed
         With the same seed, the same batches.
+    process, of
+        Which process takes the batches, from 0, and of how many.
 
     Raises
     ------
@@ -41,10 +49,19 @@ class BatchSampler(Sampler[list[Draw]]):
     [0, 0, 1, 1]
     """
 
-    def __init__(self, labels: Sequence[int], batch_size: int, per_class: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        labels: Sequence[int],
+        batch_size: int,
+        per_class: int | None = None,
+        seed: int = 0,
+        process: int = 0,
+        of: int = 1,
+    ) -> None:
         self.labels = np.asarray(labels)
         self.batch_size = batch_size
         self.per_class, self.seed = per_class, seed
+        self.process, self.of = process, of
         self.epoch, self.batch = 0, 0  # where the next iteration starts
         if per_class and batch_size % per_class:
             raise ValueError(f"per_class {per_class} does not divide batch_size {batch_size}")
@@ -53,14 +70,24 @@ class BatchSampler(Sampler[list[Draw]]):
         """Return the number of batches in a whole epoch."""
         return max(1, len(self.labels) // self.batch_size)
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many images of a batch each process has; all batches are alike."""
+        rows = len(self.labels)
+        if self.per_class:
+            rows = self.per_class * len(np.unique(self.labels))
+        return shares(min(self.batch_size, rows), self.of)
+
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the batches of epoch `self.epoch`, from number `self.batch` on."""
         generator = np.random.default_rng((self.seed, self.epoch))
         batches = self._balanced(generator) if self.per_class else self._shuffled(generator)
+        start, end = sum(self.sizes[: self.process]), sum(self.sizes[: self.process + 1])
         for number, rows in enumerate(batches):
             seeds = generator.integers(2**63, size=len(rows))
             if number >= self.batch:
-                yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
+                draws = list(zip(rows.tolist(), seeds.tolist(), strict=True))
+                yield draws[start:end] or draws[:1]
 
     def _shuffled(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
         order = generator.permutation(len(self.labels))

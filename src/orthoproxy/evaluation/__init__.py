@@ -11,7 +11,8 @@ from orthoproxy.evaluation.evaluate import (
 )
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
-from orthoproxy.evaluation.neighbours import Collection, comparisons, nearest
+from orthoproxy.evaluation.nearest import nearest
+from orthoproxy.evaluation.neighbours import Collection, comparisons
 from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
 
 __all__ = [

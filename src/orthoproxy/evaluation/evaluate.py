@@ -15,6 +15,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.neighbours import Collection
+from orthoproxy.processes import agreed, gather_objects, own_share, shares
 
 Embeddings = Float[np.ndarray, "N D"]
 
@@ -68,7 +69,11 @@ class Scoring:
     confidence
         Coverage of the intervals.
     memory_mb
-        Bound on the memory of a block of similarities, in MiB.
+        Bound on the memory of a block of similarities, in MiB; of each process.
+    device
+        Where similarities are computed in float32: a CUDA device, or else the processor. No score depends on it.
+    shared
+        Divide the queries among the processes of a job, all of which must then score, and get the same scores.
 
     Examples
     --------
@@ -82,6 +87,8 @@ class Scoring:
     draws: int = 1000
     confidence: float = 0.95
     memory_mb: float = 512
+    device: str = "cpu"
+    shared: bool = False
 
     def excludes_group(self, table: pd.DataFrame) -> bool:
         """Whether a query's own group is left out when this table is scored."""
@@ -143,7 +150,7 @@ def evaluate(
     paths = table["path"].tolist()
     trained = model.embed(paths, workers=workers, what="embed, trained" if progress else None)
     baseline = untrained and untrained.embed(paths, workers=workers, what="embed, untrained" if progress else None)
-    return score(trained, baseline, table, scoring or Scoring(), start)
+    return score(trained, baseline, table, replace(scoring or Scoring(), device=str(model.device)), start)
 
 
 def score(
@@ -329,7 +336,7 @@ class _Sample:
 
 def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Sample:
     collection = collection_of(embeddings, table, scoring.excludes_group(table))
-    metrics = query_metrics(collection, scoring.recall_at, scoring.memory_mb)
+    metrics = _shared_query_metrics(collection, scoring) if scoring.shared else _query_metrics(collection, scoring)
     scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
     if not scored.any():
         require_scorable(table, scoring, "the data")
@@ -344,3 +351,16 @@ def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _S
         draws = class_draws(num_classes, scoring.draws)
         resampled["nmi"] = normalized_mutual_information(collection.labels, clusters, draws)
     return _Sample(values, resampled, int(scored.sum()), len(names), int((~scored).sum()))
+
+
+def _query_metrics(collection: Collection, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
+    return query_metrics(collection, scoring.recall_at, scoring.memory_mb, scoring.device)
+
+
+def _shared_query_metrics(collection: Collection, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
+    """Score some of the queries and hear of the others; a query's values do not depend on which others are scored."""
+    own = collection.queries[own_share(shares(len(collection.queries)))]
+    with agreed():
+        metrics = _query_metrics(replace(collection, queries=own), scoring)
+    parts = [part for part in gather_objects(metrics) if part]  # a process without queries has no metrics
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

@@ -19,7 +19,7 @@ from orthoproxy.evaluation.ranks import leading_ranks
 
 
 def query_metrics(
-    collection: Collection, recall_at: Sequence[int] = (1, 2, 4, 8), memory_mb: float = 512
+    collection: Collection, recall_at: Sequence[int] = (1, 2, 4, 8), memory_mb: float = 512, device: str = "cpu"
 ) -> dict[str, Float[np.ndarray, " Q"]]:
     """Compute every metric of every query.
 
@@ -34,8 +34,8 @@ def query_metrics(
         Embeddings, labels, queries, gallery.
     recall_at
         The values of K.
-    memory_mb
-        Bound on the memory of a block of similarities, in MiB.
+    memory_mb, device
+        As in `ranks.leading_ranks`.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def query_metrics(
     >>> query_metrics(Collection(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    blocks = [_values(*ranks, recall_at) for ranks in leading_ranks(collection, memory_mb)]
+    blocks = [_values(*ranks, recall_at) for ranks in leading_ranks(collection, memory_mb, device)]
     return {name: torch.cat([block[name] for block in blocks]).numpy() for name in (blocks[0] if blocks else {})}
 
 

@@ -111,47 +111,6 @@ def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comp
         yield Comparison(rows, similarity, same & allowed, ~same & allowed)
 
 
-def nearest(collection: Collection, k: int, memory_mb: float = 512) -> tuple[Int[np.ndarray, "Q k"], np.ndarray]:
-    """List each query's nearest neighbours, most similar first, ties by row number.
-
-    Parameters
-    ----------
-    collection
-        What to search; see `Collection`.
-    k
-        Length of the lists.
-    memory_mb
-        As in `comparisons`.
-
-    Returns
-    -------
-    rows
-        Row numbers of the neighbours; -1 where a query has fewer than `k`.
-    similarity
-        Their cosines; -inf there. Both have shape (Q, min(k, G)).
-
-    Examples
-    --------
-    >>> points = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-    >>> rows, _ = nearest(Collection(points, np.zeros(3, dtype=int), np.array([0]), np.arange(3)), k=2)
-    >>> rows
-    array([[1, 2]])
-    """
-    order = np.argsort(collection.gallery, kind="stable")
-    sorted_gallery = Collection(
-        collection.embeddings, collection.labels, collection.queries, collection.gallery[order], collection.groups
-    )
-    k = min(k, len(collection.gallery))
-    rows, similarity = [np.empty((0, k), dtype=np.int64)], [np.empty((0, k))]
-    for block in comparisons(sorted_gallery, memory_mb):
-        scores = block.similarity.masked_fill(~(block.positive | block.negative), -torch.inf)
-        values, places = scores.sort(dim=1, descending=True, stable=True)
-        values, places = values[:, :k].numpy(), places[:, :k].numpy()
-        rows.append(np.where(np.isinf(values), -1, sorted_gallery.gallery[places]))
-        similarity.append(values)
-    return np.concatenate(rows), np.concatenate(similarity)
-
-
 def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
     """Scale each row to length 1, in float64; a row of zeros stays zero.
 

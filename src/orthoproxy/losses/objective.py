@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from orthoproxy.errors import InputError
-from orthoproxy.losses.soft_orthogonality import SoftOrthogonality
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 # where a loss keeps its class vectors, and whether as rows (C D) or, several centres a class allowed, columns (D C*K)
 ROWS, COLUMNS = "rows", "columns"
@@ -38,7 +38,7 @@ class Objective(nn.Module):
     num_classes
         C.
     orthogonality
-        The regulariser.
+        The regulariser: `SoftOrthogonality`, or `ShardedSoftOrthogonality` beside `ShardedProxyAnchorLoss`.
     weight
         lambda; 0 leaves the regulariser out of the sum, its value is reported all the same.
     miner
@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
     Examples
     --------
-    >>> from orthoproxy.losses import ProxyAnchorLoss
+    >>> from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality
     >>> objective = Objective(ProxyAnchorLoss(4, 8), num_classes=4, orthogonality=SoftOrthogonality(), weight=0.1)
     >>> parts = objective(torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 3]))
     >>> sorted(parts)
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         self,
         loss: nn.Module,
         num_classes: int,
-        orthogonality: SoftOrthogonality,
+        orthogonality: nn.Module,
         weight: float = 0.0,
         miner: nn.Module | None = None,
     ) -> None:
@@ -71,6 +71,8 @@ class Objective(nn.Module):
         self.num_classes, self.weight = num_classes, weight
         name = type(loss).__name__
         self._home = next((CLASS_VECTORS[c.__name__] for c in type(loss).__mro__ if c.__name__ in CLASS_VECTORS), None)
+        if self.sharded is not None:
+            self._home = CLASS_VECTORS["ProxyAnchorLoss"]
         if miner is not None and (name in TAKES_NO_MINER or type(loss).__module__.startswith("orthoproxy.")):
             raise InputError(f"loss.miner: {name} uses every image of the batch and takes no miner; leave it out")
         if weight != 0 and self._home is None:
@@ -78,6 +80,11 @@ class Objective(nn.Module):
                 f"loss.orthogonality.weight: {name} keeps no vector a class, so there is nothing to keep orthogonal; "
                 f"set it to 0 or use one of {', '.join(CLASS_VECTORS)}"
             )
+
+    @property
+    def sharded(self) -> ShardedProxyAnchorLoss | None:
+        """The loss, if it keeps the class vectors of this process only."""
+        return self.loss if isinstance(self.loss, ShardedProxyAnchorLoss) else None
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
         """Return ``loss`` (to minimise) and its parts ``metric_loss`` and, with class vectors, ``orthogonality``."""
@@ -99,11 +106,14 @@ class Objective(nn.Module):
         Returns
         -------
         Tensor or None
-            None for losses without class vectors, such as those on pairs and triplets.
+            None for losses without class vectors, such as those on pairs and triplets. Of a sharded loss, the vectors
+            of this process's classes.
         """
         if self._home is None:
             return None
         centres = self._centres()
+        if self.sharded is not None:
+            return centres
         return centres if len(centres) == self.num_classes else centres.unflatten(0, (self.num_classes, -1)).mean(dim=1)
 
     @torch.no_grad()
@@ -114,10 +124,10 @@ class Objective(nn.Module):
         ----------
         vectors
             One a row. Where a class has several centres, each starts near its vector, apart by noise of a tenth of
-            its length, since equal centres would stay equal.
+            its length, since equal centres would stay equal. Of a sharded loss, those of this process's classes.
         """
         centres = self._centres()  # a view: writing to it writes to the parameter
-        repeats = len(centres) // self.num_classes
+        repeats = 1 if self.sharded is not None else len(centres) // self.num_classes
         started = vectors.to(centres).repeat_interleave(repeats, dim=0)
         if repeats > 1:
             noise = torch.randn_like(started) / started.shape[1] ** 0.5

@@ -65,6 +65,22 @@ def unit_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
+    return x / row_lengths(x)
+
+
+def row_lengths(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
+    """Return the lengths of rows to divide by: infinite for a row of zeros, which so stays zero, and its gradient too.
+
+    Parameters
+    ----------
+    x
+        Float32 or float64.
+
+    Examples
+    --------
+    >>> row_lengths(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[5.],
+            [inf]])
+    """
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    empty = length == 0  # and not NaN, which must stay visible
-    return torch.where(empty, 0.0, x / torch.where(empty, 1.0, length))
+    return length.masked_fill(length == 0, torch.inf)

@@ -10,10 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from orthoproxy.losses.precision import at_least_float32, unit_rows
+from orthoproxy.losses.precision import at_least_float32, row_lengths, unit_rows
 
 
-@at_least_float32
 def proxy_anchor_loss(
     embeddings: Float[Tensor, "B D"],
     labels: Int[Tensor, " B"],
@@ -70,12 +69,52 @@ def proxy_anchor_loss(
     >>> round(float(proxy_anchor_loss(embeddings, labels, proxies=torch.eye(2).flip(0))), 4)
     38.44
     """
-    num_classes = proxies.shape[0]
+    return proxy_anchor_part(embeddings, labels, proxies, 0, len(proxies), scale, margin, memory_mb)
+
+
+@at_least_float32
+def proxy_anchor_part(
+    embeddings: Float[Tensor, "B D"],
+    labels: Int[Tensor, " B"],
+    proxies: Float[Tensor, "c D"],
+    first_class: int,
+    num_classes: int,
+    scale: float,
+    margin: float,
+    memory_mb: float = 16.0,
+) -> Float[Tensor, ""]:
+    """Compute what some of the proxies contribute to `proxy_anchor_loss`; over all proxies the parts sum up to it.
+
+    Parameters
+    ----------
+    embeddings, labels, scale, margin, memory_mb
+        As in `proxy_anchor_loss`: all images, whatever their class.
+    proxies
+        Those of c classes that follow each other; there may be none.
+    first_class
+        The class of the first.
+    num_classes
+        C, of all proxies.
+
+    Raises
+    ------
+    ValueError
+        As `proxy_anchor_loss`.
+
+    Examples
+    --------
+    >>> embeddings, labels, proxies = torch.eye(2), torch.tensor([0, 1]), torch.eye(2)
+    >>> parts = [proxy_anchor_part(embeddings, labels, proxies[c : c + 1], c, 2, 32.0, 0.1) for c in range(2)]
+    >>> round(float(sum(parts)), 4)
+    3.24
+    """
     if not len(embeddings) or labels.shape != embeddings.shape[:1]:
         raise ValueError(f"labels: {tuple(labels.shape)} for {len(embeddings)} embeddings; give one label each")
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(f"labels: must lie in 0 to {num_classes - 1}, one for each proxy")
-    loss = _ProxyAnchor.apply(unit_rows(embeddings), proxies, labels, scale, margin, memory_mb)
+    loss = _ProxyAnchor.apply(
+        unit_rows(embeddings), proxies, labels - first_class, num_classes, scale, margin, memory_mb
+    )
     assert isinstance(loss, Tensor)
     return loss
 
@@ -88,72 +127,100 @@ class _ProxyAnchor(torch.autograd.Function):
     positive what `_pull` says. Of this matrix W of C x B only the rows of some proxies exist at any time. The
     gradients are W^T u for the embeddings and W x for the unit proxies; from the latter, the part along the proxy is
     taken away, since its length does not count.
+
+    The c proxies may be a part of all C. Labels count from the first of them; an image of another class is a negative.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         units: Float[Tensor, "B D"],
-        proxies: Float[Tensor, "C D"],
+        proxies: Float[Tensor, "c D"],
         labels: Int[Tensor, " B"],
+        num_classes: int,
         scale: float,
         margin: float,
         memory_mb: float,
     ) -> Float[Tensor, ""]:
-        pull, by_positive = _pull(units, proxies, labels, scale, margin)
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        by_units, by_proxies = (torch.zeros_like(units), torch.empty_like(proxies)) if wanted else (None, None)
-        push = [pull.new_zeros(())]
-        images = torch.arange(len(labels), device=labels.device)
-        for start, part in _parts(proxies, len(units), memory_mb):
-            length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
-            unit_part = part / length.masked_fill_(length == 0, torch.inf)  # c D; an empty row stays so, gradient too
-            exponents = (unit_part @ units.T).mul_(scale).add_(scale * margin)  # c B
-            here = (labels >= start) & (labels < start + len(part))
-            positive = (torch.where(here, labels - start, 0), images)
-            exponents[positive] = exponents[positive].masked_fill(here, -torch.inf)
-            largest = exponents.amax(dim=1, keepdim=True).clamp_(min=0)
-            exponentials = exponents.sub_(largest).exp_()
-            total = exponentials.sum(dim=1, keepdim=True).add_((-largest).exp())
-            push.append(total.log().add_(largest).sum())
-            if by_units is not None and by_proxies is not None:
-                weights = exponentials.mul_(scale / len(proxies) / total)
-                weights[positive] = torch.where(here, by_positive, weights[positive])
-                by_units.addmm_(weights.T, unit_part)
-                by_part = torch.mm(weights, units, out=by_proxies[start : start + len(part)])
-                along = (by_part * unit_part).sum(dim=1, keepdim=True)
-                by_part.sub_(unit_part.mul_(along)).div_(length)
-        ctx.gradients = (by_units, by_proxies)
-        return pull + torch.stack(push).sum() / len(proxies)
+        ctx.save_for_backward(units, proxies, labels)
+        ctx.settings = (num_classes, scale, margin, memory_mb)
+        wanted = any(ctx.needs_input_grad[:2])
+        loss, ctx.gradients = _loss_and_gradients(units, proxies, labels, *ctx.settings, wanted)
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor | None, ...]:
-        by_units, by_proxies = (x * by_loss[0] for x in ctx.gradients)
-        return by_units, by_proxies, None, None, None, None
+    def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients, ctx.gradients = ctx.gradients, None  # to be scaled in place, as a copy would be as large as P
+        if gradients is None:  # a retained graph is gone through once more
+            units, proxies, labels = ctx.saved_tensors
+            _, gradients = _loss_and_gradients(units, proxies, labels, *ctx.settings, wanted=True)
+        factor = by_loss[0]
+        if factor.device.type != "cpu" or factor != 1:  # to look at it would make a GPU wait
+            for gradient in gradients:
+                gradient.mul_(factor)
+        return *gradients, None, None, None, None, None
+
+
+def _loss_and_gradients(
+    units: Float[Tensor, "B D"],
+    proxies: Float[Tensor, "c D"],
+    labels: Int[Tensor, " B"],
+    num_classes: int,
+    scale: float,
+    margin: float,
+    memory_mb: float,
+    wanted: bool,
+) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, "B D"], Float[Tensor, "c D"]] | None]:
+    """Return the loss and, where wanted, its gradients by the unit embeddings and the proxies; see `_ProxyAnchor`."""
+    pull, by_positive = _pull(units, proxies, labels, scale, margin)
+    gradients = (torch.zeros_like(units), torch.empty_like(proxies)) if wanted else None
+    push = [pull.new_zeros(())]
+    images, scaled = torch.arange(len(labels), device=labels.device), scale * units
+    for start, part in _parts(proxies, len(units), memory_mb):
+        length = row_lengths(part)
+        unit_part = part / length  # p D
+        exponents = unit_part @ scaled.T  # p B; the margin is added where it costs nothing
+        here = (labels >= start) & (labels < start + len(part))
+        positive = (torch.where(here, labels - start, 0), images)
+        exponents[positive] = exponents[positive].masked_fill(here, -torch.inf)
+        largest = exponents.amax(dim=1, keepdim=True).add_(scale * margin).clamp_(min=0)
+        exponentials = exponents.sub_(largest - scale * margin).exp_()
+        total = exponentials.sum(dim=1, keepdim=True).add_((-largest).exp())
+        push.append(total.log().add_(largest).sum())
+        if gradients is not None:
+            by_units, by_proxies = gradients
+            weights = exponentials.mul_(scale / num_classes / total)
+            weights[positive] = torch.where(here, by_positive, weights[positive])
+            by_units.addmm_(weights.T, unit_part)
+            by_part = torch.mm(weights.div_(length), units, out=by_proxies[start : start + len(part)])
+            along = (by_part * unit_part).sum(dim=1, keepdim=True)
+            by_part.addcmul_(unit_part, along, value=-1)
+    return pull + torch.stack(push).sum() / num_classes, gradients
 
 
 def _pull(
-    units: Float[Tensor, "B D"], proxies: Float[Tensor, "C D"], labels: Int[Tensor, " B"], scale: float, margin: float
+    units: Float[Tensor, "B D"], proxies: Float[Tensor, "c D"], labels: Int[Tensor, " B"], scale: float, margin: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " B"]]:
     """Return the first sum of the loss, and its derivative by each image's similarity with its own proxy.
 
     With f_b = -alpha (s_b - delta) and m_b = log(1 + sum of exp f over the images of b's class), the derivative is
-    ``-alpha / |P+| * exp(f_b - m_b)``.
+    ``-alpha / |P+| * exp(f_b - m_b)``. Of the sum, the classes of the proxies given; P+ are all classes of the batch.
     """
-    similarity = (units * unit_rows(proxies[labels])).sum(dim=1)  # B
+    here = (labels >= 0) & (labels < len(proxies))
+    own = proxies[torch.where(here, labels, 0)] if len(proxies) else torch.zeros_like(units)
+    similarity = (units * unit_rows(own)).sum(dim=1)  # B
     exponents = -scale * (similarity - margin)
     same = labels[:, None] == labels  # B B
     of_class = exponents.expand_as(same).masked_fill(~same, -torch.inf).logsumexp(dim=1)
     of_class = torch.logaddexp(of_class, torch.zeros_like(of_class))
     share = 1 / same.to(units).sum(dim=1)  # a class counts once, however many images it has
     classes_in_batch = share.sum()
-    return (of_class * share).sum() / classes_in_batch, -scale / classes_in_batch * (exponents - of_class).exp()
+    pulled = (of_class * share).masked_fill(~here, 0)
+    return pulled.sum() / classes_in_batch, -scale / classes_in_batch * (exponents - of_class).exp()
 
 
-def _parts(
-    proxies: Float[Tensor, "C D"], batch: int, memory_mb: float
-) -> Iterator[tuple[int, Float[Tensor, "c D"]]]:
+def _parts(proxies: Float[Tensor, "c D"], batch: int, memory_mb: float) -> Iterator[tuple[int, Float[Tensor, "p D"]]]:
     """Cut the proxies into parts whose similarities and unit rows fit the memory given."""
     bytes_a_proxy = proxies.element_size() * 2 * (batch + proxies.shape[1])
     size = max(1, int(memory_mb * 2**20 / bytes_a_proxy))

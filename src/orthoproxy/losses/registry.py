@@ -12,8 +12,10 @@ from torch import nn
 
 from orthoproxy.errors import InputError
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 OWN = {"proxy_anchor": ProxyAnchorLoss}
+SHARDED = {"proxy_anchor": ShardedProxyAnchorLoss}
 
 _ABSTRACT = "it is a base class without a formula of its own"
 _WRAPPER = "it wraps another loss object instead of taking (embeddings, labels) settings from a recipe"
@@ -62,7 +64,9 @@ def loss_names() -> list[str]:
     return [*OWN, *_offered(_library("losses", required=False))]
 
 
-def make_loss(name: str, num_classes: int, embedding_dim: int, args: Mapping[str, Any] | None = None) -> nn.Module:
+def make_loss(
+    name: str, num_classes: int, embedding_dim: int, args: Mapping[str, Any] | None = None, sharded: bool = False
+) -> nn.Module:
     """Build the loss of that name, called with (embeddings, labels).
 
     Parameters
@@ -73,6 +77,8 @@ def make_loss(name: str, num_classes: int, embedding_dim: int, args: Mapping[str
         C and D; handed to losses that keep a vector a class.
     args
         The loss's other settings.
+    sharded
+        Divide the proxies among the processes of the job.
 
     Returns
     -------
@@ -90,7 +96,12 @@ def make_loss(name: str, num_classes: int, embedding_dim: int, args: Mapping[str
     ProxyAnchorLoss(num_classes=3, embedding_dim=8, scale=32.0, margin=0.2)
     """
     sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
-    loss_class = OWN.get(name) or _find("loss.name", name, _library("losses"), extra=OWN)
+    if sharded and name not in SHARDED:
+        raise InputError(
+            f"loss.shard_proxies: {name} cannot be divided among processes, only {', '.join(SHARDED)} can; "
+            "set it to false, or loss.name to that"
+        )
+    loss_class = (SHARDED if sharded else OWN).get(name) or _find("loss.name", name, _library("losses"), extra=OWN)
     required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
     filled = {argument: sizes[size] for argument, size in SIZES.items() if argument in required}
     return _construct("loss.args", name, loss_class, args or {}, filled)

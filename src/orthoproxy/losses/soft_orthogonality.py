@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from orthoproxy.losses.precision import at_least_float32, unit_rows
+from orthoproxy.losses.precision import at_least_float32, row_lengths, unit_rows
 
 Form = Literal["auto", "classes", "dims"]
 Scaling = Literal["sum", "mean", "excess"]
@@ -76,16 +76,59 @@ def soft_orthogonality(
         return (proxies * 0).sum()
     in_dims = form == "dims" or (form == "auto" and num_classes > dim)
     if in_dims:
-        gram: Tensor = _GramOfDims.apply(proxies, normalize, memory_mb)  # pyright: ignore[reportAssignmentType]
+        gram = gram_of_dims(proxies, normalize, memory_mb)
     else:
         rows = unit_rows(proxies) if normalize else proxies
         gram = rows @ rows.T
+    return distance_of_gram(gram, num_classes, dim, normalize, scaling)
+
+
+def gram_of_dims(
+    proxies: Float[Tensor, "C D"], normalize: bool = True, memory_mb: float = 16.0
+) -> Float[Tensor, "D D"]:
+    """Compute ``P^T P``, of the unit rows if asked for. Over all proxies, those of parts of them sum up to it.
+
+    Parameters
+    ----------
+    proxies, normalize, memory_mb
+        As in `soft_orthogonality`; there may be none.
+
+    Examples
+    --------
+    >>> gram_of_dims(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    gram = _GramOfDims.apply(proxies, normalize, memory_mb)
+    assert isinstance(gram, Tensor)
+    return gram
+
+
+def distance_of_gram(
+    gram: Float[Tensor, "n n"], num_classes: int, dim: int, normalize: bool, scaling: Scaling
+) -> Float[Tensor, ""]:
+    """Compute `soft_orthogonality` from ``P P^T`` or ``P^T P``.
+
+    Parameters
+    ----------
+    gram
+        Either; its size and `num_classes` tell which.
+    num_classes, dim
+        C, at least 2, and D.
+    normalize, scaling
+        As in `soft_orthogonality`.
+
+    Examples
+    --------
+    >>> distance_of_gram(3 * torch.eye(2), num_classes=6, dim=2, normalize=True, scaling="excess")
+    tensor(0.)
+    """
     # ||P P^T - t I||^2 and ||P^T P - t I||^2 differ by t^2 (C - D) only: compute one, correct to the size asked for
     above_floor = scaling == "excess" and num_classes > dim
     shift = num_classes / dim if above_floor and normalize else 1.0
     correction = shift**2 * ((dim if above_floor else num_classes) - len(gram))
     distance = (gram - shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
-    value = _not_below_zero(distance + correction)
+    value = distance if correction == 0 else _not_below_zero(distance + correction)
     return value / {"sum": 1, "mean": num_classes * (num_classes - 1), "excess": num_classes}[scaling]
 
 
@@ -102,33 +145,27 @@ class _GramOfDims(torch.autograd.Function):
         ctx.normalize, ctx.memory_mb = normalize, memory_mb
         gram = proxies.new_zeros(proxies.shape[1], proxies.shape[1])
         for part in _parts(proxies, memory_mb):
-            rows = part / _length(part) if normalize else part
+            rows = unit_rows(part) if normalize else part
             gram.addmm_(rows.T, rows)
         return gram
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *by_gram: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *by_gram: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (proxies,) = ctx.saved_tensors
         both = by_gram[0] + by_gram[0].T
         by_proxies = torch.empty_like(proxies)
         parts = zip(_parts(proxies, ctx.memory_mb), _parts(by_proxies, ctx.memory_mb), strict=True)
         for part, by_part in parts:
             if ctx.normalize:
-                length = _length(part)
+                length = row_lengths(part)
                 units = part / length
                 torch.mm(units, both, out=by_part)
                 along = (by_part * units).sum(dim=1, keepdim=True)
-                by_part.sub_(units.mul_(along)).div_(length)
+                by_part.addcmul_(units, along, value=-1).div_(length)
             else:
                 torch.mm(part, both, out=by_part)
         return by_proxies, None, None
-
-
-def _length(rows: Float[Tensor, "c D"]) -> Float[Tensor, "c 1"]:
-    """Return the lengths of rows to divide by: infinite for an empty row, which so stays empty, gradient included."""
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return length.masked_fill_(length == 0, torch.inf)
 
 
 def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, "c D"], ...]:

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from orthoproxy.errors import InputError
+from orthoproxy.losses import ShardedProxyAnchorLoss
+from orthoproxy.processes import agreed, gather_objects, is_main, process_count, process_index
+from orthoproxy.training.shards import Shards
 
 FORMAT_VERSION = 1
 
@@ -58,6 +61,9 @@ class Checkpoints:
     Written to another name, flushed to disk and renamed, so that a reader never sees half a file; read without running
     code that a file may hold.
 
+    Of several processes the main one writes, and all read. Where proxies are divided among them, each writes its own,
+    see `shards.Shards`.
+
     Parameters
     ----------
     folder
@@ -81,6 +87,8 @@ class Checkpoints:
         self, folder: Path, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.folder, self.encoder, self.objective, self.optimizer = folder, encoder, objective, optimizer
+        sharded = [module for module in objective.modules() if isinstance(module, ShardedProxyAnchorLoss)]
+        self.shards = Shards(folder, objective, optimizer, sharded[0]) if sharded else None
 
     def save(self, name: str, position: Position) -> None:
         """Write a checkpoint.
@@ -105,17 +113,16 @@ class Checkpoints:
             "position": asdict(position),
             "random": _random_states(),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / f"{name}.tmp"
-        try:
-            with unfinished.open("wb") as file:
-                _save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.path(name))
-        except BaseException:
-            unfinished.unlink(missing_ok=True)  # on a full disk it would take what space is left
-            raise
+        if process_count() > 1:
+            state["random_of_others"] = gather_objects(state["random"])[1:]
+        if self.shards is not None:
+            with agreed():
+                state = self.shards.save(name, position.step, state, _write)
+        with agreed():
+            if is_main():
+                _write(state, self.path(name))
+                if self.shards is not None:
+                    self.shards.remove_others(name, position.step)
 
     def load(self, name: str, model_only: bool = False) -> Position:
         """Restore a checkpoint.
@@ -137,25 +144,36 @@ class Checkpoints:
         InputError
             If the file is damaged or of another version or configuration.
         """
+        with agreed():
+            return self._load(name, model_only)
+
+    def _load(self, name: str, model_only: bool) -> Position:
         path = self.path(name)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
-            raise InputError(
-                f"cannot read the checkpoint {path}, which is cut short or damaged: {reason}\n{self._remedy(name)}"
-            ) from error
+        state = self._read(path, name)
         if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{path}: not a checkpoint of format version {FORMAT_VERSION}")
+        if (self.shards is not None) != ("shards" in state):
+            raise InputError(f"{path}: made with another configuration: of loss.shard_proxies")
+        if self.shards is not None:
+            state = self.shards.load(state, lambda path: self._read(path, name))
         try:
             self.encoder.load_state_dict(state["encoder"])
             self.objective.load_state_dict(state["objective"])
             if not model_only:
                 self.optimizer.load_state_dict(state["optimizer"])
-                _restore_random_states(state["random"])
+                _restore_random_states(state)
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: made with another configuration: {str(error).splitlines()[0]}") from error
         return Position(**state["position"])
+
+    def _read(self, path: Path, name: str) -> Any:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=path != self.path(name))
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+            raise InputError(
+                f"cannot read the checkpoint {path}, which is cut short or damaged: {reason}\n{self._remedy(name)}"
+            ) from error
 
     def _remedy(self, name: str) -> str:
         other = "last" if name == "best" else "best"
@@ -168,6 +186,21 @@ class Checkpoints:
     def path(self, name: str) -> Path:
         """Return where a checkpoint lies."""
         return self.folder / f"{name}.ckpt"
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            _save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # on a full disk it would take what space is left
+        raise
 
 
 def _save(state: dict[str, Any], file: IO[bytes]) -> None:
@@ -189,10 +222,14 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _restore_random_states(states: dict[str, Any]) -> None:
+def _restore_random_states(checkpoint: dict[str, Any]) -> None:
+    process, of_all = process_index(), [checkpoint["random"], *checkpoint.get("random_of_others", [])]
+    states = of_all[process if process < len(of_all) else 0]
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(states["numpy"]))
+    if process >= len(of_all):  # there were fewer processes: draw differently from the main one
+        torch.manual_seed(torch.initial_seed() + process)

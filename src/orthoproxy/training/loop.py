@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -18,12 +18,24 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
 from orthoproxy.data import BatchSampler
 from orthoproxy.errors import InputError
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder
+from orthoproxy.processes import (
+    agreed,
+    any_of,
+    average_gradients,
+    copy_from_main,
+    gather_rows,
+    is_main,
+    process_count,
+    process_index,
+    sum_parts,
+)
 from orthoproxy.progress import Progress
 from orthoproxy.training.checkpoint import Checkpoints, Position
 
@@ -93,24 +105,32 @@ def fit(
 ) -> Position:
     """Train until the epochs are over, early stopping strikes or Ctrl-C is pressed.
 
+    Several processes minimise the loss of the whole batch: each embeds its part, gets the embeddings of all, and
+    computes the loss L of all. On the way back, process r gets the sum over the processes of their gradients by its
+    embeddings X_r, that is W dL/dX_r. Through the encoder it becomes W times a part of the gradient by the weights; of
+    these DDP's mean over the processes makes the sum of the parts, which is the whole. The objective's parameters are
+    outside DDP. Their gradients are equal already, and averaged so that they stay so where rounding or a miner's random
+    draws differ. (For proxies divided among the processes see `losses.sharded`.)
+
     Parameters
     ----------
     fabric
         Device and precision.
     encoder, objective, optimizer
-        Trained in place.
+        Trained in place; the same in every process.
     loader
         Yields (pixels, class numbers) for the batches of `sampler`.
     sampler
-        Is told where to start each epoch.
+        Is told where to start each epoch; knows which part of a batch is this process's.
     plan
         See `Plan`.
     checkpoints
         ``last`` is written after each epoch, ``best`` after each validation better than all before.
     log
-        Takes each record: losses, rates and images a second, or validation scores.
+        Takes each record: losses, rates and images a second, or validation scores. Called in the main process only.
     validate
-        Scores the encoder on held-out classes; None: there are none, and no ``best`` is written.
+        Scores the encoder on held-out classes; None: there are none, and no ``best`` is written. Called in every
+        process, where it must return the same.
     position
         Where to go on; None for the beginning.
 
@@ -131,8 +151,8 @@ def fit(
     Used by `orthoproxy.train`, whose example runs it whole.
     """
     position = position or Position()
-    forward = fabric.setup_module(encoder)
-    steps_an_epoch = math.ceil(len(sampler) / plan.accumulate)
+    forward = _Forward(fabric, encoder)
+    steps_an_epoch, sizes = math.ceil(len(sampler) / plan.accumulate), sampler.sizes
     with _stop_on_ctrl_c() as stopped, Progress("train", plan.epochs * steps_an_epoch, position.step) as progress:
         while position.epoch < plan.epochs and not _exhausted(position, plan):
             encoder.train()
@@ -141,37 +161,47 @@ def fit(
             loss = ""
             for batches in _grouped(loader, plan.accumulate):
                 _set_rates(optimizer, plan, position.step)
-                parts = [_forward_backward(fabric, forward, objective, batch, len(batches)) for batch in batches]
-                _clip(optimizer, plan)
+                forward.prepare()
+                parts = [
+                    _forward_backward(fabric, forward, objective, batch, sizes, len(batches), batch is batches[-1])
+                    for batch in batches
+                ]
+                if objective.sharded is None:
+                    average_gradients(objective.parameters())
+                _clip(optimizer, objective, plan)
                 optimizer.step()
                 optimizer.zero_grad()
 
                 position.step += 1
                 position.batch += len(batches)
-                meter.count(sum(len(images) for images, _ in batches))
+                meter.count(sum(sizes) * len(batches))
                 if position.step % plan.log_every == 0 or position.batch == len(sampler):
-                    record = _record(parts, optimizer, position, meter)
-                    log(record)
+                    with agreed():
+                        record = _record(parts, optimizer, position, meter)
+                    if is_main():
+                        log(record)
                     loss = f"loss {record['loss']:.3f}  "
                 progress.note = f"{loss}{meter.speed():.0f} images/s"
                 progress.advance()
-                if stopped():
+                if any_of(stopped()):
                     _require_finite(encoder, objective, position)
                     checkpoints.save("last", position)
                     raise Interrupted(f"stopped after step {position.step}; the run is saved")
 
             position.epoch, position.batch = position.epoch + 1, 0
             _require_finite(encoder, objective, position)
+            copy_from_main(encoder.buffers())  # live batch norm's, which each process has of its own images
             line = f"epoch {position.epoch}/{plan.epochs}  {progress.note}"
             if validate is not None and (position.epoch % plan.validate_every == 0 or position.epoch == plan.epochs):
                 scores = validate()
-                log(_validation_record(scores, position))
+                if is_main():
+                    log(_validation_record(scores, position))
                 if _is_best(scores[plan.monitor], position):
                     checkpoints.save("best", position)
                 line += f"  validation {plan.monitor} {100 * scores[plan.monitor]:.1f}"
             progress.say(line)
             checkpoints.save("last", position)
-            if stopped():
+            if any_of(stopped()):
                 raise Interrupted(f"stopped after epoch {position.epoch}; the run is saved")
     return position
 
@@ -186,12 +216,48 @@ def _set_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> None:
                 parameter.requires_grad_(step >= plan.freeze_steps)
 
 
+class _Forward:
+    """The encoder in the hands of Fabric, which gives it precision and, with several processes, DDP."""
+
+    def __init__(self, fabric: Fabric, encoder: Encoder) -> None:
+        self.fabric, self.encoder = fabric, encoder
+        self.trained: list[bool] = []
+        self.module: Any = None
+
+    def prepare(self) -> None:
+        """Take the encoder over; again when other parameters are trained, since DDP averages those it met at first."""
+        trained = [parameter.requires_grad for parameter in self.encoder.parameters()]
+        if self.module is None or (process_count() > 1 and trained != self.trained):
+            nothing_to_average = process_count() > 1 and not any(trained)
+            self.module = None if nothing_to_average else self.fabric.setup_module(self.encoder)
+        self.trained = trained
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.module is not None:
+            return self.module(images)
+        with self.fabric.autocast():
+            return self.encoder(images)
+
+    def averaging(self, whether: bool) -> AbstractContextManager[None]:
+        """Average gradients over the processes, or leave that to a later batch of the step."""
+        return nullcontext() if self.module is None else self.fabric.no_backward_sync(self.module, not whether)
+
+
 def _forward_backward(
-    fabric: Fabric, forward: Callable[[Tensor], Tensor], objective: Objective, batch: Batch, batches: int
+    fabric: Fabric,
+    forward: _Forward,
+    objective: Objective,
+    batch: Batch,
+    sizes: Sequence[int],
+    batches: int,
+    last: bool,
 ) -> dict[str, Tensor]:
     images, labels = fabric.to_device(batch)
-    parts = objective(forward(images), labels)
-    fabric.backward(parts["loss"] / batches)
+    own = sizes[process_index()]  # fewer than the images where there is no part for this process
+    with forward.averaging(last):
+        embeddings = gather_rows(forward(images)[:own], sizes)
+        parts = objective(embeddings, gather_rows(labels[:own], sizes))
+        fabric.backward(parts["loss"] / batches)
     return {name: value.detach() for name, value in parts.items()}
 
 
@@ -244,8 +310,9 @@ _DIVERGED = (
 def _require_finite(encoder: Encoder, objective: Objective, position: Position) -> None:
     """Never judge or save a model that has diverged; the loss is looked at on recorded steps only."""
     parameters = [*encoder.parameters(), *objective.parameters()]
-    if not all(bool(p.isfinite().all()) for p in parameters):
-        raise InputError(_DIVERGED.format(what="the weights are not finite", step=position.step))
+    with agreed():
+        if not all(bool(p.isfinite().all()) for p in parameters):
+            raise InputError(_DIVERGED.format(what="the weights are not finite", step=position.step))
 
 
 def _validation_record(scores: dict[str, float], position: Position) -> Record:
@@ -253,10 +320,15 @@ def _validation_record(scores: dict[str, float], position: Position) -> Record:
     return {"step": position.step, "epoch": position.epoch, **named}
 
 
-def _clip(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+def _clip(optimizer: torch.optim.Optimizer, objective: Objective, plan: Plan) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if plan.clip_norm is not None:
+    if plan.clip_norm is not None and objective.sharded is None:
         torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)
+    elif plan.clip_norm is not None:
+        elsewhere = set(objective.parameters())  # of which other processes keep the rest
+        squares = get_total_norm([p.grad for p in parameters if p.grad is not None and p not in elsewhere]) ** 2
+        squares += sum_parts(get_total_norm([p.grad for p in elsewhere if p.grad is not None]) ** 2)
+        clip_grads_with_norm_(parameters, plan.clip_norm, squares.sqrt())
     if plan.clip_value is not None:
         torch.nn.utils.clip_grad_value_(parameters, plan.clip_value)
 
@@ -291,7 +363,8 @@ def _stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
-        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        if is_main():
+            print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, note) if in_main_thread else None

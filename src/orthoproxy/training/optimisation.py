@@ -60,7 +60,7 @@ def make_optimizer(
             for chosen, d in ((decaying, decay), (resting, 0.0))
             if chosen
         ]
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, fused=True)  # one pass over parameters and moments, no copies of them
 
 
 def rate_factor(

@@ -1,0 +1,139 @@
+"""The proxies divided among the processes of a job: each keeps about C / W of them, with their optimiser state.
+
+Both losses split over proxies, given all embeddings of the batch. What process r computes from its proxies P_r and the
+gathered embeddings X, a_r(X, P_r), sums up to Proxy Anchor: L = a_1 + ... + a_W, if its classes are counted over the
+whole batch and C over all processes. Soft Orthogonality is a function of ``P^T P``, which is the sum of the
+processes' ``P_r^T P_r``.
+
+The gradients: dL/dP_r is da_r/dP_r, which process r has whole. dL/dX is the sum over r of da_r/dX, which
+`processes.gather_rows` forms on the way back, so that each process gets that of its own images. Through the encoder it
+becomes a part of the gradient by the weights; the whole is the sum of the parts. DDP takes their mean instead, which is
+1/W of it. So each process hands W times its da_r/dX to the way back. (Where the proxies are not divided, each process
+computes L itself, the sum is of W equal gradients, and the factor is there already.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from orthoproxy.losses.precision import at_least_float32
+from orthoproxy.losses.proxy_anchor import proxy_anchor_part
+from orthoproxy.losses.soft_orthogonality import Scaling, distance_of_gram, gram_of_dims
+from orthoproxy.processes import own_share, process_count, shares, sum_parts
+
+BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, so that the numbers are those of a single draw
+
+
+class ShardedProxyAnchorLoss(nn.Module):
+    """`ProxyAnchorLoss` whose proxies are divided among the processes; every process returns the loss of the whole.
+
+    Alone, or with each process given the same seed, they start as `ProxyAnchorLoss` starts them.
+
+    Parameters
+    ----------
+    num_classes
+        C, over all processes.
+    embedding_dim
+        D.
+    scale, margin
+        As in `proxy_anchor_loss`.
+
+    Examples
+    --------
+    >>> loss = ShardedProxyAnchorLoss(num_classes=3, embedding_dim=8)
+    >>> loss.classes, tuple(loss.proxies.shape)  # of the one process
+    (range(0, 3), (3, 8))
+    """
+
+    def __init__(self, num_classes: int, embedding_dim: int, scale: float = 32.0, margin: float = 0.1) -> None:
+        super().__init__()
+        self.num_classes, self.scale, self.margin = num_classes, scale, margin
+        self.sizes = shares(num_classes)
+        self.classes = range(num_classes)[own_share(self.sizes)]
+        self.proxies = nn.Parameter(_own_rows_of_kaiming_normal(num_classes, embedding_dim, self.classes))
+
+    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Return the loss of a batch that every process has gathered; labels count over all C classes."""
+        part = proxy_anchor_part(
+            _ScaleGradient.apply(embeddings, process_count()),
+            labels,
+            self.proxies,
+            self.classes.start,
+            self.num_classes,
+            self.scale,
+            self.margin,
+        )
+        return sum_parts(part)
+
+    def extra_repr(self) -> str:
+        """Show the classes and settings when printed."""
+        return f"{self.classes} of {self.num_classes}, scale={self.scale}, margin={self.margin}"
+
+
+class ShardedSoftOrthogonality(nn.Module):
+    """`SoftOrthogonality` of proxies that are divided among the processes; every process returns that of the whole.
+
+    Computed through the D x D matrix, which is all that processes exchange.
+
+    Parameters
+    ----------
+    num_classes
+        C, over all processes.
+    normalize, scaling
+        As in `soft_orthogonality`.
+
+    Examples
+    --------
+    >>> ShardedSoftOrthogonality(num_classes=6, scaling="excess")(torch.eye(2).repeat(3, 1))
+    tensor(0.)
+    """
+
+    def __init__(self, num_classes: int, normalize: bool = True, scaling: Scaling = "sum") -> None:
+        super().__init__()
+        self.num_classes, self.normalize = num_classes, normalize
+        self.scaling: Scaling = scaling
+
+    def forward(self, proxies: Float[Tensor, "c D"]) -> Float[Tensor, ""]:
+        """Return the term for all proxies, given this process's."""
+        return _of_parts(proxies, self.num_classes, self.normalize, self.scaling)
+
+    def extra_repr(self) -> str:
+        """Show the settings when printed."""
+        return f"normalize={self.normalize}, scaling={self.scaling!r}"
+
+
+@at_least_float32
+def _of_parts(proxies: Float[Tensor, "c D"], num_classes: int, normalize: bool, scaling: Scaling) -> Float[Tensor, ""]:
+    if num_classes == 1:
+        return (proxies * 0).sum()
+    gram = sum_parts(gram_of_dims(proxies, normalize))
+    return distance_of_gram(gram, num_classes, proxies.shape[1], normalize, scaling)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "B D"], factor: int) -> Float[Tensor, "B D"]:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *by_x: Tensor) -> tuple[Tensor, None]:
+        return by_x[0] * ctx.factor, None
+
+
+def _own_rows_of_kaiming_normal(num_classes: int, dim: int, own: range) -> Float[Tensor, "c D"]:
+    """Draw all rows, some at a time, and keep one's own: a proxy's start does not depend on the number of processes."""
+    kept = torch.empty(len(own), dim)
+    starts = range(0, max(1, num_classes - BLOCK + 1), BLOCK)  # the last block takes what is left over as well
+    for start in starts:
+        end = num_classes if start == starts[-1] else start + BLOCK
+        rows = torch.empty(end - start, dim).normal_(0, math.sqrt(2) / math.sqrt(num_classes))
+        first, last = max(start, own.start), min(end, own.stop)
+        if first < last:
+            kept[first - own.start : last - own.start] = rows[first - start : last - start]
+    return kept

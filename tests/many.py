@@ -1,0 +1,50 @@
+"""Run a function in several processes that have found each other, as torchrun would start them, but quickly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Call a function in `count` processes with gloo; return what each returned, and fail if one failed.
+
+    The processes are forked, so that they need not import anything; each has one thread.
+    """
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(target=_work, args=(Path(folder), process, count, function, args))
+            for process in range(count)
+        ]
+        with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of forking beside threads
+            for process in processes:
+                process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * count
+        return [torch.load(Path(folder) / f"{process}.pt", weights_only=False) for process in range(count)]
+
+
+def _work(folder: Path, process: int, count: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ |= {
+        "RANK": str(process),
+        "LOCAL_RANK": str(process),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",  # not used: the processes have met already
+    }
+    torch.set_num_threads(1)
+    if count > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=count)
+    torch.save(function(*args), folder / f"{process}.pt")
