@@ -213,8 +213,8 @@ def main() -> None:
         "Training, 224 x 224",
         list(rows[0]),
         rows,
-        "Beside the bare loop, the loader reads and augments in a process of its own on the same two cores. Two processes\n"
-        "that do not talk are all that this machine gives: what they lack of 2 x one is not spent on talking.",
+        "Beside the bare loop, the loader reads and augments in a process of its own on the same two cores. Two\n"
+        "processes that do not talk are all that this machine gives: what they lack of 2 x one is not spent on talking.",
     )
 
 
