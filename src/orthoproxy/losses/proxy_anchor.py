@@ -155,6 +155,7 @@ class _ProxyAnchor(torch.autograd.Function):
         if gradients is None:  # a retained graph is gone through once more
             units, proxies, labels = ctx.saved_tensors
             _, gradients = _loss_and_gradients(units, proxies, labels, *ctx.settings, wanted=True)
+            assert gradients is not None
         factor = by_loss[0]
         if factor.device.type != "cpu" or factor != 1:  # to look at it would make a GPU wait
             for gradient in gradients:
