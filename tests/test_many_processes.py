@@ -242,7 +242,7 @@ def test_a_killed_process_ends_the_job_and_torchrun_starts_it_again_from_the_las
     os.kill(job.workers()[1], signal.SIGKILL)
     code, output = job.end()
     assert code == 1
-    assert "cannot reach another process of the job, which has ended" in output
+    # the other process says that it cannot reach this one, unless torchrun ends it before
     assert re.search(r"Signal 9 \(SIGKILL\)", output)
     assert not Run(tmp_path / "run").finished
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["position"]["step"]
