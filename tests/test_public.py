@@ -11,11 +11,11 @@ import orthoproxy
 
 SOURCE = Path(orthoproxy.__file__).parent
 PACKAGES = ["orthoproxy"] + [
-    f"orthoproxy.{name}" for name in ("data", "models", "losses", "evaluation", "training", "reports")
+    f"orthoproxy.{name}" for name in ("data", "models", "losses", "evaluation", "training", "reports", "search")
 ]
 NAMES = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
 # each may import those before it, and what stands alone
-ORDER = ["data", "models", "losses", "embedder", "evaluation", "training", "reports"]
+ORDER = ["data", "models", "losses", "embedder", "evaluation", "training", "reports", "search"]
 ALONE = {"errors", "progress", "processes"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import logging
 import os
@@ -42,6 +43,11 @@ usage: orthoproxy VERB ...
   report    RUN                                                        judge a run again and rewrite its report
   data      describe|verify|download --data.name NAME [--data.root DIR] [--no-open] [--json FILE]
                                                                        count a source's images, check a copy, get one
+  export    RUN --out model.onnx [--int8]                              the model as ONNX, checked against the original
+  embed     MODEL IMAGES --out FOLDER                                  a collection's embeddings as Parquet
+  index     CATALOG IMAGES|EMBEDDINGS --model MODEL                    a catalog to search in
+  search    CATALOG IMAGE ... [-k 10] [--where CONDITION] [--json]     what looks like these
+  serve     CATALOG ... [--host 127.0.0.1] [--port 7860]               the same by HTTP, and a page to search on
 
 orthoproxy VERB --help lists the options of a verb.
 """
@@ -121,11 +127,22 @@ def run_data(arguments: list[str]) -> None:
         {"describe": describe, "verify": verify}[options.action](data, not options.no_open, out)
 
 
+def _of_search(verb: str) -> Callable[[list[str]], None]:
+    """A verb whose libraries are imported when it is used."""
+
+    def run(arguments: list[str]) -> None:
+        verbs = importlib.import_module("orthoproxy.search_verbs")
+        getattr(verbs, f"run_{verb}")(arguments)
+
+    return run
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "report": run_report,
     "data": run_data,
+    **{verb: _of_search(verb) for verb in ("export", "embed", "index", "search", "serve")},
 }
 
 
@@ -157,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[0] not in VERBS:
             raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
-        if arguments[0] != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if arguments[0] not in ("train", "embed") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{arguments[0]}: works in one process; start it without torchrun")
         VERBS[arguments[0]](arguments[1:])
     except StoppedElsewhere:  # the process that met the error tells

@@ -1,0 +1,1 @@
+"""From a trained model to searching: export, embed, index, search, serve."""
