@@ -111,7 +111,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     if published is None or not published.has_weights:
         raise InputError(f"encoder.weights: timm publishes no weights for {name}; choose others: {CHOICES}")
     try:
-        with _cache_alone_without_network():
+        with cache_alone_without_network():
             return dict(timm.create_model(name, pretrained=True).state_dict())
     except (OSError, RuntimeError, ValueError) as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
@@ -122,8 +122,14 @@ def _from_hub(name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _cache_alone_without_network() -> Iterator[None]:
-    """Without a network, let the hub's client look into its cache at once, instead of retrying for a minute."""
+def cache_alone_without_network() -> Iterator[None]:
+    """Without a network, let the hub's client look into its cache at once, instead of retrying for a minute.
+
+    Examples
+    --------
+    >>> with cache_alone_without_network():
+    ...     pass
+    """
     before = constants.HF_HUB_OFFLINE
     try:
         if not getproxies():  # a proxy resolves names itself
