@@ -2,6 +2,7 @@
 
 from orthoproxy.data.cache import CachedImages, cached_images
 from orthoproxy.data.cars import cars_table
+from orthoproxy.data.collection import Collection, make_collection, read_collection
 from orthoproxy.data.csv import csv_table
 from orthoproxy.data.cub import cub_table
 from orthoproxy.data.datasets import EvaluationImages, TrainingImages
@@ -22,6 +23,7 @@ __all__ = [
     "BatchSampler",
     "CachedImages",
     "Check",
+    "Collection",
     "EvaluationImages",
     "Picture",
     "TrainingImages",
@@ -42,10 +44,12 @@ __all__ = [
     "icons_table",
     "inshop_table",
     "leave_out",
+    "make_collection",
     "make_table",
     "near_duplicates",
     "only",
     "rank_by_hash",
+    "read_collection",
     "read_image",
     "read_picture",
     "scan_images",

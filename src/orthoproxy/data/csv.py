@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +39,43 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     ...
     orthoproxy.errors.InputError: data.path: no file nowhere.csv; give the CSV file that lists the images
     """
+    columns = read_columns(path, needed=("path", "label"))
+    folder = (root or path.parent).absolute()
+    optional = {name: columns[name] for name in ("split", "group") if name in columns}
+    if "role" in columns:
+        optional["role"] = [role or "both" for role in columns["role"]]
+    paths = [str(folder / name) if name else "" for name in columns["path"]]
+    return make_table(paths, columns["label"], **optional)
+
+
+def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
+    """Read the columns of a CSV file as text.
+
+    Parameters
+    ----------
+    path
+        The CSV file, UTF-8, with a header line.
+    needed
+        Names of columns that it must have.
+
+    Returns
+    -------
+    dict
+        The values of each column, by its name, without white space around them.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or unreadable, or lacks a column or a value.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "list.csv"
+    >>> _ = path.write_text("path\\nblue/1.png\\n")
+    >>> read_columns(path, needed=["path"])
+    {'path': ['blue/1.png']}
+    """
     if not path.is_file():
         raise InputError(f"data.path: no file {path}; give the CSV file that lists the images")
     try:
@@ -48,11 +86,11 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     except csv.Error as error:
         raise InputError(f"data.path: cannot read {path} as CSV: {error}; check its quotes") from error
     names = [name.strip() for name in rows[0]] if rows else []
-    missing = [name for name in ("path", "label") if name not in names]
+    missing = [name for name in needed if name not in names]
     if missing:
         raise InputError(
             f"data.path: {path} has no column {missing[0]!r}, only {', '.join(names) or 'nothing'}; "
-            "its first line must name path and label (and may name split, role, group)"
+            f"its first line must name {' and '.join(needed)} (and may name split, role, group)"
         )
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(names):
@@ -60,10 +98,4 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
                 f"data.path: row {number} of {path} has {len(row)} fields, the first line {len(names)}; "
                 "put fields that hold a comma in quotes"
             )
-    columns = {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(names)}
-    folder = (root or path.parent).absolute()
-    optional = {name: columns[name] for name in ("split", "group") if name in columns}
-    if "role" in columns:
-        optional["role"] = [role or "both" for role in columns["role"]]
-    paths = [str(folder / name) if name else "" for name in columns["path"]]
-    return make_table(paths, columns["label"], **optional)
+    return {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(names)}

@@ -41,16 +41,8 @@ def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
     """
     if not root.is_dir():
         raise InputError(f"data.root: no folder {root}; give one that has a sub-folder of images a class")
-    readable = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
     classes = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    images = [
-        (str(path.absolute()), folder.name)
-        for folder in classes
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in readable
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    images = [(str(path.absolute()), label) for path, label in labelled_files(root) if label]
     if not images:
         raise InputError(f"data.root: {root} has no sub-folder with images; put each class in a folder of its own")
     paths, labels = zip(*images, strict=True)
@@ -62,3 +54,40 @@ def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
             "add images or remove the folder, or let its name begin with a dot"
         )
     return make_table(paths, labels)
+
+
+def labelled_files(root: Path) -> list[tuple[Path, str]]:
+    """List the image files of a folder, at any depth, with the sub-folder that each lies in.
+
+    Parameters
+    ----------
+    root
+        A sub-folder directly in it may be a link. Hidden files and folders are left out, and so are files whose ending
+        no image format that Pillow reads has.
+
+    Returns
+    -------
+    list of tuple
+        Path and name of the sub-folder, or an empty name for a file directly in `root`; in the order of the names.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> (root / "gull" / "winter").mkdir(parents=True)
+    >>> for name in ("gull/winter/1.jpg", "2.png", "notes.txt"):
+    ...     (root / name).touch()
+    >>> [(path.name, label) for path, label in labelled_files(root)]
+    [('2.png', ''), ('1.jpg', 'gull')]
+    """
+    readable = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    found = []
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        inside = entry.is_dir()
+        for path in sorted(entry.rglob("*")) if inside else [entry]:
+            hidden = any(part.startswith(".") for part in path.relative_to(entry).parts)
+            if not hidden and path.suffix.lower() in readable and path.is_file():
+                found.append((path, entry.name if inside else ""))
+    return found
