@@ -1,0 +1,494 @@
+"""What the routes and the page ask for: search in the served catalogs, and their pictures."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.search.conditions import parse_condition, quote
+from orthoproxy.search.guard import Limits, Refused, Turns
+from orthoproxy.search.onnx import OnnxEmbedder, load_model
+from orthoproxy.search.pictures import MEDIA_TYPES, Decoders, required_format
+
+if TYPE_CHECKING:
+    from orthoproxy.search.catalog import Catalog
+
+LOG = logging.getLogger("orthoproxy.serve")
+MOST_RESULTS = 100
+ROWS_LISTED = 200_000  # rows whose labels are counted and offered; of a larger catalog only some are looked at
+UPLOADS_KEPT = 1000  # their embeddings, a few kB each
+THUMBNAIL_BYTES = 64_000_000  # kept in memory
+Model = Embedder | OnnxEmbedder
+
+
+@dataclass(frozen=True)
+class Result:
+    """An image found, as `catalog.Hit` has it, but with its path relative to the catalog's root."""
+
+    id: str
+    path: str
+    label: str
+    group: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found in a catalog.
+
+    Parameters
+    ----------
+    catalog
+        Its name.
+    results
+        The most similar first.
+    threshold
+        The similarity below which the model says "no match"; None if it was not calibrated.
+    seconds
+        That the search took, with embedding the picture but without waiting.
+    """
+
+    catalog: str
+    results: list[Result]
+    threshold: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A catalog that is served, under a name, with the model that embeds queries to it, if there is one."""
+
+    name: str
+    catalog: Catalog
+    model: Model | None
+    images: int
+    labels: tuple[str, ...]  # the most frequent first
+    some: tuple[str, ...]  # ids to begin with
+
+
+class Recent:
+    """The entries used last, in so many bytes.
+
+    Parameters
+    ----------
+    most
+        Bytes, or entries where each counts as one.
+
+    Examples
+    --------
+    >>> recent = Recent(most=5)
+    >>> recent.put("a", b"123", 3)
+    >>> recent.put("b", b"456", 3)
+    >>> recent.get("a"), recent.get("b")
+    (None, b'456')
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size = most, 0
+        self._entries: OrderedDict[object, tuple[object, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object) -> object | None:
+        """Return an entry, or None.
+
+        Parameters
+        ----------
+        key
+            As it was put in.
+        """
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: object, value: object, size: int) -> None:
+        """Keep an entry, and forget the oldest ones beyond the size.
+
+        Parameters
+        ----------
+        key, value
+            The entry.
+        size
+            What it counts.
+        """
+        with self._lock:
+            self.size += size - self._entries.pop(key, (None, 0))[1]
+            self._entries[key] = (value, size)
+            while self.size > self.most:
+                self.size -= self._entries.popitem(last=False)[1][1]
+
+
+class Service:
+    """The served catalogs.
+
+    Parameters
+    ----------
+    catalogs
+        Name to catalog; the first is the default.
+    models
+        Among which each catalog finds its own by identity. Where it is not among them, the one that the catalog names
+        is loaded.
+    limits
+        Sizes and numbers.
+
+    Raises
+    ------
+    InputError
+        If the model of a catalog is another one by now.
+    """
+
+    def __init__(self, catalogs: dict[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        known = {model.identity: model for model in models}
+        self.shelves = {name: _shelf(name, catalog, known) for name, catalog in catalogs.items()}
+        self.models = known
+        self.decoders = Decoders(self.limits)
+        self._searching = Turns(self.limits.searches, self.limits.waiting, self.limits.wait_seconds)
+        self._embedding = Turns(1, self.limits.waiting, self.limits.wait_seconds)  # a model uses all cores by itself
+        self._uploads = Recent(UPLOADS_KEPT)
+        self._thumbnails = Recent(THUMBNAIL_BYTES)
+
+    def shelf(self, name: str | None) -> Shelf:
+        """Return a catalog by name.
+
+        Parameters
+        ----------
+        name
+            None for the first one.
+
+        Raises
+        ------
+        Refused
+            404 if there is none of that name.
+        """
+        if name is None:
+            return next(iter(self.shelves.values()))
+        if name not in self.shelves:
+            raise Refused(404, f"no catalog of that name; there are {', '.join(self.shelves)}")
+        return self.shelves[name]
+
+    def search_picture(self, content: bytes, catalog: str | None, **how: object) -> Found:
+        """Search by a picture's file.
+
+        Parameters
+        ----------
+        content
+            The file.
+        catalog
+            Where to search; None for the first catalog.
+        how
+            See `search`.
+
+        Raises
+        ------
+        Refused
+            413, 415, 422 for the picture, and as from `search`.
+        """
+        shelf = self.shelf(catalog)
+        if shelf.model is None:
+            raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
+        start = time.perf_counter()
+        query = self._embed(content, shelf.model)
+        return self.search(query, shelf.name, started=start, **how)  # type: ignore[arg-type]
+
+    def search_id(self, key: str, catalog: str | None, own: str | None = None, **how: object) -> Found:
+        """Search by an image of a catalog, which is itself left out of what is found.
+
+        Parameters
+        ----------
+        key
+            The image's id.
+        catalog
+            Where to search; None for the first catalog.
+        own
+            The catalog that the image is of; None for the one searched. If that has no such image, its file is
+            embedded.
+        how
+            See `search`.
+
+        Raises
+        ------
+        Refused
+            404 if there is no such image, and as from `search`.
+        """
+        shelf = self.shelf(catalog)
+        row = self._row(shelf, key, with_embedding=True)
+        if row is not None:
+            return self.search(row["embedding"], shelf.name, without=row["path"], **how)  # type: ignore[arg-type]
+        if own is None or own == shelf.name:
+            raise Refused(404, "no image of that id")
+        return self.search_picture(self.picture(key, own)[0], shelf.name, **how)
+
+    def search_upload(self, key: str, catalog: str | None, **how: object) -> Found:
+        """Search by a picture that was kept with `keep`.
+
+        Parameters
+        ----------
+        key
+            What `keep` returned.
+        catalog
+            Where to search; None for the first catalog.
+        how
+            See `search`.
+
+        Raises
+        ------
+        Refused
+            404 if the picture is not kept any more, and as from `search`.
+        """
+        shelf = self.shelf(catalog)
+        kept = self._uploads.get(key)
+        if not isinstance(kept, dict):
+            raise Refused(404, "the picture is not kept any more; choose it again")
+        if shelf.model is None:
+            raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
+        return self.search(kept[shelf.model.identity], shelf.name, **how)  # type: ignore[arg-type]
+
+    def keep(self, content: bytes) -> str:
+        """Embed a picture with every model, to search by it more than once.
+
+        Parameters
+        ----------
+        content
+            The file.
+
+        Returns
+        -------
+        str
+            A key that nobody can guess, for `search_upload`.
+
+        Raises
+        ------
+        Refused
+            413, 415, 422 for the picture; 503.
+        """
+        key = secrets.token_urlsafe(16)
+        self._uploads.put(key, {name: self._embed(content, model) for name, model in self.models.items()}, 1)
+        return key
+
+    def search(
+        self,
+        query: Float[np.ndarray, "D"],
+        catalog: str | None,
+        k: int = 10,
+        where: str | None = None,
+        diverse: bool = False,
+        without: str | None = None,
+        started: float | None = None,
+    ) -> Found:
+        """Search by an embedding.
+
+        Parameters
+        ----------
+        query
+            Of any length but zero.
+        catalog
+            Where to search; None for the first catalog.
+        k
+            How many to find, at most `MOST_RESULTS`.
+        where
+            A condition; see `conditions.parse_condition`.
+        diverse
+            At most one image a group, or a label where there is no group.
+        without
+            A path to leave out.
+        started
+            When the work on this query began, as `time.perf_counter` says it.
+
+        Raises
+        ------
+        Refused
+            404, 422 for what was asked, 503 if too many wait.
+        """
+        shelf = self.shelf(catalog)
+        if not 1 <= k <= MOST_RESULTS:
+            raise Refused(422, f"k: from 1 to {MOST_RESULTS}")
+        query = _unit(query, shelf.catalog.dim)
+        condition = _condition(where, without)
+        with self._searching.turn(), _available():
+            start = time.perf_counter() if started is None else started
+            hits = shelf.catalog.search(query[None], k, condition, diverse)[0]
+            seconds = time.perf_counter() - start
+        root = Path(shelf.catalog.root)
+        results = [
+            Result(hit.id, _relative(hit.path, root), hit.label, hit.group, min(hit.similarity, 1.0)) for hit in hits
+        ]
+        return Found(shelf.name, results, shelf.model.threshold if shelf.model else None, seconds)
+
+    def row(self, key: str, catalog: str | None) -> dict[str, str]:
+        """Return what the catalog says of an image.
+
+        Parameters
+        ----------
+        key
+            Its id.
+        catalog
+            None for the first one.
+
+        Raises
+        ------
+        Refused
+            404 if there is none.
+        """
+        row = self._row(self.shelf(catalog), key)
+        if row is None:
+            raise Refused(404, "no image of that id")
+        return row
+
+    def picture(self, key: str, catalog: str | None) -> tuple[bytes, str]:
+        """Return an image's file and its media type.
+
+        The file's name comes from the catalog, never from the request. It must lie below the catalog's root, links
+        followed, and be a picture of a known format.
+
+        Parameters
+        ----------
+        key
+            The image's id.
+        catalog
+            None for the first one.
+
+        Raises
+        ------
+        Refused
+            404 if there is no such image or file, 415 if it is of another format, 413 if it is too large.
+        """
+        row = self.row(key, catalog)
+        root = Path(self.shelf(catalog).catalog.root).resolve()
+        missing = Refused(404, "the image's file is not there")
+        try:
+            path = (root / row["path"]).resolve(strict=True)
+            if not path.is_relative_to(root) or not path.is_file():
+                raise missing
+            if path.stat().st_size > self.limits.upload_bytes:
+                raise Refused(413, "the image's file is too large to be shown")
+            content = path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise missing from error
+        return content, MEDIA_TYPES[required_format(content)]
+
+    def thumbnail(self, key: str, catalog: str | None, side: int) -> bytes:
+        """Return a small copy of an image, as WebP.
+
+        Parameters
+        ----------
+        key
+            The image's id.
+        catalog
+            None for the first one.
+        side
+            Pixels, at most.
+
+        Raises
+        ------
+        Refused
+            As from `picture`, and 422 if it is broken.
+        """
+        row = self.row(key, catalog)
+        entry = (self.shelf(catalog).name, key, row["content"], side)
+        kept = self._thumbnails.get(entry)
+        if isinstance(kept, bytes):
+            return kept
+        made = self.decoders.thumbnail(self.picture(key, catalog)[0], side)
+        self._thumbnails.put(entry, made, len(made))
+        return made
+
+    def close(self) -> None:
+        """End the decoding processes and let the catalogs go."""
+        self.decoders.close()
+        for shelf in self.shelves.values():
+            shelf.catalog.close()
+
+    def _embed(self, content: bytes, model: Model) -> Float[np.ndarray, "D"]:
+        view = self.decoders.view(content, model.image_size, model.resize)
+        with self._embedding.turn():
+            return model.embed(torch.from_numpy(view)[None])[0]
+
+    def _row(self, shelf: Shelf, key: str, with_embedding: bool = False) -> dict | None:
+        with _available():
+            rows = shelf.catalog.get([key], with_embedding)
+        return rows.iloc[0].to_dict() if len(rows) else None
+
+
+@contextmanager
+def _available() -> Iterator[None]:
+    """What was asked has been checked, so what a catalog refuses now is its own trouble."""
+    try:
+        yield
+    except InputError as error:
+        LOG.error("%s", error)
+        raise Refused(503, "the catalog does not answer at the moment") from error
+
+
+def _unit(query: np.ndarray, dim: int) -> Float[np.ndarray, "D"]:
+    query = np.asarray(query, dtype=np.float64)
+    if query.shape != (dim,):
+        raise Refused(422, f"embedding: {query.size} numbers, and this catalog's have {dim}")
+    length = np.linalg.norm(query / max(float(np.abs(query).max()), 1e-300)) * float(np.abs(query).max())
+    if not np.isfinite(length) or length < 1e-12:
+        raise Refused(422, "embedding: its length must be a number above zero")
+    return (query / length).astype(np.float32)
+
+
+def _condition(where: str | None, without: str | None) -> str | None:
+    parts = [f"({where})"] if where and where.strip() else []
+    try:
+        for part in parts:
+            parse_condition(part[1:-1])  # by itself: brackets that do not match must not find ours
+    except InputError as error:
+        raise Refused(422, f"filter: {str(error).removeprefix('condition: ')}") from error
+    if without is not None:
+        parts.append(f"path != {quote(without)}")
+    return " and ".join(parts) or None
+
+
+def _relative(path: str, root: Path) -> str:
+    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
+
+
+def _shelf(name: str, catalog: Catalog, known: dict[str, Model]) -> Shelf:
+    model = known.get(catalog.model) or _model_of(name, catalog)
+    if model is not None:
+        known[model.identity] = model
+    images = len(catalog)
+    if images > ROWS_LISTED:
+        some = next(catalog.vectors(), ([], None))[0]
+        rows = catalog.get(some)
+    else:
+        rows = catalog.rows(["id", "label"])
+    return Shelf(name, catalog, model, images, _labels(rows), tuple(rows["id"].sample(frac=1, random_state=0)[:12]))
+
+
+def _labels(rows: pd.DataFrame) -> tuple[str, ...]:
+    counts = rows["label"][rows["label"] != ""].value_counts()
+    return tuple(str(label) for label in counts.index)
+
+
+def _model_of(name: str, catalog: Catalog) -> Model | None:
+    try:
+        model = load_model(catalog.model_path)
+    except InputError as error:
+        LOG.warning("%s: its model cannot be loaded, so it is searched by id and embedding only: %s", name, error)
+        return None
+    if model.identity != catalog.model:
+        raise InputError(
+            f"{name}: was indexed with model {catalog.model}, and {catalog.model_path} is {model.identity} by now; "
+            "index again, or give the former one with --model"
+        )
+    return model
