@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from orthoproxy.data import find_unreadable, leave_out, only
 from orthoproxy.data.download import download
 from orthoproxy.data_verbs import describe, verify
 from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
+from orthoproxy.errors import InputError, refusals_of_the_disk
 from orthoproxy.evaluation import Estimate, evaluate
 from orthoproxy.jobs import judge, suggesting_to_skip, train
 from orthoproxy.processes import StoppedElsewhere, is_main, is_of_lost_process
@@ -59,7 +57,7 @@ def run_train(arguments: list[str]) -> None:
     parser.add_argument("--out", required=True, help="The run folder.")
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint, if there is one.")
     options = parse(parser, arguments)
-    with _refusals_of_the_disk(options.out, "go on with --resume"):
+    with refusals_of_the_disk(options.out, "go on with --resume"):
         run = train(config_of(options), options.out, options.resume)
     if is_main():
         _show(run)
@@ -72,7 +70,7 @@ def run_evaluate(arguments: list[str]) -> None:
     options = parse(judgement_parser(run.config if run else Config()), arguments)
     embedder = Embedder.load(model, builders.choose_accelerator(options.accelerator, "--accelerator"))
     if options.json:
-        with _refusals_of_the_disk(options.json, "run it again"):
+        with refusals_of_the_disk(options.json, "run it again"):
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     table, unreadable = _judged_images(run, options.data)
     scoring = builders.make_scoring(options.evaluation)
@@ -90,7 +88,7 @@ def run_evaluate(arguments: list[str]) -> None:
         )
         print("note: these scores say little about unseen classes")
     if options.json:
-        with _refusals_of_the_disk(options.json, "run it again"):
+        with refusals_of_the_disk(options.json, "run it again"):
             write_whole(Path(options.json), json.dumps(scores, indent=2) + "\n")
 
 
@@ -103,7 +101,7 @@ def run_report(arguments: list[str]) -> None:
     run = Run(parse(parser, arguments).run)
     field = f"{run.folder / 'config.yaml'}: training.accelerator"
     device = builders.choose_accelerator(run.config.training.accelerator, field)
-    with _refusals_of_the_disk(run.folder, "run it again"):
+    with refusals_of_the_disk(run.folder, "run it again"):
         judge(run, device)
     _show(run)
 
@@ -115,13 +113,13 @@ def run_data(arguments: list[str]) -> None:
     if options.action == "download":
         if source.root is None:
             raise InputError(f"data.root: missing; say where to put {source.name}, for example data/{source.name}")
-        with _refusals_of_the_disk(source.root, "run it again"):
+        with refusals_of_the_disk(source.root, "run it again"):
             download(source.name, Path(source.root))
         return
     data = Data(source.name, source.root, source.path, workers=source.workers)
     data = with_absolute_paths(Config(data=data).check()).data
     out = Path(options.json) if options.json else None
-    with _refusals_of_the_disk(options.json or ".", "run it again"):
+    with refusals_of_the_disk(options.json or ".", "run it again"):
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
         {"describe": describe, "verify": verify}[options.action](data, not options.no_open, out)
@@ -190,7 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not is_of_lost_process(error):
             raise
-        print(_LOST.format(rank=os.environ.get("RANK")), file=sys.stderr)
+        remedy = "Go on from the last checkpoint with --resume" if arguments[0] == "train" else "Run it again to go on"
+        print(_LOST.format(rank=os.environ.get("RANK"), remedy=remedy), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("orthoproxy: stopped", file=sys.stderr)
@@ -200,25 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 _LOST = (
     "orthoproxy: process {rank} cannot reach another process of the job, which has ended; torchrun names it below. "
-    "Go on from the last checkpoint with --resume"
+    "{remedy}"
 )
-
-
-@contextmanager
-def _refusals_of_the_disk(place: str | Path, then: str) -> Iterator[None]:
-    """Turn what the file system refuses at a place into bad input, and say what to do then."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = f"free some space and {then}"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "change its permissions, or give another path"
-        elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
-            remedy = "give another path"
-        else:
-            raise
-        raise InputError(f"{error.filename or place}: {os.strerror(error.errno).lower()}; {remedy}") from error
 
 
 def _run_of(model: str) -> Run | None:
