@@ -22,12 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from orthoproxy import builders
 from orthoproxy.builders import split_table
-from orthoproxy.card import model_card, untrained_card
+from orthoproxy.card import license_of, model_card, no_match_words, untrained_card
 from orthoproxy.config import Config, with_absolute_paths
 from orthoproxy.data import Picture, find_unreadable, leave_out, only
-from orthoproxy.embedder import Embedder
+from orthoproxy.embedder import Embedder, write_threshold
 from orthoproxy.errors import InputError
-from orthoproxy.evaluation import Evaluation, mean_scores, require_scorable, score
+from orthoproxy.evaluation import Evaluation, Matching, Scoring, matching_of, mean_scores, require_scorable, score
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.processes import (
@@ -50,6 +50,7 @@ from orthoproxy.run import Run, write_whole
 from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
 
 FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
+FALSE_MATCH_RATE = 0.01  # of queries whose class is not there, unless an export chose another
 
 
 @contextmanager
@@ -238,8 +239,20 @@ def _write_results(run: Run, results: RunResults) -> None:
         labels = {"chosen_on": config.training.select_on, "notes": results.notes}
         scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
         write_whole(run.folder / "evaluation.json", scores + "\n")
-    write_whole(run.folder / "model" / "README.md", model_card(config, results.evaluation))
+    _write_card(run, results)
     write_whole(run.report, render_report(results))
+
+
+def _write_card(run: Run, results: RunResults) -> None:
+    """Write the model card and the threshold; the licence and the false-match rate stay as an export chose them."""
+    folder = run.folder / "model"
+    model = Embedder.load(folder, with_proxies=False)
+    rate = model.false_match_rate or FALSE_MATCH_RATE
+    threshold = results.matching and results.matching.threshold(rate)
+    words = no_match_words(results.matching, rate) if results.matching else ""
+    write_threshold(folder, threshold, rate)
+    card = model_card(run.config, results.evaluation, license_of(model.card), words)
+    write_whole(folder / "README.md", card)
 
 
 def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
@@ -279,6 +292,7 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     theirs = untrained.embed_together(paths, workers=workers, what="embed, untrained")
     scoring = replace(builders.make_scoring(config.evaluation), device=str(device), shared=True)
     evaluation = score(ours, theirs, judged, scoring, start) if len(judged) else None
+    matching = _matching(model, only(table, "validation"), scoring, workers)
     return RunResults(
         name=run.folder.name,
         evaluation=evaluation,
@@ -296,7 +310,14 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
             unreadable=0 if unreadable is None else len(unreadable),
             evaluation=evaluation,
         ),
+        matching=matching,
     )
+
+
+def _matching(model: Embedder, table: pd.DataFrame, scoring: Scoring, workers: int) -> Matching | None:
+    """Compare the images of the validation classes, if there are any, in the main process."""
+    embeddings = model.embed_together(table["path"].tolist(), workers=workers, what="embed, validation")
+    return matching_of(embeddings, table, scoring) if is_main() and len(table) else None
 
 
 def _unreadable(run: Run, config: Config, table: pd.DataFrame) -> pd.DataFrame | None:

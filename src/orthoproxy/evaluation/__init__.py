@@ -10,6 +10,7 @@ from orthoproxy.evaluation.evaluate import (
     score,
 )
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.evaluation.matching import Matching, matching_of
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.nearest import nearest
 from orthoproxy.evaluation.neighbours import Collection, comparisons
@@ -19,6 +20,7 @@ __all__ = [
     "Collection",
     "Estimate",
     "Evaluation",
+    "Matching",
     "Scoring",
     "class_draws",
     "cluster",
@@ -27,6 +29,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "leading_ranks",
+    "matching_of",
     "mean_scores",
     "nearest",
     "normalized_mutual_information",

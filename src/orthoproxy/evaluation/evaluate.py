@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,6 +35,8 @@ class Evaluation:
     >>> scores = Evaluation(half, None, None, queries=8, classes=4, without_positive=0, seconds=1.0, confidence=0.95)
     >>> scores.to_dict()["trained"]
     {'recall@1': {'value': 0.5, 'low': 0.4, 'high': 0.6}}
+    >>> Evaluation.from_dict(scores.to_dict()) == scores
+    True
     """
 
     trained: dict[str, Estimate]
@@ -50,6 +53,16 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as `evaluate --json` writes it."""
         return {name: value for name, value in asdict(self).items() if name != "own_group_included" or value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Take back what `to_dict` returned; what else there is in it is left aside."""
+        given: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        for name in ("trained", "untrained", "difference"):
+            scores = given[name]
+            given[name] = scores and {metric: Estimate(**estimate) for metric, estimate in scores.items()}
+        plain = given.get("own_group_included")
+        return cls(**{**given, "own_group_included": plain and cls.from_dict(plain)})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from orthoproxy.evaluation import Matching
 from orthoproxy.reports.examples import Example, Neighbour, examples, outcome, random_queries
 from orthoproxy.reports.geometry import pair_cosines, spectrum, structured_order, unit_rows
 from orthoproxy.reports.pictures import thumbnail
@@ -22,6 +23,7 @@ from orthoproxy.reports.words import metric_name
 MOST_POINTS = 400  # of a curve
 MATRIX_UP_TO = 200  # classes; with more, single cells of the matrix of cosines can no longer be seen
 NAMES_UP_TO = 20
+NO_MATCH_RATES = (0.001, 0.01, 0.1)  # false-match rates that the ROC marks
 CHECK = (([0.78, 0.82, 0.90], [0.16, 0.10, 0.22]),)  # strokes in the corner of a tile
 CROSS = (([0.79, 0.89], [0.11, 0.21]), ([0.79, 0.89], [0.21, 0.11]))
 
@@ -177,6 +179,47 @@ def distance_figure(distances: Mapping[str, tuple[Float[np.ndarray, " P"], Float
         axes.spines["left"].set_visible(False)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.2)
     all_axes[-1].set_xlabel("distance, 1 \N{MINUS SIGN} cosine: nearer is more alike")
+    return figure
+
+
+@in_house_style
+def roc_figure(matching: Matching) -> Figure:
+    """Draw how many queries are matched rightly for how many that should not have been matched.
+
+    Parameters
+    ----------
+    matching
+        Of classes that were not trained on.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The false-match rate runs on a logarithmic scale, from one query up.
+
+    Examples
+    --------
+    >>> matching = Matching(np.array([0.9, 0.7]), np.array([0.2, 0.5]), np.array([0, 1]), gallery=4)
+    >>> roc_figure(matching).axes[0].get_xscale()
+    'log'
+    """
+    false, found = (100 * rates for rates in matching.curve())
+    one = 100 / len(matching.other)
+    figure, (axes,) = panels()
+    axes.step(np.maximum(false, one / 2), found, where="post", color=COLOURS["blue"])
+    for rate in NO_MATCH_RATES:
+        threshold = matching.threshold(rate)
+        if threshold is None:
+            continue
+        at = (100 * rate, 100 * matching.match_rate(threshold, draws=1).value)
+        axes.plot(*at, marker="o", markersize=8, color="none", markeredgecolor=COLOURS["blue"], markeredgewidth=1.4)
+        axes.annotate(f"{at[1]:.0f}", at, (0, 8), textcoords="offset points", ha="center", color=COLOURS["blue"])
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.01, 0.1, 1, 10, 100) if tick >= one / 2]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlim=(one / 2, 100), ylim=(0, 108))
+    axes.set_yticks([0, 25, 50, 75, 100])
+    finish(axes, "% of queries of unknown classes that get a match", "% of queries of known classes matched")
     return figure
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from orthoproxy.reports.examples import Example, best_queries, examples, outcome, random_queries, worst_queries
 from orthoproxy.reports.pictures import data_uri, thumbnail
 from orthoproxy.reports.results import RunResults
-from orthoproxy.reports.sections import pair_distance_plot, proxy_geometry, training_plots
+from orthoproxy.reports.sections import no_match, pair_distance_plot, proxy_geometry, training_plots
 from orthoproxy.reports.style import COLOURS
 from orthoproxy.reports.words import MEANING, facts, interval, number, score_rows, verdict
 
@@ -66,6 +66,7 @@ def render_report(results: RunResults) -> str:
         training=training_plots(results.log),
         proxies=proxy_geometry(results.proxies, results.classes),
         distances=pair_distance_plot(results),
+        no_match=no_match(results.matching),
         thumbnail=_thumbnail_of(results.table),
         label=results.table["label"].tolist(),
         group=results.table["group"].tolist(),

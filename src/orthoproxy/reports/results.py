@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.evaluation import Collection, Evaluation, collection_of
+from orthoproxy.evaluation import Collection, Evaluation, Matching, collection_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class RunResults:
         What it ran on, name to value.
     notes
         Warnings to show at the top.
+    matching
+        How alike right and wrong hits are, on validation classes; None where none were held out.
 
     Examples
     --------
@@ -71,6 +73,7 @@ class RunResults:
     config: str
     machine: dict[str, str]
     notes: list[str]
+    matching: Matching | None = None
 
     def collection(self, embeddings: Float[np.ndarray, "N D"]) -> Collection:
         """Say who is searched for among whom, as the evaluation did.

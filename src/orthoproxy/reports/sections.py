@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from markupsafe import Markup
 
+from orthoproxy.evaluation import Estimate, Matching
 from orthoproxy.reports import figures
 from orthoproxy.reports.distances import pair_distances, separation
 from orthoproxy.reports.geometry import (
@@ -58,6 +59,27 @@ class Distances:
 
     plot: Plot
     shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold for a false-match rate that someone may want, and the rates that it has."""
+
+    wanted: float
+    threshold: float
+    false: Estimate
+    found: Estimate
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """What the page says about matches and "no match"; see `no_match`."""
+
+    plot: Plot
+    choices: list[Choice]
+    queries: int
+    classes: int
+    gallery: int
 
 
 def training_plots(log: pd.DataFrame) -> list[Plot]:
@@ -179,6 +201,41 @@ def pair_distance_plot(results: RunResults) -> Distances | None:
     )
     caption = "The less the two histograms overlap, the better one threshold tells same from different."
     return Distances(Plot("Distances of pairs", caption, drawing), shares)
+
+
+def no_match(matching: Matching | None) -> NoMatch | None:
+    """Draw the ROC of matching, and look up the threshold for some false-match rates.
+
+    Parameters
+    ----------
+    matching
+        Of classes that were not trained on, or None.
+
+    Returns
+    -------
+    NoMatch or None
+        None without a matching.
+
+    Examples
+    --------
+    >>> matching = Matching(np.array([0.9, 0.7] * 10), np.array([0.2, 0.5] * 10), np.arange(20), gallery=20)
+    >>> shown = no_match(matching)
+    >>> [(choice.wanted, round(choice.threshold, 2)) for choice in shown.choices]  # 1 % takes 100 queries
+    [(0.1, 0.5)]
+    """
+    if matching is None:
+        return None
+    choices = []
+    for rate in figures.NO_MATCH_RATES:
+        threshold = matching.threshold(rate)
+        if threshold is not None:
+            false, found = matching.false_match_rate(threshold), matching.match_rate(threshold)
+            choices.append(Choice(rate, threshold, false, found))
+    said = "; ".join(f"{100 * x.found.value:.0f} % at {100 * x.wanted:g} %" for x in choices) or "too few queries"
+    caption = "The further up on the left, the better a threshold tells a match from none."
+    drawing = svg(figures.roc_figure(matching), "roc", f"Match rate over false-match rate: {said}")
+    plot = Plot("Match rate over false-match rate", caption, drawing)
+    return NoMatch(plot, choices, len(matching.other), len(set(matching.classes.tolist())), matching.gallery)
 
 
 def _proxy_plots(proxies: Float[np.ndarray, "C D"], classes: list[str]) -> list[Plot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,9 @@ class Description:
             if version == FORMAT_VERSION:
                 return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{file}: its metadata are not those of orthoproxy export; export the run again") from error
+            raise InputError(
+                f"{file}: its metadata are not those of orthoproxy export; export the run again"
+            ) from error
         raise InputError(
             f"{file}: format_version {version!r} is unknown; this orthoproxy reads version {FORMAT_VERSION}. "
             "Update orthoproxy, or export the run again"
@@ -262,8 +265,6 @@ def imported(name: str) -> Any:
     >>> imported("json").loads("1")
     1
     """
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
