@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -13,14 +16,20 @@ from jsonargparse import ArgumentParser, Namespace
 from orthoproxy import builders
 from orthoproxy.config import Config, Data, Training, with_absolute_paths
 from orthoproxy.data import Collection, make_collection, only, read_collection
+from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError, refusals_of_the_disk
 from orthoproxy.processes import agreed, is_first_of_machine, is_main, meet, process_count
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.search import load_model
-from orthoproxy.search.embed import UNREADABLE, embed_collection
+from orthoproxy.search.embed import META, UNREADABLE, embed_collection, embedding_meta
+from orthoproxy.search.onnx import OnnxEmbedder
+
+if TYPE_CHECKING:
+    from orthoproxy.search.catalog import Hit
 
 T = TypeVar("T")
+CATALOG = "A folder; or http://host:19530 or http://host:19530/NAME, a Milvus server (MILVUS_TOKEN holds its token)."
 
 
 def _parser(verb: str, description: str) -> ArgumentParser:
@@ -128,12 +137,172 @@ def _device(accelerator: str) -> str:
 
 def run_index(arguments: list[str]) -> None:
     """Make a catalog, or add to one, replace and delete."""
-    raise InputError("index: not built yet")
+    parser = _parser(
+        "index",
+        "Put images, or embeddings that `orthoproxy embed` made, into a catalog, which is made where there is none. "
+        "Images that are there as they are now are left alone.",
+    )
+    parser.add_argument("catalog", help=CATALOG)
+    add_images(parser)
+    parser.add_argument("--model", help="A run, a model folder, a name on the hub, or an .onnx file.")
+    parser.add_argument("--root", help="Of a new catalog: the folder that paths start from (default: the images').")
+    parser.add_argument("--delete", nargs="+", metavar="PATH", default=[], help="Take images out, by file or folder.")
+    parser.add_argument("--prune", action="store_true", help="Take out all images but those given.")
+    parser.add_argument("--info", action="store_true", help="Say what the catalog holds.")
+    parser.add_argument("--batch-size", type=int, default=128, help="Images that go through the encoder at once.")
+    parser.add_argument("--workers", type=int, default=1, help="Processes that read images.")
+    parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
+    options = parse(parser, arguments)
+    given = options.images is not None or options.data.name is not None
+    if not (given or options.delete or options.info):
+        raise InputError("index: nothing to do; give images or embeddings, --delete or --info")
+    if options.prune and not given:
+        raise InputError("--prune: give the images that are to stay")
+    for name, value, least in (("batch-size", options.batch_size, 1), ("workers", options.workers, 0)):
+        if value < least:
+            raise InputError(f"--{name}: {value}; give {least} or more")
+    with refusals_of_the_disk(options.catalog, "run it again"):
+        if given:
+            _index(options)
+        _tend(options)
+
+
+def _index(options: Namespace) -> None:
+    from orthoproxy.search import index
+    from orthoproxy.search.catalog import Catalog
+
+    start = time.monotonic()
+    folder = Path(options.images) if options.images and (Path(options.images) / META).is_file() else None
+    model = _load(options.model, options) if options.model else None
+    if folder is not None:
+        about = embedding_meta(folder)
+        images, place, root = None, options.model or about["model_path"], about["root"]
+        dim, identity = about["dim"], about["model"]
+    else:
+        images = read_images(options)
+        if model is None and not Catalog.exists(options.catalog):
+            raise InputError("--model: missing; say what embeds, for example --model runs/icons")
+        place, root = options.model, images.root
+        dim, identity = (model.embedding_dim, model.identity) if model else (0, "")
+    if Catalog.exists(options.catalog):
+        catalog = Catalog.open(options.catalog)
+    else:
+        catalog = Catalog.create(options.catalog, dim, identity, _absolute(place), options.root or root)
+    with catalog:
+        if options.root and Path(options.root).absolute() != Path(catalog.root):
+            raise InputError(f"--root: paths of {options.catalog} start from {catalog.root}; that cannot be changed")
+        if model is not None:
+            index.require_model(catalog, model.identity, "--model")
+        if images is None:
+            assert folder is not None
+            changes = index.index_embeddings(catalog, folder, _acknowledge)
+        else:
+            model = model or _load(catalog.model_path, options)
+            changes = index.index_images(catalog, images, model, options.batch_size, options.workers, _acknowledge)
+        taken = index.prune(catalog, changes.ids) if options.prune else 0
+        recall = index.fit_index(catalog)
+        count = len(catalog)
+    seconds, written = time.monotonic() - start, changes.added + changes.replaced
+    parts = [f"{changes.added} added", f"{changes.replaced} replaced", f"{changes.unchanged} unchanged"]
+    parts += [f"{taken} taken out"] if options.prune else []
+    print(f"{options.catalog}: {count} images: {', '.join(parts)}")
+    print(f"in {duration(seconds)}, {written / max(seconds, 1e-9):.0f} images/s")
+    if recall is not None:
+        print(f"index HNSW: recall@10 {recall:.3f} against the exact search")
+    if changes.unreadable:
+        print(f"note: unreadable images left out: {len(changes.unreadable)}")
+        for path, reason in changes.unreadable:
+            print(f"  {path}: {reason}")
+
+
+def _tend(options: Namespace) -> None:
+    """Delete, and say what there is."""
+    if not (options.delete or options.info):
+        return
+    from orthoproxy.search.catalog import Catalog
+    from orthoproxy.search.index import delete_paths
+
+    with Catalog.open(options.catalog) as catalog:
+        if options.delete:
+            print(f"{options.catalog}: {delete_paths(catalog, options.delete)} taken out", flush=True)
+        if options.info:
+            for name, value in catalog.info().items():
+                print(f"{name.replace('_', ' ')}: {value}")
+
+
+def _acknowledge(done: int, total: int) -> None:
+    """Tell that so many rows are safe, to whom may end this process any moment."""
+    print(f"indexed {done}/{total}", flush=True)
+
+
+def _load(place: str, options: Namespace) -> Embedder | OnnxEmbedder:
+    return load_model(place, builders.choose_accelerator(options.accelerator, "--accelerator"))
+
+
+def _absolute(place: str) -> str:
+    """Where a model is, seen from everywhere; names on the hub stay."""
+    return str(Path(place).absolute()) if Path(place).exists() else place
 
 
 def run_search(arguments: list[str]) -> None:
     """Search a catalog by picture."""
-    raise InputError("search: not built yet")
+    parser = _parser("search", "Find the images of a catalog that are most similar to others.")
+    parser.add_argument("catalog", help=CATALOG)
+    parser.add_argument("images", nargs="+", help="Image files to search by.")
+    parser.add_argument("-k", type=int, default=10, help="How many to find.")
+    parser.add_argument("--where", help="A condition on label, group and path, for example 'label != \"x\"'.")
+    parser.add_argument("--diverse", action="store_true", help="One result a group, or a label without a group.")
+    parser.add_argument(
+        "--min-similarity", type=str | None, help="Leave out what is less similar; auto: the model's own threshold."
+    )
+    parser.add_argument("--model", help="Where the catalog's model is now, if it was moved.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
+    options = parse(parser, arguments)
+    from orthoproxy.search.catalog import Catalog
+    from orthoproxy.search.conditions import parse_condition
+    from orthoproxy.search.index import require_model
+
+    if options.where is not None:
+        parse_condition(options.where)  # before a model is loaded
+    with Catalog.open(options.catalog) as catalog:
+        model = _load(options.model or catalog.model_path, options)
+        require_model(catalog, model.identity, "--model")
+        least = _least_similarity(options.min_similarity, model.threshold)
+        queries = model.embed(options.images)
+        found = catalog.search(queries, options.k, options.where, options.diverse)
+    results = [[hit for hit in hits if hit.similarity >= least] for hits in found]
+    if options.json:
+        pairs = zip(options.images, results, strict=True)
+        told = [{"image": image, "results": [vars(hit) for hit in hits]} for image, hits in pairs]
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    for image, hits in zip(options.images, results, strict=True):
+        _print_hits(image, hits)
+
+
+def _least_similarity(wanted: str | None, threshold: float | None) -> float:
+    if wanted is None:
+        return -math.inf
+    if wanted == "auto":
+        if threshold is None:
+            raise InputError("--min-similarity: the model has no threshold; give a number from -1 to 1")
+        return threshold
+    try:
+        least = float(wanted)
+    except ValueError:
+        least = math.nan
+    if not -1 <= least <= 1:
+        raise InputError(f"--min-similarity: {wanted}; give a number from -1 to 1, or auto")
+    return least
+
+
+def _print_hits(image: str, hits: list[Hit]) -> None:
+    print(image if hits else f"{image}: no match")
+    grouped = any(hit.group for hit in hits)
+    for rank, hit in enumerate(hits, start=1):
+        group = f"  {hit.group}" if grouped else ""
+        print(f"{rank:4}  {hit.similarity:.3f}  {hit.label}{group}  {hit.path}")
 
 
 def run_serve(arguments: list[str]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from milvus_server import milvus_server
+
 from orthoproxy.errors import InputError
 from orthoproxy.search.catalog import Catalog, Hit, image_id
 from orthoproxy.search.index import fit_index, index_recall
@@ -276,7 +276,7 @@ def test_bad_embeddings_are_refused(catalog: Catalog, embeddings: np.ndarray, sa
 
 def test_text_too_long_is_named(catalog: Catalog) -> None:
     rows, embeddings = some(1)
-    with pytest.raises(InputError, match="label: xxx.* has 2000 bytes; at most 1024"):
+    with pytest.raises(InputError, match=r"label: xxx.* has 2000 bytes; at most 1024"):
         catalog.upsert(rows.assign(label="x" * 2000), embeddings)
 
 

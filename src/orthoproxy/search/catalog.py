@@ -34,6 +34,10 @@ try:
 except ImportError as error:
     raise InputError("pymilvus is not installed; run: pip install 'orthoproxy[search]'") from error
 
+for _name in ("pymilvus", "milvus_lite", "grpc._server"):  # what they log of a failure, we tell in a line
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
+
 FORMAT_VERSION = 1
 COLLECTION = "orthoproxy"
 TEXTS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # fields and their most bytes
@@ -43,6 +47,8 @@ NEIGHBOURS = {"M": 32, "efConstruction": 200}  # of HNSW
 EF = 128  # candidates that a search of HNSW keeps
 UNIT = 1e-3  # how far from 1 an embedding's length may be
 TOKEN = "MILVUS_TOKEN"
+Client = Any  # a MilvusClient; its decorators hide from a type checker what its methods return
+NO_PROXY = {"grpc.enable_http_proxy": 0}  # a folder's server is in this process
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Catalog:
     [('cat', 1.0)]
     """
 
-    def __init__(self, client: MilvusClient, collection: str, address: str, facts: dict[str, Any]) -> None:
+    def __init__(self, client: Client, collection: str, address: str, facts: dict[str, Any]) -> None:
         self.address = address
         self.dim: int = facts["dim"]
         self.model: str = facts["model"]
@@ -222,7 +228,7 @@ class Catalog:
             client.close()
 
     @classmethod
-    def _of_folder(cls, client: MilvusClient, folder: Path, facts: dict[str, Any], lock: FileLock) -> Catalog:
+    def _of_folder(cls, client: Client, folder: Path, facts: dict[str, Any], lock: FileLock) -> Catalog:
         catalog = cls(client, COLLECTION, str(folder), facts)
 
         def release() -> None:
@@ -308,10 +314,9 @@ class Catalog:
             listed = ", ".join(map(quote, part))
             for row in self._query(f"id in [{listed}]", columns):
                 found[row["id"]] = row
-        rows = pd.DataFrame([found[key] for key in ids if key in found], columns=columns)
         if with_embeddings:
-            rows["embedding"] = [np.asarray(vector, dtype=np.float32) for vector in rows["embedding"]]
-        return rows
+            found = {key: {**row, "embedding": np.float32(row["embedding"])} for key, row in found.items()}
+        return pd.DataFrame([found[key] for key in ids if key in found], columns=columns)
 
     def ids(self) -> dict[str, str]:
         """Return the key of every image, and the hash of its content."""
@@ -519,7 +524,7 @@ def _is_server(address: str) -> bool:
     return re.match(r"https?://", address) is not None
 
 
-def _connect(address: str, token: str | None) -> tuple[MilvusClient, str]:
+def _connect(address: str, token: str | None) -> tuple[Client, str]:
     """Connect to a server; the collection's name is what follows the slash."""
     parts = urlsplit(address)
     name = parts.path.strip("/") or COLLECTION
@@ -528,23 +533,21 @@ def _connect(address: str, token: str | None) -> tuple[MilvusClient, str]:
     token = os.environ.get(TOKEN, "") if token is None else token
     uri = f"{parts.scheme}://{parts.netloc}"
     try:
-        with _quiet():
-            return MilvusClient(uri, token=token, timeout=10, dedicated=True), name
+        return MilvusClient(uri, token=token, timeout=10, dedicated=True), name
     except MilvusException as error:
         raise InputError(f"{address}: no Milvus server answers there: {_first_line(error)}") from error
 
 
-def _open_lite(folder: Path) -> MilvusClient:
+def _open_lite(folder: Path) -> Client:
     try:
-        with _quiet():
-            return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True)
+        return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True, grpc_options=NO_PROXY)
     except MilvusException as error:  # without our lock: opened by another program
         raise InputError(
             f"{folder}: Milvus cannot open it, perhaps since another program has: {_first_line(error)}"
         ) from error
 
 
-def _close_lite(client: MilvusClient, folder: Path) -> None:
+def _close_lite(client: Client, folder: Path) -> None:
     from milvus_lite.server_manager import server_manager_instance
 
     with suppress(MilvusException):
@@ -576,26 +579,12 @@ def _held(folder: Path) -> Iterator[FileLock]:
 
 
 @contextmanager
-def _closed_on_error(client: MilvusClient) -> Iterator[None]:
+def _closed_on_error(client: Client) -> Iterator[None]:
     try:
         yield
     except BaseException:
         client.close()
         raise
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Milvus's own log of a failure, which we tell in a line, from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("milvus_lite", "pymilvus")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _not_ours(folder: Path) -> str | None:
@@ -608,7 +597,7 @@ def _not_ours(folder: Path) -> str | None:
     return f"holds {min(others)}, but no catalog" if others else None
 
 
-def _create_collection(client: MilvusClient, name: str, dim: int, description: str) -> None:
+def _create_collection(client: Client, name: str, dim: int, description: str) -> None:
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
     for field, most in TEXTS.items():
         schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=most)
@@ -618,7 +607,7 @@ def _create_collection(client: MilvusClient, name: str, dim: int, description: s
     client.load_collection(name)
 
 
-def _create_index(client: MilvusClient, name: str, kind: str) -> None:
+def _create_index(client: Client, name: str, kind: str) -> None:
     index = client.prepare_index_params()
     index.add_index("embedding", index_type=kind, metric_type="IP", params=NEIGHBOURS if kind == "HNSW" else {})
     client.create_index(name, index)

@@ -1,4 +1,4 @@
-"""Conditions on a catalog's rows, such as ``label != "x" and not path like "old/%"``: read, checked, written for Milvus.
+"""Conditions on a catalog's rows, such as ``label != "x" and path like "2024/%"``: read, checked, written for Milvus.
 
 Nothing of what a user typed reaches Milvus as it is: a condition is taken apart here, and put together again.
 """

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from orthoproxy.data import Collection
 from orthoproxy.embedder import Embedder
