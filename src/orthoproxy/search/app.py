@@ -9,15 +9,17 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from enum import IntEnum
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import anyio.to_thread
 import numpy as np
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.guard import SMALL_BODY, App, Door, Guard, Limits, Refused, names_of
+from orthoproxy.search.guard import SMALL_BODY, Door, Guard, Limits, Refused, names_of
 from orthoproxy.search.service import MOST_RESULTS, Found, Service
 
 try:
@@ -33,11 +35,20 @@ except ImportError as error:
 PAGE = "/page"
 WAYS = ("image", "id", "embedding")
 ROUTES = ["/", "/health", "/catalogs", "/search", "/uploads", "/images/[^/]+", "/openapi.json", "/login", "/logout"]
+ROUTES += [r"/favicon\.ico"]
 THREADS = 128  # that wait for a turn or for a catalog; few of them work
 ID = r"^[0-9a-f]{32}$"
 Key = Annotated[str, Path(pattern=ID, description="An image's id, as a search returns it.")]
 Name = Annotated[str | None, Query(description="A catalog's name; the first one if left out.", max_length=200)]
-Side = Annotated[Literal[160, 320, 640] | None, Query(description="Longer side in pixels; the file itself if left out.")]
+
+
+class Side(IntEnum):
+    """Longer side of a small copy, in pixels."""
+
+    SMALL, MEDIUM, LARGE = 160, 320, 640
+
+
+Size = Annotated[Side | None, Query(description="Longer side in pixels; the file itself if left out.")]
 
 
 class Problem(BaseModel):
@@ -60,7 +71,9 @@ class Search(BaseModel):
     filter: str | None = Field(
         None, description='A condition on label, group and path, such as label != "x".', max_length=4000
     )
-    diverse: bool = Field(False, description="At most one image a group, or a label where there is no group.", strict=True)
+    diverse: bool = Field(
+        False, description="At most one image a group, or a label where there is no group.", strict=True
+    )
     catalog: str | None = Field(None, description="A catalog's name; the first one if left out.", max_length=200)
 
 
@@ -230,13 +243,13 @@ async def uploads(request: Request) -> Kept:
         **_problems(404, 413, 415, 422),
     },
 )
-async def images(request: Request, id: Key, catalog: Name = None, size: Side = None) -> Response:  # noqa: A002
+async def images(request: Request, id: Key, catalog: Name = None, size: Size = None) -> Response:
     """Return an image's file or, with `size`, a small copy."""
     service = _service(request)
     if size is None:
         content, kind = await anyio.to_thread.run_sync(service.picture, id, catalog)
     else:
-        content, kind = await anyio.to_thread.run_sync(service.thumbnail, id, catalog, size), "image/webp"
+        content, kind = await anyio.to_thread.run_sync(service.thumbnail, id, catalog, int(size)), "image/webp"
     keep = {"cache-control": "private, max-age=300", "content-security-policy": "default-src 'none'; sandbox"}
     return Response(content, media_type=kind, headers=keep)
 
@@ -254,8 +267,6 @@ def answer_of(found: Found) -> Answer:
     >>> answer_of(Found("icons", [], 0.7, 0.01)).matches
     0
     """
-    from urllib.parse import quote
-
     where = f"?catalog={quote(found.catalog, safe='')}"
     results = [
         Similar(rank=rank, image=f"/images/{result.id}{where}", **asdict(result))
@@ -315,18 +326,16 @@ async def _form_of(request: Request) -> tuple[dict[str, str], bytes]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "send the picture as multipart/form-data, in the field image")
     try:
-        form = await request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY)
+        async with request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY) as form:
+            fields = form.multi_items()
+            image = form.get("image")
+            if not isinstance(image, UploadFile):
+                raise Refused(422, "image: missing; send a picture's file in this field")
+            if len({name for name, _ in fields}) != len(fields):
+                raise Refused(422, "a field is there twice")
+            return {name: value for name, value in fields if isinstance(value, str)}, await image.read()
     except HTTPException as error:
         raise Refused(422, "the form cannot be read") from error
-    async with form:
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
-            raise Refused(422, "image: missing; send a picture's file in this field")
-        fields = form.multi_items()
-        if len({name for name, _ in fields}) != len(fields):
-            raise Refused(422, "a field is there twice")
-        texts = {name: value for name, value in fields if isinstance(value, str)}
-        return texts, await image.read()
 
 
 def _first_of(errors: list[Any]) -> str:
@@ -343,6 +352,10 @@ async def _refuse(request: Request, refusal: Exception) -> JSONResponse:
 async def _refuse_values(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     return JSONResponse({"detail": _first_of(list(error.errors()))}, 422)
+
+
+async def _say_nothing(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "something went wrong here; the server's log has the details"}, 500)
 
 
 def make_app(
@@ -388,6 +401,7 @@ def make_app(
     app.include_router(routes)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_values)
+    app.add_exception_handler(Exception, _say_nothing)
     limits = service.limits
     guard = Guard(
         app,
@@ -415,6 +429,10 @@ def _add_login(app: FastAPI, door: Door, guard: Guard) -> None:
     async def start() -> RedirectResponse:
         return RedirectResponse(f"{PAGE}/", 307)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(_text("icon.svg"), media_type="image/svg+xml", headers={"cache-control": "max-age=86400"})
+
     @app.get("/login", include_in_schema=False)
     async def login() -> Response:
         return RedirectResponse(f"{PAGE}/", 303) if door.token is None else _login_page()
@@ -422,10 +440,10 @@ def _add_login(app: FastAPI, door: Door, guard: Guard) -> None:
     @app.post("/login", include_in_schema=False)
     async def log_in(request: Request) -> Response:
         try:
-            form = await request.form(max_files=0, max_fields=1)
+            async with request.form(max_files=0, max_fields=1) as form:
+                token = form.get("token")
         except HTTPException as error:
             raise Refused(422, "the form cannot be read") from error
-        token = form.get("token")
         if not isinstance(token, str) or not door.knows(token.strip()):
             guard.failed(request.scope)
             return _login_page("This is not the token.", 401)
@@ -438,9 +456,12 @@ def _add_login(app: FastAPI, door: Door, guard: Guard) -> None:
 
 
 def _login_page(problem: str = "", status: int = 200) -> HTMLResponse:
-    page = (resources.files("orthoproxy.search") / "templates" / "login.html").read_text(encoding="utf-8")
     alert = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
-    return HTMLResponse(page.replace("<!-- problem -->", alert), status)
+    return HTMLResponse(_text("login.html").replace("<!-- problem -->", alert), status)
+
+
+def _text(name: str) -> str:
+    return (resources.files("orthoproxy.search") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _describe(app: FastAPI, has_token: bool) -> None:
@@ -452,6 +473,3 @@ def _describe(app: FastAPI, has_token: bool) -> None:
         described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         described["security"] = [{"token": []}]
     app.openapi_schema = described
-
-
-__all__ = ["App", "make_app"]

@@ -48,7 +48,7 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - a request is, by no fault of ours
     """A request that is not served, with the HTTP status and the reason in a sentence.
 
     Parameters
@@ -188,7 +188,7 @@ class Turns:
 
 
 class Pace:
-    """So many requests a second from each client, with a burst; what comes faster waits, and what would wait long fails.
+    """So many requests a second from each client, with a burst; what comes faster waits, and at last fails.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def check_token(host: str, token: str | None) -> None:
         )
     if token is not None and (len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
         raise InputError(
-            f"--token: give {SHORTEST_TOKEN} printable ASCII characters or more, for example {secrets.token_urlsafe(24)}"
+            f"--token: give {SHORTEST_TOKEN} or more printable ASCII characters, such as {secrets.token_urlsafe(24)}"
         )
 
 
@@ -427,7 +427,7 @@ class Guard:
         door: Door,
         names: set[str],
         any_address: bool = False,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),
         paths: Sequence[str] = (),
         public: Sequence[str] = (),
         body_limit: Callable[[str], int] = lambda path: SMALL_BODY,
@@ -566,7 +566,8 @@ class _Answer:
 
     def __init__(self, scope: MutableMapping[str, Any], send: Send) -> None:
         self.scope, self._send = scope, send
-        self.begun, self.refusal = False, None
+        self.begun = False
+        self.refusal: Refused | None = None
 
     async def send(self, message: Message) -> None:
         if self.refusal is not None and not self.begun:
@@ -602,9 +603,7 @@ class _Answer:
 class _Body:
     """A request's body, so far as it keeps to its size and time."""
 
-    def __init__(
-        self, receive: Receive, answer: _Answer, headers: dict[str, str], most: int, seconds: float
-    ) -> None:
+    def __init__(self, receive: Receive, answer: _Answer, headers: dict[str, str], most: int, seconds: float) -> None:
         self._receive, self._answer, self.most = receive, answer, most
         self._until, self._size, self._whole = time.monotonic() + seconds, 0, False
         announced = headers.get("content-length", "0")

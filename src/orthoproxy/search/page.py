@@ -13,14 +13,15 @@ from typing import Any
 from jinja2 import Environment
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.conditions import quote
+from orthoproxy.search.conditions import parse_condition
 from orthoproxy.search.guard import SMALL_BODY, Refused
-from orthoproxy.search.service import MOST_RESULTS, Found, Service, Shelf
+from orthoproxy.search.service import MOST_RESULTS, Found, Service, Shelf, in_quotes
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 try:
     import gradio as gr
     from fastapi import FastAPI, Request
+    from gradio import themes
 except ImportError as error:
     raise InputError("gradio is not installed; run: pip install 'orthoproxy[search]'") from error
 
@@ -38,6 +39,8 @@ PAGE_ROUTES = [
 ]
 LABELS_OFFERED = 2000
 ID = re.compile(r"[0-9a-f]{32}")
+PLACEHOLDER = 'label != "x" and path like "new/%"'
+NONE = "none"
 NOTHING = "Choose a picture, or start from one of these."
 
 
@@ -84,7 +87,7 @@ def make_page(service: Service) -> gr.Blocks:
     """
     names = list(service.shelves)
     first = service.shelf(None)
-    with gr.Blocks(title="Search by picture", analytics_enabled=False) as page:
+    with gr.Blocks(title="Search by picture", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_top(first, names), elem_id="top", apply_default_css=False)
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=0, min_width=320, elem_id="ask"):
@@ -101,17 +104,17 @@ def make_page(service: Service) -> gr.Blocks:
                     multiselect=True,
                     allow_custom_value=len(first.labels) > LABELS_OFFERED,
                     label="Only these labels",
+                    info="All of them if none is chosen",
                     visible=bool(first.labels),
                 )
-                diverse = gr.Checkbox(label="One result for each group or label")
-                where = gr.Textbox(label="Condition", placeholder='label != "x" and path like "new/%"', max_lines=1)
                 several = len(names) > 1
                 left = gr.Dropdown(names, value=names[0], label="Catalog", visible=several)
-                right = gr.Dropdown(["none", *names], value="none", label="Compare with", visible=several)
+                right = gr.Dropdown([NONE, *names], value=NONE, label="Compare with", visible=several)
+                with gr.Accordion("More conditions", open=False):
+                    diverse = gr.Checkbox(label="One result a group or label")
+                    where = gr.Textbox(label="Condition", placeholder=PLACEHOLDER, max_lines=1)
             with gr.Column(scale=1, min_width=320):
-                found = gr.HTML(
-                    _start(first), js_on_load=_text("results.js"), apply_default_css=False, elem_id="found"
-                )
+                found = gr.HTML(_start(first), js_on_load=_text("results.js"), apply_default_css=False, elem_id="found")
         gr.HTML(
             'The same by HTTP: <a href="/openapi.json">description of the routes</a>. '
             "Pictures that you choose stay on this server, and only their embeddings are kept, for a while.",
@@ -148,7 +151,7 @@ def _look(
     """Search in one catalog or in two, and write down what was found or what is wrong."""
     if not query:
         return _start(service.shelf(left))
-    names = [left] if right in ("none", left, None) else [left, right]
+    names = [left] if right in (NONE, left, None) else [left, right]
     try:
         asked = json.loads(query)
         how = {"k": int(k), "diverse": bool(diverse), "where": _where(labels, where)}
@@ -170,8 +173,14 @@ def _search(service: Service, asked: dict[str, str], name: str, how: dict[str, A
 
 
 def _where(labels: Sequence[str], where: str) -> str | None:
-    parts = [f"label in [{', '.join(quote(str(label)) for label in labels)}]"] if labels else []
-    parts += [f"({where})"] if where.strip() else []
+    """One condition of the labels chosen and the condition typed, which is read by itself first, to name its places."""
+    parts = [f"label in [{', '.join(in_quotes(str(label)) for label in labels)}]"] if labels else []
+    if where.strip():
+        try:
+            parse_condition(where)
+        except InputError as error:
+            raise Refused(422, str(error)) from error
+        parts.append(f"({where})")
     return " and ".join(parts) or None
 
 
@@ -182,7 +191,9 @@ def _status(lists: Sequence[Found], label: str) -> str:
     matches = sum(found.threshold is None or result.similarity >= found.threshold for result in found.results)
     time = " and ".join(f"{1000 * one.seconds:.0f} ms" for one in lists)
     if matches == 0:
-        return f"No match: the most similar one has {found.results[0].similarity:.2f}, below {found.threshold:.2f}. {time}"
+        return (
+            f"No match: the most similar one has {found.results[0].similarity:.2f}, below {found.threshold:.2f}. {time}"
+        )
     what = f"the {len(found.results)} most similar" if len(found.results) > 1 else "the most similar"
     of = f" to an image of {label}" if label else ""
     return f"{what[:1].upper() + what[1:]}{of}, in {time}."
@@ -208,7 +219,13 @@ def _list(found: Found, label: str) -> dict[str, Any]:
             }
         )
     note = f"{sum(card['same'] for card in cards)} of {len(cards)} have its label" if label and cards else ""
-    return {"title": found.catalog, "catalog": found.catalog, "note": note, "threshold": found.threshold, "cards": cards}
+    return {
+        "title": found.catalog,
+        "catalog": found.catalog,
+        "note": note,
+        "threshold": found.threshold,
+        "cards": cards,
+    }
 
 
 def _start(shelf: Shelf) -> str:
@@ -255,10 +272,10 @@ def _top(first: Shelf, names: Sequence[str]) -> str:
 
 def _looks() -> dict[str, Any]:
     """Colours and fonts, of which none is fetched from elsewhere."""
-    theme = gr.themes.Base(
-        primary_hue=gr.themes.colors.sky,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_lg,
+    theme = themes.Base(
+        primary_hue=themes.colors.sky,
+        neutral_hue=themes.colors.slate,
+        radius_size=themes.sizes.radius_lg,
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )

@@ -1,4 +1,4 @@
-"""Pictures from strangers: told by their first bytes, measured before they are decoded, decoded where it does no harm."""
+"""Pictures from strangers: told by their first bytes, measured by their header, decoded where it does no harm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -189,7 +190,7 @@ class _Process:
     def __init__(self, pixels: int) -> None:
         methods = multiprocessing.get_all_start_methods()
         # a fork of this process, with its threads, might hang; the fork server has imported everything and has none
-        self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             self._context.set_forkserver_preload([__name__])
         self.pixels = pixels

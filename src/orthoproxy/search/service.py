@@ -11,16 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 
+from orthoproxy.data.transforms import Resize
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
-from orthoproxy.search.conditions import parse_condition, quote
+from orthoproxy.search.conditions import parse_condition
 from orthoproxy.search.guard import Limits, Refused, Turns
 from orthoproxy.search.onnx import OnnxEmbedder, load_model
 from orthoproxy.search.pictures import MEDIA_TYPES, Decoders, required_format
@@ -153,7 +154,9 @@ class Service:
         If the model of a catalog is another one by now.
     """
 
-    def __init__(self, catalogs: dict[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None) -> None:
+    def __init__(
+        self, catalogs: dict[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None
+    ) -> None:
         self.limits = limits or Limits()
         known = {model.identity: model for model in models}
         self.shelves = {name: _shelf(name, catalog, known) for name, catalog in catalogs.items()}
@@ -284,7 +287,7 @@ class Service:
 
     def search(
         self,
-        query: Float[np.ndarray, "D"],
+        query: Float[np.ndarray, " D"],
         catalog: str | None,
         k: int = 10,
         where: str | None = None,
@@ -415,8 +418,8 @@ class Service:
         for shelf in self.shelves.values():
             shelf.catalog.close()
 
-    def _embed(self, content: bytes, model: Model) -> Float[np.ndarray, "D"]:
-        view = self.decoders.view(content, model.image_size, model.resize)
+    def _embed(self, content: bytes, model: Model) -> Float[np.ndarray, " D"]:
+        view = self.decoders.view(content, model.image_size, cast(Resize, model.resize))
         with self._embedding.turn():
             return model.embed(torch.from_numpy(view)[None])[0]
 
@@ -436,7 +439,7 @@ def _available() -> Iterator[None]:
         raise Refused(503, "the catalog does not answer at the moment") from error
 
 
-def _unit(query: np.ndarray, dim: int) -> Float[np.ndarray, "D"]:
+def _unit(query: np.ndarray, dim: int) -> Float[np.ndarray, " D"]:
     query = np.asarray(query, dtype=np.float64)
     if query.shape != (dim,):
         raise Refused(422, f"embedding: {query.size} numbers, and this catalog's have {dim}")
@@ -447,15 +450,30 @@ def _unit(query: np.ndarray, dim: int) -> Float[np.ndarray, "D"]:
 
 
 def _condition(where: str | None, without: str | None) -> str | None:
-    parts = [f"({where})"] if where and where.strip() else []
     try:
-        for part in parts:
-            parse_condition(part[1:-1])  # by itself: brackets that do not match must not find ours
+        parts = [f"({where})"] if where and parse_condition(where) else []  # by itself: no bracket of it closes ours
     except InputError as error:
         raise Refused(422, f"filter: {str(error).removeprefix('condition: ')}") from error
     if without is not None:
-        parts.append(f"path != {quote(without)}")
+        parts.append(f"path != {in_quotes(without)}")
     return " and ".join(parts) or None
+
+
+def in_quotes(text: str) -> str:
+    """Write text as it stands in a condition.
+
+    Parameters
+    ----------
+    text
+        Any.
+
+    Examples
+    --------
+    >>> print(in_quotes('5" disk'))
+    "5\\" disk"
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _relative(path: str, root: Path) -> str:

@@ -34,6 +34,7 @@ async function send(file) {
     preview = URL.createObjectURL(file);
     props.value = JSON.stringify({ upload: said.upload, name: file.name || "pasted picture" });
     show();
+    document.dispatchEvent(new Event("another-picture"));
     trigger("submit");
   } catch (error) {
     problem.textContent = error instanceof TypeError ? "The server does not answer." : `${file.name}: ${error.message}`;
