@@ -65,10 +65,8 @@ def run_embed(arguments: list[str]) -> None:
             model, options.model, collection, options.out, options.batch_size, options.workers, options.part_size
         )
     if is_main():
-        again = (
-            f"{done.made} of them now, in {duration(done.seconds)}, {done.rate:.0f} images/s" if done.made else "before"
-        )
-        print(f"{options.out}: {done.images} images embedded, {again}")
+        now = f", {done.made} of them now in {duration(done.seconds)}, {done.rate:.0f} images/s" if done.made else ""
+        print(f"{options.out}: {done.images} images embedded{now}")
         if len(done.unreadable):
             print(
                 f"note: unreadable images left out: {len(done.unreadable)}, listed in {Path(options.out) / UNREADABLE}"
@@ -307,4 +305,25 @@ def _print_hits(image: str, hits: list[Hit]) -> None:
 
 def run_serve(arguments: list[str]) -> None:
     """Serve catalogs over HTTP, with a page to search on."""
-    raise InputError("serve: not built yet")
+    parser = _parser("serve", "Search catalogs over HTTP and on a page.")
+    parser.add_argument("catalog", nargs="+", help=CATALOG + " The first is the default, others are to compare with.")
+    parser.add_argument("--host", default="127.0.0.1", help="The address to listen on; another needs a token.")
+    parser.add_argument("--port", type=int, default=7860, help="The port; 0 for any that is free.")
+    parser.add_argument("--token", type=str | None, help="What a client must know; better set ORTHOPROXY_TOKEN.")
+    parser.add_argument("--name", action="append", default=[], help="Another name of this server, behind a proxy.")
+    parser.add_argument("--model", action="append", default=[], help="A model that has moved since it was indexed with.")
+    parser.add_argument("--upload-megabytes", type=float, default=20.0, help="The most of a picture's file.")
+    parser.add_argument("--megapixels", type=float, default=50.0, help="The most of a picture.")
+    options = parse(parser, arguments)
+    from orthoproxy.search.serve import serve
+
+    serve(
+        options.catalog,
+        options.host,
+        options.port,
+        options.token or os.environ.get("ORTHOPROXY_TOKEN") or None,
+        options.name,
+        options.model,
+        options.upload_megabytes,
+        options.megapixels,
+    )

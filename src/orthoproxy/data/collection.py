@@ -70,7 +70,9 @@ def read_collection(place: Path, root: Path | None = None) -> Collection:
         files = labelled_files(place)
         if not files:
             raise InputError(f"{place}: no image in this folder or below it; give another one")
-        table = pd.DataFrame([(str(path.absolute()), label) for path, label in files], columns=["path", "label"])
+        table = pd.DataFrame(
+            [(str(path.absolute()), label) for path, label in files], columns=["path", "label"], dtype=object
+        )
         return make_collection(table, root or place)
     if not place.is_file():
         raise InputError(f"{place}: no such folder or CSV file; give one with the images")
@@ -118,8 +120,9 @@ def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection
     if outside is not None:
         raise InputError(f"{outside}: not in the folder {folder}; give one that holds all images with --data.root")
     inner = [path.removeprefix(start).replace(os.sep, "/") for path in paths]
-    known = {name: table[name].tolist() if name in table else "" for name in ("label", "group")}
-    images = pd.DataFrame({"path": inner, **known}).astype(str).drop_duplicates(ignore_index=True)
+    known = {name: table[name].fillna("").map(str).tolist() if name in table else "" for name in ("label", "group")}
+    # objects, since the names of files need not be text that pandas would take
+    images = pd.DataFrame({"path": inner, **known}, dtype=object).drop_duplicates(ignore_index=True)
     twice = images["path"][images["path"].duplicated()]
     if len(twice):
         raise InputError(f"{folder / twice.iloc[0]}: listed twice, with different labels or groups; keep one")

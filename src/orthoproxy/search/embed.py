@@ -450,7 +450,7 @@ def _unreadable(out: Path, parts: list[dict[str, Any]], root: Path) -> pd.DataFr
         for part in parts
         for image in _facts(out / part["file"])[1]["unreadable"]
     ]
-    return pd.DataFrame(found, columns=["path", "part", "reason"])
+    return pd.DataFrame(found, columns=["path", "part", "reason"], dtype=object)
 
 
 def _list(unreadable: pd.DataFrame, path: Path) -> None:

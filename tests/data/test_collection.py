@@ -1,0 +1,105 @@
+"""Collections: images of a folder or a list, their paths from the root on, and labels where these are known."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from orthoproxy.data import make_collection, read_collection
+from orthoproxy.errors import InputError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def rows(folder: Path, root: Path | None = None) -> list[list[str]]:
+    return read_collection(folder, root).images[["path", "label"]].to_numpy().tolist()
+
+
+def test_images_lie_at_any_depth_and_the_sub_folder_is_the_label(tmp_path: Path) -> None:
+    touch(tmp_path, "top.png", "gull/a.JPG", "gull/winter/b.webp", "tern/c.bmp", ".git/x.png", "gull/.x.png", "a.txt")
+    assert rows(tmp_path) == [
+        ["gull/a.JPG", "gull"],
+        ["gull/winter/b.webp", "gull"],
+        ["tern/c.bmp", "tern"],
+        ["top.png", ""],
+    ]
+    assert rows(tmp_path / "gull" / "winter") == [["b.webp", ""]]
+    assert rows(tmp_path / "gull", root=tmp_path) == [["gull/a.JPG", ""], ["gull/winter/b.webp", "winter"]]
+
+
+def test_a_linked_sub_folder_is_entered_and_keeps_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/a.png")
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds" / "gull").symlink_to(tmp_path / "elsewhere")
+    assert rows(tmp_path / "birds") == [["gull/a.png", "gull"]]
+
+
+def test_the_root_is_absolute_however_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "birds/gull/a.png")
+    monkeypatch.chdir(tmp_path)
+    for place in ("birds", "./birds/", "birds/../birds", "birds/gull/.."):
+        collection = read_collection(Path(place))
+        assert (collection.root, collection.images["path"].tolist()) == (tmp_path / "birds", ["gull/a.png"])
+
+
+def test_a_list_needs_paths_alone(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("path\nb.png\nsub/../a.png\nb.png\n")
+    assert rows(path) == [["b.png", ""], ["a.png", ""]]
+    path.write_text("group,path,label\nnorth,b.png,\nsouth,/abs/c.png,gull\n")
+    collection = read_collection(path, root=Path("/"))
+    assert collection.images.to_numpy().tolist() == [["b.png", "", "north"], ["abs/c.png", "gull", "south"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label\ngull\n", "no column 'path', only label"),
+        ("path\n", "lists no image"),
+        ("path,label\n,gull\n", "path: empty in row 1"),
+        ("path\n../a.png\n", r"a\.png: not in the folder .* with --data\.root"),
+        ("path\n/elsewhere/a.png\n", r"/elsewhere/a\.png: not in the folder"),
+        ("path,label\na.png,gull\n./a.png,tern\n", r"a\.png: listed twice, with different labels or groups"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_collection(tmp_path / "list.csv")
+
+
+def test_a_table_needs_no_root(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("a/1.png", "a/b/2.png", "ab/3.png")]
+    assert make_collection(pd.DataFrame({"path": paths})).root == tmp_path
+    assert make_collection(pd.DataFrame({"path": paths[:2]})).images["path"].tolist() == ["1.png", "b/2.png"]
+    assert make_collection(pd.DataFrame({"path": paths[:1]})).images["path"].tolist() == ["1.png"]
+    with pytest.raises(InputError, match="not in the folder"):
+        make_collection(pd.DataFrame({"path": paths}), tmp_path / "a")  # ab is no part of a
+
+
+def test_labels_are_text(tmp_path: Path) -> None:
+    table = pd.DataFrame({"path": [str(tmp_path / "1.png"), str(tmp_path / "2.png")], "label": [7, None]}, dtype=object)
+    assert make_collection(table).images["label"].tolist() == ["7", ""]
+    assert make_collection(table[1:]).images["label"].tolist() == [""]
+
+
+def test_names_that_are_no_text_come_through(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    try:
+        touch(tmp_path, name)
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    assert rows(tmp_path) == [[name, ""]]
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(InputError, match="no image in this folder or below it"):
+        read_collection(tmp_path)
