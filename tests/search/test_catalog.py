@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
         return str(tmp_path / "catalog")
-    name = "".join(c if c.isalnum() else "_" for c in request.node.name)[:200]
-    return f"{request.getfixturevalue('server')}/{name}"
+    return f"{request.getfixturevalue('server')}/test_{uuid.uuid4().hex}"
 
 
 @pytest.fixture
