@@ -47,6 +47,10 @@ class Description:
         As `Embedder` has them.
     license
         Of the model.
+    source
+        Identity of the model that it was exported from.
+    checked
+        How it compares with that.
 
     Examples
     --------
@@ -67,6 +71,8 @@ class Description:
     threshold: float | None = None
     false_match_rate: float | None = None
     license: str = "unknown"
+    source: str = ""
+    checked: str = ""
 
     def metadata(self) -> dict[str, str]:
         """Return it as text, name by name, with a word on what goes in and comes out."""
@@ -199,6 +205,35 @@ class OnnxEmbedder:
         if pixels.is_floating_point():
             pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
         return np.asarray(self.session.run([OUTPUT], {INPUT: pixels.contiguous().cpu().numpy()})[0])
+
+
+def read_description(path: Path) -> Description:
+    """Read what an ONNX file says of itself, without getting it ready to run.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If it is not of ``orthoproxy export``.
+
+    Examples
+    --------
+    >>> read_description(Path("nowhere.onnx"))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: nowhere.onnx: cannot be read as ONNX: No such file or directory
+    """
+    onnx = imported("onnx")
+    try:
+        content = onnx.load(path, load_external_data=False)
+    except Exception as error:  # of many types
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: cannot be read as ONNX: {reason}") from error
+    return Description.of({entry.key: entry.value for entry in content.metadata_props}, str(path))
 
 
 def make_session(path: Path, device: str = "cpu") -> Any:

@@ -1,0 +1,156 @@
+"""What `orthoproxy export` does: a run's model as ONNX, and the model folder with its card beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from orthoproxy import builders
+from orthoproxy.card import license_of, model_card, no_match_words
+from orthoproxy.config import with_absolute_paths
+from orthoproxy.data import leave_out, only, rank_by_hash
+from orthoproxy.embedder import Embedder, write_threshold
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import Evaluation, matching_of
+from orthoproxy.jobs import FALSE_MATCH_RATE
+from orthoproxy.run import Run, write_whole
+from orthoproxy.search.export import Exported, export, exports_of
+
+CALIBRATION_IMAGES = 256
+
+
+def export_run(
+    folder: str | Path,
+    out: Path,
+    int8: bool = False,
+    false_match_rate: float = FALSE_MATCH_RATE,
+    license: str | None = None,
+    root: str | None = None,
+    path: str | None = None,
+    workers: int = 0,
+) -> Iterator[str]:
+    """Write a run's model as ONNX, checked on the run's own images, and the model folder beside it.
+
+    Parameters
+    ----------
+    folder
+        Of the run, or its model folder.
+    out
+        The file.
+    int8, false_match_rate
+        As in `search.export`.
+    license
+        Of the model; None for what its card says.
+    root, path
+        Where the run's images are now, if they were moved.
+    workers
+        Processes that read images.
+
+    Yields
+    ------
+    str
+        What was written and how it was checked, line by line.
+
+    Raises
+    ------
+    InputError
+        If there is no such run, the model does not pass, or something else lies where it is to go.
+
+    Examples
+    --------
+    >>> list(export_run("nowhere", Path("model.onnx")))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: export: nowhere is no run folder; its test images check what is exported
+    """
+    runs = (Run(place) for place in (Path(folder), Path(folder).resolve().parent))
+    run = next((run for run in runs if run.exists), None)
+    if run is None:
+        raise InputError(f"export: {folder} is no run folder; its test images check what is exported")
+    model = Embedder.load(run.folder)
+    beside = out.parent / "model"
+    is_own = beside.resolve() == (run.folder / "model").resolve()
+    if not is_own:
+        _require_free(beside, model)
+    table = _images_of(run, root, path)
+    validation, training = only(table, "validation"), only(table, "train")["path"].tolist()
+    scoring = builders.make_scoring(run.config.evaluation)
+    license = license or license_of(model.card)
+    exported = export(
+        model,
+        out,
+        test=only(table, "test"),
+        validation=validation,
+        training=rank_by_hash(training, salt="calibration")[:CALIBRATION_IMAGES],
+        int8=int8,
+        false_match_rate=false_match_rate,
+        license=license,
+        scoring=scoring,
+        workers=workers,
+        progress=True,
+    )
+    matching = exported.matching
+    if int8 and len(validation):  # the model folder is of the original, which has a threshold of its own
+        embeddings = model.embed(validation["path"].tolist(), workers=workers)
+        matching = matching_of(embeddings, validation, scoring)
+    threshold = matching.threshold(false_match_rate) if matching else None
+    words = no_match_words(matching, false_match_rate) if matching else ""
+    card = model_card(run.config, _scores_of(run), license, words, _table_of(beside.parent, model.identity))
+    if is_own:
+        write_threshold(beside, threshold, false_match_rate)
+        write_whole(beside / "README.md", card)
+    else:
+        model.threshold = threshold
+        model.false_match_rate = None if threshold is None else false_match_rate
+        model.save(beside, card)
+    yield from _told(exported, false_match_rate)
+    yield f"{beside}: the model and its card"
+
+
+def _images_of(run: Run, root: str | None, path: str | None) -> pd.DataFrame:
+    """The run's images with their splits, perhaps moved, without those that it left out."""
+    data = replace(run.config.data, root=root or run.config.data.root, path=path or run.config.data.path)
+    table = builders.split_table(with_absolute_paths(replace(run.config, data=data)))
+    unreadable = run.unreadable
+    return table if unreadable is None else leave_out(table, unreadable)
+
+
+def _require_free(folder: Path, model: Embedder) -> None:
+    """Only the same model may lie where the model folder goes."""
+    if not folder.exists():
+        return
+    try:
+        there = Embedder.load(folder, with_proxies=False).identity
+    except InputError:
+        there = None if any(folder.iterdir()) else model.identity
+    if there != model.identity:
+        raise InputError(f"--out: {folder} is there and holds something else; give a file in another folder")
+
+
+def _scores_of(run: Run) -> Evaluation | None:
+    return Evaluation.from_dict(run.scores) if run.scores else None
+
+
+def _table_of(folder: Path, identity: str) -> str:
+    """List the files in a folder that were exported from a model."""
+    rows = [f"| `{path.name}` | {about.precision} | {about.checked} |" for path, about in exports_of(folder, identity)]
+    return "\n".join(["## Exported files", "", "| file | precision | check |", "|---|---|---|", *rows])
+
+
+def _told(exported: Exported, false_match_rate: float) -> Iterator[str]:
+    about = exported.about
+    yield f"{exported.path}: {about.precision}, {exported.path.stat().st_size / 1e6:.1f} MB, model {about.identity}"
+    yield f"checked: {about.checked}"
+    matching = exported.matching
+    if matching is None:
+        yield "note: no threshold: the run kept no validation classes apart that could tell a match from none"
+    elif about.threshold is None:
+        yield (
+            f"note: no threshold: a false-match rate of {false_match_rate:g} takes {1 / false_match_rate:.0f} queries "
+            f"of validation classes, and there are {len(matching.other)}"
+        )
+    else:
+        yield no_match_words(matching, false_match_rate)
