@@ -84,7 +84,8 @@ class Embedder(
         device: str | torch.device = "cpu",
     ) -> None:
         self.encoder = encoder.eval().to(device)
-        self.resize, self.device = resize, torch.device(device)
+        self.resize: Resize = resize
+        self.device = torch.device(device)
         self.classes, self.proxies = list(classes), proxies
         self.transform = evaluation_transform(encoder.image_size, resize)
         self.threshold: float | None = None

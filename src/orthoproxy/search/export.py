@@ -55,7 +55,9 @@ class Exported:
 
     Examples
     --------
-    See `export`.
+    >>> about = Description("0" * 16, "test_vit", "float32", 32, 36, [0.5] * 3, [0.5] * 3, embedding_dim=8)
+    >>> Exported(Path("model.onnx"), about, difference=2e-7, images=9, scores=None, matching=None).difference
+    2e-07
     """
 
     path: Path
