@@ -440,7 +440,7 @@ def test_recall_of_hnsw_rises_with_ef(server: str) -> None:
         recalls = []
         for ef in (10, 32, 128, 512):
             catalog.ef = ef
-            recalls.append(index_recall(catalog))
+            recalls.append(index_recall(catalog, some(100, seed=1, dim=64)[1]))
     assert recalls == sorted(recalls)
     assert recalls[-1] > recalls[0] + 0.05
     assert recalls[-1] > 0.98

@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 
 from orthoproxy.errors import InputError
-from orthoproxy.run import write_whole
 from orthoproxy.search.conditions import parse_condition, quote
 
 # embedding images forks workers while Milvus's threads run; they use no gRPC, so its handlers would only be in the way
@@ -147,7 +146,9 @@ class Catalog:
             shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a start that was killed
             client = _open_lite(folder)
             _create_collection(client, COLLECTION, dim, "")
-            write_whole(folder / "catalog.json", json.dumps(facts, indent=2) + "\n")
+            unfinished = folder / "catalog.json.tmp"
+            unfinished.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(folder / "catalog.json")  # the last step: without it, there is no catalog
             return cls._of_folder(client, folder, facts, lock)
 
     @classmethod
@@ -504,7 +505,7 @@ class Catalog:
 
     def _pages(self, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
         """All rows, in parts by the first digits of their ids, which are hashes and so spread evenly."""
-        size = 1000 if "embedding" in columns else 4000
+        size = min(4000, 4_000_000 // self.dim) if "embedding" in columns else 4000
         digits = next(digits for digits in range(8) if 16**digits * size >= len(self))
         for number in range(16**digits):
             first = f"{number:0{digits}x}" if digits else ""
@@ -593,7 +594,8 @@ def _not_ours(folder: Path) -> str | None:
         return "a file"
     if (folder / "catalog.json").is_file():
         return "holds a catalog already"
-    others = {path.name for path in folder.iterdir()} - {"milvus.db", "lock", "lock.pid"} if folder.is_dir() else set()
+    ours = {"milvus.db", "lock", "lock.pid", "catalog.json.tmp"}
+    others = {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
     return f"holds {min(others)}, but no catalog" if others else None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from orthoproxy.data import Collection
 from orthoproxy.embedder import Embedder
@@ -254,24 +255,24 @@ def fit_index(catalog: Catalog, flat_below: int = FLAT_BELOW) -> float | None:
     return index_recall(catalog) if wanted == "HNSW" else None
 
 
-def index_recall(catalog: Catalog, k: int = 10, queries: int = 100) -> float:
+def index_recall(catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10) -> float:
     """Compare what a search finds with the exact answer.
 
     Parameters
     ----------
     catalog
         Open.
+    queries
+        Unit-length rows to search by; None for some of the catalog's own images.
     k
         Neighbours asked for.
-    queries
-        How many of the catalog's own images ask.
 
     Returns
     -------
     float
         The share of the k nearest that are found, 0 to 1; one as near as the k-th counts too.
     """
-    asked = np.concatenate([embeddings for _, embeddings in _first(catalog, queries)])[:queries]
+    asked = _some_embeddings(catalog) if queries is None else queries
     best = np.full((len(asked), k), -np.inf, dtype=np.float32)
     with Progress("recall of the index", len(catalog)) as progress:
         for ids, embeddings in catalog.vectors():
@@ -283,14 +284,14 @@ def index_recall(catalog: Catalog, k: int = 10, queries: int = 100) -> float:
     return sum(hits) / min(k, len(catalog)) / len(asked)
 
 
-def _first(catalog: Catalog, count: int) -> Iterator[tuple[list[str], np.ndarray]]:
-    """The first images by id: as ids are hashes, a random choice."""
-    seen = 0
-    for ids, embeddings in catalog.vectors():
-        yield ids, embeddings
-        seen += len(ids)
-        if seen >= count:
-            return
+def _some_embeddings(catalog: Catalog, count: int = 100) -> Float[np.ndarray, "Q D"]:
+    """Those of the first images by id: as ids are hashes, a random choice."""
+    chosen = np.empty((0, catalog.dim), dtype=np.float32)
+    for _, embeddings in catalog.vectors():
+        chosen = np.concatenate([chosen, embeddings])[:count]
+        if len(chosen) == count:
+            break
+    return chosen
 
 
 def _rows(images: pd.DataFrame, root: Path, catalog: Catalog) -> pd.DataFrame:
