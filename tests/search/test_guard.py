@@ -39,7 +39,12 @@ def ask(guard: Guard, path: str = "/here", method: str = "GET", chunks: Any = (b
 
 
 async def asking(
-    guard: Guard, path: str = "/here", method: str = "GET", chunks: Any = (b"",), client: str = "127.0.0.1", **headers: Any
+    guard: Guard,
+    path: str = "/here",
+    method: str = "GET",
+    chunks: Any = (b"",),
+    client: str = "127.0.0.1",
+    **headers: Any,
 ) -> tuple:
     headers = {"host": "127.0.0.1:7860", **{name.replace("_", "-"): value for name, value in headers.items()}}
     pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items() if value is not None]

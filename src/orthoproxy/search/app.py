@@ -339,7 +339,7 @@ async def _form_of(request: Request) -> tuple[dict[str, str], bytes]:
 
 
 def _first_of(errors: list[Any]) -> str:
-    place = ".".join(str(part) for part in errors[0]["loc"] if part not in ("body", "query", "path"))
+    place = ".".join(str(part) for part in errors[0]["loc"])
     return f"{place}: {errors[0]['msg']}" if place else errors[0]["msg"]
 
 
@@ -351,7 +351,7 @@ async def _refuse(request: Request, refusal: Exception) -> JSONResponse:
 
 async def _refuse_values(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"detail": _first_of(list(error.errors()))}, 422)
+    return JSONResponse({"detail": _first_of(list(error.errors())).partition(".")[2]}, 422)
 
 
 async def _say_nothing(request: Request, error: Exception) -> JSONResponse:

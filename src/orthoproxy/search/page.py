@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,7 +19,11 @@ from orthoproxy.search.conditions import parse_condition
 from orthoproxy.search.guard import SMALL_BODY, Refused
 from orthoproxy.search.service import MOST_RESULTS, Found, Service, Shelf, in_quotes
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+# Read when Gradio is imported, and when a page is made: nothing goes to Gradio's makers, and statistics of all events,
+# which nobody sees here, are not made anew at each
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
 try:
     import gradio as gr
     from fastapi import FastAPI, Request
@@ -26,7 +32,7 @@ except ImportError as error:
     raise InputError("gradio is not installed; run: pip install 'orthoproxy[search]'") from error
 
 # All that the page needs of Gradio's routes: neither files, uploads nor proxies are among them
-NAME = r"[\w.-]*"
+NAME = r"[\w-]+(?:\.[\w-]+)*"
 PAGE_ROUTES = [
     "/?",
     "/config/?",
@@ -58,23 +64,29 @@ def mount_page(app: FastAPI, service: Service, path: str, may_enter: Callable[[R
     may_enter
         Whether a request has the token; asked by the guard already, and by Gradio's own routes again.
     """
-    gr.mount_gradio_app(
-        app,
-        make_page(service),
-        path,
-        auth_dependency=lambda request: "user" if may_enter(request) else None,
-        allowed_paths=[],
-        blocked_paths=["/"],
-        max_file_size=SMALL_BODY,  # nothing is uploaded to Gradio
-        show_error=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        run_history=False,
-        pwa=False,
-        mcp_server=False,
-        footer_links=[],
-        **_looks(),
-    )
+
+    async def mount() -> None:
+        gr.mount_gradio_app(
+            app,
+            make_page(service),
+            path,
+            auth_dependency=lambda request: "user" if may_enter(request) else None,
+            allowed_paths=[],
+            blocked_paths=["/"],
+            max_file_size=SMALL_BODY,  # nothing is uploaded to Gradio
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            **_looks(),
+        )
+
+    # where no event loop runs, Gradio makes some that it does not close
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, mount()).result()
 
 
 def make_page(service: Service) -> gr.Blocks:
@@ -140,35 +152,51 @@ def make_page(service: Service) -> gr.Blocks:
 
 
 def _chosen(event: gr.EventData) -> str:
-    """What was clicked on, as a query; the browser says it, so nothing is taken for granted."""
+    """What was clicked on, as a query."""
     said = event._data if isinstance(event._data, dict) else {}
-    return json.dumps({name: str(said.get(name, "")) for name in ("id", "catalog", "label")})
+    return json.dumps({name: said.get(name, "") for name in ("id", "catalog", "label")})
 
 
 def _look(
-    service: Service, query: str, k: int, labels: Sequence[str], diverse: bool, where: str, left: str, right: str
+    service: Service,
+    query: str | None,
+    k: float,
+    labels: Sequence[str] | None,
+    diverse: bool,
+    where: str | None,
+    left: str,
+    right: str,
 ) -> str:
     """Search in one catalog or in two, and write down what was found or what is wrong."""
-    if not query:
-        return _start(service.shelf(left))
     names = [left] if right in (NONE, left, None) else [left, right]
     try:
-        asked = json.loads(query)
-        how = {"k": int(k), "diverse": bool(diverse), "where": _where(labels, where)}
+        if not query:
+            return _start(service.shelf(left))
+        asked = _read(query)
+        how = {"k": int(k), "diverse": bool(diverse), "where": _where(labels or [], where or "")}
         lists = [_search(service, asked, name, how) for name in names]
     except Refused as refusal:
         return _html("", [], refusal.reason[:1].upper() + refusal.reason[1:] + ".")
-    except (ValueError, TypeError, AttributeError, KeyError):
-        return _html("", [], "This cannot be searched for; choose a picture again.")
-    label = "" if "upload" in asked else asked["label"]
-    return _html(_status(lists, label), [_list(found, label) for found in lists])
+    return _html(_status(lists, asked.get("label", "")), [_list(found, asked.get("label", "")) for found in lists])
+
+
+def _read(query: str) -> dict[str, str]:
+    """A query as the page keeps it; it comes from the browser, so nothing is taken for granted."""
+    wrong = Refused(422, "this cannot be searched for; choose a picture again")
+    try:
+        asked = json.loads(query)
+    except (ValueError, RecursionError) as error:
+        raise wrong from error
+    if not isinstance(asked, dict) or not all(isinstance(value, str) for value in asked.values()):
+        raise wrong
+    if "upload" not in asked and (not ID.fullmatch(asked.get("id", "")) or "catalog" not in asked):
+        raise wrong
+    return asked
 
 
 def _search(service: Service, asked: dict[str, str], name: str, how: dict[str, Any]) -> Found:
     if "upload" in asked:
-        return service.search_upload(str(asked["upload"]), name, **how)
-    if not ID.fullmatch(asked["id"]):
-        raise Refused(404, "no image of that id")
+        return service.search_upload(asked["upload"], name, **how)
     return service.search_id(asked["id"], name, own=asked["catalog"], **how)
 
 
