@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import os
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +19,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +30,11 @@ from orthoproxy.errors import InputError
 from orthoproxy.processes import agreed, from_main, is_main, process_count, process_index
 from orthoproxy.progress import Progress
 from orthoproxy.search.onnx import OnnxEmbedder
+
+try:
+    import fcntl
+except ImportError:  # Windows; there, two jobs in one folder do some work twice
+    fcntl = None
 
 FORMAT_VERSION = 1
 META = "embedding.json"
@@ -141,38 +147,35 @@ def embed_collection(
         "part_size": part_size,
         "parts": parts,
     }
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
+    with ExitStack() as stack:
         with agreed():
             if is_main():
-                _start(out, plan, lock)
+                stack.enter_context(_alone_in(out))
+                _start(out, plan)
         planned = from_main(parts)
         with agreed():
             if parts != planned:
                 raise InputError(f"{collection.root}: not the same images in all processes; give all the same ones")
-        missing = from_main([part for part in parts if not _is_whole(out, part)] if is_main() else [])
-        own = missing[process_index() :: process_count()]
+        missing = from_main([n for n, part in enumerate(parts) if not _is_whole(out, part)] if is_main() else [])
         start = time.monotonic()
-        with agreed(), Progress("embed", sum(part["images"] for part in own)) as progress:
-            if len(missing) < len(parts):
-                progress.say(f"{out}: {len(parts) - len(missing)} of {len(parts)} parts are there already")
-            for part in own:
-                first = parts.index(part) * part_size
-                rows = collection.images.iloc[first : first + part["images"]]
-                _write_part(
-                    out, part, _embed_part(embedder, collection.root, rows, part, batch_size, workers, progress)
-                )
-        seconds = time.monotonic() - start
         with agreed():
-            unreadable = _unreadable(out, parts, collection.root)
+            if is_main() and len(missing) < len(parts):
+                print(f"{out}: {len(parts) - len(missing)} of {len(parts)} parts are there already", file=sys.stderr)
+            own = missing[process_index() :: process_count()]
+            for part, table in _tables(embedder, plan, collection, own, batch_size, workers):
+                _write_part(out, part, table)
+        seconds = time.monotonic() - start
+        unreadable = None
+        with agreed():
             if is_main():
+                unreadable = _unreadable(out, parts, collection.root)
                 _list(unreadable, out / UNREADABLE)
-    finally:
-        lock.release()
+        unreadable = from_main(unreadable)
+    assert unreadable is not None
     if len(unreadable) == len(collection):
         first = unreadable.iloc[0]
         raise InputError(f"{collection.root}: no image can be read, beginning with {first['path']}: {first['reason']}")
-    made = sum(part["images"] for part in missing)
+    made = sum(parts[number]["images"] for number in missing)
     return Embedded(len(collection) - len(unreadable), made, seconds, unreadable)
 
 
@@ -181,7 +184,6 @@ def embed_files(
     paths: Sequence[str | Path],
     batch_size: int = 128,
     workers: int = 0,
-    seen: Callable[[int], None] | None = None,
 ) -> tuple[Float[np.ndarray, "n D"], list[str], list[str]]:
     """Embed the files that can be read, and say of the others why not.
 
@@ -193,8 +195,6 @@ def embed_files(
         Image files, N of them.
     batch_size, workers
         As in `embed_collection`. A batch is of so many files, read or not.
-    seen
-        Called with the number of files of each batch that is done.
 
     Returns
     -------
@@ -213,35 +213,38 @@ def embed_files(
     >>> embeddings.shape, contents, reasons
     ((0, 16), [''], ['No such file or directory'])
     """
-    files = _Files(paths, embedder.transform)
-    batches = DataLoader(files, batch_size, num_workers=workers, collate_fn=_collate)
+    batches = [list(paths[first : first + batch_size]) for first in range(0, len(paths), batch_size)]
     rows = [np.empty((0, embedder.embedding_dim), dtype=np.float32)]
-    contents: list[str] = []
-    reasons: list[str] = []
-    for pixels, batch_contents, batch_reasons in batches:
-        if pixels is not None:
-            rows.append(embedder.embed(pixels, batch_size))
+    contents, reasons = [], []
+    for embeddings, batch_contents, batch_reasons in _embed_batches(embedder, batches, workers):
+        rows.append(embeddings)
         contents += batch_contents
         reasons += batch_reasons
-        if seen is not None:
-            seen(len(batch_contents))
     return np.concatenate(rows), contents, reasons
+
+
+def _embed_batches(
+    embedder: Embedder | OnnxEmbedder, batches: Iterable[list[Any]], workers: int
+) -> Iterator[tuple[Float[np.ndarray, "n D"], list[str], list[str]]]:
+    """Embed batches of files, the next ones read meanwhile; see `embed_files` for what comes of each."""
+    files = _Files(embedder.transform)
+    for pixels, contents, reasons in DataLoader(files, batch_sampler=batches, num_workers=workers, collate_fn=_collate):
+        if pixels is None:
+            yield np.empty((0, embedder.embedding_dim), dtype=np.float32), contents, reasons
+        else:
+            yield embedder.embed(pixels, batch_size=len(pixels)), contents, reasons
 
 
 File = tuple[UInt8[Tensor, "3 H W"] | None, str, str]
 
 
 class _Files(Dataset):
-    """From row to pixels, content and why the file cannot be read."""
+    """From path to pixels, content and why the file cannot be read."""
 
-    def __init__(self, paths: Sequence[str | Path], transform: Transform) -> None:
-        self.paths, self.transform = paths, transform
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> File:
-        path = self.paths[row]
+    def __getitem__(self, path: str | Path) -> File:
         try:
             str(path).encode()  # Parquet holds text
             pixels = self.transform(read_image(path))
@@ -365,15 +368,25 @@ def _divide(collection: Collection, part_size: int) -> list[dict[str, Any]]:
 REMEDY = "finish it as it was begun, or give another folder with --out"
 
 
-def _start(out: Path, plan: dict[str, Any], lock: FileLock) -> None:
-    """Take the folder, and write down what it is to hold; or see that this is what it holds already."""
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other jobs out of a folder, which is made, for as long as this process lives."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"--out: another job is writing to {out}; wait for it, or give another folder") from error
+    if fcntl is None:
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not passed on to processes that read files
+        except BlockingIOError as error:
+            raise InputError(f"--out: another job is writing to {out}; wait for it, or give another folder") from error
+        yield
+
+
+def _start(out: Path, plan: dict[str, Any]) -> None:
+    """Write down what the folder is to hold; or see that this is what it holds already."""
     for unfinished in out.glob(".*.tmp"):
         unfinished.unlink(missing_ok=True)
     if not (out / META).is_file():
@@ -395,27 +408,45 @@ def _start(out: Path, plan: dict[str, Any], lock: FileLock) -> None:
         )
 
 
-def _embed_part(
+def _tables(
     embedder: Embedder | OnnxEmbedder,
-    root: Path,
-    rows: pd.DataFrame,
-    part: dict[str, Any],
+    plan: dict[str, Any],
+    collection: Collection,
+    own: Sequence[int],
     batch_size: int,
     workers: int,
-    progress: Progress,
-) -> Any:
-    """Embed the images of a part into an Arrow table, whose metadata name those that cannot be read."""
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Embed the images of some parts; yield each part with its Arrow table, as soon as it is complete."""
+
+    def rows_of(number: int) -> pd.DataFrame:
+        first = number * plan["part_size"]
+        return collection.images.iloc[first : first + plan["parts"][number]["images"]]
+
+    def batches() -> Iterator[list[str]]:
+        for number in own:
+            paths = [f"{collection.root}/{path}" for path in rows_of(number)["path"]]
+            yield from (paths[first : first + batch_size] for first in range(0, len(paths), batch_size))
+
+    embedded = _embed_batches(embedder, batches(), workers)
+    with Progress("embed", sum(plan["parts"][number]["images"] for number in own)) as progress:
+        for number in own:
+            part, done = plan["parts"][number], []
+            for batch in itertools.islice(embedded, -(-part["images"] // batch_size)):
+                done.append(batch)
+                progress.advance(len(batch[1]), unit="images")
+            embeddings, contents, reasons = zip(*done, strict=True)
+            rows = rows_of(number).assign(content=[*itertools.chain(*contents)], reason=[*itertools.chain(*reasons)])
+            yield part, _table(plan, part, rows, np.concatenate(embeddings))
+
+
+def _table(plan: dict[str, Any], part: dict[str, Any], rows: pd.DataFrame, embeddings: Float[np.ndarray, "n D"]) -> Any:
+    """Make the Arrow table of a part; its metadata name the images that cannot be read."""
     pa = importlib.import_module("pyarrow")
-    paths = [f"{root}/{path}" for path in rows["path"]]
-    embeddings, contents, reasons = embed_files(
-        embedder, paths, batch_size, workers, lambda count: progress.advance(count, unit="images")
-    )
-    rows = rows.assign(content=contents, reason=reasons)
     readable = rows[rows["reason"] == ""]
     unreadable = rows[rows["reason"] != ""][["path", "reason"]].to_dict("records")
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embedder.embedding_dim)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), plan["dim"])
     columns = {name: pa.array(readable[name].tolist(), pa.string()) for name in TEXTS}
-    facts = json.dumps({"model": embedder.identity, "digest": part["digest"], "unreadable": unreadable})
+    facts = json.dumps({"model": plan["model"], "digest": part["digest"], "unreadable": unreadable})
     table = pa.table({"path": columns.pop("path"), "embedding": vectors, **columns})
     return table.replace_schema_metadata({"orthoproxy": facts})
 
