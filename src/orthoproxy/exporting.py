@@ -17,7 +17,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Evaluation, matching_of
 from orthoproxy.jobs import FALSE_MATCH_RATE
 from orthoproxy.run import Run, write_whole
-from orthoproxy.search.export import Exported, export, exports_of
+from orthoproxy.search.export import Exported, export_onnx, exports_of
 
 CALIBRATION_IMAGES = 256
 
@@ -41,7 +41,7 @@ def export_run(
     out
         The file.
     int8, false_match_rate
-        As in `search.export`.
+        As in `search.export_onnx`.
     license
         Of the model; None for what its card says.
     root, path
@@ -79,7 +79,7 @@ def export_run(
     validation, training = only(table, "validation"), only(table, "train")["path"].tolist()
     scoring = builders.make_scoring(run.config.evaluation)
     license = license or license_of(model.card)
-    exported = export(
+    exported = export_onnx(
         model,
         out,
         test=only(table, "test"),

@@ -68,7 +68,7 @@ class Exported:
     matching: Matching | None
 
 
-def export(
+def export_onnx(
     model: Embedder,
     out: Path,
     test: pd.DataFrame,
@@ -133,7 +133,7 @@ def export(
     ...     Image.new("RGB", (32, 32), colour).save(path)
     >>> table = make_table(paths, ["a", "a", "b", "b"])
     >>> model = Embedder(Encoder("test_vit", embedding_dim=8, image_size=32))
-    >>> exported = export(model, folder / "model.onnx", table, table)
+    >>> exported = export_onnx(model, folder / "model.onnx", table, table)
     >>> print(exported.scores.trained["recall@1"], exported.difference < 1e-4)
     100.0 [100.0, 100.0] True
     >>> OnnxEmbedder(exported.path).embed(paths).shape
@@ -161,7 +161,8 @@ def export(
         scores = score(ours[: len(test)], original[: len(test)], test, scoring) if len(test) else None
         _require_alike(int8, difference, scores)
         about = replace(about, checked=_words(difference, len(images), scores))
-        matching = matching_of(ours[len(test) :], validation, scoring) if len(validation) else None
+        unseen = (ours if int8 else original)[len(test) :]  # of float32 the same, but for its last digits
+        matching = matching_of(unseen, validation, scoring) if len(validation) else None
         threshold = matching.threshold(false_match_rate) if matching else None
         if threshold is not None:
             about = replace(about, threshold=threshold, false_match_rate=false_match_rate)
@@ -310,7 +311,7 @@ def quantize(path: Path, model: Embedder, training: Sequence[str], workers: int 
 
     Examples
     --------
-    See `export`.
+    See `export_onnx`.
     """
     onnx, quantization = imported("onnx"), imported("onnxruntime.quantization")
     prepare = imported("onnxruntime.quantization.shape_inference").quant_pre_process
