@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help demo test lint check slow bench bench-full docs clean
 
 help:
-	@echo "make demo   train on icons, judge on unseen icons, write runs/icons/report.html (no data to download)"
+	@echo "make demo   train on icons, judge on unseen icons, make a catalog of these (no data to download)"
 	@echo "make test   the test suite, without the slow tests"
 	@echo "make lint   style and types"
 	@echo "make check  lint and test"
@@ -14,8 +14,10 @@ help:
 	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
 
-demo: .venv/installed-icons
+demo: .venv/installed-icons,search
 	$(BIN)/orthoproxy train --config recipes/icons.yaml --out runs/icons --resume
+	$(BIN)/orthoproxy index runs/icons/catalog --data.name icons --split test --model runs/icons
+	@echo "search in them on a page: $(BIN)/orthoproxy serve runs/icons/catalog"
 
 test: .venv/installed-dev
 	$(BIN)/pytest -m "not slow" --doctest-modules src tests

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -9,7 +11,39 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "icons.yaml"
+from orthoproxy import cli, read_table, search_verbs
+from orthoproxy.config import Data
+from orthoproxy.data import only
+from orthoproxy.recipes import parse
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "icons.yaml"
+
+
+def verbs_of_the_demo() -> list[list[str]]:
+    """What `make demo` runs and finally tells to run, without the program's own name."""
+    commands = subprocess.run(["make", "-n", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [shlex.split(words) for words in re.findall(r"bin/orthoproxy ([^\"\n]+)", commands)]
+
+
+def test_the_demo_ends_with_the_one_command_that_opens_the_page(monkeypatch):
+    options = {}
+
+    def parse_and_stop(*given):
+        parsed = parse(*given)
+        options.update({name: value for name, value in vars(parsed).items() if name in ("out", "catalog", "split")})
+        raise StopIteration
+
+    for module in (cli, search_verbs):
+        monkeypatch.setattr(module, "parse", parse_and_stop)
+    monkeypatch.chdir(ROOT)
+    catalogs = []
+    for verb, *arguments in verbs_of_the_demo():
+        with pytest.raises(StopIteration):
+            cli.VERBS[verb](arguments)
+        catalogs.append((verb, options.get("catalog")))
+    assert catalogs == [("train", None), ("index", "runs/icons/catalog"), ("serve", ["runs/icons/catalog"])]
+    assert options["out"] == "runs/icons" and options["split"] == "test"
 
 
 @pytest.mark.slow
@@ -35,3 +69,10 @@ def test_the_demo_gains_on_unseen_icons_within_its_time_and_memory(tmp_path):
     assert printed.rstrip().endswith(f"report: {out / 'report.html'}")
     assert usage.ru_maxrss / 2**20 < 4  # GiB
     print(f"{seconds:.0f} s, {usage.ru_maxrss / 2**20:.2f} GiB, gain {100 * gain['value']:.1f} points")
+
+    index = [word.replace("runs/icons", str(out)) for word in verbs_of_the_demo()[1]]
+    command = [sys.executable, "-m", "orthoproxy", *index]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    info = subprocess.run([*command[:5], "--info"], env=environment, check=True, capture_output=True, text=True).stdout
+    judged = len(only(read_table(Data("icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons"))), "test"))
+    assert f"images: {judged}\n" in info

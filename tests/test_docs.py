@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from orthoproxy import Embedder, cli
+from orthoproxy import Embedder, cli, search_verbs
 from orthoproxy.builders import make_objective
 from orthoproxy.models import Encoder
 from orthoproxy.recipes import config_of, parse, read_config
@@ -126,7 +126,8 @@ def test_commands_are_accepted(page: Path, work_folder: Path, monkeypatch: pytes
             config_of(options)
         raise Parsed
 
-    monkeypatch.setattr(cli, "parse", parse_and_stop)
+    for module in (cli, search_verbs):
+        monkeypatch.setattr(module, "parse", parse_and_stop)
     write_recipes(page, work_folder)
     for verb, *arguments in commands(page):
         if verb != "--help":
