@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard, RepoUrl
 from PIL import Image
 
+from orthoproxy.cli import main
 from orthoproxy.data import evaluation_transform, read_image
-from orthoproxy.embedder import Embedder
+from orthoproxy.embedder import Embedder, write_threshold
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
 
@@ -182,3 +185,160 @@ def test_the_untrained_encoder_is_found_from_any_working_folder(
     monkeypatch.chdir(tmp_path / inside)
     baseline = Embedder.load(given).baseline_folder
     assert baseline is not None and baseline.resolve() == tmp_path / "run" / "untrained"
+
+
+def test_the_identity_is_of_weights_and_view(embedder: Embedder, tmp_path: Path) -> None:
+    embedder.save(tmp_path / "model")
+    again = Embedder.load(tmp_path / "model")
+    assert again.identity == embedder.identity and len(embedder.identity) == 16
+    assert int(embedder.identity, 16) >= 0
+    described = json.loads((tmp_path / "model" / "config.json").read_text())
+    changed = {
+        "threshold": {"threshold": 0.5, "false_match_rate": 0.01},
+        "the default resize": {"resize": 37},
+        "squash": {"resize": "squash"},
+        "no resize": {"resize": None},
+    }
+    identities = {}
+    for name, change in changed.items():
+        (tmp_path / "model" / "config.json").write_text(json.dumps({**described, **change}))
+        identities[name] = Embedder.load(tmp_path / "model").identity
+    assert identities["threshold"] == embedder.identity  # says nothing of the embeddings
+    assert identities["no resize"] == identities["the default resize"]  # the same view
+    assert len({*identities.values()}) == 3
+    with torch.no_grad():
+        again.encoder.projection.bias[0] += 1e-3
+    assert again.identity != embedder.identity
+
+
+def test_size_and_width(embedder: Embedder) -> None:
+    assert (embedder.image_size, embedder.embedding_dim) == (32, 8)
+
+
+def test_the_threshold_is_kept(embedder: Embedder, tmp_path: Path) -> None:
+    embedder.threshold, embedder.false_match_rate = 0.625, 0.01
+    embedder.save(tmp_path, card="# Mine\n")
+    loaded = Embedder.load(tmp_path)
+    assert (loaded.threshold, loaded.false_match_rate, loaded.card) == (0.625, 0.01, "# Mine\n")
+    loaded.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "README.md").read_text() == "# Mine\n"
+    write_threshold(tmp_path, None, 0.01)
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "format_version": 1, "encoder": VIT, "embedding_dim": 8, "image_size": 32, "resize": 36,
+    }  # fmt: skip
+    assert Embedder.load(tmp_path).threshold is None
+
+
+def test_a_threshold_that_is_no_number_is_refused(embedder: Embedder, tmp_path: Path) -> None:
+    embedder.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "threshold": "high"}))
+    with pytest.raises(InputError, match=r"config\.json: threshold is 'high', no number"):
+        Embedder.load(tmp_path)
+
+
+@pytest.fixture
+def hub(embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """A hub with one model, ann/birds, in place of the real one; what it is asked for is kept."""
+    embedder.save(tmp_path / "hub", card="# Birds\n")
+    asked: list[dict] = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append({"name": name, **options})
+        if name != "ann/birds":
+            raise OSError(f"404 Client Error: Repository Not Found for {name}")
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("orthoproxy.embedder.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def test_a_name_on_the_hub_is_downloaded(hub: list[dict], embedder: Embedder, paths: list[Path]) -> None:
+    loaded = Embedder.load("ann/birds")
+    np.testing.assert_array_equal(loaded.embed(paths), embedder.embed(paths))
+    assert loaded.card == "# Birds\n" and loaded.baseline_folder is None
+    assert [request["name"] for request in hub] == ["ann/birds"]
+    assert set(hub[0]["allow_patterns"]) == {
+        "config.json", "model.safetensors", "classes.json", "README.md", "proxies.safetensors",
+    }  # fmt: skip  # no file that could run code
+
+
+def test_what_the_hub_does_not_give_is_said_in_two_lines(hub: list[dict]) -> None:
+    with pytest.raises(InputError, match="no model ann/fish: there is no such folder, and the hub does not") as error:
+        Embedder.load("ann/fish")
+    assert "Repository Not Found" in str(error.value) and len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./ann/birds", "../ann/birds", "/ann/birds", "a/b/c", "ann/", "local/birds", "~/birds", "-a/b"]
+)
+def test_what_is_no_name_on_the_hub_asks_no_hub(name: str, hub: list[dict], tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    with pytest.raises(InputError, match=r"neither config\.json nor model/config\.json is there"):
+        Embedder.load(name)
+    assert hub == []
+
+
+def test_a_folder_here_comes_before_the_hub(hub: list[dict], encoder: Encoder, tmp_path: Path) -> None:
+    Embedder(encoder, classes=["here"]).save(tmp_path / "ann" / "birds")
+    assert Embedder.load("ann/birds").classes == ["here"] and hub == []
+
+
+def test_without_a_network_a_model_of_the_hub_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The hub's own client, whose cache is empty."""
+
+    def no_address(*arguments: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "ann/birds"]) == 2
+    error = capsys.readouterr().err
+    assert "no model ann/birds: there is no such folder, and the hub does not give it: " in error
+    assert "connect to the internet, or give a run folder or a model folder" in error
+    assert "Traceback" not in error and len(error.splitlines()) == 2
+
+
+def test_huggingface_hubs_own_ways_of_saving_and_loading(
+    embedder: Embedder, tmp_path: Path, paths: list[Path], hub: list[dict]
+) -> None:
+    embedder.threshold = 0.5
+    embedder.save_pretrained(tmp_path / "saved")
+    loaded = Embedder.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.embed(paths), embedder.embed(paths))
+    assert (loaded.resize, loaded.classes, loaded.threshold) == (36, ["ä", "b", "c"], 0.5)
+    card = ModelCard((tmp_path / "saved" / "README.md").read_text())  # the mixin's own, where the model has none
+    assert card.data.library_name == "orthoproxy" and card.data.pipeline_tag == "image-feature-extraction"
+    assert {"metric-learning", "image-retrieval"} <= set(card.data.tags)
+    loaded.save(tmp_path / "run" / "model", card="# Mine\n")
+    Embedder.from_pretrained(tmp_path / "run", device="cpu").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == "# Mine\n"
+
+
+def test_push_to_hub_uploads_the_model_folder(
+    embedder: Embedder, paths: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def create(api: HfApi, repo_id: str, **options: object) -> RepoUrl:
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload(api: HfApi, repo_id: str, folder_path: Path, **options: object) -> str:
+        shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
+        return "done"
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    embedder.card = "# Birds\n"
+    assert embedder.push_to_hub("ann/birds") == "done"
+    there = tmp_path / "hub" / "ann" / "birds"
+    assert {path.name for path in there.iterdir()} == {
+        "config.json", "model.safetensors", "proxies.safetensors", "classes.json", "README.md",
+    }  # fmt: skip
+    np.testing.assert_array_equal(Embedder.load(there).embed(paths), embedder.embed(paths))
+    assert (there / "README.md").read_text() == "# Birds\n"

@@ -213,8 +213,7 @@ class Embedder(
         (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         classes = json.dumps(self.classes, indent=0, ensure_ascii=False)
         (folder / "classes.json").write_text(classes + "\n", encoding="utf-8")
-        self.card = self.card if card is None else card
-        (folder / "README.md").write_text(self.card, encoding="utf-8")
+        (folder / "README.md").write_text(self.card if card is None else card, encoding="utf-8")
         tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
         _write_tensors(tensors, folder / "model.safetensors")
         (folder / "proxies.safetensors").unlink(missing_ok=True)
