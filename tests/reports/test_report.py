@@ -14,7 +14,7 @@ import pytest
 from synthetic_run import synthetic_run
 
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import Scoring, score
+from orthoproxy.evaluation import Matching, Scoring, score
 from orthoproxy.reports import RunResults, effective_rank, render_report, retrieval_strip
 from orthoproxy.reports.figures import cosine_matrix_figure, rate_figure, validation_figure
 from orthoproxy.reports.sections import proxy_geometry
@@ -203,3 +203,36 @@ def test_colours_of_a_figure_are_the_page_s(run: RunResults) -> None:
     assert "var(--muted, #" in drawn
     assert 'aria-label="a &#34;matrix&#34; &lt;of&gt; cosines"' in drawn
     assert "DejaVu" not in drawn
+
+
+def matching(queries: int) -> Matching:
+    generator = np.random.default_rng(0)
+    same, other = 0.8 + 0.1 * generator.random(queries), 0.9 * generator.random(queries)
+    return Matching(same, other, np.arange(queries) // 4, gallery=queries)
+
+
+def test_the_roc_of_matches_and_the_thresholds_are_shown(bare: RunResults) -> None:
+    found = matching(400)
+    page = render_report(replace(bare, matching=found))
+    shown = text_of(page)
+    assert "Match, or no match" in shown and "From the 100 validation classes" in shown
+    for rate, said in ((0.01, "1 %"), (0.1, "10 %")):
+        threshold = found.threshold(rate)
+        assert threshold is not None
+        rates = (found.false_match_rate(threshold), found.match_rate(threshold))
+        assert f"{said} {threshold:.3f} {rates[0]} {rates[1]}" in shown
+    assert "0.1 %" not in shown  # takes 1,000 queries
+    (drawing,) = re.findall(r'aria-label="(Match rate over[^"]*)"', page)
+    assert re.search(r"\d+ % at 1 %; \d+ % at 10 %", drawing)
+    assert '<a href="#no-match">' in page and 'id="no-match"' in page
+    assert not LOADS.findall(page)
+
+
+def test_without_validation_classes_nothing_is_said_of_no_match(bare: RunResults) -> None:
+    assert "no match" not in text_of(render_report(bare)).lower()
+
+
+def test_too_few_queries_for_any_threshold(bare: RunResults) -> None:
+    assert "There are too few queries to choose a threshold" in text_of(
+        render_report(replace(bare, matching=matching(8)))
+    )

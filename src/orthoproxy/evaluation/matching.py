@@ -89,13 +89,16 @@ class Matching:
         return float((refused + above[0]) / 2 if len(above) else np.nextafter(refused, np.inf))
 
     def curve(self) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
-        """Return the ROC: false-match rates, ascending from 0 to 1, and the match rate at each."""
-        thresholds = np.unique(self.other)[::-1]
-        ascending, same = np.sort(self.other), np.sort(self.same[~np.isnan(self.same)])
-        false = 1 - np.searchsorted(ascending, thresholds) / len(ascending)
-        true = 1 - np.searchsorted(same, thresholds) / max(1, len(same))
-        strictest = 1 - np.searchsorted(same, ascending[-1], side="right") / max(1, len(same))
-        return np.concatenate([[0.0], false]), np.concatenate([[strictest], true])
+        """Return the ROC: the false-match rates that there are, ascending from 0 to 1, and the match rate at each.
+
+        Thresholds lie half-way between the similarities of `other`, as `threshold` puts them.
+        """
+        levels = np.unique(self.other)
+        between = (levels[1:] + levels[:-1]) / 2
+        thresholds = np.concatenate([levels[:1], between, [np.nextafter(levels[-1], np.inf)]])[::-1]
+        known = self.same[~np.isnan(self.same)]
+        false, found = (1 - np.searchsorted(np.sort(x), thresholds) / max(1, len(x)) for x in (self.other, known))
+        return false, found
 
     def _share(self, similarity: Float[np.ndarray, " Q"], threshold: float, draws: int) -> Estimate:
         known = ~np.isnan(similarity)

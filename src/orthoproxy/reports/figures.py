@@ -202,7 +202,7 @@ def roc_figure(matching: Matching) -> Figure:
     >>> roc_figure(matching).axes[0].get_xscale()
     'log'
     """
-    false, found = (100 * rates for rates in matching.curve())
+    false, found = (100 * curve for curve in matching.curve())
     one = 100 / len(matching.other)
     figure, (axes,) = panels()
     axes.step(np.maximum(false, one / 2), found, where="post", color=COLOURS["blue"])
@@ -210,9 +210,10 @@ def roc_figure(matching: Matching) -> Figure:
         threshold = matching.threshold(rate)
         if threshold is None:
             continue
-        at = (100 * rate, 100 * matching.match_rate(threshold, draws=1).value)
+        rates = (matching.false_match_rate(threshold, draws=1), matching.match_rate(threshold, draws=1))
+        at = (max(100 * rates[0].value, one / 2), 100 * rates[1].value)
         axes.plot(*at, marker="o", markersize=8, color="none", markeredgecolor=COLOURS["blue"], markeredgewidth=1.4)
-        axes.annotate(f"{at[1]:.0f}", at, (0, 8), textcoords="offset points", ha="center", color=COLOURS["blue"])
+        axes.annotate(f"{at[1]:.0f}", at, (8, -12), textcoords="offset points", color=COLOURS["blue"])
     axes.set_xscale("log")
     ticks = [tick for tick in (0.01, 0.1, 1, 10, 100) if tick >= one / 2]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
