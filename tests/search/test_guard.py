@@ -74,8 +74,18 @@ def test_names_of_this_machine_are_served(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "127.0.0.1.evil.example:7860", "localhost@evil.example", "user@127.0.0.1", "192.168.0.7:7860"]
-    + ["", "[::1", "127.0.0.1:x", "127.0.0.1/path", None],
+    [
+        "evil.example",
+        "127.0.0.1.evil.example:7860",
+        "localhost@evil.example",
+        "user@127.0.0.1",
+        "192.168.0.7:7860",
+        "",
+        "[::1",
+        "127.0.0.1:x",
+        "127.0.0.1/path",
+        None,
+    ],
 )
 def test_other_names_are_refused_as_a_rebound_one_would_send_them(host: str | None) -> None:
     assert ask(guarded(), host=host)[0] == 403

@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,8 +225,8 @@ def test_a_process_that_dies_is_replaced(decoders: Decoders) -> None:
 def test_a_process_takes_so_much_memory_and_no_more(decoders: Decoders) -> None:
     decoders.view(GOOD["png"](), 32, None)
     (pid,) = decoders.pids()
-    with open(f"/proc/{pid}/limits", encoding="ascii") as file:
-        line = next(line for line in file if line.startswith("Max data size"))
+    lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+    line = next(line for line in lines if line.startswith("Max data size"))
     assert int(line.split()[3]) < 3_000_000_000
 
 

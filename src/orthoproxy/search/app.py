@@ -96,7 +96,7 @@ class Answer(BaseModel):
     results: list[Similar]
     threshold: float | None = Field(description="Below this similarity the model says: no match. Null: not calibrated.")
     matches: int = Field(description="How many of the results are at or above the threshold, or all without one.")
-    seconds: float = Field(description="That the search took, without waiting for its turn.")
+    seconds: float = Field(description="That the search took here.")
 
 
 class Listed(BaseModel):

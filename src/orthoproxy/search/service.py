@@ -21,6 +21,7 @@ from jaxtyping import Float
 from orthoproxy.data.transforms import Resize
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
+from orthoproxy.search.batches import Batches
 from orthoproxy.search.conditions import parse_condition
 from orthoproxy.search.guard import Limits, Refused, Turns
 from orthoproxy.search.onnx import OnnxEmbedder, load_model
@@ -61,7 +62,7 @@ class Found:
     threshold
         The similarity below which the model says "no match"; None if it was not calibrated.
     seconds
-        That the search took, with embedding the picture but without waiting.
+        That the search took, with embedding the picture and waiting for searches that came before.
     """
 
     catalog: str
@@ -162,7 +163,10 @@ class Service:
         self.shelves = {name: _shelf(name, catalog, known) for name, catalog in catalogs.items()}
         self.models = known
         self.decoders = Decoders(self.limits)
-        self._searching = Turns(self.limits.searches, self.limits.waiting, self.limits.wait_seconds)
+        self._batches = {
+            name: Batches(shelf.catalog.search, self.limits.searches, self.limits.waiting, self.limits.wait_seconds)
+            for name, shelf in self.shelves.items()
+        }
         self._embedding = Turns(1, self.limits.waiting, self.limits.wait_seconds)  # a model uses all cores by itself
         self._uploads = Recent(UPLOADS_KEPT)
         self._thumbnails = Recent(THUMBNAIL_BYTES)
@@ -323,15 +327,21 @@ class Service:
         if not 1 <= k <= MOST_RESULTS:
             raise Refused(422, f"k: from 1 to {MOST_RESULTS}")
         query = _unit(query, shelf.catalog.dim)
-        condition = _condition(where, without)
-        with self._searching.turn(), _available():
-            start = time.perf_counter() if started is None else started
-            hits = shelf.catalog.search(query[None], k, condition, diverse)[0]
-            seconds = time.perf_counter() - start
+        condition = _condition(where)
+        start = time.perf_counter() if started is None else started
+        # for one a group the image itself must not stand for its group; else it is left out afterwards, so that
+        # searches by different images have the same condition and go together
+        if without is not None and diverse:
+            parts = [f"({condition})"] if condition else []
+            condition = " and ".join([*parts, f"path != {in_quotes(without)}"])
+        with _available():
+            hits = self._batches[shelf.name].search(query, k + (without is not None), condition, diverse)
+        seconds = time.perf_counter() - start
         root = Path(shelf.catalog.root)
         results = [
             Result(hit.id, _relative(hit.path, root), hit.label, hit.group, min(hit.similarity, 1.0)) for hit in hits
         ]
+        results = [result for result in results if result.path != without][:k]
         return Found(shelf.name, results, shelf.model.threshold if shelf.model else None, seconds)
 
     def row(self, key: str, catalog: str | None) -> dict[str, str]:
@@ -449,14 +459,14 @@ def _unit(query: np.ndarray, dim: int) -> Float[np.ndarray, " D"]:
     return (query / length).astype(np.float32)
 
 
-def _condition(where: str | None, without: str | None) -> str | None:
+def _condition(where: str | None) -> str | None:
+    if where is None or not where.strip():
+        return None
     try:
-        parts = [f"({where})"] if where and parse_condition(where) else []  # by itself: no bracket of it closes ours
+        parse_condition(where)
     except InputError as error:
         raise Refused(422, f"filter: {str(error).removeprefix('condition: ')}") from error
-    if without is not None:
-        parts.append(f"path != {in_quotes(without)}")
-    return " and ".join(parts) or None
+    return where
 
 
 def in_quotes(text: str) -> str:
