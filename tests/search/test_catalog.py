@@ -130,6 +130,7 @@ def test_search_is_exact(catalog: Catalog) -> None:
 
 def test_fewer_images_than_asked_for(catalog: Catalog) -> None:
     assert catalog.search(some(1)[1], 5) == [[]]
+    assert catalog.rows().empty and catalog.ids() == {}
     rows, embeddings = some(3)
     catalog.upsert(rows, embeddings)
     assert len(catalog.search(embeddings[:1], 5)[0]) == 3

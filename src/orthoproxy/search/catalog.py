@@ -500,16 +500,24 @@ class Catalog:
     def _query(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
         with self._told():
             return self._client.query(
-                self._collection, filter=condition, output_fields=columns, limit=MOST, consistency_level="Strong"
+                self._collection,
+                filter=condition,
+                output_fields=columns,
+                limit=MOST if _is_server(self.address) else 2**31,
+                consistency_level="Strong",
             )
 
     def _pages(self, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """All rows, in parts by the first digits of their ids, which are hashes and so spread evenly."""
-        size = min(4000, 4_000_000 // self.dim) if "embedding" in columns else 4000
-        digits = next(digits for digits in range(8) if 16**digits * size >= len(self))
-        for number in range(16**digits):
-            first = f"{number:0{digits}x}" if digits else ""
-            last = f"{number + 1:0{digits}x}" if digits and number + 1 < 16**digits else "g"
+        """All rows, in parts by the first digits of their ids, which are hashes and so spread evenly.
+
+        Milvus Lite goes through all rows for each part, so there the parts are larger.
+        """
+        size, floats = (8000, 8_000_000) if _is_server(self.address) else (100_000, 40_000_000)
+        if "embedding" in columns:
+            size = max(1, min(size, floats // self.dim))
+        count = max(1, -(-len(self) // size))
+        bounds = [f"{number * 16**8 // count:08x}" for number in range(count)]
+        for first, last in zip(bounds, [*bounds[1:], "g"], strict=True):
             yield self._query(f'id >= "{first}" and id < "{last}"', columns)
 
     @contextmanager
