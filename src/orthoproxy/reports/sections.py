@@ -232,7 +232,7 @@ def no_match(matching: Matching | None) -> NoMatch | None:
             false, found = matching.false_match_rate(threshold), matching.match_rate(threshold)
             choices.append(Choice(rate, threshold, false, found))
     said = "; ".join(f"{100 * x.found.value:.0f} % at {100 * x.wanted:g} %" for x in choices) or "too few queries"
-    caption = "The further up on the left, the better a threshold tells a match from none."
+    caption = "The further up on the left, the better a threshold tells a match from none. Ringed: those of the table."
     drawing = svg(figures.roc_figure(matching), "roc", f"Match rate over false-match rate: {said}")
     plot = Plot("Match rate over false-match rate", caption, drawing)
     return NoMatch(plot, choices, len(matching.other), len(set(matching.classes.tolist())), matching.gallery)

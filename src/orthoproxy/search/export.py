@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from orthoproxy.data import evaluation_size
-from orthoproxy.embedder import Embedder, batches_of
+from orthoproxy.embedder import Embedder, Images, batches_of
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Evaluation, Matching, Scoring, matching_of, score
 from orthoproxy.progress import Progress
@@ -279,7 +279,7 @@ def write_onnx(model: Embedder, path: Path) -> None:
         program.save(str(path), external_data=False)
 
 
-def quantize(path: Path, model: Embedder, training: Sequence[str], workers: int = 0, what: str | None = None) -> Path:
+def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, what: str | None = None) -> Path:
     """Write an int8 copy of an ONNX file beside it, unchecked: static, ranges from training images.
 
     Weights are rounded channel by channel. In a convolutional network, what flows between the layers is 8 bits wide
@@ -293,9 +293,9 @@ def quantize(path: Path, model: Embedder, training: Sequence[str], workers: int 
     model
         The original, for its view of an image.
     training
-        Image files.
+        Images, as `Embedder.embed` takes them.
     workers
-        Processes that read them.
+        Processes that read files.
     what
         What to call the work in the progress shown; None to show none.
 

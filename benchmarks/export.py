@@ -1,0 +1,103 @@
+"""Exported models beside PyTorch: float32 and int8 in onnxruntime, eager float32 and bfloat16.
+
+    python benchmarks/export.py
+
+Embeds batches of random pixels of 224 x 224 with DeiT-S and random weights. PyTorch runs as `orthoproxy.load` does, in
+inference mode; bfloat16 is its autocast. Each candidate takes its turn in each round, with all cores. The ratio is how
+many times faster an exported model is, the median over the rounds. With `--run RUN`, the loss of Recall@1 of that
+run's model in int8 is measured too, on its test images, as `orthoproxy export --int8` does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loading import photograph
+from measure import arguments, paired_seconds, report, times_faster
+
+from orthoproxy.embedder import Embedder
+from orthoproxy.exporting import export_run
+from orthoproxy.models import Encoder
+from orthoproxy.search.export import quantize, write_onnx
+from orthoproxy.search.onnx import INPUT, make_session, read_description
+
+BACKBONE = "deit_small_patch16_224"
+Row = dict[str, Any]
+# ours, beside, goal of the ratio
+COMPARISONS = [
+    ("onnx float32", "torch float32", "1"),
+    ("onnx float32", "torch bfloat16", ""),
+    ("onnx int8", "torch float32", "2"),
+    ("onnx int8", "torch bfloat16", ""),
+]
+
+
+def candidates(model: Embedder, folder: Path, batch: int) -> dict[str, Callable[[], object]]:
+    """What embeds a batch of random pixels, by name."""
+    pixels = torch.randint(0, 256, (batch, 3, model.image_size, model.image_size), dtype=torch.uint8)
+
+    def eager(precision: torch.dtype | None) -> np.ndarray:
+        with torch.inference_mode(), torch.autocast("cpu", precision, enabled=precision is not None):
+            return model.encoder(pixels).float().numpy()
+
+    def exported(name: str) -> Callable[[], object]:
+        session = make_session(folder / name)
+        return lambda: session.run(None, {INPUT: pixels.numpy()})
+
+    return {
+        "torch float32": lambda: eager(None),
+        "torch bfloat16": lambda: eager(torch.bfloat16),
+        "onnx float32": exported("float32.onnx"),
+        "onnx int8": exported("int8.onnx"),
+    }
+
+
+def speed(model: Embedder, folder: Path, batch: int, runs: int) -> list[Row]:
+    seconds = paired_seconds(candidates(model, folder, batch), runs)
+    milliseconds = {name: 1000 * statistics.median(taken) / batch for name, taken in seconds.items()}
+    return [
+        {
+            "what": f"{ours}, beside {theirs}, batch of {batch}",
+            "ms an image": milliseconds[ours],
+            "beside": milliseconds[theirs],
+            "ratio": times_faster(seconds, ours, theirs),
+            "goal": goal,
+        }
+        for ours, theirs, goal in COMPARISONS
+    ]
+
+
+def recall(run: str) -> str:
+    """Export a run's model in int8, and say how its Recall@1 compares."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model.onnx"
+        list(export_run(run, out, int8=True))
+        about = read_description(out)
+        return f"{run} ({about.encoder}) in int8: {about.checked}."
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", runs=20, run="")
+    torch.manual_seed(0)
+    model = Embedder(Encoder(BACKBONE, embedding_dim=384))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float32.onnx"
+        write_onnx(model, path)
+        quantize(path, model, [photograph(number) for number in range(16)])
+        for batch in (1, 32):
+            rows += speed(model, Path(folder), batch, options.runs if batch == 1 else max(3, options.runs // 4))
+    notes = "Random weights: what int8 does to the scores of a trained DeiT was not measured."
+    if options.run:
+        notes += f" {recall(options.run)}"
+    report("export", "Exported models, DeiT-S", list(rows[0]), rows, notes)
+
+
+if __name__ == "__main__":
+    main()
