@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
 from orthoproxy.search import embed
 from orthoproxy.search.embed import Embedded, embed_collection, embed_files, embedding_meta, read_parts
+from orthoproxy.search.export import describe, write_onnx
 
 
 @pytest.fixture
@@ -375,6 +377,22 @@ def test_the_command_embeds_a_folder_and_goes_on(model, embedder, image_folder, 
     code, printed, shown = command(capsys, model, damaged, "--out", tmp_path / "other", "--workers", 0)
     assert code == 0
     assert f"note: unreadable images left out: 3, listed in {tmp_path / 'other' / 'unreadable.csv'}" in printed
+
+
+def test_the_command_takes_an_exported_model_which_is_the_same_model(image_folder, tmp_path, capsys) -> None:
+    embedder = Embedder(Encoder("test_vit", embedding_dim=8, image_size=32), resize=32)
+    write_onnx(embedder, tmp_path / "plain.onnx")
+    content = onnx.load(tmp_path / "plain.onnx")
+    onnx.helper.set_model_props(content, describe(embedder).metadata())
+    onnx.save(content, tmp_path / "model.onnx")
+    out = tmp_path / "out"
+    assert command(capsys, tmp_path / "model.onnx", image_folder, "--out", out, "--workers", 0)[0] == 0
+    rows, embeddings = everything(out)
+    paths = [image_folder / path for path in rows["path"]]
+    np.testing.assert_allclose(embeddings, embedder.embed(paths), atol=1e-5)
+    assert np.ptp(embeddings, axis=0).max() > 1e-3
+    meta = embedding_meta(out)
+    assert (meta["model"], meta["model_path"]) == (embedder.identity, str(tmp_path / "model.onnx"))
 
 
 def test_the_command_takes_lists_and_data_sets(model, image_folder, tmp_path, capsys) -> None:

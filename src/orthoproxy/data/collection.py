@@ -113,7 +113,7 @@ def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection
     >>> str(collection.root), collection.images["path"].tolist()
     ('/pictures', ['blue/1.png', 'red/1.png'])
     """
-    paths = [os.path.normpath(Path(path).absolute()) for path in table["path"]]
+    paths = [os.path.abspath(path) for path in table["path"]]  # noqa: PTH100 -- ten times as fast
     folder = Path(os.path.normpath(root.absolute()) if root else _common_folder(paths))
     start = str(folder).rstrip(os.sep) + os.sep
     outside = next((path for path in paths if not path.startswith(start)), None)
@@ -130,4 +130,4 @@ def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection
 
 
 def _common_folder(paths: list[str]) -> str:
-    return os.path.commonpath([str(Path(path).parent) for path in paths])
+    return os.path.commonpath({path.rpartition(os.sep)[0] or os.sep for path in paths})
