@@ -149,7 +149,8 @@ def index_embeddings(catalog: Catalog, folder: Path, told: Told = lambda done, t
             changes.replaced += int(known.sum())
             changes.added += int((changed & ~known).sum())
             done += int((~changed).sum())
-            progress.advance(int((~changed).sum()), "images")
+            if not changed.all():
+                progress.advance(int((~changed).sum()), "images")
             for part in _parts(rows[changed], AT_ONCE):
                 catalog.upsert(part[COLUMNS], embeddings[part.index.to_numpy()])
                 done += len(part)
