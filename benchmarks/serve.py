@@ -154,7 +154,7 @@ def measure(server: subprocess.Popen[str], ids: np.ndarray, embeddings: np.ndarr
         f"Searching {len(ids):,} images, D = {D}, through HTTP for {options.seconds} seconds",  # type: ignore[attr-defined]
         ["what", "value", "goal"],
         table,
-        "Exact, k = 10, embeddings known, default limits. MiB: of the server and its decoding processes, each page once.",
+        "Exact, k = 10, embeddings known, default limits. MiB: of the server and its decoding processes.",
     )
 
 

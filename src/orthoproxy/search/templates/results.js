@@ -1,5 +1,6 @@
 // A click on a result, or Enter on it, searches on with it; the new results come into view where they were not.
 let another = false;
+element.style.scrollMarginTop = "14px";
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-id]");
   if (!button) return;
