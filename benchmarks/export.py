@@ -79,7 +79,7 @@ def recall(run: str) -> str:
         out = Path(folder) / "model.onnx"
         list(export_run(run, out, int8=True))
         about = read_description(out)
-        return f"{run} ({about.encoder}) in int8: {about.checked}."
+        return f"The run {Path(run).name} ({about.encoder}) in int8: {about.checked}."
 
 
 def main() -> None:

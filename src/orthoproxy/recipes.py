@@ -70,7 +70,7 @@ def judgement_parser(defaults: Config) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("model", help="A run folder or a model folder.")
+    parser.add_argument("model", help="A run folder, a model folder, or a name on the hub.")
     parser.add_argument("--json", help="Also write the scores to this file.")
     parser.add_argument("--data.name", type=get_type_hints(Data)["name"] | None, help="Another source of images.")
     parser.add_argument("--data.root", type=str | None, help="Its folder; alone, where the run's own images are now.")
