@@ -84,6 +84,7 @@ def serve(
             proxy_headers=bool(names),
             timeout_graceful_shutdown=3,
         )
+        listening.listen(2048)  # whoever reads the address may ask at once
         shown = host if is_loopback(host) else socket.gethostname()
         print(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/  (Ctrl-C to stop)", flush=True)
         with suppress(KeyboardInterrupt):
