@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint check slow bench bench-full docs clean
+.PHONY: help demo test lint check slow server bench bench-full docs clean
 
 help:
 	@echo "make demo   train on icons, judge on unseen icons, make a catalog of these (no data to download)"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint   style and types"
 	@echo "make check  lint and test"
 	@echo "make slow   the slow tests"
+	@echo "make server tests of a Milvus server, which they install and start"
 	@echo "make bench  speed and memory beside the peers, a quarter of an hour; make bench-full: what takes longer"
 	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
@@ -20,7 +21,7 @@ demo: .venv/installed-icons,search
 	@echo "search in them on a page: $(BIN)/orthoproxy serve runs/icons/catalog"
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not slow" --doctest-modules src tests
+	$(BIN)/pytest -m "not slow and not server" --doctest-modules src tests
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
@@ -30,10 +31,13 @@ lint: .venv/installed-dev
 check: lint test
 
 slow: .venv/installed-dev
-	$(BIN)/pytest -m slow tests
+	$(BIN)/pytest -m "slow and not server" tests
+
+server: .venv/installed-dev
+	$(BIN)/pytest -m server tests
 
 bench: .venv/installed-dev
-	for name in objective million retrieval loading processes training; do $(BIN)/python benchmarks/$$name.py || exit; done
+	for name in objective million retrieval loading processes training catalog export serve; do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/page.py
 
 bench-full: bench
