@@ -75,10 +75,10 @@ def crowd(port: int, clients: int, seconds: float) -> None:
 
 
 def memory(pid: int) -> float:
-    """MiB of a process and those that it started, each page once; Linux."""
+    """MiB of a process and those that it started, libraries not counted and shared pages once; Linux."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    own = next(int(line.split()[1]) / 1024 for line in rollup if line.startswith("Pss:"))
+    own = next(int(line.split()[1]) / 1024 for line in rollup if line.startswith("Pss_Anon:"))
     return own + sum(memory(int(child)) for child in children)
 
 

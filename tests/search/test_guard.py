@@ -313,6 +313,29 @@ def test_only_so_many_requests_at_once() -> None:
     assert ask(guard)[0] == 200  # and they are let go
 
 
+def test_only_so_many_bytes_at_once() -> None:
+    go_on = asyncio.Event()
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        async def reading() -> Any:
+            message = await receive()
+            await go_on.wait()
+            return message
+
+        await echo(scope, reading, send)
+
+    guard = guarded(waits, limits=Limits(bytes_at_once=100))
+
+    async def flood() -> list[int]:
+        asked = [asyncio.ensure_future(asking(guard, chunks=[b"x" * 40])) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        go_on.set()
+        return sorted(status for status, _, _ in await asyncio.gather(*asked))
+
+    assert asyncio.run(flood()) == [200, 200, 503, 503, 503]
+    assert ask(guard, chunks=[b"x" * 90])[0] == 200  # and they are let go
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_fault_tells_nothing(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:

@@ -93,6 +93,8 @@ class Limits:
         For a request's body to arrive.
     requests_at_once
         Of all clients, answers in progress included.
+    bytes_at_once
+        Of the bodies of all these requests together; one more is refused with 503.
     requests_per_second, burst
         Of one client's address, on average and at once. Above that a request waits up to `pace_seconds`; beyond, it is
         refused with 429.
@@ -116,6 +118,7 @@ class Limits:
     wait_seconds: float = 30.0
     body_seconds: float = 60.0
     requests_at_once: int = 256
+    bytes_at_once: int = 400_000_000
     requests_per_second: float = 200.0
     burst: int = 400
     pace_seconds: float = 2.0
@@ -437,7 +440,7 @@ class Guard:
         self._paths = re.compile("|".join(f"(?:{path})" for path in paths))
         self._pace = Pace(limits.requests_per_second, limits.burst, limits.pace_seconds)
         self._failures = Pace(limits.failures_per_minute / 60, limits.failures_per_minute, 0.0)
-        self._at_once = 0
+        self._at_once = self._bytes = 0
 
     def serves(self, path: str) -> bool:
         """Tell whether there is such a path.
@@ -460,7 +463,7 @@ class Guard:
 
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, answer: _Answer) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        counted = False
+        counted, body = False, None
         try:
             self._check_origin(scope, headers)
             await self._keep_pace(scope)
@@ -471,7 +474,7 @@ class Guard:
                 raise Refused(503, "too many requests at once; try again in a second")
             self._at_once += 1
             counted = True
-            body = _Body(receive, answer, headers, self.body_limit(scope["path"]), self.limits.body_seconds)
+            body = _Body(self, receive, answer, headers, self.body_limit(scope["path"]))
             await self.app(scope, body.receive, answer.send)
             if answer.refusal is not None:
                 raise answer.refusal
@@ -482,6 +485,19 @@ class Guard:
             await answer.refuse(Refused(500, "something went wrong here; the server's log has the details"), headers)
         finally:
             self._at_once -= counted
+            if body is not None:
+                self._bytes -= body.size
+
+    def hold(self, size: int) -> bool:
+        """Count bytes of a body in; whether there is room for them.
+
+        Parameters
+        ----------
+        size
+            How many.
+        """
+        self._bytes += size
+        return self._bytes <= self.limits.bytes_at_once
 
     def _check_origin(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> None:
         """Refuse names that are not ours, as a page that points its own name at this machine sends, and other pages."""
@@ -603,9 +619,9 @@ class _Answer:
 class _Body:
     """A request's body, so far as it keeps to its size and time."""
 
-    def __init__(self, receive: Receive, answer: _Answer, headers: dict[str, str], most: int, seconds: float) -> None:
-        self._receive, self._answer, self.most = receive, answer, most
-        self._until, self._size, self._whole = time.monotonic() + seconds, 0, False
+    def __init__(self, guard: Guard, receive: Receive, answer: _Answer, headers: dict[str, str], most: int) -> None:
+        self._guard, self._receive, self._answer, self.most = guard, receive, answer, most
+        self._until, self.size, self._whole = time.monotonic() + guard.limits.body_seconds, 0, False
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced) > most:
             raise self._too_large()
@@ -621,9 +637,12 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), left)
         except TimeoutError:
             raise self._refuse(Refused(408, "the request took too long to arrive")) from None
-        self._size += len(message.get("body", b""))
+        part = len(message.get("body", b""))
+        self.size += part
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
-        if self._size > self.most:
+        if not self._guard.hold(part):
+            raise self._refuse(Refused(503, "too many large requests at once; try again in a second"))
+        if self.size > self.most:
             raise self._refuse(self._too_large())
         return message
 
