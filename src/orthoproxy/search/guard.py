@@ -84,7 +84,7 @@ class Limits:
     decoders
         Processes that decode.
     searches
-        Searches of a catalog at work at once; others wait, and are then done together.
+        Searches on a Milvus server at work at once, in a folder one; others wait, and are then done together.
     waiting
         Searches, and pictures to be decoded, that may wait; one more is refused with 503.
     wait_seconds
@@ -113,7 +113,7 @@ class Limits:
     pixels: int = 50_000_000
     decode_seconds: float = 10.0
     decoders: int = 2
-    searches: int = 2
+    searches: int = 4
     waiting: int = 64
     wait_seconds: float = 30.0
     body_seconds: float = 60.0

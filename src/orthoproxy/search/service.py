@@ -28,7 +28,7 @@ from orthoproxy.search.onnx import OnnxEmbedder, load_model
 from orthoproxy.search.pictures import MEDIA_TYPES, Decoders, required_format
 
 if TYPE_CHECKING:
-    from orthoproxy.search.catalog import Catalog
+    from orthoproxy.search.catalog import Catalog, Hit
 
 LOG = logging.getLogger("orthoproxy.serve")
 MOST_RESULTS = 100
@@ -163,10 +163,7 @@ class Service:
         self.shelves = {name: _shelf(name, catalog, known) for name, catalog in catalogs.items()}
         self.models = known
         self.decoders = Decoders(self.limits)
-        self._batches = {
-            name: Batches(shelf.catalog.search, self.limits.searches, self.limits.waiting, self.limits.wait_seconds)
-            for name, shelf in self.shelves.items()
-        }
+        self._batches = {name: _batches(shelf.catalog, self.limits) for name, shelf in self.shelves.items()}
         self._embedding = Turns(1, self.limits.waiting, self.limits.wait_seconds)  # a model uses all cores by itself
         self._uploads = Recent(UPLOADS_KEPT)
         self._thumbnails = Recent(THUMBNAIL_BYTES)
@@ -488,6 +485,12 @@ def in_quotes(text: str) -> str:
 
 def _relative(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
+
+
+def _batches(catalog: Catalog, limits: Limits) -> Batches[Hit]:
+    """Of a folder one at a time: it is searched in this process, where a second search would only slow the first."""
+    at_once = limits.searches if "://" in catalog.address else 1
+    return Batches(catalog.search, at_once, limits.waiting, limits.wait_seconds)
 
 
 def _shelf(name: str, catalog: Catalog, known: dict[str, Model]) -> Shelf:
