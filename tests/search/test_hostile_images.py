@@ -256,3 +256,18 @@ def test_so_many_may_wait() -> None:
         assert sorted(statuses) == [200] * 3 + [503] * 3
     finally:
         limited.close()
+
+
+def test_a_process_that_cannot_start_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orthoproxy.search.pictures._work", isinstance)  # ends at once
+    limited = Decoders(Limits(decoders=1))
+    try:
+        with pytest.raises(Refused) as caught:
+            limited.view(GOOD["png"](), 32, None)
+        assert caught.value.status == 503
+        monkeypatch.undo()
+        with pytest.raises(Refused):  # the one that was started meanwhile
+            limited.view(GOOD["png"](), 32, None)
+        assert limited.view(GOOD["png"](), 32, None).shape == (3, 32, 32)
+    finally:
+        limited.close()

@@ -214,10 +214,7 @@ class _Process:
     def ask(self, seconds: float, task: str, content: bytes, *arguments: object) -> bytes:
         """Have a task done within so many seconds."""
         try:
-            if not self.ready:
-                if not self.connection.poll(START_SECONDS):
-                    raise EOFError
-                self.ready = self.connection.recv_bytes() == b"ready"
+            self._wait_for_start()
             until = time.monotonic() + seconds
             self.connection.send((task, content, arguments))
             if not self.connection.poll(max(until - time.monotonic(), 0)):
@@ -235,6 +232,16 @@ class _Process:
         if (status := int.from_bytes(answer[:2], "big")) != 200:
             raise Refused(status, answer[2:].decode())
         return answer[2:]
+
+    def _wait_for_start(self) -> None:
+        if self.ready:
+            return
+        try:
+            if not self.connection.poll(START_SECONDS):
+                raise EOFError
+            self.ready = self.connection.recv_bytes() == b"ready"
+        except (EOFError, OSError) as error:
+            raise Refused(503, "pictures cannot be decoded at the moment") from error
 
     def _anew(self) -> None:
         self.end()
