@@ -9,6 +9,7 @@ a process of their own, on the same machine.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import os
@@ -105,11 +106,13 @@ def main() -> None:
             server.wait(30)
 
 
-def measure(server: subprocess.Popen[str], ids: np.ndarray, embeddings: np.ndarray, options: object) -> None:
+def measure(
+    server: subprocess.Popen[str], ids: np.ndarray, embeddings: np.ndarray, options: argparse.Namespace
+) -> None:
     assert server.stdout is not None
     port = int(server.stdout.readline().split("/")[2].rsplit(":")[1])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    questions = bodies(embeddings, options.queries, seed=1)  # type: ignore[attr-defined]
+    questions = bodies(embeddings, options.queries, seed=1)
     for body in questions[:WARM]:
         assert ask(connection, body)[0] == 200
     alone, recall = [], []
@@ -122,7 +125,7 @@ def measure(server: subprocess.Popen[str], ids: np.ndarray, embeddings: np.ndarr
         near = set(ids[np.argsort(-(embeddings @ query))[:K]])
         recall.append(len(near & {result["id"] for result in json.loads(answer)["results"]}) / K)
     before = memory(server.pid)
-    command = [sys.executable, __file__, "--case", str(port), str(options.clients), str(options.seconds)]  # type: ignore[attr-defined]
+    command = [sys.executable, __file__, "--case", str(port), str(options.clients), str(options.seconds)]
     crowding = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     held = []
     while crowding.poll() is None and crowding.stdout is not None:
@@ -143,7 +146,7 @@ def measure(server: subprocess.Popen[str], ids: np.ndarray, embeddings: np.ndarr
         {"what": f"{len(medians)} clients, ms: median", "value": 1000 * statistics.median(everyone)},
         {"what": "the longest that anyone waited, ms", "value": 1000 * max(everyone)},
         {"what": "slowest client / median of clients", "value": medians[-1] / statistics.median(medians), "goal": "3"},
-        {"what": "answers a second", "value": len(everyone) / options.seconds},  # type: ignore[attr-defined]
+        {"what": "answers a second", "value": len(everyone) / options.seconds},
         {"what": "errors, 429 and 503 among them", "value": errors, "goal": "0"},
         {"what": "MiB before", "value": before},
         {"what": "MiB after 10 seconds", "value": early},
@@ -151,7 +154,7 @@ def measure(server: subprocess.Popen[str], ids: np.ndarray, embeddings: np.ndarr
     ]
     report(
         "serve",
-        f"Searching {len(ids):,} images, D = {D}, through HTTP for {options.seconds} seconds",  # type: ignore[attr-defined]
+        f"Searching {len(ids):,} images, D = {D}, through HTTP for {options.seconds} seconds",
         ["what", "value", "goal"],
         table,
         "Exact, k = 10, embeddings known, default limits. MiB: of the server and its decoding processes.",
