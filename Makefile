@@ -1,17 +1,24 @@
 # Everything runs in .venv, made on first use; constraints.txt pins versions known to work together.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 
-.PHONY: help demo test lint check slow server bench bench-full docs clean
+.PHONY: help demo test lint check slow server bench bench-full docs fuzz audit reliability coverage mutate dist clean
 
 help:
 	@echo "make demo   train on icons, judge on unseen icons, make a catalog of these (no data to download)"
-	@echo "make test   the test suite, without the slow tests"
+	@echo "make test   the test suite, without the slow tests, in JOBS=2 processes"
 	@echo "make lint   style and types"
 	@echo "make check  lint and test"
 	@echo "make slow   the slow tests"
 	@echo "make server tests of a Milvus server, which they install and start"
 	@echo "make bench  speed and memory beside the peers, a quarter of an hour; make bench-full: what takes longer"
+	@echo "make fuzz   changed files and requests at all that reads them, SECONDS=60 of each"
+	@echo "make audit  known weaknesses of the versions in constraints.txt; needs PyPI"
+	@echo "make reliability  the tests that kill, fill and damage things, slow ones too, and docs/reliability.md of what they found"
+	@echo "make coverage  losses and evaluation: a line or branch without a test is an error"
+	@echo "make mutate  can the tests of losses and metrics fail? hours; ONLY='orthoproxy.evaluation.metrics*' of these alone"
+	@echo "make dist   wheel and sdist, installed and used in a clean environment"
 	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
 
@@ -21,29 +28,55 @@ demo: .venv/installed-icons,search
 	@echo "search in them on a page: $(BIN)/orthoproxy serve runs/icons/catalog"
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not slow and not server" --doctest-modules src tests
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not server" --doctest-modules src tests
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-logo --no-cache
 
 check: lint test
 
 slow: .venv/installed-dev
-	$(BIN)/pytest -m "slow and not server" tests
+	$(BIN)/pytest -n $(JOBS) -m "slow and not server" --ignore tests/test_demo.py tests
+	$(BIN)/pytest -m slow tests/test_demo.py  # alone, since it measures its time
 
 server: .venv/installed-dev
 	$(BIN)/pytest -m server tests
 
 bench: .venv/installed-dev
-	for name in objective million retrieval loading processes training; do $(BIN)/python benchmarks/$$name.py || exit; done
+	for name in objective million retrieval loading processes training depthwise; do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/page.py
 
 bench-full: bench
 	$(BIN)/python benchmarks/retrieval.py --images 60502 --runs 1
-	$(BIN)/python benchmarks/precision.py
+	for name in precision export catalog serve; do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/page.py
+
+SECONDS ?= 60
+fuzz: .venv/installed-dev
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest --timeout 0 tests/fuzz
+
+audit:
+	PYTHON=$(PYTHON) .ci/audit
+
+reliability: .venv/installed-dev
+	mkdir -p .cache && rm -f .cache/records.jsonl
+	ORTHOPROXY_RECORDS=$(CURDIR)/.cache/records.jsonl $(BIN)/pytest -m "not server" \
+		$$(grep -lr --include='test_*.py' 'from records import' tests | grep -v test_records)
+	$(BIN)/python benchmarks/reliability.py .cache/records.jsonl
+
+coverage: .venv/installed-dev
+	$(BIN)/pytest -m "not slow" --cov=src/orthoproxy/losses --cov=src/orthoproxy/evaluation --cov-branch \
+		--cov-report=term-missing --cov-fail-under=100 --doctest-modules \
+		src/orthoproxy/losses src/orthoproxy/evaluation tests/losses tests/evaluation
+
+mutate: .venv/installed-dev,mutate
+	$(BIN)/python .ci/mutate $(ONLY)
+
+dist:
+	PYTHON=$(PYTHON) .ci/dist
 
 docs: .venv/installed-docs
 	$(BIN)/zensical build --clean --strict

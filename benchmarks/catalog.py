@@ -1,13 +1,16 @@
 """A catalog of 100,000 images: how long indexing takes, how large it is on disk, and how long a search.
 
-    python benchmarks/catalog.py
+    python benchmarks/catalog.py --images 100000
 
-The catalog is a Milvus Lite folder, its index exact. `numpy` is one matrix product and a partial sort, with the
-embeddings in memory: what an exact search costs at least. The queries of a search are known embeddings.
+The catalog is a Milvus Lite folder, its index what `orthoproxy index` builds for so many. `numpy` is one matrix product
+and a partial sort, with the embeddings in memory: what an exact search costs at least. The queries of a search are
+known embeddings.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -15,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from measure import arguments, paired_seconds, report
+from measure import MIB, arguments, in_fresh_process, memory, paired_seconds, report
 
 from orthoproxy.search.catalog import Catalog, image_id
+from orthoproxy.search.index import fit_index
 
 D = 384
 K = 10
@@ -45,8 +49,20 @@ def on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def search_alone(folder: str, queries: np.ndarray) -> dict[str, float]:
+    """Open a catalog and search in it, as a process that does nothing else; MiB of what that holds in the end."""
+    with Catalog.open(folder) as catalog:
+        for query in queries:
+            catalog.search(query[None], K)
+        return {"mib": memory(os.getpid())}
+
+
 def main() -> None:
     options = arguments(__doc__ or "", images=100_000, queries=50)
+    if options.case:
+        folder, queries = options.case
+        print(json.dumps(search_alone(folder, np.load(queries))))
+        return
     rows, embeddings = collection(options.images)
     chosen = np.random.default_rng(1).choice(options.images, options.queries, replace=False)
     queries = embeddings[chosen]
@@ -56,7 +72,7 @@ def main() -> None:
         with Catalog.create(str(folder), D, "0" * 16, "") as catalog:
             for first in range(0, len(rows), 2000):
                 catalog.upsert(rows.iloc[first : first + 2000], embeddings[first : first + 2000])
-            catalog.flush()
+            fit_index(catalog)
         indexing = time.perf_counter() - start
         size = on_disk(folder)
         start = time.perf_counter()
@@ -87,29 +103,33 @@ def main() -> None:
         seconds = paired_seconds(
             {"search": ours, "condition": condition, "diverse": diverse, "numpy": numpy}, options.queries
         )
+        kind = catalog.index
         catalog.close()
+        np.save(Path(temporary) / "queries.npy", queries)
+        held = in_fresh_process(__file__, folder, Path(temporary) / "queries.npy")["mib"]
     raw = embeddings.nbytes
     rows_out = [
         {
             "what": "index, rows and embeddings given",
             "seconds": indexing,
             "figure": f"{len(rows) / indexing:,.0f} a second",
-            "goal": "60 s",
+            "goal": "60 s" if options.images == 100_000 else None,
         },
         {"what": "size on disk", "figure": f"{size / raw:.2f} x the raw embeddings", "goal": "3 x"},
         {"what": "open", "seconds": opening},
+        {"what": "memory of a process that searches", "figure": f"{held:,.0f} MiB, raw {raw / MIB:,.0f}"},
         {
-            "what": "search, warm",
+            "what": f"search, {kind}, warm",
             "seconds": statistics.median(seconds["search"]),
             "figure": f"recall@10 {recall:.3f}",
-            "goal": "1.0",
+            "goal": "1.0" if kind == "FLAT" else None,
         },
         {"what": "search with a condition", "seconds": statistics.median(seconds["condition"])},
         {"what": "search, one result a group", "seconds": statistics.median(seconds["diverse"])},
         {"what": "numpy", "seconds": statistics.median(seconds["numpy"])},
     ]
     report(
-        "catalog",
+        "catalog" if options.images == 100_000 else f"catalog-{options.images}",
         f"A catalog of {options.images:,} embeddings, D = {D}",
         ["what", "seconds", "figure", "goal"],
         rows_out,

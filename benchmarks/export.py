@@ -1,11 +1,11 @@
 """Exported models beside PyTorch: float32 and int8 in onnxruntime, eager float32 and bfloat16.
 
-    python benchmarks/export.py
+    python benchmarks/export.py --runs runs/icons,runs/cars98
 
 Embeds batches of random pixels of 224 x 224 with DeiT-S and random weights. PyTorch runs as `orthoproxy.load` does, in
 inference mode; bfloat16 is its autocast. Each candidate takes its turn in each round, with all cores. The ratio is how
-many times faster an exported model is, the median over the rounds. With `--run RUN`, the loss of Recall@1 of that
-run's model in int8 is measured too, on its test images, as `orthoproxy export --int8` does.
+many times faster an exported model is, the median over the rounds. With `--runs RUN,RUN`, the Recall@1 of these runs'
+models in int8 is measured too, beside the original's on the same test images, as `orthoproxy export --int8` does.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def recall(run: str) -> str:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", runs=20, run="")
+    options = arguments(__doc__ or "", rounds=20, runs="")
     torch.manual_seed(0)
     model = Embedder(Encoder(BACKBONE, embedding_dim=384))
     rows = []
@@ -92,10 +92,10 @@ def main() -> None:
         write_onnx(model, path)
         quantize(path, model, [photograph(number) for number in range(16)])
         for batch in (1, 32):
-            rows += speed(model, Path(folder), batch, options.runs if batch == 1 else max(3, options.runs // 4))
+            rows += speed(model, Path(folder), batch, options.rounds if batch == 1 else max(3, options.rounds // 4))
     notes = "Random weights: what int8 does to the scores of a trained DeiT was not measured."
-    if options.run:
-        notes += f" {recall(options.run)}"
+    for run in filter(None, options.runs.split(",")):
+        notes += f" {recall(run)}"
     report("export", "Exported models, DeiT-S", list(rows[0]), rows, notes)
 
 

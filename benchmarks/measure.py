@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,25 @@ def memory_of(work: Callable[[], object]) -> dict[str, float]:
     return {"peak_mib": peak, "extra_mib": peak - before}
 
 
+def memory(pid: int) -> float:
+    """MiB of a process and those that it started, libraries not counted and shared pages once; Linux."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        own = next(int(line.split()[1]) / 1024 for line in rollup if line.startswith("Pss_Anon:"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):  # it has just ended
+        return 0.0
+    return own + sum(memory(child) for child in children(pid))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, from any of its threads; Linux."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def _status(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
@@ -77,17 +98,29 @@ def report(name: str, title: str, columns: Sequence[str], rows: Sequence[dict[st
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
     Console().print(table)
-    record = {
-        "name": name,
-        "title": title,
-        "notes": notes,
-        "date": datetime.date.today().isoformat(),
-        "environment": environment(),
-        "columns": list(columns),
-        "rows": list(rows),
-    }
+    record = record_of(name, title, rows) | {"notes": notes, "columns": list(columns)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def record_of(name: str, title: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of a benchmark: its rows, and how, when and where they came about."""
+    command = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    return {
+        "name": name,
+        "title": title,
+        "command": shlex.join(command),
+        "date": datetime.date.today().isoformat(),
+        "environment": environment(),
+        "rows": list(rows),
+    }
+
+
+def markdown(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """A table; words to the left, numbers to the right."""
+    aligned = [":--" if isinstance(rows[0].get(column), str) else "--:" for column in columns]
+    lines = [columns, aligned, *([cell(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(value: Any) -> str:

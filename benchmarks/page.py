@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, cell
+from measure import RESULTS, markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-ORDER = ("objective", "million", "retrieval", "retrieval-60502", "training", "precision", "loading", "processes")
+ORDER = (
+    *(
+        "objective",
+        "million",
+        "retrieval",
+        "retrieval-60502",
+        "training",
+        "depthwise",
+        "precision",
+        "loading",
+        "processes",
+    ),
+    *("export", "catalog", "serve"),
+)
 INTRODUCTION = """# Performance
 
 How fast and how small, beside the peers, measured on two cores. `make bench` repeats what takes minutes, `make
@@ -31,18 +45,23 @@ def page() -> str:
 def section(record: dict[str, Any]) -> str:
     """A benchmark's own description, its table, and where and when it was measured."""
     script = Path(__file__).with_name(f"{record['name'].split('-')[0]}.py")
-    _, number = [*record["name"].split("-"), "20000"][:2]
+    _, _, number = record["name"].partition("-")
     _, command, *description = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").split("\n\n")
-    columns = record["columns"]
-    aligned = [":--" if isinstance(record["rows"][0].get(column), str) else "--:" for column in columns]
-    rows = [[cell(row.get(column)) for column in columns] for row in record["rows"]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in (columns, aligned, *rows))
+    command = command.strip().split("  ")[0]
+    if number:
+        command = re.sub("(?<=--images )[0-9]+", number, command)
     machine = record["environment"]
     where = (
         f"{record['date']}, {machine['processor']}, {machine['cores']} cores, {machine['memory']}, "
-        f"PyTorch {machine['torch']}: `{command.split('  ')[2].strip().replace('20000', number)}`"
+        f"PyTorch {machine['torch']}: `{command}`"
     )
-    parts = [f"## {record['title']}", *description, table, record["notes"].replace("\n", " "), where]
+    parts = [
+        f"## {record['title']}",
+        *description,
+        markdown(record["columns"], record["rows"]),
+        record["notes"].replace("\n", " "),
+        where,
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from catalog import D, K, collection
-from measure import arguments, report
+from measure import arguments, memory, report
 
 from orthoproxy.search.catalog import Catalog
 
@@ -73,14 +73,6 @@ def crowd(port: int, clients: int, seconds: float) -> None:
     for thread in threads:
         thread.join()
     print(json.dumps({"waits": waits, "statuses": statuses}))
-
-
-def memory(pid: int) -> float:
-    """MiB of a process and those that it started, libraries not counted and shared pages once; Linux."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    own = next(int(line.split()[1]) / 1024 for line in rollup if line.startswith("Pss_Anon:"))
-    return own + sum(memory(int(child)) for child in children)
 
 
 def main() -> None:

@@ -1,12 +1,113 @@
-"""Draws the pictures of README and docs from runs: python docs/figures.py runs/icons"""
+"""Draws the pictures of README and docs.
 
+python docs/figures.py               what the proxies' spread looks like, for docs/method.md
+python docs/figures.py runs/icons    and what a run finds, for README
+"""
+
+import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 
-from orthoproxy.jobs import results_of
-from orthoproxy.reports import retrieval_strip
-from orthoproxy.run import Run
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-images = Path(__file__).parent / "images"
-images.mkdir(exist_ok=True)
-retrieval_strip(results_of(Run(sys.argv[1]))).savefig(images / "retrieval.png", dpi=130)
+from orthoproxy import soft_orthogonality
+from orthoproxy.judging import results_of
+from orthoproxy.losses import koleo, mutual_coherence
+from orthoproxy.reports import retrieval_strip
+from orthoproxy.reports.style import COLOURS, SERIES, finish, in_house_style
+from orthoproxy.run import Run
+from orthoproxy.studies.plan import score_of
+
+DOCS = Path(__file__).parent
+CLASSES, DIM, STEPS = 60, 16, 300
+DASHED = {"color": COLOURS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalised"}
+
+
+def moved(measure):
+    """Unit rows of random direction, after steps that make a measure small."""
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(CLASSES, DIM, dtype=torch.float64)).requires_grad_()
+    optimizer = torch.optim.Adam([rows], lr=0.01)
+    for _ in range(STEPS if measure else 0):
+        optimizer.zero_grad()
+        measure(rows).backward()
+        optimizer.step()
+    return torch.nn.functional.normalize(rows.detach()).numpy()
+
+
+@in_house_style
+def spread_figure():
+    """What becomes of random proxies: how evenly they use the directions, and how close pairs are."""
+    measures = {
+        "random": None,
+        "Soft Orthogonality": lambda rows: soft_orthogonality(rows, scaling="excess"),
+        "mutual coherence": mutual_coherence,
+        "KoLeo": koleo,
+    }
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+    directions, pairs = figure.subplots(1, 2)
+    for (name, measure), colour in zip(measures.items(), [COLOURS["ink"], *SERIES], strict=False):
+        rows = moved(measure)
+        directions.plot(np.arange(1, DIM + 1), np.linalg.eigvalsh(rows.T @ rows)[::-1], color=colour, label=name)
+        cosines = np.sort(np.abs(rows @ rows.T)[np.triu_indices(CLASSES, 1)])
+        pairs.plot(cosines, np.linspace(0, 1, len(cosines)), color=colour, label=name)
+    directions.axhline(CLASSES / DIM, **DASHED)
+    directions.annotate("C/D", (DIM, CLASSES / DIM), xytext=(0, 4), textcoords="offset points", ha="right")
+    directions.set_ylim(0)
+    pairs.axvline(np.sqrt((CLASSES - DIM) / (DIM * (CLASSES - 1))), **DASHED)
+    pairs.yaxis.set_major_formatter(PercentFormatter(1))
+    finish(directions, "direction, from the most used", "eigenvalues of PᵀP")
+    finish(pairs, "|cosine|", "pairs up to here; dashed: Welch bound of the closest")
+    figure.legend(*directions.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return figure
+
+
+@in_house_style
+def weight_figure(cells):
+    """What the weight does to trained proxies, and to what is found with them."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cells.glob("*.json"))]
+    seeds = {result["seed"] for result in results if result["method"] in FORMS and not result.get("test")}
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+    for axes, measure, title in zip(
+        figure.subplots(1, 2),
+        (lambda r: r["geometry"]["effective_rank"], lambda r: 100 * score_of(r, "validation", "recall@1")),
+        ("effective rank of the proxies, of 128", "Recall@1 on validation classes, %"),
+        strict=True,
+    ):
+        plain = [measure(r) for r in results if r["method"] == "proxy-anchor" and r["seed"] in seeds]
+        axes.axhline(np.mean(plain), label="Proxy Anchor alone", **DASHED)
+        for (method, name), colour in zip(FORMS.items(), SERIES, strict=False):
+            by_weight = defaultdict(list)
+            for result in results:
+                if result["method"] == method and result["seed"] in seeds:
+                    by_weight[result["setting"]["loss.orthogonality.weight"]].append(measure(result))
+            weights = sorted(by_weight)
+            axes.errorbar(
+                weights,
+                [np.mean(by_weight[w]) for w in weights],
+                [np.std(by_weight[w]) for w in weights],
+                color=colour,
+                label=name,
+                marker="o",
+                markersize=4,
+            )
+        axes.set_xscale("log")
+        finish(axes, "lambda", title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return figure
+
+
+def save(figure, name):
+    (DOCS / "images").mkdir(exist_ok=True)
+    figure.savefig(DOCS / "images" / name, dpi=130)
+
+
+save(spread_figure(), "spread.png")
+save(weight_figure(DOCS / "studies" / "frozen-icons" / "cells"), "weight.png")
+if len(sys.argv) > 1:
+    save(retrieval_strip(results_of(Run(sys.argv[1]))), "retrieval.png")

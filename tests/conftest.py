@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jaxtyping
@@ -38,12 +40,37 @@ hypothesis.settings.load_profile("orthoproxy")
 TINY = "deit_tiny_patch16_224"  # 192 features; at 32 pixels an image is 4 patches
 
 
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
+    """Skip what needs a GPU or a browser where there is none."""
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "there is no CUDA device here",
+        "browser": None if CHROMIUM.exists() else f"no Chromium in {CHROMIUM}; apt-get install chromium",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call functions as users do: with nobody before them who looks at shapes and types."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module")  # for a whole session it would leave its event loop running for all other tests
+def browser() -> Iterator[Any]:
+    """Chromium without a window, for tests that carry the marker ``browser``."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

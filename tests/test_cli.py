@@ -219,7 +219,7 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on(folder, tmp_path):
     arguments = ["train", *train_arguments(folder), "--out", str(out), "--training.epochs", "60", "--resume"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "orthoproxy", *arguments], stderr=log, env=os.environ)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").stat().st_size:
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)

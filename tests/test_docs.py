@@ -17,15 +17,18 @@ import torch
 import yaml
 from PIL import Image
 
-from orthoproxy import Embedder, cli, search_verbs
+from orthoproxy import Embedder, cli, diagnose_verb, reproduce_verb, search_verbs, study_verb
 from orthoproxy.builders import make_objective
 from orthoproxy.models import Encoder
 from orthoproxy.recipes import config_of, parse, read_config
+from orthoproxy.studies import read_study
+from orthoproxy.study_cells import config_of_cell
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md")) + [page for page in [ROOT / "README.md"] if page.exists()]
-EXECUTED = [*sorted((DOCS / "guide").glob("*.md")), DOCS / "method.md"]
+EXECUTED = [page for page in PAGES if page.parent == DOCS / "guide" or page == DOCS / "method.md"]
+EXECUTED = [page for page in EXECUTED if "```python" in page.read_text(encoding="utf-8")]
 WITH_RECIPES = [page for page in PAGES if "```yaml" in page.read_text(encoding="utf-8")]
 
 
@@ -64,11 +67,17 @@ def name(page: Path) -> str:
 
 def write_recipes(page: Path, folder: Path) -> list[Path]:
     """Write the page's recipes under the names that their first lines give."""
+    return [path for path in write_yaml(page, folder) if path.parent.name != "studies"]
+
+
+def write_yaml(page: Path, folder: Path) -> list[Path]:
+    """Write the page's recipes and studies; the latter are those with a name in studies/."""
     written = []
     for block in blocks(page):
         if block.language == "yaml":
             title = re.match(r"# (\S+\.yaml)\n", block.text)
             written.append(folder / (title[1] if title else f"line-{block.line}.yaml"))
+            written[-1].parent.mkdir(exist_ok=True)
             written[-1].write_text(block.text, encoding="utf-8")
     return written
 
@@ -97,7 +106,6 @@ def test_python_runs_and_prints_what_the_page_shows(page: Path, work_folder: Pat
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "docs"}
     shown = blocks(page)
-    assert any(block.language == "python" for block in shown)
     for block, following in zip(shown, [*shown[1:], Block("", "", 0)], strict=True):
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")  # errors name the page's own line
@@ -114,6 +122,15 @@ def test_recipes_are_accepted_and_name_losses_that_exist(page: Path, work_folder
         make_objective(config, num_classes=4, embedding_dim=8)
 
 
+@pytest.mark.parametrize("page", WITH_RECIPES, ids=name)
+def test_studies_are_accepted(page: Path, work_folder: Path) -> None:
+    for path in write_yaml(page, work_folder):
+        if path.parent.name == "studies":
+            study = read_study(path)
+            for cell in study.first_cells:
+                config_of_cell(study, cell)
+
+
 class Parsed(Exception):  # noqa: N818 -- stops a verb where its work would begin
     """The options were accepted."""
 
@@ -126,7 +143,7 @@ def test_commands_are_accepted(page: Path, work_folder: Path, monkeypatch: pytes
             config_of(options)
         raise Parsed
 
-    for module in (cli, search_verbs):
+    for module in (cli, diagnose_verb, reproduce_verb, search_verbs, study_verb):
         monkeypatch.setattr(module, "parse", parse_and_stop)
     write_recipes(page, work_folder)
     for verb, *arguments in commands(page):

@@ -97,9 +97,9 @@ def test_a_run_is_that_of_one_process_and_one_process_writes_it(photos, tmp_path
     assert capfd.readouterr().err.count("epoch 2/2") == 1
     assert Run(tmp_path / "run").config.environment["processes"] == str(count)
     files = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if "step" not in path.name}
-    assert files == {"last.ckpt", "best.ckpt"}
+    assert files == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     parts = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("last-step-*"))
-    assert parts == [f"last-step-6.proxies-{n}-of-{count}.ckpt" for n in range(count) if sharded]
+    assert parts == [f"last-step-{x}.proxies-{n}-of-{count}.ckpt" for x in (3, 6) for n in range(count) if sharded]
 
 
 def die_at(step: int) -> None:
@@ -141,7 +141,8 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(
         assert distance(seen["moved"], one_to_the_last["moved"]) < ALIKE
         torch.testing.assert_close(seen["proxies"], one_to_the_last["proxies"], rtol=1e-3, atol=1e-3)
     parts = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("last-step-*"))
-    assert parts == [f"last-step-10.proxies-{n}-of-{after}.ckpt" for n in range(after)]
+    assert parts[:after] == [f"last-step-10.proxies-{n}-of-{after}.ckpt" for n in range(after)]
+    assert {part.partition(".")[0] for part in parts[after:]} == {"last-step-5"}  # of previous.ckpt
 
 
 def damage(photos: Path, folder: Path) -> Path:

@@ -26,6 +26,7 @@ FILES = {
     "evaluation.json",
     "report.html",
     "checkpoints/last.ckpt",
+    "checkpoints/previous.ckpt",
     "checkpoints/best.ckpt",
     *(f"{folder}/{name}" for folder in ("model", "untrained") for name in ("config.json", "model.safetensors")),
     *(f"{folder}/{name}" for folder in ("model", "untrained") for name in ("classes.json", "README.md")),
@@ -132,6 +133,30 @@ def test_the_card_and_the_report_show_the_score(finished):
     value = f"{100 * finished.scores['trained']['recall@1']['value']:.1f}"
     assert value in (finished.folder / "model" / "README.md").read_text()
     assert value in finished.report.read_text()
+
+
+def test_a_run_can_be_judged_later(finished, config, tmp_path, monkeypatch):
+    embedded, embed_together = set(), orthoproxy.Embedder.embed_together
+
+    def noting(self, images, *args, **options):
+        embedded.update(images)
+        return embed_together(self, images, *args, **options)
+
+    monkeypatch.setattr(orthoproxy.Embedder, "embed_together", noting)
+    run = orthoproxy.train(config, tmp_path / "run", judged=False)
+    table = split_table(config)
+    assert embedded == set(table["path"]) - set(only(table, "test")["path"])
+    assert run.trained
+    assert not run.finished
+    assert run.scores is None
+    with pytest.raises(InputError, match="holds a run already"):
+        orthoproxy.train(config, run.folder, judged=False)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    assert not orthoproxy.train(config, run.folder, resume=True, judged=False).finished
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    assert orthoproxy.train(config, run.folder, resume=True).finished
+    assert run.scores | {"seconds": 0} == finished.scores | {"seconds": 0}
+    assert all(torch.equal(tensor, weights(finished)[name]) for name, tensor in weights(run).items())
 
 
 def test_a_finished_run_is_returned_as_it_is(finished, config):
@@ -304,7 +329,7 @@ def test_a_resumed_or_judged_run_leaves_out_what_it_left_out_at_first(config, ow
     assert killed.scores | {"seconds": 0} == whole.scores | {"seconds": 0}
     assert killed.scores["queries"] == 19
     whole.report.unlink()
-    orthoproxy.jobs.judge(whole)
+    orthoproxy.judging.judge(whole)
     assert "2 unreadable images were left out" in whole.report.read_text()
 
 
@@ -356,7 +381,7 @@ def test_what_would_spoil_the_judgement_is_found_before_the_training(config, tmp
         for number in range(3):
             path = tmp_path / f"{label}{number}.png"
             Image.new("RGB", (32, 32)).save(path)
-            listed.append(f"{path},{label},{split},one camera")
+            listed.append(f"{path.name},{label},{split},one camera")
     (tmp_path / "list.csv").write_text("\n".join(listed))
     config.data = c.Data(name="csv", path=str(tmp_path / "list.csv"), workers=0)
     with pytest.raises(InputError, match="test classes: no query has an image of its class in another group"):
@@ -389,7 +414,7 @@ def test_a_run_started_with_relative_paths_can_be_judged_from_anywhere(config, p
     run = orthoproxy.train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert run.config.data.root == str(photos)
-    orthoproxy.jobs.judge(Run(tmp_path / "run"))
+    orthoproxy.judging.judge(Run(tmp_path / "run"))
 
 
 def test_without_a_folder_a_run_is_named_for_its_data(config, tmp_path, monkeypatch):
@@ -404,3 +429,19 @@ def test_bfloat16_is_chosen_where_the_processor_computes_it(monkeypatch, tmp_pat
     training = c.Training(accelerator="cpu")
     precision = orthoproxy.builders.make_fabric(training, tmp_path)._precision.precision
     assert precision == ("bf16-mixed" if native else "32-true")
+
+
+def test_a_simplex_is_turned_towards_the_classes_and_stays_as_it_is(config, tmp_path):
+    config.loss.orthogonality.weight, config.initialisation.proxies = 0.0, "simplex"
+    config.training.rates = c.Rates(backbone=0.0, projection=0.0)  # so that the class means are those of the start
+    run = orthoproxy.train(config, tmp_path / "run")
+    embedder = orthoproxy.load(run.folder)
+    proxies, count = embedder.proxies, len(embedder.classes)
+    expected = torch.full((count, count), -1 / (count - 1)).fill_diagonal_(1)
+    torch.testing.assert_close(proxies @ proxies.T, expected, rtol=0, atol=1e-5)
+    table = only(split_table(config), "train")
+    embeddings = torch.from_numpy(embedder.embed(table["path"].tolist()))
+    own = torch.tensor([embedder.classes.index(label) for label in table["label"]])
+    similarity = embeddings @ proxies.T
+    assert similarity.gather(1, own[:, None]).mean() > similarity.mean() + 0.1
+    assert "rate/proxies" not in run.records().columns

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.logger import Logger
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from orthoproxy.config import Config, Data, Training
@@ -17,6 +19,7 @@ from orthoproxy.config import Evaluation as EvaluationOptions
 from orthoproxy.data import (
     BatchSampler,
     Picture,
+    TrainingFeatures,
     TrainingImages,
     assign_split,
     cached_images,
@@ -31,12 +34,17 @@ from orthoproxy.data import (
     sop_table,
     training_transform,
 )
+from orthoproxy.data.watch import worker_options
+from orthoproxy.embedder import Embedder, Images
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Scoring
-from orthoproxy.losses import Objective, ShardedSoftOrthogonality, SoftOrthogonality, make_loss, make_miner
+from orthoproxy.features import frozen_views
+from orthoproxy.losses import Objective, make_loss, make_miner, make_regulariser, simplex
 from orthoproxy.models import Encoder
 from orthoproxy.processes import process_count, process_index
 from orthoproxy.training import Plan, rate_factor
+
+T = TypeVar("T")
 
 
 def read_table(data: Data) -> pd.DataFrame:
@@ -68,7 +76,7 @@ def read_table(data: Data) -> pd.DataFrame:
     if data.name == "icons":
         return icons_table(root or _cache() / "icons")
     if data.name == "csv":
-        return csv_table(Path(data.path or ""), root)
+        return csv_table(Path(data.path or ""), root, data.outside_root)
     if data.name == "folder":
         return folder_table(root or Path(), allow_empty=False)
     readers = {"cub": cub_table, "cars": cars_table, "sop": sop_table, "inshop": inshop_table}
@@ -128,6 +136,8 @@ def make_encoder(config: Config) -> Encoder:
     encoder = Encoder(
         options.name, options.embedding_dim, options.image_size, options.drop_path, options.freeze_batchnorm
     )
+    if options.freeze:
+        encoder.freeze()
     if options.freeze_patch_embedding:
         encoder.freeze_patch_embedding()
     return encoder
@@ -164,7 +174,8 @@ def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Obje
     Raises
     ------
     InputError
-        As `losses.make_loss`, `losses.make_miner` and `losses.Objective`.
+        As `losses.make_loss`, `losses.make_miner`, `losses.make_regulariser` and `losses.Objective`; or if a simplex
+        has no room for the classes.
 
     Examples
     --------
@@ -172,17 +183,17 @@ def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Obje
     0.0
     """
     options, so = config.loss, config.loss.orthogonality
-    if options.shard_proxies:
-        orthogonality = ShardedSoftOrthogonality(num_classes, so.normalize, so.scaling)
-    else:
-        orthogonality = SoftOrthogonality(so.normalize, so.form, so.scaling)
-    return Objective(
+    sharded_classes = num_classes if options.shard_proxies else None
+    objective = Objective(
         make_loss(options.name, num_classes, embedding_dim, options.args, options.shard_proxies),
         num_classes,
-        orthogonality,
+        make_regulariser(so.kind, so.normalize, so.scaling, so.form, sharded_classes),
         so.weight,
         make_miner(options.miner.name, options.miner.args) if options.miner.name else None,
     )
+    if config.initialisation.proxies == "simplex":
+        objective.fix_class_vectors(simplex(num_classes, embedding_dim))
+    return objective
 
 
 def choose_accelerator(wanted: str, field: str = "training.accelerator") -> str:
@@ -329,7 +340,42 @@ def keep_images(config: Config, paths: list[str], evaluation: bool = False) -> S
     return cached_images(paths, data.cache, size, data.workers)
 
 
-def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[DataLoader, BatchSampler]:
+def fixed_views(config: Config, untrained: Embedder, paths: Sequence[str]) -> Callable[[list[str]], Images]:
+    """Say what is embedded where images are seen in the fixed view: the images, or the features of a frozen backbone.
+
+    Parameters
+    ----------
+    config
+        Its encoder part; for images also what `keep_images` looks at.
+    untrained
+        From `make_untrained`.
+    paths
+        All images that will be asked for.
+
+    Returns
+    -------
+    Callable
+        From paths to what `Embedder.embed` takes.
+
+    Raises
+    ------
+    InputError
+        As `keep_images` or `features.frozen_views`.
+
+    Examples
+    --------
+    >>> encoder = Encoder("deit_tiny_patch16_224", image_size=32)
+    >>> fixed_views(Config(), Embedder(encoder), ["a.png"])(["a.png"])
+    ['a.png']
+    """
+    if config.encoder.freeze:
+        return frozen_views(untrained, paths, _cache() / "features", config.data.workers)
+    return lambda some: keep_images(config, some, evaluation=True)
+
+
+def make_loader(
+    config: Config, paths: list[str], labels: list[int], features: Tensor | None = None
+) -> tuple[DataLoader, BatchSampler]:
     """Build the loader of training batches and the sampler that it follows.
 
     Parameters
@@ -338,6 +384,8 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
         Its data and training parts.
     paths, labels
         Image files and their class numbers.
+    features
+        Of the images, to train on instead of them.
 
     Raises
     ------
@@ -350,6 +398,13 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
     >>> len(loader), sampler.batch_size
     (1, 128)
     """
+    training = config.training
+    sampler = BatchSampler(
+        labels, training.batch_size, training.per_class, training.seed, process_index(), process_count()
+    )
+    if features is not None:
+        batches = TrainingFeatures(features, labels, paths)
+        return DataLoader(batches, batch_sampler=sampler, generator=torch.Generator(), collate_fn=_as_it_is), sampler
     augmentation = config.data.augmentation
     transform = training_transform(
         config.encoder.image_size,
@@ -359,20 +414,20 @@ def make_loader(config: Config, paths: list[str], labels: list[int]) -> tuple[Da
         augmentation.jitter,
         augmentation.grayscale,
     )
-    training = config.training
-    sampler = BatchSampler(
-        labels, training.batch_size, training.per_class, training.seed, process_index(), process_count()
-    )
     workers = config.data.workers
     loader = DataLoader(
-        TrainingImages(keep_images(config, paths), labels, transform),
+        TrainingImages(keep_images(config, paths), labels, transform, paths),
         batch_sampler=sampler,
         generator=torch.Generator(),  # else each epoch's start would draw from the state that a resumed run must share
-        num_workers=workers,
+        **worker_options(workers),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),  # so that the copy to a GPU does not make the step wait
     )
     return loader, sampler
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
 
 
 def make_plan(training: Training, freeze_epochs: float, batches_an_epoch: int) -> Plan:
@@ -415,6 +470,7 @@ def make_plan(training: Training, freeze_epochs: float, batches_an_epoch: int) -
         monitor=training.monitor,
         patience=training.patience,
         log_every=training.log_every,
+        max_bad_batches=training.max_bad_batches,
     )
 
 

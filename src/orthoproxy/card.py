@@ -8,6 +8,7 @@ import yaml
 
 from orthoproxy.config import Config
 from orthoproxy.evaluation import Evaluation, Matching
+from orthoproxy.plain import plain_yaml
 
 UNKNOWN = "unknown"  # what the hub calls a licence that nobody has named
 _TEMPLATE = """\
@@ -17,7 +18,7 @@ _TEMPLATE = """\
 
 An image encoder for retrieval: images of one kind get embeddings that lie close together.
 
-- Backbone: timm `{backbone}`, started from `{weights}`
+- Backbone: timm `{backbone}`, {start} `{weights}`
 - Image: {view}
 - Embedding: {dim}, unit length; compare by cosine
 - Trained on: {data} with {loss}
@@ -66,7 +67,8 @@ def model_card(
     ['license: mit', '# deit_small_patch16_224 for icons']
     """
     so, training = config.loss.orthogonality, config.training
-    regulariser = f" + {so.weight:g} * Soft Orthogonality ({so.scaling})" if so.weight else ""
+    term = f"Soft Orthogonality ({so.scaling})" if so.kind == "soft" else f"the regulariser {so.kind}"
+    regulariser = f" + {so.weight:g} * {term}" if so.weight else ""
     dim, size, resize = config.encoder.embedding_dim, config.encoder.image_size, config.data.resize
     title = f"{config.encoder.name} for {config.data.name}"
     cut = f"{size} x {size} pixels, the centre of the image after resizing its shorter side"
@@ -75,6 +77,7 @@ def model_card(
         title=title,
         backbone=config.encoder.name,
         weights=config.encoder.weights,
+        start="frozen, as it came from" if config.encoder.freeze else "started from",
         view=f"{size} x {size} pixels, all of the image" if resize == "squash" else cut,
         dim=f"{dim} numbers" if dim else "the backbone's pooled features",
         data=config.data.name,
@@ -142,8 +145,8 @@ def license_of(card: str) -> str:
     ('mit', 'unknown')
     """
     try:
-        header: Any = yaml.safe_load(card.split("---\n")[1]) if card.startswith("---\n") else None
-    except yaml.YAMLError:
+        header: Any = plain_yaml(card.split("---\n")[1]) if card.startswith("---\n") else None
+    except (ValueError, yaml.YAMLError):
         header = None
     named = header.get("license") if isinstance(header, dict) else None
     return named if isinstance(named, str) else UNKNOWN

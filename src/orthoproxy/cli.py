@@ -6,11 +6,15 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -25,12 +29,14 @@ from orthoproxy.data import find_unreadable, leave_out, only
 from orthoproxy.data.download import download
 from orthoproxy.data_verbs import describe, verify
 from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError, refusals_of_the_disk
+from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
 from orthoproxy.evaluation import Estimate, evaluate
-from orthoproxy.jobs import judge, suggesting_to_skip, train
+from orthoproxy.files import write_whole
+from orthoproxy.jobs import suggesting_to_skip, train
+from orthoproxy.judging import judge
 from orthoproxy.processes import StoppedElsewhere, is_main, is_of_lost_process
 from orthoproxy.recipes import config_of, data_parser, judgement_parser, options_parser, parse
-from orthoproxy.run import Run, write_whole
+from orthoproxy.run import Run
 from orthoproxy.training import Interrupted
 
 USAGE = """\
@@ -39,6 +45,9 @@ usage: orthoproxy VERB ...
   train     --config RECIPE --out RUN [--resume] [--FIELD VALUE ...]   train, judge on unseen classes, write a report
   evaluate  MODEL [--data.name ... ] [--json FILE]                     judge a run or model on any images
   report    RUN                                                        judge a run again and rewrite its report
+  reproduce RUN [--out RUN]                                            repeat a run, and compare weights and scores
+  diagnose  RUN ... [--out FOLDER] [--on validation] [--json FILE]     what limits a model, and what to try
+  study     STUDY [--plan] [--part 2/8] [--processes N] [--page]       train and compare methods over seeds
   data      describe|verify|download --data.name NAME [--data.root DIR] [--no-open] [--json FILE]
                                                                        count a source's images, check a copy, get one
   export    RUN --out model.onnx [--int8]                              the model as ONNX, checked against the original
@@ -116,7 +125,7 @@ def run_data(arguments: list[str]) -> None:
         with refusals_of_the_disk(source.root, "run it again"):
             download(source.name, Path(source.root))
         return
-    data = Data(source.name, source.root, source.path, workers=source.workers)
+    data = Data(source.name, source.root, source.path, source.outside_root, workers=source.workers)
     data = with_absolute_paths(Config(data=data).check()).data
     out = Path(options.json) if options.json else None
     with refusals_of_the_disk(options.json or ".", "run it again"):
@@ -135,10 +144,28 @@ def _of_search(verb: str) -> Callable[[list[str]], None]:
     return run
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {
+def run_diagnose(arguments: list[str]) -> None:
+    """Say what limits a model; its libraries are imported when it is used."""
+    importlib.import_module("orthoproxy.diagnose_verb").run_diagnose(arguments)
+
+
+def run_reproduce(arguments: list[str]) -> int:
+    """Repeat a run and compare; its module is imported when it is used."""
+    return importlib.import_module("orthoproxy.reproduce_verb").run_reproduce(arguments)
+
+
+def run_study(arguments: list[str]) -> None:
+    """Compare methods; its libraries are imported when it is used."""
+    importlib.import_module("orthoproxy.study_verb").run_study(arguments)
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "report": run_report,
+    "reproduce": run_reproduce,
+    "diagnose": run_diagnose,
+    "study": run_study,
     "data": run_data,
     **{verb: _of_search(verb) for verb in ("export", "embed", "index", "search", "serve")},
 }
@@ -155,8 +182,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0: done; 2: bad input, with the reason in a line or two; 130: stopped by Ctrl-C. A fault of ours raises, which
-        Python turns into exit code 1.
+        0: done; 1: `reproduce` found a difference, or another process that was needed was killed; 2: bad input, with
+        the reason in a line or two; 130: stopped by Ctrl-C; 143: by SIGTERM. A fault of ours raises, which Python turns
+        into exit code 1.
 
     Examples
     --------
@@ -172,9 +200,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[0] not in VERBS:
             raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
-        if arguments[0] not in ("train", "embed") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if arguments[0] not in ("train", "reproduce", "embed") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{arguments[0]}: works in one process; start it without torchrun")
-        VERBS[arguments[0]](arguments[1:])
+        with nullcontext() if arguments[0] == "serve" else _ended_by_sigterm():  # a server sees to it itself
+            return VERBS[arguments[0]](arguments[1:]) or 0
     except StoppedElsewhere:  # the process that met the error tells
         return 2
     except InputError as error:
@@ -184,17 +213,40 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         if is_main():
             print(f"orthoproxy: {stop}; go on with --resume", file=sys.stderr)
-        return 130
+        return stop.code
+    except WorkerLost as error:
+        print(f"orthoproxy: {error}", file=sys.stderr)
+        return 1
     except RuntimeError as error:
         if not is_of_lost_process(error):
             raise
         remedy = "Go on from the last checkpoint with --resume" if arguments[0] == "train" else "Run it again to go on"
         print(_LOST.format(rank=os.environ.get("RANK"), remedy=remedy), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("orthoproxy: stopped", file=sys.stderr)
-        return 130
-    return 0
+        return 143 if isinstance(stop, _Terminated) else 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: to end as after Ctrl-C, so that nothing unfinished is left behind."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise where training does not note it; the processes of a job, which may be waiting, it kills."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 _LOST = (
@@ -218,14 +270,19 @@ def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd
     if own is None and source.name is None:
         raise InputError("data.name: missing; say which images to judge on, for example --data.name folder")
     if own is not None and source.name is None:  # the run's own images, perhaps moved
-        data = replace(own, root=source.root or own.root, path=source.path or own.path)
+        data = replace(
+            own,
+            root=source.root or own.root,
+            path=source.path or own.path,
+            outside_root=source.outside_root or own.outside_root,
+        )
     else:
-        data = Data(source.name, source.root, source.path)
+        data = Data(source.name, source.root, source.path, source.outside_root)
     data = with_absolute_paths(Config(data=data).check()).data
     if run is not None and own is not None:
         same = (data.name, data.root, data.path) == (own.name, own.root, own.path)
         if same or source.name is None:
-            moved = replace(own, root=data.root, path=data.path)
+            moved = replace(own, root=data.root, path=data.path, outside_root=data.outside_root)
             table = only(builders.split_table(replace(run.config, data=moved)), "test")
             return _readable(table, source.on_error or own.on_error, source.workers, run.unreadable if same else None)
     table = builders.read_table(data)

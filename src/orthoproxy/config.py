@@ -36,6 +36,8 @@ class Data:
     """Folder of the images; for icons, where they are rendered to (default: the user's cache)."""
     path: str | None = None
     """The CSV file, for data.name csv."""
+    outside_root: bool = False
+    """Let a CSV file list images outside data.root (or outside its own folder); for lists that you trust."""
     test_fraction: float = 0.2
     """Share of the classes kept for the final judgement, by hash of the name, where the source has no split."""
     test_classes: list[str] | None = None
@@ -75,6 +77,9 @@ class Encoder:
     """Side of the square input in pixels."""
     drop_path: float = 0.0
     """Stochastic depth: chance that a residual branch is left out in training."""
+    freeze: bool = False
+    """Train the projection and the proxies alone: the backbone's features are computed once, in the view of evaluation,
+    without augmentation, and kept in the user's cache; a run then takes seconds."""
     freeze_batchnorm: bool = True
     """Keep batch-norm layers on their stored statistics."""
     freeze_patch_embedding: bool = False
@@ -91,8 +96,9 @@ class Initialisation:
     """From the principal components of the training features, or random."""
     whitening: float = 1.0
     """0 keeps the variances of the principal components, 1 makes them equal."""
-    proxies: Literal["class_means", "random"] = "class_means"
-    """From the mean embedding of each class, or random."""
+    proxies: Literal["class_means", "random", "simplex"] = "class_means"
+    """From the mean embedding of each class, or random; simplex: each as far from every other, turned towards the class
+    means, and not trained, for at most embedding_dim + 1 classes."""
 
 
 @dataclass
@@ -107,16 +113,19 @@ class Miner:
 
 @dataclass
 class Orthogonality:
-    """Soft Orthogonality of the proxies."""
+    """What keeps the proxies apart: Soft Orthogonality, or a rival."""
 
+    kind: Literal["soft", "off_diagonal", "spectral", "coherence", "coding_rate", "koleo"] = "soft"
+    """soft: Soft Orthogonality; off_diagonal: without the lengths; spectral: of the worst direction (SRIP); coherence:
+    of the closest pair; coding_rate: by the volume spanned; koleo: by the nearest of each."""
     weight: float = 0.0
     """lambda; 0 leaves it out."""
     scaling: Literal["sum", "mean", "excess"] = "excess"
-    """sum as published, mean over pairs, or the excess over the Welch bound a proxy."""
+    """Of soft and off_diagonal: sum as published, mean over pairs, or the excess over the Welch bound a proxy."""
     normalize: bool = True
-    """Scale proxies to unit length first."""
+    """Scale proxies to unit length first; off_diagonal takes false only, coherence, coding_rate and koleo true only."""
     form: Literal["auto", "classes", "dims"] = "auto"
-    """Compute through the C x C matrix, the D x D matrix, or the smaller."""
+    """Of soft: compute through the C x C matrix, the D x D matrix, or the smaller."""
 
 
 @dataclass
@@ -178,6 +187,8 @@ class Training:
     """Where to compute."""
     seed: int = 0
     """Of everything random."""
+    deterministic: bool = False
+    """Have a GPU compute the same bits each time, which is slower; a processor does so anyway."""
     select_on: Literal["validation", "test", "none"] = "validation"
     """Classes that choose the best checkpoint; none keeps the last. Results chosen on test are labelled so."""
     monitor: str = "map@r"
@@ -188,6 +199,9 @@ class Training:
     """Stop after so many validations without improvement."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    max_bad_batches: int = 10
+    """Steps that may be left out because their loss or a gradient is not finite, since the start or the last --resume;
+    with one more the training stops."""
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
     """Trackers that get the metrics too, besides metrics.jsonl."""
 
@@ -285,7 +299,39 @@ class Config:
                 "loss.orthogonality.form: classes compares all proxies with each other, and loss.shard_proxies divides "
                 "them among processes; use auto or dims"
             )
+        if self.encoder.freeze:
+            _check_frozen(self.encoder)
+        if self.initialisation.proxies == "simplex":
+            _check_simplex(self.loss)
         return self
+
+
+def _check_frozen(encoder: Encoder) -> None:
+    """With a frozen backbone, the projection must be there to be trained."""
+    if encoder.embedding_dim is None:
+        raise InputError(
+            "encoder.embedding_dim: null leaves out the projection, and with encoder.freeze there is nothing else to "
+            "train; give a number"
+        )
+    if encoder.freeze_epochs:
+        raise InputError(
+            f"encoder.freeze_epochs: {encoder.freeze_epochs:g}, but encoder.freeze keeps the backbone as it is in all "
+            "epochs; set one of them to 0 or false"
+        )
+
+
+def _check_simplex(loss: Loss) -> None:
+    """Proxies that stand still can neither be kept apart nor be divided."""
+    if loss.orthogonality.weight:
+        raise InputError(
+            "loss.orthogonality.weight: initialisation.proxies simplex keeps the proxies as they are, so there is "
+            "nothing to regularise; set it to 0"
+        )
+    if loss.shard_proxies:
+        raise InputError(
+            "loss.shard_proxies: initialisation.proxies simplex has at most encoder.embedding_dim + 1 proxies, all in "
+            "one place; set it to false"
+        )
 
 
 _FRACTIONS = (
@@ -324,6 +370,7 @@ _NOT_NEGATIVE = (
     "training.warmup_epochs",
     "training.clip_norm",
     "training.clip_value",
+    "training.max_bad_batches",
     "training.seed",
 )
 

@@ -21,13 +21,18 @@ from torch.utils.data import DataLoader
 
 from orthoproxy.data import EvaluationImages, Picture, evaluation_size, evaluation_transform
 from orthoproxy.data.transforms import Resize, Transform
+from orthoproxy.data.watch import watched, worker_options
 from orthoproxy.errors import InputError
+from orthoproxy.files import write_whole
 from orthoproxy.models import Encoder, read_tensors
 from orthoproxy.models.weights import cache_alone_without_network
+from orthoproxy.plain import plain_json
 from orthoproxy.processes import agreed, gather_rows, own_share, shares
 from orthoproxy.progress import Progress
 
 FORMAT_VERSION = 1
+LARGEST = 16_384  # embedding_dim, and pixels of resize; what a description says is believed before tensors can prove it
+LARGEST_IMAGE = 4096  # pixels of image_size; a backbone is tried out at it
 FILES = ("config.json", "model.safetensors", "classes.json", "README.md", "proxies.safetensors")
 HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
 Images = Sequence[str | Path | Image.Image | Picture] | Tensor
@@ -132,7 +137,7 @@ class Embedder(
         ----------
         images
             Files, PIL images of any mode, pictures such as `data.cached_images` returns, or a batch of pixels that is
-            already resized: RGB, uint8 or 0 to 1.
+            already resized: RGB, uint8 or 0 to 1; or their pooled features, N x F.
         batch_size
             Images that go through the encoder at once.
         workers
@@ -159,7 +164,7 @@ class Embedder(
 
     def embed_together(
         self,
-        images: Sequence[str | Path | Image.Image | Picture],
+        images: Images,
         batch_size: int = 128,
         workers: int = 0,
         what: str | None = None,
@@ -210,16 +215,17 @@ class Embedder(
         }
         if self.threshold is not None:
             description |= {"threshold": self.threshold, "false_match_rate": self.false_match_rate}
-        (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").unlink(missing_ok=True)  # written last, it says that the rest is whole
         classes = json.dumps(self.classes, indent=0, ensure_ascii=False)
-        (folder / "classes.json").write_text(classes + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(self.card if card is None else card, encoding="utf-8")
+        write_whole(folder / "classes.json", classes + "\n")
+        write_whole(folder / "README.md", self.card if card is None else card)
         tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
         _write_tensors(tensors, folder / "model.safetensors")
         (folder / "proxies.safetensors").unlink(missing_ok=True)
         if self.proxies is not None:
             proxies = self.proxies.detach().cpu().contiguous()
             _write_tensors({"proxies": proxies}, folder / "proxies.safetensors")
+        write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", with_proxies: bool = True) -> Embedder:
@@ -263,6 +269,7 @@ class Embedder(
                 f"{folder / 'config.json'}: format_version {version!r} is unknown; this orthoproxy reads version "
                 f"{FORMAT_VERSION}. Update orthoproxy, or export the model again"
             )
+        _check_description(description, folder / "config.json")
         try:
             encoder = Encoder(description["encoder"], description["embedding_dim"], description["image_size"])
             encoder.load_state_dict(read_tensors(folder / "model.safetensors", "model"))
@@ -270,8 +277,8 @@ class Embedder(
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder}: config.json and model.safetensors do not fit together: {reason}") from error
         has_proxies = with_proxies and (folder / "proxies.safetensors").is_file()
-        proxies = read_tensors(folder / "proxies.safetensors", "model")["proxies"] if has_proxies else None
-        embedder = cls(encoder, description.get("resize"), _read_json(folder / "classes.json"), proxies, device)
+        proxies = _read_proxies(folder / "proxies.safetensors") if has_proxies else None
+        embedder = cls(encoder, description.get("resize"), _read_classes(folder / "classes.json"), proxies, device)
         embedder.threshold, embedder.false_match_rate = _threshold_of(description, folder)
         card = folder / "README.md"
         embedder.card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
@@ -316,7 +323,7 @@ def batches_of(images: Images, transform: Transform, batch_size: int, workers: i
     Returns
     -------
     Iterable
-        Of pixels, b x 3 x H x W, as many at once as `batch_size` says and at last what is left.
+        Of pixels, b x 3 x H x W, or rows of features, as many at once as `batch_size` says and at last what is left.
 
     Raises
     ------
@@ -329,12 +336,13 @@ def batches_of(images: Images, transform: Transform, batch_size: int, workers: i
     [2, 2, 1]
     """
     if isinstance(images, Tensor):
-        if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        is_float = images.is_floating_point()
+        if not (images.ndim == 4 and (is_float or images.dtype == torch.uint8)) and not (images.ndim == 2 and is_float):
             given = f"{images.dtype} of shape {tuple(images.shape)}"
             raise InputError(f"images: {given}; a tensor must be B x 3 x H x W, uint8 or from 0 to 1")
         return images.split(batch_size) if len(images) else []
     if isinstance(images, Sequence) and not isinstance(images, str):
-        return DataLoader(EvaluationImages(images, transform), batch_size, num_workers=workers)
+        return watched(DataLoader(EvaluationImages(images, transform), batch_size, **worker_options(workers)))
     raise InputError(f"images: a {type(images).__name__}; give a list of paths or PIL images, or a tensor")
 
 
@@ -362,9 +370,7 @@ def write_threshold(folder: Path, threshold: float | None, false_match_rate: flo
     given = {"threshold": threshold, "false_match_rate": false_match_rate}
     kept = {name: value for name, value in description.items() if name not in given}
     text = json.dumps(kept if threshold is None else {**kept, **given}, indent=2) + "\n"
-    unfinished = path.with_name("config.json.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, text)
 
 
 def _is_of_the_hub(path: str | Path) -> bool:
@@ -386,6 +392,39 @@ def _from_hub(name: str, **options: Any) -> Path:
         ) from error
 
 
+def _check_description(description: dict[str, Any], path: Path) -> None:
+    """Refuse what no model has, before an encoder of that size is built."""
+
+    def whole(name: str, most: int) -> bool:
+        value = description.get(name)
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+    resize = description.get("resize")
+    sound = {
+        "encoder": isinstance(description.get("encoder"), str),
+        "embedding_dim": description.get("embedding_dim", 0) is None or whole("embedding_dim", LARGEST),
+        "image_size": whole("image_size", LARGEST_IMAGE),
+        "resize": resize in (None, "squash") or whole("resize", LARGEST),
+    }
+    for name, holds in sound.items():
+        if not holds:
+            raise InputError(f"{path}: {name} is {description.get(name)!r}, which no model has; export the model again")
+
+
+def _read_classes(path: Path) -> list[str]:
+    classes = _read_json(path)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path}: not a list of names; export the model again")
+    return classes
+
+
+def _read_proxies(path: Path) -> Tensor:
+    proxies = read_tensors(path, "model").get("proxies")
+    if proxies is None or proxies.ndim != 2 or not proxies.is_floating_point():
+        raise InputError(f"{path}: holds no proxies, one row a class; export the model again")
+    return proxies
+
+
 def _threshold_of(description: dict[str, Any], folder: Path) -> tuple[float | None, float | None]:
     values = [description.get(name) for name in ("threshold", "false_match_rate")]
     for name, value in zip(("threshold", "false_match_rate"), values, strict=True):
@@ -396,11 +435,11 @@ def _threshold_of(description: dict[str, Any], folder: Path) -> tuple[float | No
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    path.write_bytes(safetensors.torch.save(tensors))  # save_file tells a full disk in an exception of its own
+    write_whole(path, safetensors.torch.save(tensors))  # save_file tells a full disk in an exception of its own
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return plain_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from error

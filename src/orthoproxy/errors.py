@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input, and what the file system refuses turned into it."""
+"""The exception that stands for bad input, what the file system refuses turned into it, and the loss of a worker."""
 
 from __future__ import annotations
 
@@ -21,6 +21,20 @@ class InputError(ValueError):
     Traceback (most recent call last):
     ...
     orthoproxy.errors.InputError: data.root: no folder 'birds'; give an existing folder with one sub-folder a class
+    """
+
+
+class WorkerLost(RuntimeError):  # noqa: N818 -- what happened to the worker
+    """A process that reads images was killed; nothing of the input need be wrong.
+
+    The command line prints the message without a traceback and exits with code 1.
+
+    Examples
+    --------
+    >>> raise WorkerLost("a process that reads images was killed (SIGKILL)")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.WorkerLost: a process that reads images was killed (SIGKILL)
     """
 
 

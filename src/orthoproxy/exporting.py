@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from orthoproxy import builders
 from orthoproxy.card import license_of, model_card, no_match_words
-from orthoproxy.config import with_absolute_paths
-from orthoproxy.data import leave_out, only, rank_by_hash
+from orthoproxy.data import only, rank_by_hash
 from orthoproxy.embedder import Embedder, write_threshold
 from orthoproxy.errors import InputError
-from orthoproxy.evaluation import Evaluation, matching_of
-from orthoproxy.jobs import FALSE_MATCH_RATE
-from orthoproxy.run import Run, write_whole
+from orthoproxy.evaluation import Evaluation, Matching, matching_of
+from orthoproxy.files import write_whole
+from orthoproxy.judging import FALSE_MATCH_RATE, images_of
+from orthoproxy.run import Run
 from orthoproxy.search.export import Exported, export_onnx, exports_of
 
 CALIBRATION_IMAGES = 256
@@ -66,16 +63,11 @@ def export_run(
     ...
     orthoproxy.errors.InputError: export: nowhere is no run folder; its test images check what is exported
     """
-    runs = (Run(place) for place in (Path(folder), Path(folder).resolve().parent))
-    run = next((run for run in runs if run.exists), None)
-    if run is None:
-        raise InputError(f"export: {folder} is no run folder; its test images check what is exported")
+    run = _run_of(folder)
     model = Embedder.load(run.folder)
     beside = out.parent / "model"
-    is_own = beside.resolve() == (run.folder / "model").resolve()
-    if not is_own:
-        _require_free(beside, model)
-    table = _images_of(run, root, path)
+    _require_free(beside, model, run)
+    table = images_of(run, root, path)
     validation, training = only(table, "validation"), only(table, "train")["path"].tolist()
     scoring = builders.make_scoring(run.config.evaluation)
     license = license or license_of(model.card)
@@ -96,31 +88,43 @@ def export_run(
     if int8 and len(validation):  # the model folder is of the original, which has a threshold of its own
         embeddings = model.embed(validation["path"].tolist(), workers=workers)
         matching = matching_of(embeddings, validation, scoring)
-    threshold = matching.threshold(false_match_rate) if matching else None
     words = no_match_words(matching, false_match_rate) if matching else ""
     card = model_card(run.config, _scores_of(run), license, words, _table_of(beside.parent, model.identity))
-    if is_own:
-        write_threshold(beside, threshold, false_match_rate)
-        write_whole(beside / "README.md", card)
-    else:
-        model.threshold = threshold
-        model.false_match_rate = None if threshold is None else false_match_rate
-        model.save(beside, card)
+    _put_beside(beside, model, run, card, matching, false_match_rate)
     yield from _told(exported, false_match_rate)
     yield f"{beside}: the model and its card"
 
 
-def _images_of(run: Run, root: str | None, path: str | None) -> pd.DataFrame:
-    """The run's images with their splits, perhaps moved, without those that it left out."""
-    data = replace(run.config.data, root=root or run.config.data.root, path=path or run.config.data.path)
-    table = builders.split_table(with_absolute_paths(replace(run.config, data=data)))
-    unreadable = run.unreadable
-    return table if unreadable is None else leave_out(table, unreadable)
+def _run_of(folder: str | Path) -> Run:
+    """The run that a run folder or its model folder belongs to."""
+    runs = (Run(place) for place in (Path(folder), Path(folder).resolve().parent))
+    run = next((run for run in runs if run.exists), None)
+    if run is None:
+        raise InputError(f"export: {folder} is no run folder; its test images check what is exported")
+    return run
 
 
-def _require_free(folder: Path, model: Embedder) -> None:
+def _put_beside(
+    folder: Path, model: Embedder, run: Run, card: str, matching: Matching | None, false_match_rate: float
+) -> None:
+    """Write the model folder with its card and threshold; of the run's own, only these change."""
+    threshold = matching.threshold(false_match_rate) if matching else None
+    if _is_own(folder, run):
+        write_threshold(folder, threshold, false_match_rate)
+        write_whole(folder / "README.md", card)
+    else:
+        model.threshold = threshold
+        model.false_match_rate = None if threshold is None else false_match_rate
+        model.save(folder, card)
+
+
+def _is_own(folder: Path, run: Run) -> bool:
+    return folder.resolve() == (run.folder / "model").resolve()
+
+
+def _require_free(folder: Path, model: Embedder, run: Run) -> None:
     """Only the same model may lie where the model folder goes."""
-    if not folder.exists():
+    if _is_own(folder, run) or not folder.exists():
         return
     try:
         there = Embedder.load(folder, with_proxies=False).identity

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import os
 import socket
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +20,24 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from orthoproxy import builders
-from orthoproxy.builders import split_table
-from orthoproxy.card import license_of, model_card, no_match_words, untrained_card
+from orthoproxy.card import untrained_card
 from orthoproxy.config import Config, with_absolute_paths
-from orthoproxy.data import Picture, find_unreadable, leave_out, only
-from orthoproxy.embedder import Embedder, write_threshold
+from orthoproxy.data import find_unreadable, leave_out, only
+from orthoproxy.data.watch import stamps
+from orthoproxy.embedder import Embedder, Images
 from orthoproxy.errors import InputError
-from orthoproxy.evaluation import Evaluation, Matching, Scoring, matching_of, mean_scores, require_scorable, score
-from orthoproxy.losses import Objective
+from orthoproxy.evaluation import mean_scores, require_scorable
+from orthoproxy.failpoints import failpoint
+from orthoproxy.judging import judge, split_together
+from orthoproxy.losses import Objective, simplex_near
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.processes import (
     agreed,
+    alone_in,
     collect_rows,
     copy_from_main,
     from_main,
     gather_objects,
-    is_first_of_machine,
     is_main,
     meet,
     own_share,
@@ -45,12 +46,8 @@ from orthoproxy.processes import (
     rows_in_order,
     shares,
 )
-from orthoproxy.reports import RunResults, render_report
-from orthoproxy.run import Run, write_whole
+from orthoproxy.run import Run
 from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
-
-FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
-FALSE_MATCH_RATE = 0.01  # of queries whose class is not there, unless an export chose another
 
 
 @contextmanager
@@ -76,7 +73,7 @@ def suggesting_to_skip() -> Iterator[None]:
 
 
 @suggesting_to_skip()
-def train(config: Config, out: str | Path | None = None, resume: bool = False) -> Run:
+def train(config: Config, out: str | Path | None = None, resume: bool = False, judged: bool = True) -> Run:
     """Train, judge on unseen classes beside the untrained encoder, and write the run folder.
 
     Started by torchrun, its processes train together; each calls this, and the main one writes and prints.
@@ -89,18 +86,23 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
         The run folder; None for ``runs/`` and the name of the data.
     resume
         Go on from the folder's last checkpoint, if it has one; a finished run is returned as it is.
+    judged
+        False stops at the model: no test class is judged, and there are no scores and no report until `judging.judge`
+        writes them, or a call with `resume`.
 
     Returns
     -------
     Run
-        The folder, with model, scores and report.
+        The folder, with model and, if judged, scores and report.
 
     Raises
     ------
     InputError
         If something in the configuration or the data cannot be used, or `out` holds a run already.
     Interrupted
-        After Ctrl-C, with the run saved.
+        After Ctrl-C or SIGTERM, with the run saved.
+    WorkerLost
+        If a process that reads images was killed, with the run saved.
 
     Examples
     --------
@@ -126,12 +128,26 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     config = with_absolute_paths(config.check())
     run = Run(out or Path("runs") / config.data.name)
     run.check(config, resume)
-    if run.finished:
+    if run.finished or (run.trained and not judged):
         return run
     fabric = builders.make_fabric(config.training, run.folder)
     meet(fabric.device)
     fabric.launch()
-    table = _split_table(config)
+    with alone_in(run.folder), _deterministic(config.training.deterministic):
+        with agreed():
+            if is_main():
+                run.check(config, resume)  # again, as another job may have been here since
+        return _train(fabric, config, run, judged)
+
+
+def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
+    """Train where nobody else writes."""
+    if from_main(run.finished or (run.trained and not judged)):
+        return run
+    if from_main(run.trained):
+        judge(run, fabric.device)
+        return run
+    table = split_together(config)
     unreadable = _unreadable(run, config, table)
     with agreed():
         if unreadable is not None:
@@ -151,33 +167,41 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     optimizer = make_optimizer(
         encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
     )
+    optimizer.register_step_post_hook(lambda *_: failpoint("step"))
 
     # where it starts: where it was left, or from the data
-    checkpoints = Checkpoints(run.checkpoints, encoder, objective, optimizer)
-    if from_main(run.has_state):
+    frozen, position = config.encoder.freeze, None
+    checkpoints = Checkpoints(run.checkpoints, encoder.projection if frozen else encoder, objective, optimizer)
+    resumed = from_main(run.has_state)
+    if resumed:
+        if frozen:
+            _take_backbone(encoder, run)
         position = checkpoints.load("last")
         if is_main():
             run.drop_records_after(position.step)
     else:
-        position = None
         with agreed():
             if is_main():
                 load_weights(encoder, config.encoder.weights)
-                run.start(config, unreadable)
+                run.start(config, table, unreadable)
         _require_common(run)
         copy_from_main(encoder.state_dict().values())
-        with agreed():
-            kept = builders.keep_images(config, paths, evaluation=True)
-        _start(run, encoder, objective, kept, labels, classes)
+    untrained = Embedder(builders.make_untrained(encoder), config.data.resize, device=fabric.device)
+    with agreed():
+        views = builders.fixed_views(config, untrained, table["path"].tolist())
+        kept = views(paths)
+    if not resumed:
+        _start(run, encoder, objective, untrained, kept, labels, classes)
         if objective.sharded is None:
             copy_from_main(objective.state_dict().values())
         if process_index():  # drop-out and the like draw differently in each process
             seed_everything(config.training.seed + process_index(), verbose=False)
-    _warn_about_batchnorm(encoder)
+    if not frozen:
+        _warn_about_batchnorm(encoder)
 
     # the loop, and the choice of the checkpoint
-    loader, sampler = builders.make_loader(config, paths, labels)
-    chosen_on = only(table, config.training.select_on)
+    loader, sampler = builders.make_loader(config, paths, labels, kept if isinstance(kept, Tensor) else None)
+    chosen_on, before = only(table, config.training.select_on), stamps(paths)
     with _finalized(fabric.loggers):
         fit(
             fabric,
@@ -189,9 +213,10 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
             builders.make_plan(config.training, config.encoder.freeze_epochs, len(sampler)),
             checkpoints,
             log=lambda record: _log(run, fabric, record),
-            validate=(lambda: _validate(config, encoder, chosen_on)) if len(chosen_on) else None,
+            validate=(lambda: _validate(config, encoder, chosen_on, views)) if len(chosen_on) else None,
             position=position,
         )
+    _note_changes(paths, before)
     if from_main(checkpoints.path("best").is_file()):
         position = checkpoints.load("best", model_only=True)
         _say(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes")
@@ -201,123 +226,33 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False) -
     with agreed():
         if is_main():
             Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model")
-    judge(run, fabric.device)
+    if judged:
+        judge(run, fabric.device)
     return run
 
 
-def judge(run: Run, device: str | torch.device = "cpu") -> None:
-    """Score a trained run on its test classes, and write evaluation.json, the model card and the report.
-
-    Parameters
-    ----------
-    run
-        With a model.
-    device
-        Where to compute.
-
-    Raises
-    ------
-    InputError
-        If the run has no model yet, or its images cannot be read.
-
-    Examples
-    --------
-    >>> judge(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
-    """
-    results = results_of(run, device)
-    with agreed():  # the others wait, and can read the scores afterwards
-        if is_main():
-            _write_results(run, results)
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Have PyTorch take kernels that give the same bits each time, or refuse where there is none."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for then
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
 
 
-def _write_results(run: Run, results: RunResults) -> None:
-    config = run.config
-    if results.evaluation is not None:
-        labels = {"chosen_on": config.training.select_on, "notes": results.notes}
-        scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
-        write_whole(run.folder / "evaluation.json", scores + "\n")
-    _write_card(run, results)
-    write_whole(run.report, render_report(results))
-
-
-def _write_card(run: Run, results: RunResults) -> None:
-    """Write the model card and the threshold; the licence and the false-match rate stay as an export chose them."""
-    folder = run.folder / "model"
-    model = Embedder.load(folder, with_proxies=False)
-    rate = model.false_match_rate or FALSE_MATCH_RATE
-    threshold = results.matching and results.matching.threshold(rate)
-    words = no_match_words(results.matching, rate) if results.matching else ""
-    write_threshold(folder, threshold, rate)
-    card = model_card(run.config, results.evaluation, license_of(model.card), words)
-    write_whole(folder / "README.md", card)
-
-
-def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
-    """Embed a run's test images with its model and with the untrained encoder, and score both.
-
-    Parameters
-    ----------
-    run, device
-        As in `judge`.
-
-    Returns
-    -------
-    RunResults
-        All that the report shows; of several processes, the main one has the proxies.
-
-    Raises
-    ------
-    InputError
-        As from `judge`.
-
-    Examples
-    --------
-    >>> results_of(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.errors.InputError: no run in runs/nowhere: config.yaml is not there
-    """
-    start, config = time.monotonic(), run.config
-    model = Embedder.load(run.folder, device, with_proxies=is_main())
-    untrained = Embedder.load(run.folder / "untrained", device)
-    table, unreadable = _split_table(config), run.unreadable
-    if unreadable is not None:
-        table = leave_out(table, unreadable)
-    judged = only(table, "test")
-    paths, workers = judged["path"].tolist(), config.data.workers
-    ours = model.embed_together(paths, workers=workers, what="embed, trained")
-    theirs = untrained.embed_together(paths, workers=workers, what="embed, untrained")
-    scoring = replace(builders.make_scoring(config.evaluation), device=str(device), shared=True)
-    evaluation = score(ours, theirs, judged, scoring, start) if len(judged) else None
-    matching = _matching(model, only(table, "validation"), scoring, workers)
-    return RunResults(
-        name=run.folder.name,
-        evaluation=evaluation,
-        table=judged,
-        trained=ours,
-        untrained=theirs,
-        log=run.records(),
-        proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
-        classes=model.classes,
-        config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
-        machine=config.environment,
-        notes=_notes(
-            config,
-            held_out=len(set(only(table, "validation")["label"])),
-            unreadable=0 if unreadable is None else len(unreadable),
-            evaluation=evaluation,
-        ),
-        matching=matching,
-    )
-
-
-def _matching(model: Embedder, table: pd.DataFrame, scoring: Scoring, workers: int) -> Matching | None:
-    """Compare the images of the validation classes, if there are any, in the main process."""
-    embeddings = model.embed_together(table["path"].tolist(), workers=workers, what="embed, validation")
-    return matching_of(embeddings, table, scoring) if is_main() and len(table) else None
+def _note_changes(paths: list[str], before: list[tuple[int, int]]) -> None:
+    """Say which images are not those any more that the training began with; it has perhaps seen both."""
+    changed = [path for path, old, new in zip(paths, before, stamps(paths), strict=True) if old != new]
+    if changed:
+        _say(f"note: images that changed or went away during the training: {len(changed)}, for example {changed[0]}")
 
 
 def _unreadable(run: Run, config: Config, table: pd.DataFrame) -> pd.DataFrame | None:
@@ -336,16 +271,6 @@ def _find_unreadable(config: Config, table: pd.DataFrame) -> pd.DataFrame:
     with agreed():
         found = find_unreadable(table.iloc[own_share(shares(len(table)))], config.data.workers)
     return pd.concat(gather_objects(found), ignore_index=True)
-
-
-def _split_table(config: Config) -> pd.DataFrame:
-    """Read the table; of the processes of a machine one comes first, as icons are rendered on the way."""
-    table = None
-    with agreed():
-        if is_first_of_machine():
-            table = split_table(config)
-    with agreed():
-        return split_table(config) if table is None else table
 
 
 def _say(line: str) -> None:
@@ -385,17 +310,17 @@ def _start(
     run: Run,
     encoder: Encoder,
     objective: Objective,
-    images: Sequence[str | Picture],
+    untrained: Embedder,
+    images: Images,
     labels: list[int],
     classes: list[str],
 ) -> None:
     """Keep the untrained encoder, and set projection and proxies from the training images.
 
-    What another run brought along (``run:`` weights) stays.
+    What another run brought along (``run:`` weights) stays, unless a simplex is wanted.
     """
     config, device = run.config, encoder.mean.device
     options, workers, weights = config.initialisation, config.data.workers, config.encoder.weights
-    untrained = Embedder(builders.make_untrained(encoder), config.data.resize, device=device)
     with agreed():
         if is_main():
             untrained.save(run.folder / "untrained", untrained_card(config))
@@ -406,7 +331,7 @@ def _start(
             weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
         encoder.projection.weight.data.copy_(weight)
         copy_from_main([encoder.projection.weight])
-    if options.proxies == "class_means" and objective.class_vectors() is not None:
+    if options.proxies != "random" and objective.class_vectors() is not None:
         embedder = Embedder(encoder, config.data.resize, device=device)
         if objective.sharded is not None:
             classes = classes[objective.sharded.classes.start : objective.sharded.classes.stop]
@@ -414,12 +339,14 @@ def _start(
         else:
             embeddings = embedder.embed_together(images, workers=workers, what="class means")
             means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
-        objective.set_class_vectors(_with_known_proxies(weights, means, classes) if continued else means)
+        if options.proxies == "simplex":
+            means = simplex_near(means)
+        elif continued:
+            means = _with_known_proxies(weights, means, classes)
+        objective.set_class_vectors(means)
 
 
-def _own_class_means(
-    embedder: Embedder, images: Sequence[str | Picture], labels: list[int], classes: range, workers: int
-) -> Tensor:
+def _own_class_means(embedder: Embedder, images: Images, labels: list[int], classes: range, workers: int) -> Tensor:
     """The means of the classes that this process keeps; no process holds all embeddings."""
     sizes = shares(len(images), unit=128)
     with agreed():
@@ -469,10 +396,19 @@ def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tens
     return means
 
 
-def _validate(config: Config, encoder: Encoder, table: pd.DataFrame) -> dict[str, float]:
+def _take_backbone(encoder: Encoder, run: Run) -> None:
+    """Take the backbone from the run's untrained encoder; checkpoints do not hold what is not trained."""
+    with agreed():
+        untrained = Embedder.load(run.folder / "untrained")
+        encoder.backbone.load_state_dict(untrained.encoder.backbone.state_dict())
+
+
+def _validate(
+    config: Config, encoder: Encoder, table: pd.DataFrame, views: Callable[[list[str]], Images]
+) -> dict[str, float]:
     embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
-    images = builders.keep_images(config, table["path"].tolist(), evaluation=True)
-    embeddings = embedder.embed_together(images, workers=config.data.workers)
+    embeddings = embedder.embed_together(views(table["path"].tolist()), workers=config.data.workers)
+    failpoint("validation")
     device = str(encoder.mean.device)
     scoring = replace(builders.make_scoring(config.evaluation), nmi=False, device=device, shared=True)
     return from_main(mean_scores(embeddings, table, scoring))  # to the last bit, or the processes would part ways
@@ -493,22 +429,3 @@ def _finalized(trackers: Sequence[Logger]) -> Iterator[None]:
     finally:
         for tracker in trackers:
             tracker.finalize(status)
-
-
-def _notes(config: Config, held_out: int, unreadable: int, evaluation: Evaluation | None) -> list[str]:
-    """Say what a reader of the scores must know, from the numbers of validation classes and of images left out."""
-    notes = []
-    if unreadable:
-        images = "1 unreadable image was" if unreadable == 1 else f"{unreadable} unreadable images were"
-        notes.append(f"{images} left out; skipped.csv lists {'it' if unreadable == 1 else 'them'}.")
-    if config.training.select_on == "test":
-        notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
-    elif config.training.select_on == "none" or held_out == 0:
-        notes.append("The last checkpoint was kept; none was chosen on held-out classes.")
-    elif held_out < FEW_CLASSES:
-        notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
-    difference = evaluation.difference if evaluation else None
-    worse = [metric for metric, change in (difference or {}).items() if change.high < 0]
-    if worse:
-        notes.append(f"Training made retrieval worse than the untrained encoder's in {', '.join(worse)}.")
-    return notes

@@ -7,15 +7,26 @@ import difflib
 import itertools
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from orthoproxy.config import Config, Data, Evaluation, Training, flat, to_dict
 from orthoproxy.errors import InputError
+from orthoproxy.files import write_whole
+from orthoproxy.plain import plain_yaml
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# the parser imports whatever class a value names, before it finds that none belongs there; here none ever does
+set_parsing_settings(
+    docstring_parse_attribute_docstrings=True, import_path_denylist=["*"], instantiate_subclass_spec_in_any=False
+)
+
+NAMES_CODE = ("class_path", "init_args", "dict_kwargs")  # keys by which the parser would be told of a class
+GROUPS = frozenset(  # data, data.augmentation, encoder ...
+    name[: dot.start()] for name in flat(Config()) for dot in re.finditer(r"\.", name)
+)
+OUTSIDE = "Let the CSV file list images outside its root; for lists that you trust."
 
 
 def options_parser(verb: str = "", description: str = "") -> ArgumentParser:
@@ -75,6 +86,7 @@ def judgement_parser(defaults: Config) -> ArgumentParser:
     parser.add_argument("--data.name", type=get_type_hints(Data)["name"] | None, help="Another source of images.")
     parser.add_argument("--data.root", type=str | None, help="Its folder; alone, where the run's own images are now.")
     parser.add_argument("--data.path", type=str | None, help="Its CSV file; alone, where the run's own is now.")
+    parser.add_argument("--data.outside_root", type=bool, default=False, help=OUTSIDE)
     parser.add_argument("--data.workers", type=int, default=defaults.data.workers, help="Processes that read images.")
     parser.add_argument(
         "--data.on_error",
@@ -111,6 +123,7 @@ def data_parser() -> ArgumentParser:
     parser.add_argument("--data.name", type=get_type_hints(Data)["name"], required=True, help="The source of images.")
     parser.add_argument("--data.root", type=str | None, help="Its folder; for download, where to put it.")
     parser.add_argument("--data.path", type=str | None, help="Its CSV file, for data.name csv.")
+    parser.add_argument("--data.outside_root", type=bool, default=False, help=OUTSIDE)
     parser.add_argument("--data.workers", type=int, default=Data.workers, help="Processes that read images.")
     parser.add_argument("--json", help="Also write what is found to this file.")
     parser.add_argument("--no-open", action="store_true", help="Go by lists and names of files; open no image.")
@@ -139,6 +152,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     ...
     orthoproxy.errors.InputError: unrecognized arguments: --training.epoch 3; did you mean training.epochs?
     """
+    _require_plain(arguments)
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except UnicodeDecodeError as error:
@@ -156,8 +170,41 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 
 def _recipes(arguments: list[str]) -> str:
     """Return the recipes among the arguments, which a parser's message does not name."""
-    words = [part for argument in arguments for part in re.split("(?<=^--config)=", argument)]
-    return ", ".join(value for word, value in itertools.pairwise(words) if word == "--config")
+    return ", ".join(value for name, value in _options(arguments) if name == "config")
+
+
+def _options(arguments: list[str]) -> list[tuple[str, str]]:
+    """Return name and value of each option, whether with ``=`` or a blank between them."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return [(word[2:], value) for word, value in itertools.pairwise(words) if word.startswith("--")]
+
+
+def _require_plain(arguments: list[str]) -> None:
+    """Look at recipes, and at values given as mappings or lists, before the parser does: no value may name code."""
+    for name, value in _options(arguments):
+        try:
+            if name == "config" and Path(value).is_file():
+                _require_values("", plain_yaml(Path(value).read_text(encoding="utf-8")), f"{value}: ")
+            elif name in GROUPS or (name.partition(".")[0] in GROUPS and re.match(r"\s*[\[{]", value)):
+                _require_values(name, plain_yaml(value), "")
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # which the parser tells
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{value if name == 'config' else name}: {error}; a recipe holds values only") from error
+
+
+def _require_values(name: str, value: Any, where: str) -> None:
+    if name in GROUPS and value is not None and not isinstance(value, dict):
+        raise InputError(f"{where}{name}: {value!r}; give keys and values, as in 'training: {{epochs: 3}}'")
+    if name == "config":
+        raise InputError(f"{where}config: a recipe cannot name another; give both, as in --config A --config B")
+    if name.rpartition(".")[2] in NAMES_CODE:
+        raise InputError(f"{where}{name}: a recipe holds values only and cannot name code; leave it out")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _require_values(f"{name}.{key}" if name else str(key), part, where)
 
 
 def _remedy(message: str) -> str:
@@ -239,4 +286,4 @@ def write_config(config: Config, path: Path) -> None:
     >>> read_config(path) == Config()
     True
     """
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))

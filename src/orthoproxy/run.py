@@ -15,9 +15,13 @@ import pandas as pd
 
 from orthoproxy.config import Config, flat
 from orthoproxy.embedder import Embedder
-from orthoproxy.environment import environment
+from orthoproxy.environment import DATA, environment, fingerprint
 from orthoproxy.errors import InputError
+from orthoproxy.failpoints import failpoint
+from orthoproxy.files import flush, flush_half, write_whole
+from orthoproxy.plain import plain_json
 from orthoproxy.recipes import read_config, write_config
+from orthoproxy.training import has_checkpoint
 
 # options that do not change what a run computes
 WITHOUT_EFFECT = {"data.workers", "evaluation.memory_mb"}
@@ -54,7 +58,12 @@ class Run:
     @property
     def has_state(self) -> bool:
         """Whether there is anything to go on from, or to lose."""
-        return self.exists and (self.finished or (self.checkpoints / "last.ckpt").is_file())
+        return self.exists and (self.finished or self.trained or has_checkpoint(self.checkpoints))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model is there, whole."""
+        return (self.folder / "model" / "config.json").is_file()
 
     @property
     def finished(self) -> bool:
@@ -84,7 +93,7 @@ class Run:
         """The scores on the test classes, as evaluation.json holds them; None where there were no test classes."""
         path = self.folder / "evaluation.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return plain_json(path.read_text(encoding="utf-8")) if path.is_file() else None
         except ValueError as error:
             raise InputError(f"{path}: damaged; write it anew with: orthoproxy report {self.folder}") from error
 
@@ -136,13 +145,15 @@ class Run:
             except InputError as error:
                 raise InputError(f"{error}\n--out: {self.folder} is of something else; give another folder") from error
 
-    def start(self, config: Config, unreadable: pd.DataFrame | None = None) -> None:
+    def start(self, config: Config, images: pd.DataFrame, unreadable: pd.DataFrame | None = None) -> None:
         """Make the folder, with the configuration, versions and machine; what a failed start left is removed.
 
         Parameters
         ----------
         config
             Of the run.
+        images
+            All that it uses.
         unreadable
             The images that it leaves out; None with data.on_error raise.
         """
@@ -150,16 +161,19 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
         self.skipped.unlink(missing_ok=True)
-        unfinished = self.folder / "config.yaml.tmp"
-        write_config(replace(config, environment=environment()), unfinished)
-        unfinished.replace(self.folder / "config.yaml")
+        told = {**environment(), DATA: fingerprint(images)}
+        write_config(replace(config, environment=told), self.folder / "config.yaml")
         if unreadable is not None:
             write_whole(self.skipped, unreadable.to_csv(index=False))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append a record to metrics.jsonl, and wait until the disk has it: a checkpoint may count on it."""
+        line = json.dumps(record).encode() + b"\n"
+        with self.metrics.open("ab") as file:
+            failpoint("metrics.jsonl half", lambda: flush_half(file, line))
+            file.write(line)
+            flush(file)
+        failpoint("metrics.jsonl line")
 
     def records(self) -> pd.DataFrame:
         """Return metrics.jsonl as a table, one row a record."""
@@ -174,35 +188,4 @@ class Run:
         text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
         for line in text.split("\n")[:-1]:
             with suppress(ValueError):
-                yield f"{line}\n", json.loads(line)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under another name and rename it: where it fails, what was there before still is.
-
-    Parameters
-    ----------
-    path
-        The file.
-    text
-        What it is to hold.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "scores.json"
-    >>> write_whole(path, "{}")
-    >>> path.read_text()
-    '{}'
-    """
-    if path.exists() and not path.is_file():  # a terminal or a pipe
-        path.write_text(text, encoding="utf-8")
-        return
-    path = path.resolve()  # where a link leads
-    unfinished = path.with_name(f"{path.name}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+                yield f"{line}\n", plain_json(line)

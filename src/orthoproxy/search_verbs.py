@@ -18,7 +18,7 @@ from orthoproxy.config import Config, Data, Training, with_absolute_paths
 from orthoproxy.data import Collection, make_collection, only, read_collection
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError, refusals_of_the_disk
-from orthoproxy.jobs import FALSE_MATCH_RATE
+from orthoproxy.judging import FALSE_MATCH_RATE
 from orthoproxy.processes import agreed, is_first_of_machine, is_main, meet, process_count
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
@@ -27,7 +27,8 @@ from orthoproxy.search.embed import META, UNREADABLE, embed_collection, embeddin
 from orthoproxy.search.onnx import OnnxEmbedder
 
 if TYPE_CHECKING:
-    from orthoproxy.search.catalog import Hit
+    from orthoproxy.search.catalog import Catalog, Hit
+    from orthoproxy.search.index import Changes
 
 T = TypeVar("T")
 CATALOG = "A folder; or http://host:19530 or http://host:19530/NAME, a Milvus server (MILVUS_TOKEN holds its token)."
@@ -124,7 +125,9 @@ def read_images(options: Namespace) -> Collection:
         if options.split or source.path:
             raise InputError(f"{'--split' if options.split else '--data.path'}: goes with --data.name")
         return read_collection(Path(options.images), root)
-    data = with_absolute_paths(Config(data=Data(source.name, source.root, source.path)).check()).data
+    # what is outside the root is refused below, for all sources alike
+    data = Data(source.name, source.root, source.path, outside_root=True)
+    data = with_absolute_paths(Config(data=data).check()).data
     table = builders.read_table(data)
     if data.name == "csv" and root is None:
         root = Path(data.path or "").parent
@@ -200,21 +203,9 @@ def _index(options: Namespace) -> None:
     start = time.monotonic()
     folder = Path(options.images) if options.images and (Path(options.images) / META).is_file() else None
     model = _load(options.model, options) if options.model else None
-    if folder is not None:
-        about = embedding_meta(folder)
-        images, place, root = None, options.model or about["model_path"], about["root"]
-        dim, identity = about["dim"], about["model"]
-    else:
-        images = read_images(options)
-        if model is None and not Catalog.exists(options.catalog):
-            raise InputError("--model: missing; say what embeds, for example --model runs/icons")
-        place, root = options.model, images.root
-        dim, identity = (model.embedding_dim, model.identity) if model else (0, "")
-    if Catalog.exists(options.catalog):
-        catalog = Catalog.open(options.catalog)
-    else:
-        catalog = Catalog.create(options.catalog, dim, identity, _absolute(place), options.root or root)
-    with catalog:
+    images = read_images(options) if folder is None else None
+    there = Catalog.exists(options.catalog)
+    with Catalog.open(options.catalog) if there else _new_catalog(options, model, images, folder) as catalog:
         if options.root and Path(options.root).absolute() != Path(catalog.root):
             raise InputError(f"--root: paths of {options.catalog} start from {catalog.root}; that cannot be changed")
         if model is not None:
@@ -228,18 +219,40 @@ def _index(options: Namespace) -> None:
         taken = index.prune(catalog, changes.ids) if options.prune else 0
         recall = index.fit_index(catalog)
         count = len(catalog)
-    seconds, written = time.monotonic() - start, changes.added + changes.replaced
-    parts = [f"{changes.added} added", f"{changes.replaced} replaced", f"{changes.unchanged} unchanged"]
-    parts += [f"{taken} taken out"] if options.prune else []
-    print(f"{options.catalog}: {count} images: {', '.join(parts)}")
-    if written:
-        print(f"in {duration(seconds)}, {written / max(seconds, 1e-9):.0f} images/s")
+    _tell(options, changes, count, taken, time.monotonic() - start)
     if recall is not None:
         print(f"index HNSW: recall@10 {recall:.3f} against the exact search")
     if changes.unreadable:
         print(f"note: unreadable images left out: {len(changes.unreadable)}")
         for path, reason in changes.unreadable:
             print(f"  {path}: {reason}")
+
+
+def _new_catalog(
+    options: Namespace, model: Embedder | OnnxEmbedder | None, images: Collection | None, folder: Path | None
+) -> Catalog:
+    """Make a catalog, for the model given or for the one that made the embeddings in a folder."""
+    from orthoproxy.search.catalog import Catalog
+
+    if images is None:
+        assert folder is not None
+        about = embedding_meta(folder)
+        place, root = options.model or about["model_path"], about["root"]
+        dim, identity = about["dim"], about["model"]
+    elif model is None:
+        raise InputError("--model: missing; say what embeds, for example --model runs/icons")
+    else:
+        place, root, dim, identity = options.model, images.root, model.embedding_dim, model.identity
+    return Catalog.create(options.catalog, dim, identity, _absolute(place), options.root or root)
+
+
+def _tell(options: Namespace, changes: Changes, count: int, taken: int, seconds: float) -> None:
+    """Say what became of the images, and how fast."""
+    parts = [f"{changes.added} added", f"{changes.replaced} replaced", f"{changes.unchanged} unchanged"]
+    parts += [f"{taken} taken out"] if options.prune else []
+    print(f"{options.catalog}: {count} images: {', '.join(parts)}")
+    if written := changes.added + changes.replaced:
+        print(f"in {duration(seconds)}, {written / max(seconds, 1e-9):.0f} images/s")
 
 
 def _tend(options: Namespace) -> None:

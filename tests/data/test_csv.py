@@ -24,14 +24,14 @@ def test_all_columns_are_read_in_the_order_of_the_file(end: str, encoding: str, 
         "Möwe,1,b.png,query,north,test,",
         '"gull, herring",2,"sub/a, ""1"".png",,,train,',
         "",
-        "007,3,/abs/c.png,gallery,NA,test,",
+        f"007,3,{tmp_path}/abs/c.png,gallery,NA,test,",
         "null,4,d.png,both,None,,",
     ]
     table = csv_table(write(tmp_path, end.join(lines) + end, encoding))
     assert table.to_numpy().tolist() == [
         [str(tmp_path / "b.png"), "Möwe", "test", "query", "north"],
         [str(tmp_path / 'sub/a, "1".png'), "gull, herring", "train", "both", ""],
-        ["/abs/c.png", "007", "test", "gallery", "NA"],
+        [str(tmp_path / "abs/c.png"), "007", "test", "gallery", "NA"],
         [str(tmp_path / "d.png"), "null", "", "both", "None"],
     ]
 
@@ -42,8 +42,8 @@ def test_two_columns_are_enough(tmp_path: Path) -> None:
 
 
 def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "path,label\nx/a.png,cat\n/abs/b.png,cat\n")
-    assert csv_table(path, root=Path("/data")).path.tolist() == ["/data/x/a.png", "/abs/b.png"]
+    path = write(tmp_path, "path,label\nx/a.png,cat\n")
+    assert csv_table(path, root=Path("/data")).path.tolist() == ["/data/x/a.png"]
     monkeypatch.chdir(tmp_path)
     assert csv_table(Path("list.csv"), root=Path("images")).path[0] == str(tmp_path / "images/x/a.png")
     assert csv_table(Path("list.csv")).path[0] == str(tmp_path / "x/a.png")
@@ -70,6 +70,41 @@ def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: p
 def test_what_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         csv_table(write(tmp_path, text))
+
+
+OUTSIDE = ["/etc/passwd", "../a.png", "x/../../a.png", "x/..", "/data/../a.png", "/database/a.png"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_paths_stay_inside_the_root(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"path,label\na.png,cat\n{name},cat\n")
+    with pytest.raises(InputError, match=r"row 2 of .* is not in /data\n.* data\.outside_root true") as caught:
+        csv_table(path, root=Path("/data"))
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_paths_of_a_trusted_list_may_lead_anywhere(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"path,label\n{name},cat\n")
+    assert csv_table(path, root=Path("/data"), outside_root=True).path.tolist() == [str(Path("/data") / name)]
+
+
+def test_what_was_checked_is_what_is_read(tmp_path: Path) -> None:
+    """Through a link, ``..`` would be another folder than its name says."""
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    path = write(tmp_path, "path,label\nlink/../a.png,cat\nlink/b.png,cat\n")
+    found = csv_table(path, root=tmp_path / "root").path.tolist()
+    assert found == [str(tmp_path / "root" / "a.png"), str(tmp_path / "root" / "link" / "b.png")]
+
+
+def test_a_root_that_is_a_link_has_two_names(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    names = [f"{tmp_path}/{folder}/a.png" for folder in ("real", "root")]
+    path = write(tmp_path, "path,label\n" + "".join(f"{name},cat\n" for name in names))
+    assert csv_table(path, root=tmp_path / "root").path.tolist() == names
 
 
 @pytest.mark.parametrize("text", ["path,label\na.png,cat,x\nb.png,dog,y\n", "path,label\na.png,cat\nb.png,dog,y\n"])

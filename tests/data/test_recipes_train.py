@@ -17,7 +17,7 @@ import yaml
 from stand_ins import write_cars_in_one_folder, write_cub, write_inshop, write_pictures, write_sop
 
 import orthoproxy
-from orthoproxy import jobs
+from orthoproxy import judging
 from orthoproxy.data import icons
 from orthoproxy.recipes import read_config
 
@@ -52,7 +52,11 @@ def options(recipe: Path) -> list[dict[str, str]]:
 
 
 COMMANDS = [
-    pytest.param(recipe, command, id=Path(command["out"]).name) for recipe in RECIPES for command in options(recipe)
+    pytest.param(
+        recipe, command, id=Path(command["out"]).name, marks=[pytest.mark.slow] * ("encoder.embedding_dim" in command)
+    )
+    for recipe in RECIPES
+    for command in options(recipe)
 ]
 
 
@@ -112,7 +116,7 @@ def test_the_command_of_a_recipe_trains(
     config = read_config(recipe)
     if config.encoder.weights == "hub":
         overrides = overrides | {"encoder.weights": str(deit_file), "encoder.image_size": "32"}
-    monkeypatch.setattr(jobs, "render_report", lambda results: "")  # takes seconds and has tests of its own
+    monkeypatch.setattr(judging, "render_report", lambda results: "")  # takes seconds and has tests of its own
     run = train_one_step(recipe, command, overrides)
     assert run.scores["chosen_on"] == config.training.select_on
     assert any("chosen" in note for note in run.scores["notes"]) == (config.training.select_on == "none")
@@ -128,6 +132,7 @@ def test_the_benchmarks_are_trained_at_both_published_widths() -> None:
         assert wide["encoder.embedding_dim"] == "384"
 
 
+@pytest.mark.slow
 def test_a_deit_trains_at_the_size_of_the_recipe_and_is_reported(folder: Path, deit_file: Path) -> None:
     write_sop(folder, (8, 4), (4, 2), range(1, 7))
     recipe = RECIPES[0].with_name("sop.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,19 @@ import pandas as pd
 import pytest
 from brute_force import metrics_of
 
+from many import in_processes
 from orthoproxy.data import folder_table, make_table
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
-from orthoproxy.evaluation import Scoring, class_draws, collection_of, evaluate, resampled_means, score
+from orthoproxy.evaluation import (
+    Scoring,
+    class_draws,
+    collection_of,
+    evaluate,
+    require_scorable,
+    resampled_means,
+    score,
+)
 from orthoproxy.models import Encoder
 
 NUMBERS = {"queries", "classes", "without_positive", "seconds"}
@@ -152,6 +162,43 @@ def test_where_no_query_has_a_positive_there_is_nothing_to_score(table: pd.DataF
         match=r"no query has (another image of its class in the gallery|an image of its class in another group)",
     ):
         score(np.eye(len(table)), None, table, Scoring())
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        make_table(["1", "2"], ["a", "a"], role=["query", "gallery"]),
+        make_table(["1", "2", "3"], ["b", "a", "a"]),
+        make_table(["1", "2", "3"], ["a", "a", "a"], group=["x", "x", "y"]),
+        make_table(["1", "2"], ["a", "a"], group=["x", ""]),
+    ],
+)
+def test_one_query_with_a_positive_can_be_scored_and_labels_alone_tell(table: pd.DataFrame) -> None:
+    require_scorable(table, Scoring(), "these")
+    assert score(np.eye(len(table)), None, table, Scoring(draws=2)).queries >= 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_embeddings_of_other_images_than_the_table_has_are_refused() -> None:
+    table = make_table(["1", "2"], ["a", "a"])
+    for trained, untrained in ((np.eye(3), None), (np.eye(2), np.eye(3))):
+        with pytest.raises(ValueError, match="one row an image is needed, and the table has 2 images"):
+            score(trained, untrained, table, Scoring())
+
+
+def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
+    """In two processes, and in four of which one has no query."""
+    table = random_table(0)
+    few = make_table(["1", "2", "3"], ["a", "a", "a"])
+    for count, some in ((2, table), (4, few)):
+        x, scoring = random_embeddings(some, 1), Scoring(recall_at=(1, 3), draws=20)
+        expected = score(x, None, some, scoring).trained
+        assert score(x, None, some, replace(scoring, shared=True)).trained == expected
+        assert in_processes(count, _shared_scores, x, some, scoring) == [expected] * count
+
+
+def _shared_scores(x: np.ndarray, table: pd.DataFrame, scoring: Scoring) -> dict:
+    return score(x, None, table, replace(scoring, shared=True)).trained
 
 
 def test_nmi_is_one_for_separate_classes_and_its_interval_is_a_bootstrap() -> None:

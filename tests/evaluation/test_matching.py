@@ -130,4 +130,5 @@ def test_without_two_classes_or_two_images_of_one_there_is_nothing_to_match() ->
     paths = ["1.png", "2.png", "3.png"]
     assert matching_of(np.eye(3), make_table(paths, ["a", "a", "a"]), Scoring()) is None
     assert matching_of(np.eye(3), make_table(paths, ["a", "b", "c"]), Scoring()) is None
+    assert matching_of(np.eye(3), make_table(paths, ["a", "a", "b"], role="query"), Scoring()) is None
     assert matching_of(np.empty((0, 3)), make_table(["1.png"], ["a"]).iloc[:0], Scoring()) is None

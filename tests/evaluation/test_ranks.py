@@ -51,6 +51,20 @@ def test_similarities_that_single_precision_cannot_tell_apart(spread: float, ima
     assert fast(collection) == plainly(collection)
 
 
+@pytest.mark.parametrize("images_a_class", [2, 30], ids=["many close", "many positives"])
+def test_where_too_many_would_be_compared_again_a_block_goes_the_plain_way(
+    monkeypatch: pytest.MonkeyPatch, images_a_class: int
+) -> None:
+    generator = np.random.default_rng(0)
+    everyone = np.arange(60)
+    x = generator.standard_normal((10, 16))[everyone // 6] + 1e-8 * generator.standard_normal((60, 16))
+    collection = Collection(x, everyone // images_a_class, everyone, everyone)
+    expected, blocks = plainly(collection), []
+    monkeypatch.setattr(module, "MOST_PAIRS", 2)
+    monkeypatch.setattr(module, "positive_ranks", lambda block: blocks.append(block) or positive_ranks(block))
+    assert fast(collection) == expected and blocks
+
+
 def test_few_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four million pairs, the positives and some hundred others."""
     compared = []

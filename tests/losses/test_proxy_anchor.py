@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -181,3 +182,12 @@ def test_wrong_shapes_are_refused() -> None:
         proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0]), torch.eye(3))
     with pytest.raises(Exception, match="proxies"):
         proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0, 1]), torch.eye(4))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_and_labels_that_do_not_go_together_are_refused_with_their_numbers() -> None:
+    for images, labels in ((2, [0]), (0, []), (2, [[0], [1]])):
+        found = torch.tensor(labels, dtype=torch.long)
+        message = f"^labels: {re.escape(str(tuple(found.shape)))} for {images} embeddings; give one label each$"
+        with pytest.raises(ValueError, match=message):
+            proxy_anchor_loss(torch.ones(images, 3), found, torch.eye(3))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytorch_metric_learning import distances, miners
 from pytorch_metric_learning import losses as peers
-from pytorch_metric_learning import miners
 
 from orthoproxy.errors import InputError
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality, loss_names, make_loss, make_miner
@@ -78,6 +78,13 @@ def test_nothing_but_a_loss_can_be_named(name: str) -> None:
         make_loss(name, C, D)
 
 
+def test_a_loss_that_cannot_be_divided_says_which_can() -> None:
+    with pytest.raises(
+        InputError, match=r"^loss\.shard_proxies: ArcFaceLoss cannot.* only proxy_anchor can; set it to f"
+    ):
+        make_loss("ArcFaceLoss", C, D, sharded=True)
+
+
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
@@ -86,7 +93,6 @@ def test_nothing_but_a_loss_can_be_named(name: str) -> None:
         ("proxy_anchor", {"num_classes": 5}, "num_classes of proxy_anchor follows from the data"),
         ("ArcFaceLoss", {"embedding_size": 5}, "embedding_size of ArcFaceLoss follows from the data"),
         ("P2SGradLoss", {"descriptors_dim": 5}, "descriptors_dim of P2SGradLoss follows from the data"),
-        ("ArcFaceLoss", {"distance": "LpDistance"}, "distance of ArcFaceLoss takes or weighs a Python object"),
         ("TripletMarginLoss", {"reducer": 1}, "reducer of TripletMarginLoss takes or weighs a Python object"),
         ("NPairsLoss", {"self": 1}, "NPairsLoss has no 'self'; it takes"),
         ("NPairsLoss", {"kwargs": 1}, "NPairsLoss has no 'kwargs'"),
@@ -98,6 +104,39 @@ def test_nothing_but_a_loss_can_be_named(name: str) -> None:
 def test_an_argument_that_cannot_be_used_is_refused_by_name(name: str, args: dict, message: str) -> None:
     with pytest.raises(InputError, match=r"^loss\.args: (?s:.*)" + message):
         make_loss(name, C, D, args)
+
+
+@pytest.mark.parametrize(
+    ("name", "distance", "message"),
+    [
+        ("TripletMarginLoss", "LpDistance", r"\.distance: must be a name and settings, .*not 'LpDistance'"),
+        ("TripletMarginLoss", {"power": 2}, r"\.distance: must be a name and settings"),
+        ("TripletMarginLoss", {"name": "L2"}, r"\.distance\.name: unknown 'L2'.*LpDistance"),
+        (
+            "TripletMarginLoss",
+            {"name": "BatchedDistance"},
+            r"\.distance\.name: BatchedDistance cannot be used: it wraps",
+        ),
+        ("TripletMarginLoss", {"name": "LpDistance", "pow": 2}, r"\.distance: LpDistance has no 'pow'.*mean power"),
+        ("ArcFaceLoss", {"name": "LpDistance"}, r": ArcFaceLoss refuses .*"),
+    ],
+)
+def test_a_distance_that_cannot_be_used_is_refused_by_name(name: str, distance: object, message: str) -> None:
+    with pytest.raises(InputError, match=r"^loss\.args" + message):
+        make_loss(name, C, D, {"distance": distance})
+    if name != "ArcFaceLoss":
+        with pytest.raises(InputError, match=r"^loss\.miner\.args" + message):
+            make_miner("TripletMarginMiner", {"distance": distance})
+
+
+def test_a_distance_is_named_with_its_settings() -> None:
+    x, labels = batch()
+    squared = {"name": "LpDistance", "power": 2}
+    loss = make_loss("TripletMarginLoss", C, D, {"margin": 0.2, "distance": squared})
+    expected = peers.TripletMarginLoss(margin=0.2, distance=distances.LpDistance(power=2))
+    assert loss(x, labels) == expected(x, labels) != peers.TripletMarginLoss(margin=0.2)(x, labels)
+    assert make_miner("TripletMarginMiner", {"distance": squared}).distance.power == 2
+    assert squared == {"name": "LpDistance", "power": 2}  # the recipe's own mapping stays as it is
 
 
 def test_arguments_reach_the_loss() -> None:

@@ -116,6 +116,27 @@ def test_processes_with_a_part_each_compute_the_loss_and_gradients_of_one(
     torch.testing.assert_close(several[0]["by_proxies"], proxies.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("classes", [7, 1])
+def test_a_process_alone_keeps_all_and_computes_the_same(classes: int) -> None:
+    labels = [0, classes - 1, classes // 2]
+    whole, x = objective(classes, divided=False), images(len(labels)).requires_grad_()
+    expected = whole(x, torch.tensor(labels))
+    expected["loss"].backward()
+    seen = in_parts(classes, labels)
+    assert int(seen["kept"]) == classes
+    for name, part in expected.items():
+        torch.testing.assert_close(seen[name], part.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen["by_images"], x.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(seen["by_proxies"], next(whole.parameters()).grad, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_divided_shows_its_settings_when_printed() -> None:
+    loss = ShardedProxyAnchorLoss(5, 4, scale=16.0, margin=0.2)
+    assert repr(loss) == "ShardedProxyAnchorLoss(range(0, 5) of 5, scale=16.0, margin=0.2)"
+    regulariser = ShardedSoftOrthogonality(5, normalize=False, scaling="mean")
+    assert repr(regulariser) == "ShardedSoftOrthogonality(normalize=False, scaling='mean')"
+
+
 @pytest.mark.parametrize("classes", [3, 16, 100, 131])
 def test_the_start_is_that_of_undivided_proxies(monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
     monkeypatch.setattr(sharded, "BLOCK", 32)

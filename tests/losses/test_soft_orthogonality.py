@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy.losses import SoftOrthogonality, soft_orthogonality
+from orthoproxy.losses import SoftOrthogonality, off_diagonal, soft_orthogonality
 
 FORMS = ["classes", "dims", "auto"]
 SCALINGS = ["sum", "mean", "excess"]
@@ -227,10 +227,18 @@ def test_half_precision_is_computed_in_float32_under_autocast_too(form: str) -> 
     assert torch.equal(value, expected)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("form", "pairs"), ("scaling", "total")])
-def test_unknown_settings_are_refused_by_name(argument: str, value: str) -> None:
-    with pytest.raises(Exception, match=f"(?s){argument}.*{value}"):
-        soft_orthogonality(torch.eye(3), **{argument: value})
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("form", "pairs", "form: unknown 'pairs'; one of auto, classes, dims"),
+        ("scaling", "total", "scaling: unknown 'total'; one of sum, mean, excess"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_unknown_settings_are_refused_by_name(argument: str, value: str, message: str, count: int) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        soft_orthogonality(torch.eye(count), **{argument: value})
 
 
 def test_the_module_passes_its_settings_on() -> None:
@@ -238,3 +246,43 @@ def test_the_module_passes_its_settings_on() -> None:
     module = SoftOrthogonality(normalize=False, form="classes", scaling="mean")
     assert torch.equal(module(p), soft_orthogonality(p, False, "classes", "mean"))
     assert "normalize=False, form='classes', scaling='mean'" in repr(module)
+
+
+@given(proxies(), st.sampled_from(SCALINGS), st.sampled_from([1e-5, 16.0]))
+def test_off_diagonal_is_the_sum_over_different_pairs(p: np.ndarray, scaling: str, memory: float) -> None:
+    count = len(p)
+    total = sum(float(p[i] @ p[j]) ** 2 for i in range(count) for j in range(count) if i != j)
+    expected = total / {"sum": 1, "mean": max(1, count * (count - 1)), "excess": count}[scaling]
+    largest = float((p**2).sum()) ** 2
+    assert float(off_diagonal(torch.from_numpy(p), scaling, memory)) == pytest.approx(expected, abs=1e-10 * largest)
+
+
+@given(proxies(), st.sampled_from(["sum", "mean"]))
+def test_off_diagonal_differs_from_soft_orthogonality_by_the_lengths(p: np.ndarray, scaling: str) -> None:
+    tensor = torch.from_numpy(p)
+    if len(p) == 1:
+        return
+    lengths = float((tensor.square().sum(dim=1) - 1).square().sum())
+    lengths /= 1 if scaling == "sum" else len(p) * (len(p) - 1)
+    whole = float(soft_orthogonality(tensor, False, scaling=scaling))
+    assert whole == pytest.approx(float(off_diagonal(tensor, scaling)) + lengths, rel=1e-9, abs=1e-6)
+    units = torch.nn.functional.normalize(tensor)
+    assert float(off_diagonal(units, scaling)) == pytest.approx(
+        float(soft_orthogonality(tensor, scaling=scaling)), rel=1e-9, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_off_diagonal(shape: tuple[int, int]) -> None:
+    p = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.autograd.gradcheck(off_diagonal, p.requires_grad_())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_off_diagonal_refuses_an_unknown_scaling_and_lets_a_single_proxy_be() -> None:
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=r"^scaling: unknown 'total'; one of sum, mean, excess$"):
+            off_diagonal(torch.eye(count), "total")
+    p = torch.full((1, 5), 3.0, requires_grad=True)
+    off_diagonal(p).backward()
+    assert torch.equal(p.grad, torch.zeros(1, 5))

@@ -21,7 +21,8 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.models import Encoder
 from orthoproxy.search.app import make_app
 from orthoproxy.search.catalog import Catalog, image_id
-from orthoproxy.search.guard import Guard, Limits
+from orthoproxy.search.guard import Guard
+from orthoproxy.search.limits import Limits
 from orthoproxy.search.service import Service
 
 COLOURS = {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20), "grey": (120, 120, 120)}

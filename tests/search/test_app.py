@@ -30,7 +30,7 @@ from starlette.testclient import TestClient
 from orthoproxy.errors import InputError
 from orthoproxy.search.app import PAGE, make_app
 from orthoproxy.search.catalog import Catalog, image_id
-from orthoproxy.search.guard import Limits, Refused
+from orthoproxy.search.limits import Limits, Refused
 from orthoproxy.search.service import Recent, Service
 
 SECRET = "the words of a file that nobody may read"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orthoproxy.search.batches import Batches
-from orthoproxy.search.guard import Refused
+from orthoproxy.search.limits import Refused
 
 
 class Shop:

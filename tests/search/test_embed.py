@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import signal
 import time
 import warnings
@@ -23,12 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orthoproxy import cli
+from orthoproxy import cli, files
 from orthoproxy.data import Collection, make_collection, read_collection
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
-from orthoproxy.search import embed
 from orthoproxy.search.embed import Embedded, embed_collection, embed_files, embedding_meta, read_parts
 from orthoproxy.search.export import describe, write_onnx
 
@@ -334,9 +332,14 @@ def test_killed_at_any_moment_no_part_is_lost_and_none_is_half_written(run, tmp_
 
 def peak_of(embedder: Embedder, collection: Collection, out: Path, sender: Any) -> None:
     embed_collection(embedder, "x", Collection(collection.root, collection.images[:32]), out / "warm", 16, 0, 16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = own_peak()
     embed_collection(embedder, "x", collection, out / "out", 16, 0, 64)
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    sender.send((own_peak() - before) / 1024)
+
+
+def own_peak() -> int:
+    """Read what this process held at most, in KiB; ru_maxrss would be at least that of the process that started it."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path, image_folder) -> None:
@@ -448,7 +451,7 @@ def test_a_disk_that_refuses_is_bad_input(model, image_folder, tmp_path, capsys,
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(embed.os, "fsync", refuse)
+    monkeypatch.setattr(files, "flush", refuse)
     code, _, shown = command(capsys, model, image_folder, "--out", tmp_path / "out", "--workers", 0)
     assert code == 2 and shown.endswith(
         f"{tmp_path / 'out'}: no space left on device; free some space and run it again\n"

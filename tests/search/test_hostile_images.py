@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from orthoproxy.data import evaluation_transform, read_image
-from orthoproxy.search.guard import Limits, Refused
+from orthoproxy.search.limits import Limits, Refused
 from orthoproxy.search.pictures import Decoders, picture_format
 
 PIXELS = 4_000_000

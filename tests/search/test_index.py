@@ -297,16 +297,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame, 
     return folder, rows, x
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_killed_at_any_moment_what_was_told_is_there(
-    many: tuple[Path, pd.DataFrame, np.ndarray], tmp_path: Path, kills: int
+    many: tuple[Path, pd.DataFrame, np.ndarray], tmp_path: Path
 ) -> None:
     folder, rows, x = many
     ids = rows["path"].map(image_id).tolist()
     place, moments = tmp_path / "catalog", random.Random(0)
     command = [sys.executable, "-m", "orthoproxy", "index", str(place), str(folder)]
     unfinished = 0
-    for kill in range(kills):
+    for kill in range(20):
         before_work = kill % 5 == 4  # while the catalog is made or opened
         told = killed(command, 0 if before_work else moments.randint(1, 4), moments.uniform(0, 3 if before_work else 1))
         if not Catalog.exists(str(place)):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
 from orthoproxy.search import Description, OnnxEmbedder, load_model
 from orthoproxy.search.export import describe, write_onnx
-from orthoproxy.search.onnx import read_description
+from orthoproxy.search.onnx import INPUT, make_session, read_description
 
 
 def exported(model: Embedder, path: Path, **changes: object) -> Path:
@@ -158,3 +162,32 @@ def test_without_onnxruntime_it_says_what_to_install(file: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"onnxruntime is not installed; run: pip install 'orthoproxy\[onnx\]'"):
         OnnxEmbedder(file)
+
+
+def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    session = make_session(file)
+    session.run(None, {INPUT: np.zeros((8, 3, 32, 32), np.uint8)})
+    time.sleep(1)  # its threads sleep now, too
+    left: list[object] = [session]
+    left.append(left)  # a cycle, which only the garbage collector can free
+    gc.disable()
+    try:
+        del left, session
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(0)
+        ended = (0, 0)
+        until = time.monotonic() + 20
+        while ended[0] == 0 and time.monotonic() < until:
+            time.sleep(0.05)
+            ended = os.waitpid(child, os.WNOHANG)
+        if ended[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    finally:
+        gc.enable()
+    assert ended == (child, 0)

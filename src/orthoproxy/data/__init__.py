@@ -5,7 +5,7 @@ from orthoproxy.data.cars import cars_table
 from orthoproxy.data.collection import Collection, make_collection, read_collection
 from orthoproxy.data.csv import csv_table
 from orthoproxy.data.cub import cub_table
-from orthoproxy.data.datasets import EvaluationImages, TrainingImages
+from orthoproxy.data.datasets import EvaluationImages, TrainingFeatures, TrainingImages
 from orthoproxy.data.describe import count_images, describe_images
 from orthoproxy.data.duplicates import exact_duplicates, near_duplicates
 from orthoproxy.data.folder import folder_table
@@ -26,6 +26,7 @@ __all__ = [
     "Collection",
     "EvaluationImages",
     "Picture",
+    "TrainingFeatures",
     "TrainingImages",
     "assign_split",
     "cached_images",

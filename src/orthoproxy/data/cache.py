@@ -29,7 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 from orthoproxy.data.datasets import read_or_replace
 from orthoproxy.data.images import Picture, read_image
 from orthoproxy.data.transforms import resizing
+from orthoproxy.data.watch import watched, worker_options
 from orthoproxy.errors import InputError
+from orthoproxy.plain import plain_array
 from orthoproxy.progress import Progress
 
 FORMAT = 1  # of the two files
@@ -127,7 +129,7 @@ def cached_images(paths: Sequence[str | Path], folder: str | Path, size: Size, w
     ...     picture.pixels.shape, (picture.width, picture.height)
     ((30, 40, 3), (80, 60))
     """
-    keys, store = [_key(path) for path in paths], _Store(Path(folder) / _name(size))
+    keys, store = [file_key(path) for path in paths], _Store(Path(folder) / _name(size))
     try:
         if not store.rows.keys() >= set(keys):
             with store.alone():
@@ -139,8 +141,31 @@ def cached_images(paths: Sequence[str | Path], folder: str | Path, size: Size, w
     return CachedImages(store.file, store.entries[[store.rows[key] for key in keys]])
 
 
-def _key(path: str | Path) -> bytes:
-    """What tells an image from others, and from what its file held before; to read all files would take too long."""
+def file_key(path: str | Path) -> bytes:
+    """Tell an image file from others, and from what it held before, by path, size and time of change.
+
+    To read all files would take too long.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    bytes
+        32 hexadecimal digits.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> len(file_key(__file__))
+    32
+    """
     try:
         stat = Path(path).stat()
     except OSError as error:
@@ -159,9 +184,9 @@ def _fill(store: _Store, files: dict[bytes, str | Path], size: Size, workers: in
     if not paths:  # another process has made them
         return
     _require_space(store.folder, paths, size)
-    loader = DataLoader(_Smaller(paths, size), BATCH, num_workers=workers, collate_fn=_end_to_end)
+    loader = DataLoader(_Smaller(paths, size), BATCH, collate_fn=_end_to_end, **worker_options(workers))
     with store.open(), Progress("fill the cache", len(paths)) as progress:
-        for pixels, shapes in loader:
+        for pixels, shapes in watched(loader):
             store.add(pixels.numpy(), [(next(keys), *shape) for shape in shapes])
             progress.advance(len(shapes), unit="images")
 
@@ -217,9 +242,9 @@ class _Store:
     def read(self) -> None:
         """Read the index; one that is damaged is as good as none, and what it names must be there."""
         try:
-            entries, length = np.load(self.index), self.file.stat().st_size
-            self.entries = entries[entries["start"] + _lengths(entries) <= length].astype(ENTRY, casting="no")
-        except (OSError, EOFError, ValueError, TypeError, IndexError):
+            entries, length = plain_array(self.index).astype(ENTRY, casting="no"), self.file.stat().st_size
+            self.entries = entries[_is_sound(entries, length)]
+        except (OSError, ValueError, TypeError, IndexError):
             self.entries = np.empty(0, ENTRY)
         self.rows = {key: row for row, key in enumerate(self.entries["key"].tolist())}
 
@@ -281,12 +306,21 @@ class _Store:
         try:
             with unfinished.open("wb") as file:
                 np.save(file, entries)
+                file.flush()
+                os.fsync(file.fileno())
             unfinished.replace(self.index)
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
         self.entries, self._added, self._saved_at = entries, [], time.monotonic()
         self.rows = {key: row for row, key in enumerate(entries["key"].tolist())}
+
+
+def _is_sound(entries: np.ndarray, length: int) -> np.ndarray:
+    """Which entries are of pixels that the file has; in floating point, where large numbers do not wrap around."""
+    numbers = {name: entries[name].astype(np.float64) for name in ENTRY.names or () if name != "key"}
+    there = numbers["start"] + 3 * numbers["rows"] * numbers["columns"] <= length
+    return there & np.all([x >= (name != "start") for name, x in numbers.items()], axis=0)
 
 
 def _lengths(entries: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from orthoproxy.data.inside import place_inside
 from orthoproxy.data.table import make_table
 from orthoproxy.errors import InputError
 
 
-def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
+def csv_table(path: Path, root: Path | None = None, outside_root: bool = False) -> pd.DataFrame:
     """Read a list of images: columns ``path,label`` and, if wanted, ``split,role,group``.
 
     Parameters
@@ -20,7 +21,9 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     path
         The CSV file, UTF-8, with a header line. Other columns are ignored.
     root
-        The folder that relative image paths start from; None for the CSV file's own.
+        The folder that holds the images, and that relative paths start from; None for the CSV file's own.
+    outside_root
+        Let paths lead out of that folder: for lists of one's own, which may name any file of this machine.
 
     Returns
     -------
@@ -30,7 +33,7 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the file is missing or unreadable, or lacks a column or a value.
+        If the file is missing or unreadable, lacks a column or a value, or lists an image that is not in the folder.
 
     Examples
     --------
@@ -44,8 +47,22 @@ def csv_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     optional = {name: columns[name] for name in ("split", "group") if name in columns}
     if "role" in columns:
         optional["role"] = [role or "both" for role in columns["role"]]
-    paths = [str(folder / name) if name else "" for name in columns["path"]]
+    paths = _places(columns["path"], folder, path, outside_root)
     return make_table(paths, columns["label"], **optional)
+
+
+def _places(names: Sequence[str], folder: Path, path: Path, outside_root: bool) -> list[str]:
+    """Where the images lie; an empty name stays empty, for `make_table` to name its row."""
+    places = []
+    for row, name in enumerate(names, start=1):
+        place = str(folder / name) if outside_root else place_inside(folder, name)
+        if place is None:
+            raise InputError(
+                f"data.path: row {row} of {path} lists {name!r}, which is not in {folder}\n"
+                "give the folder that holds all images as data.root, or allow any place with data.outside_root true"
+            )
+        places.append(place if name else "")
+    return places
 
 
 def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from orthoproxy.data.inside import place_all
 from orthoproxy.data.lists import check_values, find_file, read_list
 from orthoproxy.data.table import make_table
 from orthoproxy.errors import InputError
@@ -35,7 +36,7 @@ def cub_table(root: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If a list is missing or damaged, or the two are not about the same images.
+        If a list is missing or damaged or leads out of the folder, or the two are not about the same images.
 
     References
     ----------
@@ -75,7 +76,7 @@ def cub_table(root: Path) -> pd.DataFrame:
             "take both lists from one archive"
         )
     return make_table(
-        [str(images.parent / "images" / path) for path in paths],
+        place_all(images.parent / "images", paths, images),
         folders.tolist(),
         split=["train" if number <= TRAIN_CLASSES else "test" for number in numbers],
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -34,6 +34,8 @@ class TrainingImages(Dataset):
     transform
         From `training_transform`, or another one from an RGB image to uint8 pixels; draws from torch's random state,
         which is seeded here.
+    files
+        What the images are called, where that is not what `images` has.
 
     Examples
     --------
@@ -43,9 +45,14 @@ class TrainingImages(Dataset):
     """
 
     def __init__(
-        self, images: Sequence[str | Path | Picture], labels: Sequence[int], transform: Augmentation | Transform
+        self,
+        images: Sequence[str | Path | Picture],
+        labels: Sequence[int],
+        transform: Augmentation | Transform,
+        files: Sequence[str] | None = None,
     ) -> None:
         self.images, self.labels, self.transform = images, list(labels), transform
+        self.files = images if files is None else files
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,6 +69,44 @@ class TrainingImages(Dataset):
         if isinstance(self.transform, Augmentation):
             return self.transform(picture)
         return self.transform(Image.fromarray(picture.pixels))
+
+
+class TrainingFeatures(Dataset):
+    """Features in place of images, for a frozen backbone: from (row, seed) to (features, class number).
+
+    Rows are taken many at a time; the seeds have no effect.
+
+    Parameters
+    ----------
+    features
+        N x F.
+    labels
+        Class number of each row.
+    files
+        What they are features of.
+
+    Examples
+    --------
+    >>> features, labels = TrainingFeatures(torch.eye(3), [0, 1, 1]).__getitems__([(2, 7), (0, 8)])
+    >>> features.argmax(dim=1).tolist(), labels.tolist()
+    ([2, 0], [1, 0])
+    """
+
+    def __init__(
+        self, features: Float[Tensor, "N F"], labels: Sequence[int], files: Sequence[str] | None = None
+    ) -> None:
+        self.features, self.labels, self.files = features, torch.tensor(labels), files
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, draw: Draw) -> tuple[Float[Tensor, " F"], int]:
+        row, _ = draw
+        return self.features[row], int(self.labels[row])
+
+    def __getitems__(self, draws: list[Draw]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
+        rows = torch.tensor([row for row, _ in draws])
+        return self.features[rows], self.labels[rows]
 
 
 class EvaluationImages(Dataset):

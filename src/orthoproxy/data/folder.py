@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from orthoproxy.data.images import readable_formats
 from orthoproxy.data.table import make_table
 from orthoproxy.errors import InputError
 
@@ -80,7 +81,7 @@ def labelled_files(root: Path) -> list[tuple[Path, str]]:
     >>> [(path.name, label) for path, label in labelled_files(root)]
     [('2.png', ''), ('1.jpg', 'gull')]
     """
-    readable = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    readable = {ending for ending, name in Image.registered_extensions().items() if name in readable_formats()}
     found = []
     for entry in sorted(root.iterdir()):
         if entry.name.startswith("."):

@@ -6,12 +6,14 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from orthoproxy.data.watch import reading
 from orthoproxy.errors import InputError
 
 try:
@@ -30,7 +32,7 @@ def read_image(path: str | Path) -> Image.Image:
     Parameters
     ----------
     path
-        Any format and mode that Pillow reads.
+        Any mode, and any format of `readable_formats`, whatever the file's name says.
 
     Returns
     -------
@@ -40,8 +42,8 @@ def read_image(path: str | Path) -> Image.Image:
     Raises
     ------
     InputError
-        If the file is missing, is not a readable image, or has more than `MAX_MEGAPIXELS`, which is found out before
-        it is decoded.
+        If the file is missing, is not a readable image, takes longer than `watch.read_seconds`, or has more than
+        `MAX_MEGAPIXELS`, which is found out before it is decoded.
 
     Examples
     --------
@@ -50,12 +52,35 @@ def read_image(path: str | Path) -> Image.Image:
     ...
     orthoproxy.errors.InputError: cannot read the image nowhere.png: No such file or directory
     """
+    with reading(path):
+        return _read(path)
+
+
+def _read(path: str | Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=readable_formats()) as image:
             _require_small(image.width * image.height)
             return to_rgb(image)
-    except (OSError, ValueError, SyntaxError, *BOMBS) as error:
+    except Exception as error:  # of many types, whatever the damage makes Pillow trip over
         raise InputError(f"cannot read the image {path}: {_reason(error, path)}") from error
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """List the formats that images are read in: all of Pillow's but EPS, which is a program that Ghostscript runs.
+
+    Returns
+    -------
+    tuple of str
+        As Pillow calls them.
+
+    Examples
+    --------
+    >>> "PNG" in readable_formats(), "EPS" in readable_formats()
+    (True, False)
+    """
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 def _require_small(pixels: int) -> None:
@@ -73,7 +98,7 @@ def _reason(error: Exception, path: str | Path) -> str:
     if isinstance(error, UnidentifiedImageError):
         empty = Path(path).stat().st_size == 0
         return "the file is empty" if empty else "it is no image, or of a format that Pillow does not read"
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -187,9 +212,10 @@ def read_picture(path: str | Path) -> Picture:
     ...
     orthoproxy.errors.InputError: cannot read the image nowhere.png: No such file or directory
     """
-    pixels = _read_plain_jpeg(path)
-    if pixels is None:
-        pixels = np.asarray(read_image(path))
+    with reading(path):
+        pixels = _read_plain_jpeg(path)
+        if pixels is None:
+            pixels = np.asarray(_read(path))
     return Picture(pixels, width=pixels.shape[1], height=pixels.shape[0])
 
 

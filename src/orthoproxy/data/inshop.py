@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from orthoproxy.data.inside import place_all
 from orthoproxy.data.lists import check_values, find_file, read_list
 from orthoproxy.data.table import make_table
 from orthoproxy.errors import InputError
@@ -36,7 +37,7 @@ def inshop_table(root: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the list or the folder of the images is missing, or the list is damaged or cut short.
+        If the list or the folder of the images is missing, or the list is damaged, cut short or leads out of it.
 
     References
     ----------
@@ -71,5 +72,5 @@ def inshop_table(root: Path) -> pd.DataFrame:
     rows = read_list(path, COLUMNS, header=True, counted=True)
     check_values(rows, "evaluation_status", PLACES, "train, query or gallery", path)
     split, role = zip(*rows["evaluation_status"].map(PLACES), strict=True)
-    paths = [str(folder.absolute() / name) for name in rows["image_name"]]
+    paths = place_all(folder.absolute(), rows["image_name"], path)
     return make_table(paths, rows["item_id"].tolist(), split=split, role=role)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.data.images import read_image
+from orthoproxy.data.watch import watched, worker_options
 from orthoproxy.errors import InputError
 from orthoproxy.progress import Progress
 
@@ -49,10 +50,10 @@ def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) ->
     [{'width': 20, 'height': 10, 'error': ''}, {'width': 0, 'height': 0, 'error': 'No such file or directory'}]
     """
     columns = ["width", "height", "error", *(("content", "appearance") if hashes else ())]
-    loader = DataLoader(_Files(paths, hashes), BATCH, num_workers=workers, collate_fn=list)
+    loader = DataLoader(_Files(paths, hashes), BATCH, collate_fn=list, **worker_options(workers))
     found = []
     with Progress("read images", len(paths)) as progress:
-        for batch in loader:
+        for batch in watched(loader):
             found += batch
             progress.advance(len(batch), unit="images")
     table = pd.DataFrame([row[: len(columns)] for row in found], columns=columns)

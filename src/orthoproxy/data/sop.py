@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from orthoproxy.data.inside import place_all
 from orthoproxy.data.lists import find_file, read_list
 from orthoproxy.data.table import make_table
 
@@ -32,7 +33,7 @@ def sop_table(root: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If a list is missing or damaged, or a class is in both.
+        If a list is missing or damaged or leads out of the folder, or a class is in both.
 
     References
     ----------
@@ -57,6 +58,7 @@ def sop_table(root: Path) -> pd.DataFrame:
         "give the folder that Stanford_Online_Products.zip was unpacked in",
     )
     lists = {"train": train, "test": train.with_name("Ebay_test.txt")}
-    rows = pd.concat([read_list(path, COLUMNS, header=True).assign(split=split) for split, path in lists.items()])
-    paths = [str(train.parent / path) for path in rows["path"]]
-    return make_table(paths, rows["class_id"].tolist(), split=rows["split"].tolist())
+    rows = {split: read_list(path, COLUMNS, header=True) for split, path in lists.items()}
+    paths = [place for split, path in lists.items() for place in place_all(train.parent, rows[split]["path"], path)]
+    table = pd.concat([read.assign(split=split) for split, read in rows.items()])
+    return make_table(paths, table["class_id"].tolist(), split=table["split"].tolist())

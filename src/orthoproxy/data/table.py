@@ -44,7 +44,8 @@ def make_table(
     Raises
     ------
     InputError
-        For an empty table, an empty path or label, an unknown split or role, or a class in two splits.
+        For an empty table, an empty path or label, a path that no file can have, an unknown split or role, or a class
+        in two splits.
 
     Examples
     --------
@@ -70,6 +71,8 @@ def make_table(
             raise InputError(
                 f"{name}: empty in row {row + 1} ({table.loc[row, ['path', 'label']].to_dict()}); fill it in"
             )
+    if (nul := table["path"].str.contains("\0", regex=False)).any():
+        raise InputError(f"path: {table['path'][nul].iloc[0]!r} holds a NUL, which no file's name does; correct it")
     for name, allowed in ALLOWED.items():
         unknown = sorted(set(table[name]) - set(allowed))
         if unknown:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from orthoproxy.errors import InputError
 from orthoproxy.progress import Progress
@@ -30,6 +32,16 @@ class _BrokenError(Exception):
 
 class _RefusedError(Exception):
     """An attempt failed, and others would."""
+
+
+class StayEncrypted(HTTPRedirectHandler):
+    """Follows a server elsewhere, but never from an encrypted connection to one that is not."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        """Refuse an address of another kind, or go there as usual."""
+        if req.type == "https" and urlsplit(newurl).scheme.lower() != "https":
+            raise _RefusedError(f"the server sends us on to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def transfer(url: str, size: int, part: Path, remedy: str, pauses: Sequence[float] = PAUSES) -> None:
@@ -127,7 +139,7 @@ def _ask(url: str, part: Path, start: int) -> HTTPResponse:
         if _tag(part).exists() and (version := _tag(part).read_text(encoding="utf-8")):
             headers["If-Range"] = version  # of another version, the server sends the whole
     try:
-        return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        return build_opener(StayEncrypted).open(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
         reason = f"the server answers {error.code} {error.reason}"

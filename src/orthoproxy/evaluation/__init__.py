@@ -1,5 +1,6 @@
 """Exact retrieval metrics with class-bootstrap intervals, beside the untrained encoder."""
 
+from orthoproxy.evaluation.by_class import ClassScores, class_scores
 from orthoproxy.evaluation.evaluate import (
     Evaluation,
     Scoring,
@@ -17,12 +18,14 @@ from orthoproxy.evaluation.neighbours import Collection, comparisons
 from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
 
 __all__ = [
+    "ClassScores",
     "Collection",
     "Estimate",
     "Evaluation",
     "Matching",
     "Scoring",
     "class_draws",
+    "class_scores",
     "cluster",
     "collection_of",
     "comparisons",

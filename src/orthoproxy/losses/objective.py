@@ -1,4 +1,4 @@
-"""What training minimises: a metric-learning loss plus a weight times Soft Orthogonality of its class vectors."""
+"""What training minimises: a metric-learning loss plus a weight times what keeps its class vectors apart."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Objective(nn.Module):
     num_classes
         C.
     orthogonality
-        The regulariser: `SoftOrthogonality`, or `ShardedSoftOrthogonality` beside `ShardedProxyAnchorLoss`.
+        The regulariser: `SoftOrthogonality` or a rival, see `make_regulariser`; beside `ShardedProxyAnchorLoss`,
+        `ShardedSoftOrthogonality`.
     weight
         lambda; 0 leaves the regulariser out of the sum, its value is reported all the same.
     miner
@@ -134,8 +135,38 @@ class Objective(nn.Module):
             started = started + 0.1 * started.norm(dim=1, keepdim=True) * noise
         centres.copy_(started)
 
+    def fix_class_vectors(self, vectors: Float[Tensor, "C D"]) -> None:
+        """Give the class vectors and train them no more; `set_class_vectors` can still replace them.
+
+        Parameters
+        ----------
+        vectors
+            One a row.
+
+        Raises
+        ------
+        InputError
+            If the loss has no class vectors, or several centres a class.
+        """
+        name = type(self.loss).__name__
+        if self._home is None:
+            raise InputError(
+                f"initialisation.proxies: {name} keeps no vector a class to be fixed; choose class_means, or one of "
+                f"{', '.join(CLASS_VECTORS)}"
+            )
+        if len(self._centres()) != self.num_classes:
+            raise InputError(
+                f"initialisation.proxies: {name} keeps several centres a class, which cannot all be the same fixed "
+                "vector; choose class_means, or one centre"
+            )
+        self.set_class_vectors(vectors)
+        self._parameter().requires_grad_(False)
+
+    def _parameter(self) -> nn.Parameter:
+        assert self._home is not None
+        return getattr(self.loss, self._home[0])
+
     def _centres(self) -> Float[Tensor, "CK D"]:
         assert self._home is not None
-        attribute, layout = self._home
-        parameter = getattr(self.loss, attribute)
-        return parameter if layout == ROWS else parameter.T
+        parameter = self._parameter()
+        return parameter if self._home[1] == ROWS else parameter.T

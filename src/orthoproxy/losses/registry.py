@@ -32,6 +32,8 @@ REFUSED = {
     "VICRegLoss": "it compares two views of each image and takes no labels",
     "BaseMiner": _ABSTRACT,
     "EmbeddingsAlreadyPackagedAsTriplets": "it expects batches already laid out as triplets",
+    "BaseDistance": _ABSTRACT,
+    "BatchedDistance": "it wraps another distance object instead of taking settings from a recipe",
 }
 # what the data and the encoder decide, under the names that the losses give it
 SIZES = {
@@ -43,7 +45,6 @@ SIZES = {
 # arguments that take Python objects, which a recipe cannot name, or weigh such objects
 OBJECTS = {
     "collect_stats",
-    "distance",
     "embedding_reg_weight",
     "embedding_regularizer",
     "reducer",
@@ -76,7 +77,8 @@ def make_loss(
     num_classes, embedding_dim
         C and D; handed to losses that keep a vector a class.
     args
-        The loss's other settings.
+        The loss's other settings. ``distance`` is a mapping: the ``name`` of a class of
+        `pytorch_metric_learning.distances`, and its settings.
     sharded
         Divide the proxies among the processes of the job.
 
@@ -94,6 +96,9 @@ def make_loss(
     --------
     >>> make_loss("proxy_anchor", num_classes=3, embedding_dim=8, args={"margin": 0.2})
     ProxyAnchorLoss(num_classes=3, embedding_dim=8, scale=32.0, margin=0.2)
+    >>> squared = {"name": "LpDistance", "power": 2}
+    >>> make_loss("TripletMarginLoss", num_classes=3, embedding_dim=8, args={"distance": squared}).distance.power
+    2
     """
     sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     if sharded and name not in SHARDED:
@@ -115,7 +120,7 @@ def make_miner(name: str, args: Mapping[str, Any] | None = None) -> nn.Module:
     name
         The class's name.
     args
-        Its settings.
+        Its settings; ``distance`` as in `make_loss`.
 
     Returns
     -------
@@ -136,8 +141,9 @@ def make_miner(name: str, args: Mapping[str, Any] | None = None) -> nn.Module:
 
 
 def _library(part: str, required: bool = True) -> ModuleType | None:
-    """Import `pytorch_metric_learning.losses` or `.miners`, installed by the extra `compare`."""
+    """Import `pytorch_metric_learning.losses`, `.miners` or `.distances`, installed by the extra `compare`."""
     try:
+        import pytorch_metric_learning.distances
         import pytorch_metric_learning.losses
         import pytorch_metric_learning.miners
     except ModuleNotFoundError as error:
@@ -181,10 +187,20 @@ def _construct(
                 f"{field}: {name} has no {argument!r}{_did_you_mean(argument, allowed)}; it takes "
                 f"{', '.join(allowed) or 'no arguments'}"
             )
+    if "distance" in args:
+        args = {**args, "distance": _make_distance(f"{field}.distance", args["distance"])}
     try:
         return module_class(**args, **filled)
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{field}: {name} refuses {dict(args)}: {error or type(error).__name__}") from error
+
+
+def _make_distance(field: str, given: Any) -> nn.Module:
+    """Build a distance of pytorch-metric-learning from its name and settings."""
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise InputError(f"{field}: must be a name and settings, such as {{name: LpDistance, power: 2}}, not {given!r}")
+    settings = {name: value for name, value in given.items() if name != "name"}
+    return _construct(field, given["name"], _find(f"{field}.name", given["name"], _library("distances")), settings, {})
 
 
 def _arguments(module_class: type[nn.Module]) -> dict[str, inspect.Parameter]:

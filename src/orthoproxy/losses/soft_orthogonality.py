@@ -69,8 +69,7 @@ def soft_orthogonality(
     """
     if form not in ("auto", "classes", "dims"):
         raise ValueError(f"form: unknown {form!r}; one of auto, classes, dims")
-    if scaling not in ("sum", "mean", "excess"):
-        raise ValueError(f"scaling: unknown {scaling!r}; one of sum, mean, excess")
+    _divisor(scaling, len(proxies))
     num_classes, dim = proxies.shape
     if num_classes == 1:
         return (proxies * 0).sum()
@@ -81,6 +80,56 @@ def soft_orthogonality(
         rows = unit_rows(proxies) if normalize else proxies
         gram = rows @ rows.T
     return distance_of_gram(gram, num_classes, dim, normalize, scaling)
+
+
+@at_least_float32
+def off_diagonal(proxies: Float[Tensor, "C D"], scaling: Scaling = "sum", memory_mb: float = 16.0) -> Float[Tensor, ""]:
+    r"""Measure the similarities of different proxies only: ``sum over i != j of (p_i . p_j)^2``.
+
+    That is ``||P P^T||_F^2`` without its diagonal, where `soft_orthogonality` without normalisation also draws the
+    lengths to 1. Nothing keeps the lengths here, so that shorter proxies lower the value as well as wider angles; a
+    loss that looks at angles only does not mind. With unit rows it is `soft_orthogonality` itself, which is why there
+    is no option for them. Computed through ``||P^T P||_F^2 - sum of ||p_i||^4`` where C > D, without a C x C matrix.
+
+    Parameters
+    ----------
+    proxies
+        P, one row a class, as long as they are.
+    scaling
+        ``sum``; ``mean``: divided by C (C - 1); ``excess``: divided by C, since the least value is 0.
+    memory_mb
+        As in `soft_orthogonality`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, 0 or more, float32 or float64; 0 for a single proxy.
+
+    Raises
+    ------
+    ValueError
+        For an unknown scaling.
+
+    References
+    ----------
+    The diagonal is left out by Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR
+    2019, arXiv 1809.11096.
+
+    Examples
+    --------
+    >>> off_diagonal(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))  # orthogonal, of whatever length
+    tensor(0.)
+    >>> off_diagonal(torch.ones(3, 2))  # six ordered pairs of similarity 2
+    tensor(24.)
+    """
+    divisor = _divisor(scaling, len(proxies))
+    if len(proxies) == 1:
+        return (proxies * 0).sum()
+    if len(proxies) > proxies.shape[1]:
+        everything = gram_of_dims(proxies, False, memory_mb).square().sum()
+        return _not_below_zero(everything - proxies.square().sum(dim=1).square().sum()) / divisor
+    gram = proxies @ proxies.T
+    return (gram - gram.diagonal().diag()).square().sum() / divisor
 
 
 def gram_of_dims(
@@ -129,7 +178,15 @@ def distance_of_gram(
     correction = shift**2 * ((dim if above_floor else num_classes) - len(gram))
     distance = (gram - shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
     value = distance if correction == 0 else _not_below_zero(distance + correction)
-    return value / {"sum": 1, "mean": num_classes * (num_classes - 1), "excess": num_classes}[scaling]
+    return value / _divisor(scaling, num_classes)
+
+
+def _divisor(scaling: Scaling, num_classes: int) -> int:
+    """What a sum over all pairs is divided by."""
+    divisors = {"sum": 1, "mean": num_classes * (num_classes - 1), "excess": num_classes}
+    if scaling not in divisors:
+        raise ValueError(f"scaling: unknown {scaling!r}; one of sum, mean, excess")
+    return divisors[scaling]
 
 
 class _GramOfDims(torch.autograd.Function):

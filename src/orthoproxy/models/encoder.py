@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from orthoproxy.errors import InputError
+from orthoproxy.models.depthwise import with_fast_depthwise
 
 
 class Encoder(nn.Module):
@@ -67,6 +68,7 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
+        with_fast_depthwise(self.backbone)
         # pixel by pixel in memory, which makes convolutions in bfloat16 faster
         self.backbone.to(memory_format=torch.channels_last)
         expects = resolve_data_config({}, model=self.backbone)
@@ -102,9 +104,9 @@ class Encoder(nn.Module):
         finally:
             self.backbone.train()
 
-    def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Return unit-length embeddings, in float32 or better; images as in `features`."""
-        embeddings = self.projection(self.features(images))
+    def forward(self, images: Shaped[Tensor, "B 3 H W"] | Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        """Return unit-length embeddings, in float32 or better; images as in `features`, or the pooled features."""
+        embeddings = self.projection(images if images.ndim == 2 else self.features(images))
         return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
 
     def train(self, mode: bool = True) -> Encoder:
@@ -115,6 +117,10 @@ class Encoder(nn.Module):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def freeze(self) -> None:
+        """Keep the backbone as it is; the projection alone is trained."""
+        self.backbone.requires_grad_(False)
 
     def freeze_patch_embedding(self) -> None:
         """Keep the first layer, which turns patches into tokens, as it is: a DeiT trains more stably with it fixed.

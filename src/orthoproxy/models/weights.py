@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import socket
 import sys
 import textwrap
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from orthoproxy.errors import InputError
 from orthoproxy.models.encoder import Encoder
+from orthoproxy.plain import plain_json
 
 CHOICES = "a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
 
@@ -100,7 +100,8 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    tensors = isinstance(content, dict) and all(isinstance(x, Tensor) for x in content.values())
+    if not tensors or not all(isinstance(name, str) for name in content):
         raise InputError(f"{field}: {path} holds no state dict (names to tensors)")
     return content
 
@@ -166,7 +167,7 @@ def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
 def _load_run(encoder: Encoder, folder: Path) -> None:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = folder / "config.json"
-    trained = json.loads(config.read_text(encoding="utf-8")).get("encoder") if config.is_file() else None
+    trained = _trained_with(config) if config.is_file() else None
     if trained not in (None, encoder.name):
         raise InputError(f"encoder.name: run:{folder} was trained with {trained}, not {encoder.name}; use the same")
     tensors = read_tensors(folder / "model.safetensors", "encoder.weights")
@@ -179,13 +180,22 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
     encoder.projection.load_state_dict(parts["projection"])
 
 
+def _trained_with(config: Path) -> object:
+    """Read which backbone a model's description names."""
+    try:
+        description = plain_json(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"encoder.weights: {config}: cannot be read as JSON: {error}; get the file again") from error
+    return description.get("encoder") if isinstance(description, dict) else None
+
+
 def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> None:
     backbone = encoder.backbone
     # the architecture's own filter renames old layouts and resamples position embeddings
     adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     try:
         tensors = dict(adapt(tensors, backbone)) if adapt else tensors
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except Exception as error:  # of many types: each architecture looks at other tensors
         raise InputError(
             f"encoder.weights: {source} does not fit encoder.name {encoder.name}; "
             "use the backbone that the weights were made for"

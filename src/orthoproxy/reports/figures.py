@@ -54,7 +54,7 @@ def loss_figure(log: pd.DataFrame) -> Figure:
 
 @in_house_style
 def orthogonality_figure(log: pd.DataFrame) -> Figure:
-    """Draw the Soft Orthogonality term over the steps, before its weight.
+    """Draw the term that keeps proxies apart over the steps, before its weight.
 
     Parameters
     ----------

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-
-import jinja2
-import pandas as pd
 
 from orthoproxy.reports.examples import Example, best_queries, examples, outcome, random_queries, worst_queries
-from orthoproxy.reports.pictures import data_uri, thumbnail
+from orthoproxy.reports.pages import template, thumbnails
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.sections import no_match, pair_distance_plot, proxy_geometry, training_plots
 from orthoproxy.reports.style import COLOURS
-from orthoproxy.reports.words import MEANING, facts, interval, number, score_rows, verdict
+from orthoproxy.reports.words import MEANING, facts, score_rows, verdict
 
 AT_RANDOM, AT_AN_END, NEIGHBOURS = 5, 6, 6  # queries drawn at random; best, and worst, queries; neighbours of each
 
@@ -48,6 +42,7 @@ def render_report(results: RunResults) -> str:
     Examples
     --------
     >>> import numpy as np
+    >>> import pandas as pd
     >>> from orthoproxy.data import make_table
     >>> table = make_table(["1.png", "2.png"], ["cat", "cat"])
     >>> results = RunResults("first run", None, table, np.eye(2), None, pd.DataFrame(), None, [], "", {}, [])
@@ -55,7 +50,7 @@ def render_report(results: RunResults) -> str:
     True
     """
     rows = score_rows(results.evaluation)
-    page = _environment().get_template("report.html.j2")
+    page = template("report.html.j2")
     return page.render(
         run=results,
         facts=facts(results),
@@ -67,7 +62,7 @@ def render_report(results: RunResults) -> str:
         proxies=proxy_geometry(results.proxies, results.classes),
         distances=pair_distance_plot(results),
         no_match=no_match(results.matching),
-        thumbnail=_thumbnail_of(results.table),
+        thumbnail=thumbnails(results.table),
         label=results.table["label"].tolist(),
         group=results.table["group"].tolist(),
         colours=COLOURS,
@@ -90,6 +85,7 @@ def example_queries(results: RunResults) -> Examples | None:
     Examples
     --------
     >>> import numpy as np
+    >>> import pandas as pd
     >>> from orthoproxy.data import make_table
     >>> table = make_table(["1.png", "2.png"], ["cat", "dog"])
     >>> results = RunResults("run", None, table, np.eye(2), None, pd.DataFrame(), None, [], "", {}, [])
@@ -113,31 +109,3 @@ def example_queries(results: RunResults) -> Examples | None:
         at_first=float((found.rank[scored] == 1).mean()),
         looked_at=int(scored.sum()),
     )
-
-
-def _thumbnail_of(table: pd.DataFrame) -> Callable[[int], str | None]:
-    """Return a function from a row of the table to its picture, or None; each file is read once."""
-
-    @cache
-    def of(row: int) -> str | None:
-        image = thumbnail(table["path"].iloc[row])
-        return None if image is None else data_uri(image)
-
-    return of
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("orthoproxy.reports"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(interval=interval, number=number, unbroken=_unbroken)
-    return environment
-
-
-def _unbroken(sentence: str) -> str:
-    """Keep a score's number, sign and interval on one line each."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=\d,) (?=\S+\])", "\N{NO-BREAK SPACE}", sentence)

@@ -108,10 +108,12 @@ def training_plots(log: pd.DataFrame) -> list[Plot]:
         drawing = svg(figures.loss_figure(log), "loss", f"Loss over steps, {_ends(log, 'loss')}")
         plots.append(Plot("Loss", caption, drawing))
     if len(finite(log, "orthogonality")):
-        caption = "How far the proxies are from orthogonal, as the loss counts it, before its weight; 0 is best."
+        caption = (
+            "How close the proxies are, as loss.orthogonality counts it, before its weight. Lower is further apart."
+        )
         ends = _ends(log, "orthogonality")
-        drawing = svg(figures.orthogonality_figure(log), "so", f"Orthogonality term over steps, {ends}")
-        plots.append(Plot("Soft Orthogonality", caption, drawing))
+        drawing = svg(figures.orthogonality_figure(log), "so", f"Regulariser over steps, {ends}")
+        plots.append(Plot("What keeps proxies apart", caption, drawing))
     rates = [column for column in _starting_with(log, "rate/") if (finite(log, column) > 0).any()]
     if rates:
         caption = "How far one step moves each part of the model; the scale is logarithmic."

@@ -19,7 +19,8 @@ import anyio.to_thread
 import numpy as np
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.guard import SMALL_BODY, Door, Guard, Limits, Refused, names_of
+from orthoproxy.search.guard import SMALL_BODY, Door, Guard, names_of
+from orthoproxy.search.limits import Limits, Refused
 from orthoproxy.search.service import MOST_RESULTS, Found, Service
 
 try:
@@ -381,7 +382,25 @@ def make_app(
     """
     from orthoproxy.search.page import PAGE_ROUTES, mount_page
 
-    door = Door(token, port)
+    door, app, limits = Door(token, port), _with_routes(service), service.limits
+    guard = Guard(
+        app,
+        door,
+        names_of(host, names),
+        any_address=host in ("0.0.0.0", "::"),
+        limits=limits,
+        paths=[*ROUTES, *(PAGE + path for path in PAGE_ROUTES)],
+        public=["/login"],
+        body_limit=partial(_body_limit, limits),
+    )
+    _add_login(app, door, guard)
+    mount_page(app, service, PAGE, lambda request: door.lets_in(dict(request.headers)) is True)
+    _describe(app, token is not None)
+    return guard
+
+
+def _with_routes(service: Service) -> FastAPI:
+    """The application by HTTP: what it answers, and how it refuses."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -402,21 +421,7 @@ def make_app(
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_values)
     app.add_exception_handler(Exception, _say_nothing)
-    limits = service.limits
-    guard = Guard(
-        app,
-        door,
-        names_of(host, names),
-        any_address=host in ("0.0.0.0", "::"),
-        limits=limits,
-        paths=[*ROUTES, *(PAGE + path for path in PAGE_ROUTES)],
-        public=["/login"],
-        body_limit=partial(_body_limit, limits),
-    )
-    _add_login(app, door, guard)
-    mount_page(app, service, PAGE, lambda request: door.lets_in(dict(request.headers)) is True)
-    _describe(app, token is not None)
-    return guard
+    return app
 
 
 def _body_limit(limits: Limits, path: str) -> int:

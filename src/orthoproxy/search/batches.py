@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from orthoproxy.search.guard import Refused
+from orthoproxy.search.limits import Refused
 
 T = TypeVar("T")
 Find = Callable[[Float[np.ndarray, "Q D"], int, str | None, bool], Sequence[Sequence[T]]]

@@ -4,50 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from jaxtyping import Float
 
 from orthoproxy.errors import InputError
+from orthoproxy.plain import plain_json
 from orthoproxy.search.conditions import parse_condition, quote
-
-# embedding images forks workers while Milvus's threads run; they use no gRPC, so its handlers would only be in the way
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-
-try:
-    from pymilvus import DataType, MilvusClient
-    from pymilvus.exceptions import MilvusException
-except ImportError as error:
-    raise InputError("pymilvus is not installed; run: pip install 'orthoproxy[search]'") from error
-
-for _name in ("pymilvus", "milvus_lite", "grpc._server"):  # what they log of a failure, we tell in a line
-    logging.getLogger(_name).addHandler(logging.NullHandler())
-    logging.getLogger(_name).propagate = False
+from orthoproxy.search.milvus import (
+    COLLECTION,
+    TEXTS,
+    Client,
+    MilvusException,
+    close_lite,
+    closed_on_error,
+    connect,
+    create_collection,
+    create_index,
+    first_line,
+    held,
+    is_server,
+    open_lite,
+)
 
 FORMAT_VERSION = 1
-COLLECTION = "orthoproxy"
-TEXTS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # fields and their most bytes
 FLAT_BELOW = 200_000  # rows; with more, an index of another kind answers faster than a look at every row
 MOST = 16_384  # rows that a Milvus server returns at once
-NEIGHBOURS = {"M": 32, "efConstruction": 200}  # of HNSW
 EF = 128  # candidates that a search of HNSW keeps
 UNIT = 1e-3  # how far from 1 an embedding's length may be
-TOKEN = "MILVUS_TOKEN"
-Client = Any  # a MilvusClient; its decorators hide from a type checker what its methods return
-NO_PROXY = {"grpc.enable_http_proxy": 0}  # a folder's server is in this process
 
 
 @dataclass(frozen=True)
@@ -135,17 +129,17 @@ class Catalog:
             "model": model,
             "model_path": model_path,
         }
-        if _is_server(address):
+        if is_server(address):
             return cls._create_on_server(address, facts)
         folder = Path(address)
         theirs = _not_ours(folder)
         if theirs is not None:
             raise InputError(f"{address}: {theirs}; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        with _held(folder) as lock:
+        with held(folder) as lock:
             shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a start that was killed
-            client = _open_lite(folder)
-            _create_collection(client, COLLECTION, dim, "")
+            client = open_lite(folder)
+            create_collection(client, COLLECTION, dim, "")
             unfinished = folder / "catalog.json.tmp"
             unfinished.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(folder / "catalog.json")  # the last step: without it, there is no catalog
@@ -153,11 +147,11 @@ class Catalog:
 
     @classmethod
     def _create_on_server(cls, address: str, facts: dict[str, Any]) -> Catalog:
-        client, name = _connect(address, None)
-        with _closed_on_error(client):
+        client, name = connect(address, None)
+        with closed_on_error(client):
             if client.has_collection(name):
                 raise InputError(f"{address}: there is a collection {name} already; give another name after the slash")
-            _create_collection(client, name, facts["dim"], json.dumps(facts))
+            create_collection(client, name, facts["dim"], json.dumps(facts))
             return cls(client, name, address, facts)
 
     @classmethod
@@ -184,9 +178,9 @@ class Catalog:
         orthoproxy.errors.InputError: nowhere: no catalog; make one with: orthoproxy index nowhere IMAGES --model MODEL
         """
         missing = InputError(f"{address}: no catalog; make one with: orthoproxy index {address} IMAGES --model MODEL")
-        if _is_server(address):
-            client, name = _connect(address, token)
-            with _closed_on_error(client):
+        if is_server(address):
+            client, name = connect(address, token)
+            with closed_on_error(client):
                 if not client.has_collection(name):
                     raise missing
                 facts = _checked(client.describe_collection(name).get("description", ""), address)
@@ -195,9 +189,11 @@ class Catalog:
         folder = Path(address)
         if not (folder / "catalog.json").is_file():
             raise missing
-        facts = _checked((folder / "catalog.json").read_text(encoding="utf-8"), f"{folder / 'catalog.json'}")
-        with _held(folder) as lock:
-            client = _open_lite(folder)
+        facts = _checked(
+            (folder / "catalog.json").read_text(encoding="utf-8", errors="replace"), f"{folder / 'catalog.json'}"
+        )
+        with held(folder) as lock:
+            client = open_lite(folder)
             client.load_collection(COLLECTION)
             return cls._of_folder(client, folder, facts, lock)
 
@@ -220,9 +216,9 @@ class Catalog:
         >>> Catalog.exists("nowhere")
         False
         """
-        if not _is_server(address):
+        if not is_server(address):
             return (Path(address) / "catalog.json").is_file()
-        client, name = _connect(address, None)
+        client, name = connect(address, None)
         try:
             return client.has_collection(name)
         finally:
@@ -233,7 +229,7 @@ class Catalog:
         catalog = cls(client, COLLECTION, str(folder), facts)
 
         def release() -> None:
-            _close_lite(client, folder)
+            close_lite(client, folder)
             lock.release()
 
         catalog._release = release
@@ -468,7 +464,7 @@ class Catalog:
         with self._told():
             self._client.release_collection(self._collection)
             self._client.drop_index(self._collection, "embedding")
-            _create_index(self._client, self._collection, kind)
+            create_index(self._client, self._collection, kind)
             self._client.load_collection(self._collection)
 
     def vectors(self) -> Iterator[tuple[list[str], Float[np.ndarray, "N D"]]]:
@@ -503,7 +499,7 @@ class Catalog:
                 self._collection,
                 filter=condition,
                 output_fields=columns,
-                limit=MOST if _is_server(self.address) else 2**31,
+                limit=MOST if is_server(self.address) else 2**31,
                 consistency_level="Strong",
             )
 
@@ -512,7 +508,7 @@ class Catalog:
 
         Milvus Lite goes through all rows for each part, so there the parts are larger.
         """
-        size, floats = (8000, 8_000_000) if _is_server(self.address) else (100_000, 40_000_000)
+        size, floats = (8000, 8_000_000) if is_server(self.address) else (100_000, 40_000_000)
         if "embedding" in columns:
             size = max(1, min(size, floats // self.dim))
         count = max(1, -(-len(self) // size))
@@ -526,74 +522,7 @@ class Catalog:
         try:
             yield
         except MilvusException as error:
-            raise InputError(f"{self.address}: Milvus says: {_first_line(error)}") from error
-
-
-def _is_server(address: str) -> bool:
-    return re.match(r"https?://", address) is not None
-
-
-def _connect(address: str, token: str | None) -> tuple[Client, str]:
-    """Connect to a server; the collection's name is what follows the slash."""
-    parts = urlsplit(address)
-    name = parts.path.strip("/") or COLLECTION
-    if not re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.ASCII):
-        raise InputError(f"{address}: {name!r} is no name of a collection; use letters, digits and underscores")
-    token = os.environ.get(TOKEN, "") if token is None else token
-    uri = f"{parts.scheme}://{parts.netloc}"
-    try:
-        return MilvusClient(uri, token=token, timeout=10, dedicated=True), name
-    except MilvusException as error:
-        raise InputError(f"{address}: no Milvus server answers there: {_first_line(error)}") from error
-
-
-def _open_lite(folder: Path) -> Client:
-    try:
-        return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True, grpc_options=NO_PROXY)
-    except MilvusException as error:  # without our lock: opened by another program
-        raise InputError(
-            f"{folder}: Milvus cannot open it, perhaps since another program has: {_first_line(error)}"
-        ) from error
-
-
-def _close_lite(client: Client, folder: Path) -> None:
-    from milvus_lite.server_manager import server_manager_instance
-
-    with suppress(MilvusException):
-        client.close()
-    server_manager_instance.release_server(str(folder.absolute() / "milvus.db"))
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[FileLock]:
-    """Take a folder for this process; let it go again only on an error."""
-    lock, holder = FileLock(folder / "lock"), folder / "lock.pid"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "unknown"
-        who = "this process" if pid == str(os.getpid()) else f"another process (pid {pid})"
-        raise InputError(f"{folder} is open in {who}; stop it, or give the address of its server") from None
-    except OSError as error:
-        raise InputError(f"{folder}: {os.strerror(error.errno or 0).lower()}; a catalog must be writable") from error
-    try:
-        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
-        yield lock
-    except BaseException:
-        from milvus_lite.server_manager import server_manager_instance
-
-        server_manager_instance.release_server(str(folder.absolute() / "milvus.db"))
-        lock.release()
-        raise
-
-
-@contextmanager
-def _closed_on_error(client: Client) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        client.close()
-        raise
+            raise InputError(f"{self.address}: Milvus says: {first_line(error)}") from error
 
 
 def _not_ours(folder: Path) -> str | None:
@@ -607,26 +536,10 @@ def _not_ours(folder: Path) -> str | None:
     return f"holds {min(others)}, but no catalog" if others else None
 
 
-def _create_collection(client: Client, name: str, dim: int, description: str) -> None:
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
-    for field, most in TEXTS.items():
-        schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=most)
-    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
-    client.create_collection(name, schema=schema, consistency_level="Bounded")
-    _create_index(client, name, "FLAT")
-    client.load_collection(name)
-
-
-def _create_index(client: Client, name: str, kind: str) -> None:
-    index = client.prepare_index_params()
-    index.add_index("embedding", index_type=kind, metric_type="IP", params=NEIGHBOURS if kind == "HNSW" else {})
-    client.create_index(name, index)
-
-
 def _checked(text: str, where: str) -> dict[str, Any]:
     """The facts of a catalog, if they are of a version that this code knows."""
     try:
-        facts = json.loads(text)
+        facts = plain_json(text)
     except ValueError:
         facts = None
     version = facts.get("format_version") if isinstance(facts, dict) else None
@@ -637,6 +550,9 @@ def _checked(text: str, where: str) -> dict[str, Any]:
             f"{where}: format_version {version!r} is unknown; this orthoproxy reads version {FORMAT_VERSION}. "
             "Update orthoproxy, or index again"
         )
+    dim, texts = facts.get("dim"), [facts.get(name) for name in ("model", "model_path", "root")]
+    if not isinstance(dim, int) or dim < 1 or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: damaged; index again")
     return facts
 
 
@@ -647,7 +563,3 @@ def _list(values: Sequence[str]) -> str:
 def _parts(items: Sequence[str], size: int) -> Iterator[list[str]]:
     for first in range(0, len(items), size):
         yield list(items[first : first + size])
-
-
-def _first_line(error: MilvusException) -> str:
-    return (error.message or str(error)).strip().split("\n")[0][:300]

@@ -115,6 +115,23 @@ def quote(text: str) -> str:
     return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
 
 
+def in_quotes(text: str) -> str:
+    """Write text as `parse_condition` reads it, whatever it holds.
+
+    Parameters
+    ----------
+    text
+        Any.
+
+    Examples
+    --------
+    >>> print(in_quotes('5" disk'))
+    "5\\" disk"
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 class _Reader:
     """Goes through the words and signs of a condition, one function a rule of the grammar."""
 

@@ -6,12 +6,11 @@ import hashlib
 import importlib
 import itertools
 import json
-import os
+import re
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,16 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.data import Collection, read_image
 from orthoproxy.data.transforms import Transform
+from orthoproxy.data.watch import watched, worker_options
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
-from orthoproxy.processes import agreed, from_main, is_main, process_count, process_index
+from orthoproxy.files import write_whole
+from orthoproxy.plain import plain_json
+from orthoproxy.processes import agreed, from_main, is_main, locked, process_count, process_index
 from orthoproxy.progress import Progress
 from orthoproxy.search.onnx import OnnxEmbedder
-
-try:
-    import fcntl
-except ImportError:  # Windows; there, two jobs in one folder do some work twice
-    fcntl = None
 
 FORMAT_VERSION = 1
 META = "embedding.json"
@@ -137,20 +134,13 @@ def embed_collection(
         if value < least:
             raise InputError(f"--{name}: {value}; give {least} or more")
     out, parts = Path(out), _divide(collection, part_size)
-    plan = {
-        "format_version": FORMAT_VERSION,
-        "model": embedder.identity,
-        "model_path": str(Path(model_path).absolute()) if Path(model_path).exists() else model_path,
-        "dim": embedder.embedding_dim,
-        "root": str(collection.root),
-        "images": len(collection),
-        "part_size": part_size,
-        "parts": parts,
-    }
+    plan = _plan(embedder, model_path, collection, part_size, parts)
     with ExitStack() as stack:
         with agreed():
             if is_main():
-                stack.enter_context(_alone_in(out))
+                if out.exists() and not out.is_dir():
+                    raise InputError(f"--out: {out} is a file; give a folder")
+                stack.enter_context(locked(out))
                 _start(out, plan)
         planned = from_main(parts)
         with agreed():
@@ -165,13 +155,7 @@ def embed_collection(
             for part, table in _tables(embedder, plan, collection, own, batch_size, workers):
                 _write_part(out, part, table)
         seconds = time.monotonic() - start
-        unreadable = None
-        with agreed():
-            if is_main():
-                unreadable = _unreadable(out, parts, collection.root)
-                _list(unreadable, out / UNREADABLE)
-        unreadable = from_main(unreadable)
-    assert unreadable is not None
+        unreadable = _listed(out, parts, collection.root)
     if len(unreadable) == len(collection):
         first = unreadable.iloc[0]
         raise InputError(f"{collection.root}: no image can be read, beginning with {first['path']}: {first['reason']}")
@@ -227,8 +211,9 @@ def _embed_batches(
     embedder: Embedder | OnnxEmbedder, batches: Iterable[list[Any]], workers: int
 ) -> Iterator[tuple[Float[np.ndarray, "n D"], list[str], list[str]]]:
     """Embed batches of files, the next ones read meanwhile; see `embed_files` for what comes of each."""
-    files = _Files(embedder.transform)
-    for pixels, contents, reasons in DataLoader(files, batch_sampler=batches, num_workers=workers, collate_fn=_collate):
+    files, options = _Files(embedder.transform), worker_options(workers)
+    loader = DataLoader(files, batch_sampler=batches, collate_fn=_collate, **options)
+    for pixels, contents, reasons in watched(loader):
         if pixels is None:
             yield np.empty((0, embedder.embedding_dim), dtype=np.float32), contents, reasons
         else:
@@ -295,8 +280,9 @@ def embedding_meta(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no embeddings in {folder}: {META} is not there")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = plain_json(path.read_text(encoding="utf-8"))
         version = meta["format_version"]
+        sound = version != FORMAT_VERSION or _is_plan(meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged; delete {folder} and embed again") from error
     if version != FORMAT_VERSION:
@@ -304,7 +290,52 @@ def embedding_meta(folder: str | Path) -> dict[str, Any]:
             f"{path}: format_version {version!r} is unknown; this orthoproxy reads version {FORMAT_VERSION}. "
             "Update orthoproxy, or embed again"
         )
+    if not sound:
+        raise InputError(f"{path}: damaged; delete {folder} and embed again")
     return meta
+
+
+def _plan(
+    embedder: Embedder | OnnxEmbedder, model_path: str, collection: Collection, part_size: int, parts: list[dict]
+) -> dict[str, Any]:
+    """What is to be embedded, by which model and in which parts, as the folder's description holds it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": embedder.identity,
+        "model_path": str(Path(model_path).absolute()) if Path(model_path).exists() else model_path,
+        "dim": embedder.embedding_dim,
+        "root": str(collection.root),
+        "images": len(collection),
+        "part_size": part_size,
+        "parts": parts,
+    }
+
+
+def _listed(out: Path, parts: list[dict], root: Path) -> pd.DataFrame:
+    """The images that could not be read, in every process; the main one has written them down."""
+    unreadable = None
+    with agreed():
+        if is_main():
+            unreadable = _unreadable(out, parts, root)
+            _list(unreadable, out / UNREADABLE)
+    unreadable = from_main(unreadable)
+    assert unreadable is not None
+    return unreadable
+
+
+def _is_plan(meta: dict[str, Any]) -> bool:
+    """Whether it has what `embed_collection` writes, and parts that lie in the folder itself."""
+    texts = [meta[name] for name in ("model", "model_path", "root")]
+    numbers = [meta[name] for name in ("dim", "images", "part_size")]
+    for part in meta["parts"]:
+        texts += [part["file"], part["digest"]]
+        numbers.append(part["images"])
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int) and number >= 0 for number in numbers)
+        and meta["dim"] >= 1
+        and all(re.fullmatch(r"part-\d+\.parquet", part["file"]) for part in meta["parts"])
+    )
 
 
 def read_parts(folder: str | Path) -> Iterator[tuple[pd.DataFrame, Float[np.ndarray, "n D"]]]:
@@ -341,9 +372,15 @@ def read_parts(folder: str | Path) -> Iterator[tuple[pd.DataFrame, Float[np.ndar
 
 
 def _read_part(path: Path, dim: int) -> tuple[pd.DataFrame, Float[np.ndarray, "n D"]]:
-    table = _parquet().read_table(path)
-    numbers = table["embedding"].combine_chunks().flatten().to_numpy()
-    return table.select(TEXTS).to_pandas(), numbers.reshape(-1, dim)
+    try:
+        table = _parquet().read_table(path)
+        numbers = table["embedding"].combine_chunks().flatten().to_numpy()
+        return table.select(TEXTS).to_pandas(), numbers.reshape(-1, dim)
+    except InputError:
+        raise
+    except Exception as error:  # of Arrow, of many types
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        raise InputError(f"{path}: damaged: {reason}; remove it and finish with the same embed command") from error
 
 
 def _parquet() -> Any:
@@ -366,23 +403,6 @@ def _divide(collection: Collection, part_size: int) -> list[dict[str, Any]]:
 
 
 REMEDY = "finish it as it was begun, or give another folder with --out"
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keep other jobs out of a folder, which is made, for as long as this process lives."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: {out} is a file; give a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not passed on to processes that read files
-        except BlockingIOError as error:
-            raise InputError(f"--out: another job is writing to {out}; wait for it, or give another folder") from error
-        yield
 
 
 def _start(out: Path, plan: dict[str, Any]) -> None:
@@ -455,13 +475,13 @@ def _write_part(out: Path, part: dict[str, Any], table: Any) -> None:
     def write(file: BinaryIO) -> None:
         _parquet().write_table(table, file, use_dictionary=["label", "group"])  # embeddings do not repeat
 
-    _write_whole(out / part["file"], write)
+    write_whole(out / part["file"], write, others=True)
 
 
 def _facts(path: Path) -> tuple[int, dict[str, Any]]:
     """How many rows a part has, and what it says of itself."""
     found = _parquet().read_metadata(path)
-    return found.num_rows, json.loads(found.metadata[b"orthoproxy"])
+    return found.num_rows, plain_json(found.metadata[b"orthoproxy"])
 
 
 def _is_whole(out: Path, part: dict[str, Any]) -> bool:
@@ -469,7 +489,7 @@ def _is_whole(out: Path, part: dict[str, Any]) -> bool:
     path = out / part["file"]
     if not path.is_file():
         return False
-    with suppress(OSError, ValueError, KeyError, TypeError):  # of Arrow; its errors are of the first two
+    with suppress(Exception):  # of Arrow and of what the part says of itself
         rows, facts = _facts(path)
         return facts["digest"] == part["digest"] and rows + len(facts["unreadable"]) == part["images"]
     return False
@@ -489,29 +509,9 @@ def _list(unreadable: pd.DataFrame, path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     text = unreadable.to_csv(index=False).encode("utf-8", errors="surrogateescape")
-    _write_whole(path, lambda file: file.write(text))
+    write_whole(path, text, others=True)
 
 
 def _write_json(value: Any, path: Path) -> None:
     text = (json.dumps(value, indent=1) + "\n").encode()
-    _write_whole(path, lambda file: file.write(text))
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a name that no other process uses, and give it its own once it lies on the disk."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # where a folder cannot be opened, its entries cannot be flushed
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_whole(path, text, others=True)

@@ -141,10 +141,7 @@ def export_onnx(
     """
     scoring = replace(scoring or Scoring(), recall_at=(1,), nmi=False)
     images = pd.concat([test, validation], ignore_index=True)
-    if images.empty or (int8 and test.empty):
-        raise InputError("export: there are no test images to check the model on; train with some kept apart")
-    if int8 and not len(training):
-        raise InputError("--int8: there are no training images to calibrate on")
+    _require_images(images, test, training if int8 else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         path, about = Path(folder) / "float32.onnx", describe(model, license)
@@ -337,6 +334,14 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, wh
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
     return quantized
+
+
+def _require_images(images: pd.DataFrame, test: pd.DataFrame, calibration: Sequence[str] | None) -> None:
+    """Refuse to export what could not be checked, or in int8 calibrated (None: in float32)."""
+    if images.empty or (calibration is not None and test.empty):
+        raise InputError("export: there are no test images to check the model on; train with some kept apart")
+    if calibration is not None and not len(calibration):
+        raise InputError("--int8: there are no training images to calibrate on")
 
 
 class _Calibration:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from orthoproxy.data import Collection
 from orthoproxy.embedder import Embedder
@@ -89,28 +90,50 @@ def index_images(
     changes.unchanged = int((~other & ~renamed).sum())
     changes.ids += rows["id"][~other].tolist()
     done, total = 0, int(other.sum() + renamed.sum())
+
+    def embed(files: list[str]) -> tuple[np.ndarray, list[str], list[str]]:
+        return embed_files(embedder, files, batch_size, workers)
+
     with Progress("index", total) as progress:
-        for part in _parts(rows[renamed], AT_ONCE):
-            kept = catalog.get(part["id"].tolist(), with_embeddings=True)
-            catalog.upsert(part[COLUMNS], np.stack(kept["embedding"].tolist()))
-            changes.replaced += len(part)
-            done += len(part)
-            progress.advance(len(part), "images")
-            told(done, total)
-        for part in _parts(rows[other], 4 * batch_size):
-            embeddings, contents, reasons = embed_files(embedder, part["file"].tolist(), batch_size, workers)
-            read = np.array([not reason for reason in reasons])
-            pairs = zip(part["file"], reasons, strict=True)
-            changes.unreadable += [(file, reason) for file, reason in pairs if reason]
-            embedded = part.assign(content=contents)[read]
-            catalog.upsert(embedded[COLUMNS], embeddings)
-            changes.ids += embedded["id"].tolist()
-            changes.added += int(new[embedded.index].sum())
-            changes.replaced += int((~new[embedded.index]).sum())
-            done += len(embedded)
-            progress.advance(len(part), "images")
+        steps = (
+            _rename(catalog, _parts(rows[renamed], AT_ONCE), changes),
+            _embed(catalog, _parts(rows[other], 4 * batch_size), embed, new, changes),
+        )
+        for images, written in chain(*steps):
+            done += written
+            progress.advance(images, "images")
             told(done, total)
     return changes
+
+
+def _rename(catalog: Catalog, parts: Iterable[pd.DataFrame], changes: Changes) -> Iterator[tuple[int, int]]:
+    """Write rows with the embeddings that they have; yields the number of images gone through, and of rows written."""
+    for part in parts:
+        kept = catalog.get(part["id"].tolist(), with_embeddings=True)
+        catalog.upsert(part[COLUMNS], np.stack(kept["embedding"].tolist()))
+        changes.replaced += len(part)
+        yield len(part), len(part)
+
+
+def _embed(
+    catalog: Catalog,
+    parts: Iterable[pd.DataFrame],
+    embed: Callable[[list[str]], tuple[np.ndarray, list[str], list[str]]],
+    new: Bool[np.ndarray, " N"],
+    changes: Changes,
+) -> Iterator[tuple[int, int]]:
+    """Write rows with new embeddings, but for the unreadable; yields as `_rename`."""
+    for part in parts:
+        embeddings, contents, reasons = embed(part["file"].tolist())
+        read = np.array([not reason for reason in reasons])
+        pairs = zip(part["file"], reasons, strict=True)
+        changes.unreadable += [(file, reason) for file, reason in pairs if reason]
+        embedded = part.assign(content=contents)[read]
+        catalog.upsert(embedded[COLUMNS], embeddings)
+        changes.ids += embedded["id"].tolist()
+        changes.added += int(new[embedded.index].sum())
+        changes.replaced += int((~new[embedded.index]).sum())
+        yield len(part), len(embedded)
 
 
 def index_embeddings(catalog: Catalog, folder: Path, told: Told = lambda done, total: None) -> Changes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,16 @@ from jaxtyping import Float
 
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
-from orthoproxy.embedder import Embedder, Images, batches_of
+from orthoproxy.embedder import LARGEST, Embedder, Images, batches_of
 from orthoproxy.errors import InputError
+from orthoproxy.plain import plain_json
 from orthoproxy.progress import Progress
 
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "images", "embeddings"
+
+# What a parent left over stays with it: freed in a forked worker, a session would wait for threads that are not there.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,12 @@ class Description:
             If the file is not one that `orthoproxy export` wrote, or of a newer version.
         """
         try:
-            values = {name: json.loads(text) for name, text in metadata.items()}
+            values = {name: plain_json(text) for name, text in metadata.items()}
             version = values["format_version"]
             if version == FORMAT_VERSION:
-                return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+                about = cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+                about.check()
+                return about
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"{file}: its metadata are not those of orthoproxy export; export the run again"
@@ -116,6 +124,24 @@ class Description:
             f"{file}: format_version {version!r} is unknown; this orthoproxy reads version {FORMAT_VERSION}. "
             "Update orthoproxy, or export the run again"
         )
+
+    def check(self) -> None:
+        """Make sure that sizes are sizes.
+
+        Raises
+        ------
+        ValueError
+            Naming the one that is not.
+        """
+        sizes = {"image_size": self.image_size, "embedding_dim": self.embedding_dim}
+        if self.resize not in (None, "squash"):
+            sizes["resize"] = self.resize
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+                raise ValueError(f"{name}: {value!r}")
+        for name in ("threshold", "false_match_rate"):
+            if not isinstance(getattr(self, name), float | int | None):
+                raise ValueError(f"{name}: {getattr(self, name)!r}")
 
 
 class OnnxEmbedder:

@@ -15,9 +15,10 @@ from typing import Any
 from jinja2 import Environment
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.conditions import parse_condition
-from orthoproxy.search.guard import SMALL_BODY, Refused
-from orthoproxy.search.service import MOST_RESULTS, Found, Service, Shelf, in_quotes
+from orthoproxy.search.conditions import in_quotes, parse_condition
+from orthoproxy.search.guard import SMALL_BODY
+from orthoproxy.search.limits import Refused
+from orthoproxy.search.service import MOST_RESULTS, Found, Service, Shelf
 
 # Read when Gradio is imported, and when a page is made: nothing goes to Gradio's makers, and statistics of all events,
 # which nobody sees here, are not made anew at each
@@ -102,29 +103,7 @@ def make_page(service: Service) -> gr.Blocks:
     with gr.Blocks(title="Search by picture", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_top(first, names), elem_id="top", apply_default_css=False)
         with gr.Row(elem_id="columns", equal_height=False):
-            with gr.Column(scale=0, min_width=320, elem_id="ask"):
-                query = gr.HTML(
-                    "",
-                    html_template=_text("query.html"),
-                    js_on_load=_text("query.js"),
-                    apply_default_css=False,
-                    elem_id="query",
-                )
-                k = gr.Slider(1, MOST_RESULTS, value=12, step=1, label="How many results")
-                labels = gr.Dropdown(
-                    list(first.labels[:LABELS_OFFERED]),
-                    multiselect=True,
-                    allow_custom_value=len(first.labels) > LABELS_OFFERED,
-                    label="Only these labels",
-                    info="All of them if none is chosen",
-                    visible=bool(first.labels),
-                )
-                several = len(names) > 1
-                left = gr.Dropdown(names, value=names[0], label="Catalog", visible=several)
-                right = gr.Dropdown([NONE, *names], value=NONE, label="Compare with", visible=several)
-                with gr.Accordion("More conditions", open=False):
-                    diverse = gr.Checkbox(label="One result a group or label")
-                    where = gr.Textbox(label="Condition", placeholder=PLACEHOLDER, max_lines=1)
+            query, settings = _ask(first, names)
             with gr.Column(scale=1, min_width=320):
                 found = gr.HTML(_start(first), js_on_load=_text("results.js"), apply_default_css=False, elem_id="found")
         gr.HTML(
@@ -134,8 +113,6 @@ def make_page(service: Service) -> gr.Blocks:
             apply_default_css=False,
         )
 
-        settings = [k, labels, diverse, where, left, right]
-
         def look(query: str, *settings: Any) -> str:
             return _look(service, query, *settings)
 
@@ -143,12 +120,41 @@ def make_page(service: Service) -> gr.Blocks:
             query = _chosen(event)
             return query, _look(service, query, *settings)
 
+        k, labels, diverse, where, left, right = settings
         how: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
         changes = [query.submit, k.release, labels.change, diverse.change, where.submit, left.change, right.change]
         gr.on(changes, look, [query, *settings], found, trigger_mode="always_last", **how)
         found.click(search_on, settings, [query, found], **how)
     page.queue(max_size=service.limits.waiting, default_concurrency_limit=8, api_open=False)
     return page
+
+
+def _ask(first: Shelf, names: list[str]) -> tuple[Any, list[Any]]:
+    """The column that asks: the query, and what `_look` takes besides."""
+    with gr.Column(scale=0, min_width=320, elem_id="ask"):
+        query = gr.HTML(
+            "",
+            html_template=_text("query.html"),
+            js_on_load=_text("query.js"),
+            apply_default_css=False,
+            elem_id="query",
+        )
+        k = gr.Slider(1, MOST_RESULTS, value=12, step=1, label="How many results")
+        labels = gr.Dropdown(
+            list(first.labels[:LABELS_OFFERED]),
+            multiselect=True,
+            allow_custom_value=len(first.labels) > LABELS_OFFERED,
+            label="Only these labels",
+            info="All of them if none is chosen",
+            visible=bool(first.labels),
+        )
+        several = len(names) > 1
+        left = gr.Dropdown(names, value=names[0], label="Catalog", visible=several)
+        right = gr.Dropdown([NONE, *names], value=NONE, label="Compare with", visible=several)
+        with gr.Accordion("More conditions", open=False):
+            diverse = gr.Checkbox(label="One result a group or label")
+            where = gr.Textbox(label="Condition", placeholder=PLACEHOLDER, max_lines=1)
+    return query, [k, labels, diverse, where, left, right]
 
 
 def _chosen(event: gr.EventData) -> str:

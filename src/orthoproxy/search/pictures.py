@@ -19,7 +19,7 @@ from PIL import Image
 
 from orthoproxy.data import evaluation_transform, to_rgb
 from orthoproxy.data.transforms import Resize
-from orthoproxy.search.guard import Limits, Refused, Turns
+from orthoproxy.search.limits import Limits, Refused, Turns
 
 try:
     import resource
@@ -114,7 +114,7 @@ def open_picture(content: bytes, pixels: int) -> Image.Image:
     >>> open_picture(b"plain words", 1000)
     Traceback (most recent call last):
     ...
-    orthoproxy.search.guard.Refused: (415, 'no picture of a format that is accepted here: JPEG, PNG, WEBP, BMP, GIF')
+    orthoproxy.search.limits.Refused: (415, 'no picture of a format that is accepted here: JPEG, PNG, WEBP, BMP, GIF')
     """
     name = required_format(content)
     try:

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from orthoproxy.errors import InputError
 from orthoproxy.search.app import make_app
 from orthoproxy.search.catalog import Catalog
-from orthoproxy.search.guard import Limits, check_token, is_loopback
+from orthoproxy.search.guard import check_token, is_loopback
+from orthoproxy.search.limits import Limits
 from orthoproxy.search.onnx import load_model
 from orthoproxy.search.service import Service
 
@@ -96,7 +97,8 @@ def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise InputError(f"--port: {port}; from 1 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small answers at once only where the protocol is named; else a client waits 40 ms for each
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host.strip("[]"), port))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,8 @@ from orthoproxy.data.transforms import Resize
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.search.batches import Batches
-from orthoproxy.search.conditions import parse_condition
-from orthoproxy.search.guard import Limits, Refused, Turns
+from orthoproxy.search.conditions import in_quotes, parse_condition
+from orthoproxy.search.limits import Limits, Refused, Turns
 from orthoproxy.search.onnx import OnnxEmbedder, load_model
 from orthoproxy.search.pictures import MEDIA_TYPES, Decoders, required_format
 
@@ -36,6 +36,14 @@ ROWS_LISTED = 200_000  # rows whose labels are counted and offered; of a larger 
 UPLOADS_KEPT = 1000  # their embeddings, a few kB each
 THUMBNAIL_BYTES = 64_000_000  # kept in memory
 Model = Embedder | OnnxEmbedder
+
+
+class How(TypedDict, total=False):
+    """What of a search can be left out; see `Service.search`."""
+
+    k: int
+    where: str | None
+    diverse: bool
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,7 @@ class Service:
             raise Refused(404, f"no catalog of that name; there are {', '.join(self.shelves)}")
         return self.shelves[name]
 
-    def search_picture(self, content: bytes, catalog: str | None, **how: object) -> Found:
+    def search_picture(self, content: bytes, catalog: str | None, **how: Unpack[How]) -> Found:
         """Search by a picture's file.
 
         Parameters
@@ -209,9 +217,9 @@ class Service:
             raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
         start = time.perf_counter()
         query = self._embed(content, shelf.model)
-        return self.search(query, shelf.name, started=start, **how)  # type: ignore[arg-type]
+        return self.search(query, shelf.name, started=start, **how)
 
-    def search_id(self, key: str, catalog: str | None, own: str | None = None, **how: object) -> Found:
+    def search_id(self, key: str, catalog: str | None, own: str | None = None, **how: Unpack[How]) -> Found:
         """Search by an image of a catalog, which is itself left out of what is found.
 
         Parameters
@@ -234,12 +242,12 @@ class Service:
         shelf = self.shelf(catalog)
         row = self._row(shelf, key, with_embedding=True)
         if row is not None:
-            return self.search(row["embedding"], shelf.name, without=row["path"], **how)  # type: ignore[arg-type]
+            return self.search(row["embedding"], shelf.name, without=row["path"], **how)
         if own is None or own == shelf.name:
             raise Refused(404, "no image of that id")
         return self.search_picture(self.picture(key, own)[0], shelf.name, **how)
 
-    def search_upload(self, key: str, catalog: str | None, **how: object) -> Found:
+    def search_upload(self, key: str, catalog: str | None, **how: Unpack[How]) -> Found:
         """Search by a picture that was kept with `keep`.
 
         Parameters
@@ -262,7 +270,7 @@ class Service:
             raise Refused(404, "the picture is not kept any more; choose it again")
         if shelf.model is None:
             raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
-        return self.search(kept[shelf.model.identity], shelf.name, **how)  # type: ignore[arg-type]
+        return self.search(kept[shelf.model.identity], shelf.name, **how)
 
     def keep(self, content: bytes) -> str:
         """Embed a picture with every model, to search by it more than once.
@@ -464,23 +472,6 @@ def _condition(where: str | None) -> str | None:
     except InputError as error:
         raise Refused(422, f"filter: {str(error).removeprefix('condition: ')}") from error
     return where
-
-
-def in_quotes(text: str) -> str:
-    """Write text as it stands in a condition.
-
-    Parameters
-    ----------
-    text
-        Any.
-
-    Examples
-    --------
-    >>> print(in_quotes('5" disk'))
-    "5\\" disk"
-    """
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _relative(path: str, root: Path) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
+import sys
+import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +16,41 @@ import torch
 from torch import nn
 
 from orthoproxy.errors import InputError
+from orthoproxy.failpoints import failpoint
+from orthoproxy.files import write_whole
 from orthoproxy.losses import ShardedProxyAnchorLoss
 from orthoproxy.processes import agreed, gather_objects, is_main, process_count, process_index
 from orthoproxy.training.shards import Shards
 
 FORMAT_VERSION = 1
+
+
+class Damaged(InputError):  # noqa: N818 -- what happened to the file
+    """A checkpoint is not there, or not as it was written.
+
+    Examples
+    --------
+    >>> raise Damaged("cannot read the checkpoint last.ckpt, which is cut short or damaged")
+    Traceback (most recent call last):
+    ...
+    orthoproxy.training.checkpoint.Damaged: cannot read the checkpoint last.ckpt, which is cut short or damaged
+    """
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on from what the folder holds.
+
+    Parameters
+    ----------
+    folder
+        Of the checkpoints.
+
+    Examples
+    --------
+    >>> has_checkpoint(Path("runs/nowhere/checkpoints"))
+    False
+    """
+    return any((folder / f"{name}.ckpt").is_file() for name in ("last", "previous"))
 
 
 @dataclass
@@ -56,10 +88,11 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of a run: ``last.ckpt`` and ``best.ckpt``.
+    """The checkpoints of a run: ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt``.
 
     Written to another name, flushed to disk and renamed, so that a reader never sees half a file; read without running
-    code that a file may hold.
+    code that a file may hold, and only where every part has the checksum that was written with it. Where ``last.ckpt``
+    has not, the run goes on from ``previous.ckpt``, takes the steps since then again, and comes to the same weights.
 
     Of several processes the main one writes, and all read. Where proxies are divided among them, each writes its own,
     see `shards.Shards`.
@@ -120,12 +153,30 @@ class Checkpoints:
                 state = self.shards.save(name, position.step, state, _write)
         with agreed():
             if is_main():
+                if name == "last":
+                    self._keep_last()
                 _write(state, self.path(name))
                 if self.shards is not None:
                     self.shards.remove_others(name, position.step)
 
+    def _keep_last(self) -> None:
+        """Let the last checkpoint also be the previous one; there is a last one at any time, if links can be made."""
+        last, previous = self.path("last"), self.path("previous")
+        if not last.is_file():
+            return
+        link = previous.with_suffix(".tmp")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(last, link)
+        except OSError:  # of a file system without links
+            last.replace(previous)
+        else:
+            link.replace(previous)
+            link.unlink(missing_ok=True)  # still there where both names were one file already, after a full disk
+        failpoint("previous.ckpt renamed")
+
     def load(self, name: str, model_only: bool = False) -> Position:
-        """Restore a checkpoint.
+        """Restore a checkpoint; ``previous`` becomes ``last`` where that is damaged, which is said.
 
         Parameters
         ----------
@@ -142,10 +193,34 @@ class Checkpoints:
         Raises
         ------
         InputError
-            If the file is damaged or of another version or configuration.
+            If the file is damaged and there is none before it, or it is of another version or configuration.
         """
+        position, damage = Position(), None
         with agreed():
-            return self._load(name, model_only)
+            try:
+                position = self._load(name, model_only)
+            except Damaged as error:  # perhaps of a part that this process alone reads
+                damage = error
+                if name != "last" or not self.path("previous").is_file():
+                    raise
+        found = [error for error in gather_objects(damage and str(damage)) if error]
+        if not found:
+            return position
+        with agreed():
+            if is_main():
+                self._fall_back(found[0])
+        return self.load("last", model_only)
+
+    def _fall_back(self, damage: str) -> None:
+        """Put the damaged checkpoint aside and the previous one in its place."""
+        print(
+            f"note: {damage.splitlines()[0]}\nnote: going on from the checkpoint before it; the damaged one is kept as "
+            "damaged.ckpt",
+            file=sys.stderr,
+        )
+        with suppress(FileNotFoundError):
+            self.path("last").replace(self.path("damaged"))
+        self.path("previous").replace(self.path("last"))
 
     def _load(self, name: str, model_only: bool) -> Position:
         path = self.path(name)
@@ -154,24 +229,28 @@ class Checkpoints:
             raise InputError(f"{path}: not a checkpoint of format version {FORMAT_VERSION}")
         if (self.shards is not None) != ("shards" in state):
             raise InputError(f"{path}: made with another configuration: of loss.shard_proxies")
-        if self.shards is not None:
-            state = self.shards.load(state, lambda path: self._read(path, name))
         try:
+            if self.shards is not None:
+                state = self.shards.load(name, state, lambda path: self._read(path, name))
             self.encoder.load_state_dict(state["encoder"])
             self.objective.load_state_dict(state["objective"])
             if not model_only:
                 self.optimizer.load_state_dict(state["optimizer"])
                 _restore_random_states(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path}: made with another configuration: {str(error).splitlines()[0]}") from error
-        return Position(**state["position"])
+            return Position(**state["position"])
+        except InputError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{path}: made with another configuration: {reason}") from error
 
     def _read(self, path: Path, name: str) -> Any:
         try:
+            _require_checksums(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=path != self.path(name))
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # of many types, as the damage may be anywhere
             reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
-            raise InputError(
+            raise Damaged(
                 f"cannot read the checkpoint {path}, which is cut short or damaged: {reason}\n{self._remedy(name)}"
             ) from error
 
@@ -189,18 +268,16 @@ class Checkpoints:
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
-    """Write a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    try:
-        with unfinished.open("wb") as file:
-            _save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)  # on a full disk it would take what space is left
-        raise
+    write_whole(path, lambda file: _save(state, file))
+
+
+def _require_checksums(path: Path) -> None:
+    """Compare every part of a file with its checksum, which PyTorch writes and does not look at when it reads."""
+    with zipfile.ZipFile(path) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} does not fit")
 
 
 def _save(state: dict[str, Any], file: IO[bytes]) -> None:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,11 +17,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
 from orthoproxy.data import BatchSampler
-from orthoproxy.errors import InputError
+from orthoproxy.data.watch import watched
+from orthoproxy.errors import InputError, WorkerLost
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder
 from orthoproxy.processes import (
-    agreed,
     any_of,
     average_gradients,
     copy_from_main,
@@ -38,9 +33,10 @@ from orthoproxy.processes import (
 )
 from orthoproxy.progress import Progress
 from orthoproxy.training.checkpoint import Checkpoints, Position
+from orthoproxy.training.guard import Batch, Diverged, Guard, Record, require_finite
+from orthoproxy.training.stop import Interrupted, Stop, StopNow, stop_on_signal
 
-Batch = Sequence[Tensor]  # pixels and class numbers
-Record = dict[str, Any]
+__all__ = ["Diverged", "Interrupted", "Plan", "fit"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,8 @@ class Plan:
         Stop after so many validations without a better one; None: never.
     log_every
         Steps between two records.
+    max_bad_batches
+        Steps that may be left out because their loss or a gradient is not finite.
 
     Examples
     --------
@@ -84,10 +82,7 @@ class Plan:
     monitor: str = "map@r"
     patience: int | None = None
     log_every: int = 10
-
-
-class Interrupted(Exception):  # noqa: N818 -- a wish of the user, no error
-    """Ctrl-C came: the step was finished and the run saved; it can be resumed."""
+    max_bad_batches: int = 10
 
 
 def fit(
@@ -103,7 +98,11 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     position: Position | None = None,
 ) -> Position:
-    """Train until the epochs are over, early stopping strikes or Ctrl-C is pressed.
+    """Train until the epochs are over, early stopping strikes, Ctrl-C is pressed or SIGTERM comes.
+
+    A step whose loss or gradient is not finite is left out: it is counted, its record has ``bad_batches`` in place of
+    losses, and ``bad_batches.csv`` beside the checkpoints gets its images. Where images cannot be read any more, what
+    was trained is saved before the error is raised.
 
     Several processes minimise the loss of the whole batch: each embeds its part, gets the embeddings of all, and
     computes the loss L of all. On the way back, process r gets the sum over the processes of their gradients by its
@@ -142,9 +141,12 @@ def fit(
     Raises
     ------
     Interrupted
-        After Ctrl-C, with the run saved.
-    InputError
-        If the loss is not finite.
+        After Ctrl-C or SIGTERM, with the run saved.
+    Diverged
+        If the weights are not finite; or the loss or a gradient in more steps than `plan` allows since this call, or in
+        all of an epoch: then the run is saved as it was before the last of these steps.
+    InputError, WorkerLost
+        If images cannot be read, with the run saved.
 
     Examples
     --------
@@ -152,48 +154,53 @@ def fit(
     """
     position = position or Position()
     forward = _Forward(fabric, encoder)
+    guard = Guard(encoder, objective, loader, sampler, checkpoints, plan.max_bad_batches, log)
     steps_an_epoch, sizes = math.ceil(len(sampler) / plan.accumulate), sampler.sizes
-    with _stop_on_ctrl_c() as stopped, Progress("train", plan.epochs * steps_an_epoch, position.step) as progress:
+    with stop_on_signal() as stop, Progress("train", plan.epochs * steps_an_epoch, position.step) as progress:
         while position.epoch < plan.epochs and not _exhausted(position, plan):
             encoder.train()
             sampler.set_position(position.epoch, position.batch)
-            meter = _Meter()
+            meter, groups = _Meter(), _grouped(watched(loader), plan.accumulate)
+            guard.begin(position)
             loss = ""
-            for batches in _grouped(loader, plan.accumulate):
+            while batches := guard.read(groups, position, progress):
                 _set_rates(optimizer, plan, position.step)
                 forward.prepare()
+                guard.remember()
                 parts = [
                     _forward_backward(fabric, forward, objective, batch, sizes, len(batches), batch is batches[-1])
                     for batch in batches
                 ]
                 if objective.sharded is None:
                     average_gradients(objective.parameters())
-                _clip(optimizer, objective, plan)
-                optimizer.step()
+                left_out = guard.leaves_out(parts, position, progress, len(batches))
+                if not left_out:
+                    _clip(optimizer, objective, plan)
+                    optimizer.step()
                 optimizer.zero_grad()
 
                 position.step += 1
                 position.batch += len(batches)
                 meter.count(sum(sizes) * len(batches))
-                if position.step % plan.log_every == 0 or position.batch == len(sampler):
-                    with agreed():
-                        record = _record(parts, optimizer, position, meter)
+                if not left_out and (position.step % plan.log_every == 0 or position.batch == len(sampler)):
+                    record = _record(parts, optimizer, position, meter)
                     if is_main():
                         log(record)
                     loss = f"loss {record['loss']:.3f}  "
                 progress.note = f"{loss}{meter.speed():.0f} images/s"
                 progress.advance()
-                if any_of(stopped()):
-                    _require_finite(encoder, objective, position)
+                if any_of(stop.asked):
+                    require_finite(encoder, objective, position)
                     checkpoints.save("last", position)
-                    raise Interrupted(f"stopped after step {position.step}; the run is saved")
+                    raise Interrupted(f"stopped after step {position.step}; the run is saved", stop.number)
 
+            guard.end(position)
             position.epoch, position.batch = position.epoch + 1, 0
-            _require_finite(encoder, objective, position)
+            require_finite(encoder, objective, position)
             copy_from_main(encoder.buffers())  # live batch norm's, which each process has of its own images
             line = f"epoch {position.epoch}/{plan.epochs}  {progress.note}"
             if validate is not None and (position.epoch % plan.validate_every == 0 or position.epoch == plan.epochs):
-                scores = validate()
+                scores = _validated(validate, stop, checkpoints, position, len(sampler))
                 if is_main():
                     log(_validation_record(scores, position))
                 if _is_best(scores[plan.monitor], position):
@@ -201,8 +208,8 @@ def fit(
                 line += f"  validation {plan.monitor} {100 * scores[plan.monitor]:.1f}"
             progress.say(line)
             checkpoints.save("last", position)
-            if any_of(stopped()):
-                raise Interrupted(f"stopped after epoch {position.epoch}; the run is saved")
+            if any_of(stop.asked):
+                raise Interrupted(f"stopped after epoch {position.epoch}; the run is saved", stop.number)
     return position
 
 
@@ -287,8 +294,6 @@ def _record(
     parts: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer, position: Position, meter: _Meter
 ) -> Record:
     losses = {name: torch.stack([part[name] for part in parts]).mean().item() for name in parts[0]}
-    if not math.isfinite(losses["loss"]):
-        raise InputError(_DIVERGED.format(what=f"the loss is {losses['loss']}", step=position.step))
     images_per_second, seconds = meter.record()
     position.seconds += seconds
     rates = {f"rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
@@ -302,17 +307,25 @@ def _record(
     }
 
 
-_DIVERGED = (
-    "{what} at step {step}: training.rates or loss.args are too extreme, lower them; what is saved is from before"
-)
-
-
-def _require_finite(encoder: Encoder, objective: Objective, position: Position) -> None:
-    """Never judge or save a model that has diverged; the loss is looked at on recorded steps only."""
-    parameters = [*encoder.parameters(), *objective.parameters()]
-    with agreed():
-        if not all(bool(p.isfinite().all()) for p in parameters):
-            raise InputError(_DIVERGED.format(what="the weights are not finite", step=position.step))
+def _validated(
+    validate: Callable[[], dict[str, float]],
+    stop: Stop,
+    checkpoints: Checkpoints,
+    position: Position,
+    batches_an_epoch: int,
+) -> dict[str, float]:
+    """Validate; what ends it ends no epoch: that is saved as it was after the last step, to be validated then."""
+    random = torch.get_rng_state()  # of which loaders draw
+    try:
+        with stop.at_once() if process_count() == 1 else nullcontext():  # others would wait for ever
+            return validate()
+    except (StopNow, InputError, WorkerLost) as reason:
+        position.epoch, position.batch = position.epoch - 1, batches_an_epoch
+        torch.set_rng_state(random)
+        checkpoints.save("last", position)
+        if not isinstance(reason, StopNow):
+            raise
+        raise Interrupted(f"stopped after step {position.step}; the run is saved", stop.number) from None
 
 
 def _validation_record(scores: dict[str, float], position: Position) -> Record:
@@ -349,27 +362,3 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
         yield group
-
-
-@contextmanager
-def _stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C instead of raising; a second one stops at once."""
-    pressed, process = False, os.getpid()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if os.getpid() != process:  # a worker of the loader, which goes on until the loop stops
-            return
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        if is_main():
-            print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, note) if in_main_thread else None
-    try:
-        yield lambda: pressed
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, before)

@@ -21,7 +21,8 @@ class Shards:
 
     Each holds a process's rows of the proxies and of their optimiser state. They are written under the step's own names
     before the checkpoint that lists them replaces the one of an earlier step, and those of the earlier step go last: so
-    what a checkpoint lists is whole, and of its own step.
+    what a checkpoint lists is whole, and of its own step. The files of ``last.ckpt`` stay when it becomes
+    ``previous.ckpt``.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ class Shards:
         self.key = next(name for name, x in objective.named_parameters() if x is loss.proxies)
         parameters = [x for group in optimizer.param_groups for x in group["params"]]
         self.number = next(number for number, x in enumerate(parameters) if x is loss.proxies)
+        self.of_last: list[str] = []  # the files that last.ckpt lists
 
     def names(self, name: str, step: int) -> list[str]:
         """Return the names of the files of all processes.
@@ -84,11 +86,13 @@ class Shards:
         listed = [{"file": file, "rows": size} for file, size in zip(names, self.loss.sizes, strict=True)]
         return {**state, "objective": objective, "optimizer": optimizer, "shards": listed}
 
-    def load(self, state: State, read: Callable[[Path], Any]) -> State:
+    def load(self, name: str, state: State, read: Callable[[Path], Any]) -> State:
         """Read the rows of this process, from the files of however many processes wrote them.
 
         Parameters
         ----------
+        name
+            Of the checkpoint.
         state
             As a checkpoint holds it.
         read
@@ -116,6 +120,8 @@ class Shards:
             first += listed["rows"]
         if first != self.loss.num_classes:
             raise InputError(f"{self.folder}: made with another configuration: of {first} classes")
+        if name == "last":
+            self.of_last = [listed["file"] for listed in state["shards"]]
         rows = {field: torch.cat([part[field] for part in found]) for field in found[0]}
         state["objective"][self.key] = rows.pop("proxies")
         state["optimizer"]["state"].setdefault(self.number, {}).update(rows)
@@ -127,8 +133,12 @@ class Shards:
         Parameters
         ----------
         name, step
-            Of the checkpoint whose files stay.
+            Of the checkpoint whose files stay; beside those of ``last.ckpt``, those that it listed before.
         """
+        own = self.names(name, step)
+        kept = {*own, *self.of_last} if name == "last" else set(own)
         for path in self.folder.glob(f"{name}-step-*.proxies-*"):
-            if path.name not in self.names(name, step):
+            if path.name not in kept:
                 path.unlink()
+        if name == "last":
+            self.of_last = own

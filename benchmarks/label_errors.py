@@ -1,0 +1,136 @@
+"""Finding wrong labels: precision and recall with 5 % of a run's training labels changed at random.
+
+    python benchmarks/label_errors.py --run runs/icons
+    python benchmarks/label_errors.py --run runs/icons --planted runs/icons-planted
+
+The labels are changed for five seeds. Each way judges an image by a model that has no part in it: the class means
+without it, or its nearest neighbours. `listed` is what `orthoproxy diagnose` would list. Average precision looks at the
+order alone. With --planted the run is also trained on the first seed's changed labels, in that folder, and its own
+encoder is asked: it has seen the wrong labels, and what it says depends on how well it has learned them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from measure import arguments, report
+
+from orthoproxy import Embedder, Run, train
+from orthoproxy.data import only
+from orthoproxy.diagnosis import evened, out_of_sample, plant, suspects
+from orthoproxy.diagnosis.label_errors import PLANTED, OutOfSample
+from orthoproxy.judging import images_of
+from orthoproxy.reports.geometry import unit_rows
+
+SEEDS = range(5)
+NEIGHBOURS = 5
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", run="runs/icons", planted="")
+    run = Run(options.run)
+    table = images_of(run)
+    images = only(table, "train")
+    labels = pd.factorize(images["label"], sort=True)[0]
+    features = Embedder.load(run.folder / "untrained").embed(
+        images["path"].tolist(), workers=1, what="embed, untrained"
+    )
+    ways = {
+        "class means, pooled features": unit_rows(features),
+        **{f"class means, whitened {w:g}": evened(features, w) for w in (0.25, 0.5, 0.75, 1.0)},
+    }
+    rows = [
+        row(way, [judged(labels, seed, lambda changed, x=x: out_of_sample(x, changed)) for seed in SEEDS])
+        for way, x in ways.items()
+    ]
+    half = ways["class means, whitened 0.5"]
+    rows.append(
+        row(
+            f"{NEIGHBOURS} neighbours, whitened 0.5",
+            [judged(labels, s, lambda y: by_neighbours(half, y)) for s in SEEDS],
+        )
+    )
+    if options.planted:
+        rows += by_a_run_that_saw_them(run, table, labels, Path(options.planted))
+    notes = f"{len(images):,} images of {labels.max() + 1} classes; {PLANTED:.0%} of the labels changed; five seeds"
+    columns = ["model", "average precision", "listed", "precision", "recall"]
+    report(f"label_errors-{run.folder.resolve().name}", "Wrong labels found", columns, rows, notes)
+
+
+def judged(labels: np.ndarray, seed: int, judge: object) -> dict[str, float]:
+    """Change labels, have each image judged, and compare with what was changed."""
+    changed, planted = plant(labels, PLANTED, seed)
+    seen: OutOfSample = judge(changed)  # type: ignore[operator]
+    return compared(seen, suspects(seen).rows, planted)
+
+
+def compared(seen: OutOfSample, listed: np.ndarray, planted: np.ndarray) -> dict[str, float]:
+    wrong = np.isin(np.argsort(seen.margin, kind="stable"), planted)  # NaN last
+    precision = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
+    hits = len(np.intersect1d(listed, planted))
+    return {
+        "average precision": float(precision[wrong].mean()),
+        "listed": float(len(listed)),
+        "precision": hits / max(1, len(listed)),
+        "recall": hits / len(planted),
+    }
+
+
+def row(name: str, results: list[dict[str, float]]) -> dict[str, object]:
+    return {"model": name, **{key: statistics.mean(result[key] for result in results) for key in results[0]}}
+
+
+def by_neighbours(x: np.ndarray, labels: np.ndarray) -> OutOfSample:
+    """Vote by the similarity of the nearest images, the image itself left out."""
+    cosines = x @ x.T
+    np.fill_diagonal(cosines, -1)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
+    votes = np.zeros((len(x), labels.max() + 1))
+    each = np.arange(len(x))
+    for place in nearest.T:
+        votes[each, labels[place]] += np.exp(cosines[each, place] / 0.05)
+    votes /= votes.sum(axis=1, keepdims=True)
+    own = votes[each, labels]
+    votes[each, labels] = -1
+    ahead = (votes > own[:, None]).sum(axis=1) + (votes >= own[:, None]).sum(axis=1)
+    return OutOfSample(own - votes.max(axis=1), ahead / (2 * labels.max()), votes.argmax(axis=1))
+
+
+def by_a_run_that_saw_them(run: Run, table: pd.DataFrame, labels: np.ndarray, folder: Path) -> list[dict[str, object]]:
+    """Train on changed labels, and ask the encoder about them: without the image in the means, and by its proxies."""
+    changed, planted = plant(labels, PLANTED, seed=0)
+    training = (table["split"] == "train").to_numpy()
+    names = np.array(sorted(set(table["label"][training])))
+    wrong = table.copy()
+    wrong.loc[training, "label"] = names[changed]
+    folder.mkdir(parents=True, exist_ok=True)
+    wrong.to_csv(folder.with_suffix(".csv"), index=False)
+    data = replace(
+        run.config.data,
+        name="csv",
+        root=None,
+        path=str(folder.with_suffix(".csv")),
+        test_classes=None,
+        outside_root=True,
+    )
+    earlier = train(replace(run.config, data=data), folder, resume=True)
+    model = earlier.model
+    x = unit_rows(model.embed(table["path"][training].tolist(), workers=1, what="embed, trained"))
+    seen = out_of_sample(x, changed)
+    results = [row("class means, encoder trained on them", [compared(seen, suspects(seen).rows, planted)])]
+    if model.proxies is not None:
+        cosines, each = x @ unit_rows(model.proxies.numpy()).T, np.arange(len(x))
+        own = cosines[each, changed]
+        cosines[each, changed] = -1
+        ahead = (cosines > own[:, None]).mean(axis=1)
+        seen = OutOfSample(own - cosines.max(axis=1), ahead, cosines.argmax(axis=1))
+        results.append(row("its proxies, also trained on them", [compared(seen, suspects(seen).rows, planted)]))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The page of a diagnosis: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from orthoproxy.diagnosis.findings import Diagnosis
+from orthoproxy.reports.pages import template
+from orthoproxy.reports.pictures import data_uri, thumbnail
+from orthoproxy.reports.style import COLOURS
+
+
+def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
+    """Write the page of one diagnosis, or of several side by side.
+
+    Parameters
+    ----------
+    diagnoses
+        One a run, at least one.
+
+    Returns
+    -------
+    str
+        HTML with its pictures and figures inside; it asks no other host for anything.
+
+    Examples
+    --------
+    >>> from orthoproxy.diagnosis.findings import Check
+    >>> checks = [Check("proxies", "not looked at: the loss has none")]
+    >>> "<title>first" in render_diagnosis([Diagnosis("first", "test", 9, checks)])
+    True
+    """
+
+    @cache
+    def picture(path: str) -> str | None:
+        image = thumbnail(path)
+        return None if image is None else data_uri(image)
+
+    names = [check.name for check in diagnoses[0].checks]
+    return template("diagnosis.html.j2").render(diagnoses=diagnoses, names=names, source=picture, colours=COLOURS)

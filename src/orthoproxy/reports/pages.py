@@ -1,0 +1,70 @@
+"""What the pages share: their templates, and the pictures in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+import jinja2
+import pandas as pd
+
+from orthoproxy.reports.pictures import data_uri, thumbnail
+from orthoproxy.reports.words import interval, number
+
+
+def template(name: str) -> jinja2.Template:
+    """Load a page's template, which may include ``page.css.j2`` and import from ``parts.html.j2``.
+
+    Parameters
+    ----------
+    name
+        A file of ``reports/templates``.
+
+    Returns
+    -------
+    jinja2.Template
+        Text that goes in is escaped; a name that is not given is an error.
+
+    Examples
+    --------
+    >>> template("page.css.j2").render(colours={"ink": "#1c2630"}).split()[:2]
+    [':root', '{']
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("orthoproxy.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(interval=interval, number=number, unbroken=_unbroken)
+    return environment.get_template(name)
+
+
+def thumbnails(table: pd.DataFrame) -> Callable[[int], str | None]:
+    """Return a function from a row of the table to its picture, or None; each file is read once.
+
+    Parameters
+    ----------
+    table
+        From `data.make_table`.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> print(thumbnails(make_table(["nowhere.png"], ["cat"]))(0))
+    None
+    """
+
+    @cache
+    def of(row: int) -> str | None:
+        image = thumbnail(table["path"].iloc[row])
+        return None if image is None else data_uri(image)
+
+    return of
+
+
+def _unbroken(sentence: str) -> str:
+    """Keep a score's number, sign and interval on one line each."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=\d,) (?=\S+\])", "\N{NO-BREAK SPACE}", sentence)

@@ -1,0 +1,253 @@
+"""The methods of a study side by side: scores on the test classes, and differences to the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import Estimate
+from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, score_of
+from orthoproxy.studies.statistics import Difference, compare, holm, mean_score, scores_of_seeds, spread
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its chosen setting, by one metric; what is not there yet is None, NaN or empty.
+
+    Parameters
+    ----------
+    method, metric
+        Which, and by what.
+    baseline
+        Others are compared with it.
+    against
+        What the method is compared with, where that is not the baseline.
+    setting
+        Options that were chosen.
+    seeds, scores
+        Those that were judged on the test classes, and the score of each, as a fraction.
+    mean, spread
+        Over the seeds, with the interval over seeds and classes; and the standard deviation.
+    untrained
+        Score of the untrained encoder on the test classes.
+    validation
+        Score of the same models on the validation classes.
+    difference
+        To the baseline, or to `against`; None for the baseline itself.
+    p, holm_p
+        Of a comparison that was named before running.
+    seconds, images
+        Of one training, mean over the seeds.
+
+    Examples
+    --------
+    >>> Row("on", "recall@1", baseline=False, setting=None).mean is None
+    True
+    """
+
+    method: str
+    metric: str
+    baseline: bool
+    setting: Options | None
+    seeds: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    mean: Estimate | None = None
+    spread: float = math.nan
+    untrained: float = math.nan
+    validation: float = math.nan
+    difference: Difference | None = None
+    p: float = math.nan
+    holm_p: float = math.nan
+    seconds: float = math.nan
+    images: float = math.nan
+    against: str = ""
+
+
+def rows_of(study: Study, results: Sequence[Result], metric: str) -> list[Row]:
+    """Compare the methods of a study by one score on the test classes.
+
+    Parameters
+    ----------
+    study
+        Names the methods, the baseline and the comparisons.
+    results
+        Of result files; some may be missing.
+    metric
+        ``recall@1`` or ``map@r``. Only the study's own metric gets p, since only that was named before running.
+
+    Returns
+    -------
+    list of Row
+        One a method, in the order of the study. Differences are taken over the seeds that both methods have.
+
+    Raises
+    ------
+    InputError
+        If cells were judged on different classes.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> def result(method, scores):
+    ...     models = {"trained": {"recall@1": scores}, "untrained": {"recall@1": [0.2, 0.3]}}
+    ...     scored = {"classes": ["a", "b"], "queries": [5, 5], **models}
+    ...     known = {"method": method, "setting": {}, "seed": 0, "seconds": 9.0, "images": 100}
+    ...     return {"cell": f"{method}_seed0", **known, "validation": scored, "test": scored}
+    >>> study = Study("so", {"off": Method(), "on": Method()}, baseline="off", compare=["on"])
+    >>> off, on = rows_of(study, [result("off", [0.5, 0.6]), result("on", [0.6, 0.8])], "recall@1")
+    >>> print(on.mean, "difference", on.difference.estimate)
+    70.0 [60.0, 80.0] difference 15.0 [10.0, 20.0]
+    """
+    judged = {method: judged_results(study, results, method) for method in study.methods}
+    rows = [_row(study, judged, method, metric) for method in study.methods]
+    if metric != study.metric:
+        return rows
+    p = {row.method: row.difference.p for row in rows if row.difference}
+    named = [p.get(method, math.nan) for method in study.compare]
+    corrected = {
+        method: {"p": plain, "holm_p": after}
+        for method, plain, after in zip(study.compare, named, holm(named), strict=True)
+    }
+    return [replace(row, **corrected.get(row.method, {})) for row in rows]
+
+
+def judged_results(study: Study, results: Sequence[Result], method: str) -> list[Result]:
+    """Pick what of a method counts: its chosen setting's results that were judged on the test classes.
+
+    Parameters
+    ----------
+    study, results
+        As in `rows_of`.
+    method
+        Its name.
+
+    Returns
+    -------
+    list
+        In the order of the seeds; empty while no setting is chosen.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> study = Study("so", {"off": Method()}, baseline="off", seeds=[0, 1])
+    >>> results = [{"cell": "off_seed1", "test": {"classes": []}}, {"cell": "off_seed0", "test": None}]
+    >>> [result["cell"] for result in judged_results(study, results, "off")]
+    ['off_seed1']
+    """
+    setting = chosen_setting(study, results, method)
+    if setting is None:
+        return []
+    known = {result["cell"]: result for result in results if result.get("test")}
+    return [known[cell.name] for cell in study.judged_cells(method, setting) if cell.name in known]
+
+
+def tuning_scores(study: Study, results: Sequence[Result], method: str, setting: Options) -> dict[int, float | None]:
+    """Score a setting on the validation classes, with the seeds on which settings are chosen.
+
+    Parameters
+    ----------
+    study, results, method
+        As in `judged_results`.
+    setting
+        One of the method's.
+
+    Returns
+    -------
+    dict
+        Seed to score, as a fraction; None where the cell is missing or failed. A method with nothing to choose has the
+        same seeds as the others, as far as they are among its own.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> tuning_scores(Study("so", {"off": Method()}, "off", seeds=[0, 1, 2], tuning_seeds=[0, 1]), [], "off", {})
+    {0: None, 1: None}
+    """
+    seeds = study.tuning_seeds
+    if not study.methods[method].choose:
+        seeds = [seed for seed in study.seeds if seed in study.tuning_seeds] or study.seeds
+    known = {result["cell"]: result for result in results if not result.get("failed")}
+    there = {seed: known.get(Cell(method, setting, seed).name) for seed in seeds}
+    return {seed: score_of(result, "validation", study.metric) if result else None for seed, result in there.items()}
+
+
+def matrix_of(
+    results: Sequence[Result], metric: str, model: str = "trained", split: str = "test"
+) -> tuple[Float[np.ndarray, "S C"], Int[np.ndarray, " C"]]:
+    """Put scores of classes beside each other: one row a seed, one column a class.
+
+    Parameters
+    ----------
+    results
+        At least one, each judged on that split.
+    metric
+        ``recall@1`` or ``map@r``.
+    model
+        ``trained`` or ``untrained``.
+    split
+        ``test`` or ``validation``.
+
+    Returns
+    -------
+    values, queries
+        Mean score of each class, and its number of queries.
+
+    Raises
+    ------
+    InputError
+        If cells were judged on different classes or queries.
+
+    Examples
+    --------
+    >>> scored = {"classes": ["a", "b"], "queries": [2, 4], "trained": {"recall@1": [0.5, 1.0]}}
+    >>> matrix_of([{"cell": "first", "test": scored}], "recall@1")
+    (array([[0.5, 1. ]]), array([2, 4]))
+    """
+    first = results[0]
+    for cell in results[1:]:
+        if any(cell[split][part] != first[split][part] for part in ("classes", "queries")):
+            judged = f"{cell['cell']} and {first['cell']} were judged on different {split} classes or queries"
+            raise InputError(f"{judged}; run all cells of a study on the same data")
+    values = np.array([cell[split][model][metric] for cell in results], dtype=np.float64)
+    return values, np.array(first[split]["queries"])
+
+
+def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metric: str) -> Row:
+    ours, baseline = judged[method], method == study.baseline
+    against = study.methods[method].against or ""
+    if not ours:
+        return Row(method, metric, baseline, None, against=against)
+    values, queries = matrix_of(ours, metric)
+    untrained, _ = matrix_of(ours, metric, "untrained")
+    scores = scores_of_seeds(values, queries)
+    return Row(
+        method=method,
+        metric=metric,
+        baseline=baseline,
+        setting=ours[0]["setting"],
+        seeds=[cell["seed"] for cell in ours],
+        scores=scores.tolist(),
+        mean=mean_score(values, queries),
+        spread=spread(scores),
+        untrained=float(scores_of_seeds(untrained, queries).mean()),
+        validation=float(np.mean([score_of(cell, "validation", metric) for cell in ours])),
+        difference=None if baseline else _difference(ours, judged[against or study.baseline], metric),
+        seconds=float(np.mean([cell["seconds"] for cell in ours])),
+        images=float(np.mean([cell["images"] for cell in ours])),
+        against=against,
+    )
+
+
+def _difference(ours: Sequence[Result], baseline: Sequence[Result], metric: str) -> Difference | None:
+    """Compare over the seeds that both have."""
+    both = {cell["seed"] for cell in ours} & {cell["seed"] for cell in baseline}
+    if not both:
+        return None
+    pairs = [[cell for cell in results if cell["seed"] in both] for results in (ours, baseline)]
+    values, queries = matrix_of([*pairs[0], *pairs[1]], metric)
+    return compare(values[: len(both)], values[len(both) :], queries)

@@ -1,0 +1,318 @@
+"""What the page of a study says: the answers, what is missing, which settings were tried, how fast a method learns."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+
+from orthoproxy.plain import plain_yaml
+from orthoproxy.reports.words import metric_name, negated, points
+from orthoproxy.studies.comparison import Row, judged_results, tuning_scores
+from orthoproxy.studies.figures import curves_of
+from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting
+from orthoproxy.studies.statistics import SEEDS_TO_SPEAK_OF_NEW_ONES, reach
+from orthoproxy.studies.table import p_words, setting_words
+
+LEVEL_OF_ERROR = 0.05  # of the whole family of comparisons
+NAMED_AT_MOST = 6
+FREEZE = "encoder.freeze"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A setting and its scores on the validation classes, as fractions; `scores` is empty where no cell is there."""
+
+    method: str
+    setting: str
+    scores: list[float]
+    missing: int
+    chosen: bool
+
+    @property
+    def mean(self) -> float:
+        """Over the tuning seeds."""
+        return float(np.mean(self.scores)) if self.scores else math.nan
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long a method takes to `level_to_reach`: the median over all seeds, infinite where half of them never do."""
+
+    method: str
+    seconds: float
+    images: float
+    reached: int
+    seeds: int
+
+
+def answers(rows: Sequence[Row], compared: Sequence[str]) -> list[tuple[str, str]]:
+    """Say in a sentence each what the comparisons named before running came to.
+
+    Parameters
+    ----------
+    rows
+        From `rows_of`, by the metric of the study.
+    compared
+        The methods named.
+
+    Returns
+    -------
+    list of (kind, sentence)
+        The kind is ``better``, ``worse``, ``unclear`` or, where results are missing, ``none``.
+
+    Examples
+    --------
+    >>> answers([Row("on", "recall@1", False, None)], ["on"])
+    [('none', 'on: not judged yet.')]
+    """
+    by_name = {row.method: row for row in rows}
+    baseline = next((row.method for row in rows if row.baseline), "the baseline")
+    return [_answer(by_name[name], by_name[name].against or baseline) for name in compared]
+
+
+def _answer(row: Row, baseline: str) -> tuple[str, str]:
+    if row.difference is None:
+        return "none", f"{row.method}: not judged yet."
+    gain, seeds = row.difference.estimate, len(row.difference.by_seed)
+    score, p = metric_name(row.metric), f"p = {p_words(row.holm_p)} after Holm"
+    with_seeds = f"ahead with {row.difference.ahead} of {seeds} seed{'s' if seeds > 1 else ''}"
+    if math.isnan(row.holm_p) or row.holm_p > LEVEL_OF_ERROR:
+        change = f"{score} {points(gain, sign=True)}, {p}, {with_seeds}"
+        return "unclear", f"{row.method} against {baseline}: no difference shown. {change}."
+    if gain.low <= 0 <= gain.high:
+        change = f"{score} {points(gain, sign=True)}, {p}, {with_seeds}"
+        beyond = "but not beyond these seeds: the interval, which draws seeds too, includes 0"
+        return "unclear", f"{row.method} and {baseline} differ on new classes, {beyond}. {change}."
+    if gain.value > 0:
+        return "better", f"{row.method} is better than {baseline}: {score} +{points(gain)}, {p}, {with_seeds}."
+    loss = f"{score} lower by {points(negated(gain))}"
+    return "worse", f"{row.method} is worse than {baseline}: {loss}, {p}, {with_seeds}."
+
+
+def notes(study: Study, results: Sequence[Result]) -> list[str]:
+    """Say what a reader has to know before the numbers: what is missing or failed, few seeds, a frozen encoder.
+
+    Parameters
+    ----------
+    study, results
+        As in `rows_of`.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> notes(Study("so", {"off": Method()}, "off"), [])[0]
+    '0 of 1 cells are there, 0 of 1 judged on the test classes. Not yet: off_seed0.'
+    """
+    told = (_missing, _first_kept, _judged_too)
+    said = [note for note in (*(say(study, results) for say in told), _failed(results), _again(results)) if note]
+    frozen = frozen_methods(study, results)
+    if frozen and len(frozen) == len(study.methods):
+        kept = "its features stayed as they were, and only the projection and the loss\u2019s own vectors were trained"
+        said.append(f"The encoder was frozen: {kept}. What holds here need not hold when the whole encoder is trained.")
+    elif frozen:
+        said.append(f"The encoder was frozen in {', '.join(frozen)}, and trained in the others.")
+    if 0 < len(study.seeds) < SEEDS_TO_SPEAK_OF_NEW_ONES:
+        said.append(reach(len(study.seeds)))
+    return said
+
+
+def frozen_methods(study: Study, results: Sequence[Result]) -> list[str]:
+    """List the methods with ``encoder.freeze``, by their results; those without one by the options of the study.
+
+    Parameters
+    ----------
+    study, results
+        As in `rows_of`.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> frozen_methods(Study("so", {"off": Method(), "on": Method({"encoder.freeze": True})}, "off"), [])
+    ['on']
+    """
+    named = {result["method"]: result["options"].get(FREEZE, False) for result in results if "options" in result}
+    return [name for name in study.methods if named.get(name, _to_be_frozen(study, name))]
+
+
+def _to_be_frozen(study: Study, method: str) -> bool:
+    """Look into the base recipe, the method's part of one, and the options, of which the last one counts."""
+    frozen = False
+    for path in filter(None, (study.base, study.methods[method].recipe)):
+        with contextlib.suppress(OSError, TypeError, AttributeError, KeyError, ValueError, yaml.YAMLError):
+            frozen = plain_yaml(path.read_text(encoding="utf-8"))["encoder"].get("freeze", frozen)
+    setting = study.methods[method].settings[0]
+    return bool(study.options(Cell(method, setting, 0)).get(FREEZE, frozen))
+
+
+def tried_settings(study: Study, results: Sequence[Result]) -> list[Tried]:
+    """List every setting of every method with its scores on the validation classes.
+
+    Parameters
+    ----------
+    study, results
+        As in `rows_of`.
+
+    Returns
+    -------
+    list of Tried
+        In the order of the study; none is left out.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> study = Study("so", {"on": Method(choose={"loss.margin": [0.1, 1]})}, "on", tuning_seeds=[0])
+    >>> [tried.setting for tried in tried_settings(study, [])]
+    ['loss.margin 0.1', 'loss.margin 1']
+    """
+    listed = []
+    for name, method in study.methods.items():
+        chosen = chosen_setting(study, results, name)
+        for setting in method.settings:
+            by_seed = tuning_scores(study, results, name, setting)
+            scores = [score for score in by_seed.values() if score is not None]
+            listed.append(Tried(name, _words(setting), scores, len(by_seed) - len(scores), setting == chosen))
+    return listed
+
+
+def level_to_reach(study: Study, results: Sequence[Result]) -> float | None:
+    """Find the score that the baseline has after half its training: the mean over seeds, on validation classes.
+
+    Parameters
+    ----------
+    study, results
+        As in `rows_of`.
+
+    Returns
+    -------
+    float or None
+        As a fraction; None without curves of the baseline.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> curve = [{"epoch": n, "recall@1": n / 10, "seconds": n, "images": n} for n in (1, 2, 3, 4)]
+    >>> level_to_reach(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": curve}])
+    0.2
+    """
+    curves = curves_of(study, results, study.baseline)
+    halves = [curve[math.ceil(len(curve) / 2) - 1][study.metric] for curve in curves]
+    return float(np.mean(halves)) if halves else None
+
+
+def speeds(study: Study, results: Sequence[Result]) -> list[Speed]:
+    """Measure how long each method takes to `level_to_reach`, between two epochs by a straight line.
+
+    Parameters
+    ----------
+    study, results
+        As in `rows_of`.
+
+    Returns
+    -------
+    list of Speed
+        Of methods with curves; empty where there is no level.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> curve = [{"epoch": n, "recall@1": n / 10, "seconds": n, "images": 100 * n} for n in (1, 2, 3, 4)]
+    >>> speeds(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": curve}])
+    [Speed(method='off', seconds=2.0, images=200.0, reached=1, seeds=1)]
+    """
+    level, found = level_to_reach(study, results), []
+    if level is None:
+        return []
+    for method in study.methods:
+        curves = curves_of(study, results, method)
+        times = [time for curve in curves if (time := _time_to(level, curve, study.metric))]
+        if curves:
+            never = [(math.inf, math.inf)] * (len(curves) - len(times))
+            seconds, images = (float(statistics.median(column)) for column in zip(*times, *never, strict=True))
+            found.append(Speed(method, seconds, images, len(times), len(curves)))
+    return found
+
+
+def _time_to(level: float, curve: Sequence[Options], metric: str) -> tuple[float, float] | None:
+    """Return seconds and images at which a curve first reaches a level; the first epoch's, if it starts above."""
+    before = None
+    for point in curve:
+        if point[metric] >= level:
+            if before is None:
+                return point["seconds"], point["images"]
+            share = (level - before[metric]) / (point[metric] - before[metric])
+            seconds, images = (before[key] + share * (point[key] - before[key]) for key in ("seconds", "images"))
+            return seconds, images
+        before = point
+    return None
+
+
+def _missing(study: Study, results: Sequence[Result]) -> str:
+    known = {result["cell"] for result in results}
+    chosen = {name: chosen_setting(study, results, name) for name in study.methods}
+    later = [
+        cell for name, setting in chosen.items() if setting is not None for cell in study.later_cells(name, setting)
+    ]
+    not_yet = [cell.name for cell in [*study.first_cells, *later] if cell.name not in known]
+    unknown = sum(len(study.later_cells(name, {})) for name, setting in chosen.items() if setting is None)
+    judged = sum(len(judged_results(study, results, name)) for name in study.methods)
+    to_judge = len(study.seeds) * len(study.methods)
+    if not not_yet and not unknown and judged == to_judge:
+        return ""
+    total = len(study.first_cells) + len(later) + unknown
+    there = f"{total - len(not_yet) - unknown} of {total} cells are there"
+    said = f"{there}, {judged} of {to_judge} judged on the test classes."
+    return f"{said} Not yet: {_some(not_yet)}." if not_yet else said
+
+
+def _failed(results: Sequence[Result]) -> str:
+    failed = sorted(f"{result['cell']} ({result['failed']})" for result in results if result.get("failed"))
+    if not failed:
+        return ""
+    then = "A setting that failed with a tuning seed cannot be chosen; other seeds are missing from the means"
+    return f"These cells could not be trained: {_some(failed)}. {then}."
+
+
+def _judged_too(study: Study, results: Sequence[Result]) -> str:
+    """Name what was judged on the test classes and should not have been."""
+    known = {result["cell"] for name in study.methods for result in judged_results(study, results, name)}
+    others = sorted(result["cell"] for result in results if result.get("test") and result["cell"] not in known)
+    if not others:
+        return ""
+    return f"Judged on the test classes without being chosen, and left out of the table: {_some(others)}."
+
+
+def _first_kept(study: Study, results: Sequence[Result]) -> str:
+    """Count the judged runs of which the first epoch was kept, since validation went down from there."""
+    judged = [result for method in study.methods for result in judged_results(study, results, method)]
+    curves = [[point["map@r"] for point in result["curve"]] for result in judged if len(result.get("curve") or ()) > 1]
+    first = sum(curve[0] == max(curve) for curve in curves)
+    if not first:
+        return ""
+    return (
+        f"{first} of {len(judged)} judged runs were best on validation classes after their first epoch and are "
+        "judged so: more training made them worse, so they say little about what a method does in training."
+    )
+
+
+def _again(results: Sequence[Result]) -> str:
+    """Name what had to be trained a second time, since its run was gone when the test classes were judged."""
+    again = sorted(result["cell"] for result in results if result.get("trained_again"))
+    if not again:
+        return ""
+    return f"On the test classes, a second training with the same configuration was judged of: {_some(again)}."
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, the first few."""
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
+
+
+def _words(setting: Options) -> str:
+    return setting_words(setting) or "as the recipe"

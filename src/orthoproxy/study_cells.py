@@ -1,0 +1,412 @@
+"""A cell of a study: its configuration, its run, and the small file of results that stays of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from orthoproxy import builders
+from orthoproxy.config import Config, flat
+from orthoproxy.data import BatchSampler, only
+from orthoproxy.embedder import Embedder
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import class_scores
+from orthoproxy.files import write_whole
+from orthoproxy.jobs import train
+from orthoproxy.judging import images_of, views_of
+from orthoproxy.plain import plain_json
+from orthoproxy.recipes import config_of, options_parser, parse
+from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
+from orthoproxy.run import WITHOUT_EFFECT, Run
+from orthoproxy.studies.plan import METRICS, Cell, Study
+from orthoproxy.training import Diverged
+
+FORMAT_VERSION = 1
+DIGITS = 6
+# what may differ between the machines that share a study
+OF_THE_MACHINE = {"data.root", "data.path", "data.cache", "training.accelerator", "training.loggers"} | WITHOUT_EFFECT
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs and the results of a study lie.
+
+    Parameters
+    ----------
+    runs
+        A run folder a cell.
+    results
+        The page; in its ``cells`` a file a cell.
+
+    Examples
+    --------
+    >>> Place(Path("runs/so"), Path("docs/studies/so")).file(Cell("on", {}, 3)).as_posix()
+    'docs/studies/so/cells/on_seed3.json'
+    """
+
+    runs: Path
+    results: Path
+
+    def run(self, cell: Cell) -> Run:
+        """Return a cell's run, which need not be there."""
+        return Run(self.runs / cell.name)
+
+    def file(self, cell: Cell) -> Path:
+        """Return where a cell's result is written."""
+        return self.results / "cells" / f"{cell.name}.json"
+
+
+def config_of_cell(study: Study, cell: Cell) -> Config:
+    """Put together a cell's configuration: the base recipe, the method's part of one, and the options over them.
+
+    Parameters
+    ----------
+    study, cell
+        Of the study's file.
+
+    Returns
+    -------
+    Config
+        Checked. Its validation classes are held out, since settings are chosen by them.
+
+    Raises
+    ------
+    InputError
+        If a recipe cannot be read, an option does not exist or has a value that cannot be, or the study could not be
+        scored.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> config_of_cell(Study("so", {"on": Method()}, "on", base=Path("nowhere.yaml")), Cell("on", {}, 0))
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: base: no recipe nowhere.yaml
+    """
+    method = study.methods[cell.method]
+    if not _is_file(study.base):
+        raise InputError(f"base: no recipe {study.base}")
+    recipes = [study.base] if method.recipe is None else [study.base, method.recipe]
+    options = {"training.select_on": "validation", **study.options(cell), "training.seed": 0}
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
+    try:
+        config = _config(*[(str(recipe), recipe.stat().st_mtime_ns) for recipe in recipes], options=tuple(words))
+    except InputError as error:
+        raise InputError(f"{study.path}: {cell.name}: {error}") from error
+    if config.training.select_on != "validation":
+        raise InputError(
+            f"{study.path}: training.select_on: {config.training.select_on}; a study chooses on validation classes, "
+            "leave it out"
+        )
+    if 1 not in config.evaluation.recall_at:
+        raise InputError(f"{study.path}: evaluation.recall_at: a study looks at Recall@1; add 1")
+    return replace(config, training=replace(config.training, seed=cell.seed))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+@cache
+def _config(*recipes: tuple[str, int], options: tuple[str, ...]) -> Config:
+    """Parse what many cells share once, unless a recipe was changed meanwhile; to be copied before it is changed."""
+    return config_of(parse(options_parser(), [*(x for path, _ in recipes for x in ("--config", path)), *options]))
+
+
+def changed_options(config: Config) -> dict[str, Any]:
+    """List what a configuration changes of the defaults, but for what differs between machines.
+
+    Parameters
+    ----------
+    config
+        Of a cell.
+
+    Returns
+    -------
+    dict
+        Dotted name to value.
+
+    Examples
+    --------
+    >>> from orthoproxy.config import Training
+    >>> changed_options(Config(training=Training(epochs=3)))
+    {'training.epochs': 3}
+    """
+    defaults = flat(Config())
+    return {
+        name: value for name, value in flat(config).items() if value != defaults[name] and name not in OF_THE_MACHINE
+    }
+
+
+def train_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
+    """Train a cell, or go on with it, and write its result; the test classes are not judged.
+
+    What the training prints goes to ``log.txt`` in the run folder. With a frozen encoder the folder is then removed, as
+    it takes megabytes and is made again in seconds.
+
+    Parameters
+    ----------
+    study, cell
+        Of the study's file.
+    place
+        Where to.
+
+    Returns
+    -------
+    dict
+        The result. Training that diverged is one too: ``failed`` says how, and there are no scores.
+
+    Raises
+    ------
+    InputError
+        As from `jobs.train`, but that it diverged.
+    Interrupted
+        After Ctrl-C, with the run saved.
+
+    Examples
+    --------
+    Run by ``orthoproxy study``, see docs/guide/studies.md.
+    """
+    start, config, run = time.monotonic(), config_of_cell(study, cell), place.run(cell)
+    result = _about(study, cell, config)
+    try:
+        with _quietly(run), _threads(config):
+            train(config, run.folder, resume=True, judged=False)
+            result |= _scores_and_costs(run)
+    except Diverged as error:
+        result |= _failed(error)
+    result |= {"elapsed": round(time.monotonic() - start, 1), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    result["environment"] = run.config.environment
+    _write(result, place.file(cell))
+    if config.encoder.freeze:
+        shutil.rmtree(run.folder)
+    return result
+
+
+def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
+    """Judge a cell on the test classes, and add that to its result; it is trained again where its run is gone.
+
+    Parameters
+    ----------
+    study, cell, place
+        As in `train_cell`; the result must be there.
+
+    Returns
+    -------
+    dict
+        The result. What chose the setting stays as it was; ``trained_again`` says whether the scores on the test
+        classes are of another training with the same configuration.
+
+    Raises
+    ------
+    InputError
+        As from `train_cell`.
+
+    Examples
+    --------
+    Run by ``orthoproxy study``, see docs/guide/studies.md.
+    """
+    config, run = config_of_cell(study, cell), place.run(cell)
+    result = read_result(study, cell, place)
+    if result is None:
+        raise InputError(f"{place.file(cell)}: is not there; the cell must be trained first")
+    again = not run.trained
+    with _quietly(run), _threads(config):
+        train(config, run.folder, resume=True, judged=False)
+        result |= {"test": _class_scores(run, images_of(run), "test"), "trained_again": again}
+    _write(result, place.file(cell))
+    if config.encoder.freeze:
+        shutil.rmtree(run.folder)
+    return result
+
+
+def read_result(study: Study, cell: Cell, place: Place) -> dict[str, Any] | None:
+    """Read a cell's result.
+
+    Parameters
+    ----------
+    study, cell, place
+        As in `train_cell`.
+
+    Returns
+    -------
+    dict or None
+        None where there is none.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, of an unknown version, or of another configuration than the study has now.
+
+    Examples
+    --------
+    >>> from orthoproxy.studies.plan import Method
+    >>> study = Study("so", {"on": Method()}, "on")
+    >>> read_result(study, Cell("on", {}, 0), Place(Path("runs/so"), Path("nowhere"))) is None
+    True
+    """
+    path = place.file(cell)
+    if not path.is_file():
+        return None
+    try:
+        result = plain_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged; remove it, and its cell is trained again") from error
+    version = result.get("format_version") if isinstance(result, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: format_version {version!r} is unknown; this orthoproxy reads {FORMAT_VERSION}")
+    now = json.loads(json.dumps(changed_options(config_of_cell(study, cell))))
+    before = result["options"]
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        values = [options.get(names[0], "the default") for options in (before, now)]
+        raise InputError(
+            f"{path}: is of a run with {names[0]} {values[0]!r}, and the study has {values[1]!r}; "
+            "remove the file and its run folder to train it again, or give the study another name"
+        )
+    return result
+
+
+def _about(study: Study, cell: Cell, config: Config) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "study": study.name,
+        "cell": cell.name,
+        "method": cell.method,
+        "setting": cell.setting,
+        "seed": cell.seed,
+        "options": changed_options(config),
+    }
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    nothing = {"validation": None, "test": None, "curve": [], "geometry": None, "seconds": None, "images": None}
+    return {"failed": str(error), **nothing}
+
+
+def _scores_and_costs(run: Run) -> dict[str, Any]:
+    records, table = run.records(), images_of(run)
+    images = images_an_epoch(run.config, only(table, "train"))
+    return {
+        "validation": _class_scores(run, table, "validation"),
+        "test": None,
+        "curve": _curve(records, images),
+        "geometry": _geometry(run),
+        "seconds": round(float(records["seconds"].max()), 1),
+        "images": images * int(records["epoch"].max()),
+    }
+
+
+def _class_scores(run: Run, table: pd.DataFrame, split: str) -> dict[str, Any]:
+    """Score the model and the untrained encoder on the classes of a split."""
+    config, device = run.config, builders.choose_accelerator(run.config.training.accelerator)
+    model = Embedder.load(run.folder, device, with_proxies=False)
+    untrained = Embedder.load(run.folder / "untrained", device)
+    judged, views = only(table, split), views_of(config, untrained, table)
+    if not len(judged):
+        raise InputError(f"data: there are no {split} classes, which a study needs; see data.{split}_fraction")
+    scoring, workers = builders.make_scoring(config.evaluation), config.data.workers
+    scores = [class_scores(x.embed(views(judged), workers=workers), judged, scoring) for x in (model, untrained)]
+    values = [{name: _rounded(x.values[name]) for name in METRICS} for x in scores]
+    return {
+        "classes": scores[0].classes,
+        "queries": scores[0].queries.tolist(),
+        "trained": values[0],
+        "untrained": values[1],
+    }
+
+
+def _curve(records: pd.DataFrame, images_an_epoch: int) -> list[dict[str, Any]]:
+    """Follow the scores on validation classes over epochs, seconds of training and images."""
+    seconds, curve = 0.0, []
+    for record in records.to_dict("records"):
+        if pd.notna(record.get("seconds")):
+            seconds = record["seconds"]
+        if pd.notna(record.get(f"validation/{METRICS[0]}")):
+            epoch = int(record["epoch"])
+            scores = {name: round(record[f"validation/{name}"], DIGITS) for name in METRICS}
+            curve.append({"epoch": epoch, "seconds": round(seconds, 1), "images": epoch * images_an_epoch, **scores})
+    return curve
+
+
+def images_an_epoch(config: Config, training: pd.DataFrame) -> int:
+    """Count the images that an epoch trains on; a last batch that is not full is left out.
+
+    Parameters
+    ----------
+    config
+        Its training part.
+    training
+        The rows of the table that are trained on.
+
+    Examples
+    --------
+    >>> from orthoproxy.config import Training
+    >>> from orthoproxy.data import make_table
+    >>> images_an_epoch(Config(training=Training(batch_size=2)), make_table(["1", "2", "3"], ["a", "a", "b"]))
+    2
+    """
+    labels = pd.factorize(training["label"])[0].tolist()
+    sampler = BatchSampler(labels, config.training.batch_size, config.training.per_class)
+    return len(sampler) * sum(sampler.sizes)
+
+
+def _geometry(run: Run) -> dict[str, Any] | None:
+    """Measure how the proxies lie; None for a loss without."""
+    model = run.model
+    if model.proxies is None:
+        return None
+    proxies = model.proxies.float().cpu().numpy()
+    pairs = closest_pairs(proxies, model.classes, k=1)
+    return {
+        "classes": len(proxies),
+        "dim": proxies.shape[1],
+        "effective_rank": round(effective_rank(proxies), DIGITS),
+        "largest_cosine": round(pairs[0].cosine, DIGITS) if pairs else None,
+        "squares": round(orthogonality_distance(proxies), DIGITS),
+        "floor": round(welch_floor(*proxies.shape), DIGITS),
+    }
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]
+
+
+def _write(result: dict[str, Any], path: Path) -> None:
+    """Write a result with a line a key, which is small and can be compared by eye."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in result.items())
+    write_whole(path, f"{{\n{lines}\n}}\n")
+
+
+@contextlib.contextmanager
+def _threads(config: Config) -> Iterator[None]:
+    """Give a frozen cell one thread: more gain it little, and where cells share cores they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.encoder.freeze else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _quietly(run: Run) -> Iterator[None]:
+    """Let what the training says go to a file, so that a study's own lines can be read."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        yield

@@ -1,0 +1,133 @@
+"""The icons recipe, killed at thirty moments and resumed, comes to the same bits as without."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import Started, difference
+
+from orthoproxy.builders import split_table
+from orthoproxy.cli import main
+from orthoproxy.config import Config
+from orthoproxy.failpoints import VARIABLE
+from orthoproxy.jobs import train
+from orthoproxy.recipes import read_config
+from orthoproxy.run import Run
+from records import record
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "icons.yaml"
+CLASSES, COPIES = 24, 8  # of the icons: enough for several steps an epoch, and few enough for thirty runs
+STEPS = 5  # an epoch, at least
+OVERRIDES = {
+    "data.name": "folder",
+    "data.test_fraction": 0.25,
+    "data.validation_fraction": 0.25,
+    "data.workers": 2,
+    "encoder.image_size": 32,
+    "data.resize": 32,
+    "training.batch_size": 16,
+    "training.epochs": 8,
+    "training.warmup_epochs": 1,
+    "training.patience": 1,
+    "training.log_every": 1,
+    "evaluation.draws": 20,
+}
+AFTER_STEPS = [1, 2, STEPS - 1, STEPS + 2, STEPS + 3, 2 * STEPS + 1]
+PLACES = [
+    *(f"last.ckpt {where}:{time}" for where in ("half", "unflushed", "flushed", "renamed") for time in (1, 2)),
+    "previous.ckpt renamed:1",
+    "best.ckpt half:1",
+    "best.ckpt flushed:1",
+    "metrics.jsonl half:3",
+    "metrics.jsonl line:7",
+    "validation:2",
+    "config.yaml half:1",
+    "model.safetensors half:1",
+]
+AFTER_TRAINING = [
+    "model.safetensors flushed:2",
+    "judgement:1",
+    "evaluation.json half:1",
+    "report.html half:1",
+    "report.html flushed:1",
+]
+AT_RANDOM = [f"moment {number}" for number in range(3)]
+MOMENTS = [*(f"step:{step}" for step in AFTER_STEPS), *PLACES, *AFTER_TRAINING, *AT_RANDOM]
+
+
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of the icons, as a folder of classes."""
+    root = tmp_path_factory.mktemp("icons")
+    table = split_table(Config())
+    for label, images in list(table.groupby("label"))[:CLASSES]:
+        (root / str(label)).mkdir()
+        for path in images["path"][:COPIES]:
+            shutil.copy(path, root / str(label))
+    return root
+
+
+def options(icons: Path) -> list[str]:
+    return [word for name, value in [("data.root", icons), *OVERRIDES.items()] for word in (f"--{name}", str(value))]
+
+
+def command(icons: Path, out: Path) -> list[str]:
+    return ["train", "--config", str(RECIPE), *options(icons), "--out", str(out), "--resume"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nothing happened to, and the seconds that it took."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    begun = time.monotonic()
+    code, error = Started(command(icons, out), out.with_name("errors")).end(600)
+    assert code == 0, error
+    steps = Run(out).records()["step"].max()
+    assert 2 * STEPS + 1 <= steps < 8 * STEPS, f"stopped early after {steps} steps, or the moments do not fit"
+    return out, time.monotonic() - begun
+
+
+def test_there_are_thirty_moments_of_each_kind_enough() -> None:
+    assert len(MOMENTS) == len(set(MOMENTS)) == 30
+    assert len(AFTER_STEPS) >= 5 and sum("ckpt" in moment for moment in MOMENTS) >= 5
+
+
+def kind(moment: str) -> str:
+    place, timed, _ = moment.partition(":")
+    if not timed:
+        return "at any time"
+    if "ckpt" in place:
+        return "while a checkpoint is written"
+    return "after a step" if place == "step" else "while something else is written, or images are judged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed(moment: str, icons: Path, uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
+    (whole, seconds), out = uninterrupted, tmp_path / "run"
+
+    def first() -> None:
+        if ":" in moment:
+            os.environ[VARIABLE] = moment
+
+    job = Started(command(icons, out), tmp_path / "errors", first=first)
+    if ":" not in moment:
+        time.sleep(random.Random(moment).uniform(0.1, 0.9) * seconds)
+        os.kill(job.pid, signal.SIGKILL)
+    code, error = job.end(600)
+    judged = moment in (*AFTER_TRAINING, *AT_RANDOM)  # for the others the same weights will do: a report takes as long
+    if judged:
+        assert main(command(icons, out)) == 0
+    else:
+        train(read_config(RECIPE, options(icons)), out, resume=True, judged=False)
+    lost = difference(out, whole, judged)
+    record("repeatable", f"the icons recipe killed (SIGKILL) {kind(moment)}, and resumed", lost, moment=moment)
+    assert code == 128 + signal.SIGKILL, error
+    steps = Run(out).records()["step"].tolist()
+    assert lost == "nothing" and steps == sorted(steps)

@@ -1,0 +1,216 @@
+"""Cells of a study: their configuration, and what stays of their runs."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import orthoproxy
+from orthoproxy import config as c
+from orthoproxy import study_cells
+from orthoproxy.builders import make_scoring, split_table
+from orthoproxy.data import only
+from orthoproxy.errors import InputError
+from orthoproxy.evaluation import mean_scores
+from orthoproxy.recipes import write_config
+from orthoproxy.reports import effective_rank, orthogonality_distance, welch_floor
+from orthoproxy.studies.plan import Cell, Method, Study, score_of
+from orthoproxy.study_cells import Place, config_of_cell, judge_cell, read_result, train_cell
+from orthoproxy.training import Diverged
+
+WEIGHT = "loss.orthogonality.weight"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Twelve classes of four images: stripes of a width and grey of the class's own."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        (root / f"class {number}").mkdir()
+        for copy in range(4):
+            stripes = (np.arange(32) // (1 + number % 6) + copy) % 2
+            pixels = stripes[None, :, None] * (90 + 10 * number) + generator.integers(0, 90, size=(32, 32, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"class {number}" / f"{copy}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def study(photos, tmp_path) -> Study:
+    base = c.Config(
+        data=c.Data(name="folder", root=str(photos), test_fraction=0.4, validation_fraction=0.5, workers=0, resize=32),
+        encoder=c.Encoder(name="deit_tiny_patch16_224", weights="none", embedding_dim=8, image_size=32),
+        training=c.Training(epochs=2, batch_size=5, log_every=1, precision="32-true", select_on="none"),
+        evaluation=c.Evaluation(recall_at=(1, 2), draws=50),
+    )
+    write_config(base, tmp_path / "base.yaml")
+    methods = {"off": Method(set={WEIGHT: 0}), "on": Method(choose={WEIGHT: [0.1, 1]})}
+    return Study("s", methods, "off", ["on"], seeds=[0, 1], base=tmp_path / "base.yaml", path=tmp_path / "s.yaml")
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(tmp_path / "runs", tmp_path / "results")
+
+
+def frozen(study: Study) -> Study:
+    return replace(study, set={"encoder.freeze": True})
+
+
+def test_a_cell_is_the_recipe_with_its_options(study, tmp_path):
+    (tmp_path / "part.yaml").write_text("loss: {name: ArcFaceLoss, args: {scale: 32}}\ntraining: {epochs: 7}")
+    method = Method(set={"loss.args.margin": 20, "data.test_classes": ["class 1"]}, recipe=tmp_path / "part.yaml")
+    study = replace(study, methods={"arc": method}, set={"training.batch_size": 4})
+    config = config_of_cell(study, Cell("arc", {WEIGHT: 1}, 3))
+    assert (config.loss.name, config.loss.args) == ("ArcFaceLoss", {"scale": 32, "margin": 20})
+    assert config.loss.orthogonality.weight == 1
+    assert config.data.test_classes == ["class 1"]
+    assert (config.training.epochs, config.training.batch_size, config.training.seed) == (7, 4, 3)
+    assert config.encoder.embedding_dim == 8  # of the base
+    assert config.training.select_on == "validation"  # though the base trains on all
+
+
+def test_a_changed_recipe_is_read_again(study):
+    cell = Cell("off", {}, 0)
+    assert config_of_cell(study, cell).training.epochs == 2
+    study.base.write_text(study.base.read_text().replace("epochs: 2", "epochs: 3"))
+    assert config_of_cell(study, cell).training.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss.orthogonality.wait": 1}, "did you mean loss.orthogonality.weight"),
+        ({"training.epochs": 0}, "s.yaml: off_seed0: training.epochs: must be 1 or more"),
+        ({"training.select_on": "test"}, "training.select_on: test; a study chooses on validation classes"),
+        ({"evaluation.recall_at": [2]}, "evaluation.recall_at: a study looks at Recall@1"),
+    ],
+)
+def test_what_a_study_cannot_do_is_named(study, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        config_of_cell(replace(study, set=options), Cell("off", {}, 0))
+
+
+def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
+    cell = Cell("on", {WEIGHT: 0.1}, 1)
+    result = train_cell(study, cell, place)
+    assert json.loads(place.file(cell).read_text()) == json.loads(json.dumps(result))
+    about = ("format_version", "study", "cell", "method", "setting", "seed", "test")
+    assert [result[name] for name in about] == [1, "s", "on_weight-0.1_seed1", "on", {WEIGHT: 0.1}, 1, None]
+
+    run = place.run(cell)
+    assert run.trained
+    assert not run.finished
+    config = config_of_cell(study, cell)
+    held_out, scoring = only(split_table(config), "validation"), make_scoring(config.evaluation)
+    assert result["validation"]["classes"] == sorted(set(held_out["label"]))
+    assert sum(result["validation"]["queries"]) == len(held_out)
+    for who, model in (("trained", run.model), ("untrained", orthoproxy.load(run.folder / "untrained"))):
+        scores = mean_scores(model.embed(held_out["path"].tolist()), held_out, scoring)
+        for metric in ("recall@1", "map@r"):
+            assert score_of(result, "validation", metric, who) == pytest.approx(scores[metric], abs=2e-6)
+
+    records = run.records()
+    assert [point["epoch"] for point in result["curve"]] == [1, 2]
+    assert [point["recall@1"] for point in result["curve"]] == pytest.approx(
+        records["validation/recall@1"].dropna().tolist(), abs=1e-6
+    )
+    batches = records["loss"].notna().sum()
+    assert result["images"] == result["curve"][-1]["images"] == 5 * batches
+    assert result["seconds"] == pytest.approx(records["seconds"].max(), abs=0.06)
+    assert result["elapsed"] >= result["seconds"]
+    assert result["environment"] == run.config.environment
+
+    proxies = run.model.proxies.numpy()
+    assert (result["geometry"]["classes"], result["geometry"]["dim"]) == proxies.shape
+    assert result["geometry"]["effective_rank"] == pytest.approx(effective_rank(proxies), abs=1e-6)
+    assert result["geometry"]["squares"] == pytest.approx(orthogonality_distance(proxies), abs=1e-6)
+    assert result["geometry"]["floor"] == welch_floor(*proxies.shape)
+    unit = proxies / np.linalg.norm(proxies, axis=1, keepdims=True)
+    largest = (unit @ unit.T - 2 * np.eye(len(unit))).max()
+    assert result["geometry"]["largest_cosine"] == pytest.approx(largest, abs=1e-5)
+
+    judged = judge_cell(study, cell, place)
+    assert judged == result | {"test": judged["test"], "trained_again": False}
+    orthoproxy.judging.judge(run)  # what `orthoproxy report` would say
+    for who in ("trained", "untrained"):
+        for metric in ("recall@1", "map@r"):
+            assert score_of(judged, "test", metric, who) == pytest.approx(run.scores[who][metric]["value"], abs=2e-6)
+
+
+def test_a_frozen_cell_leaves_no_run_and_is_judged_all_the_same(study, place):
+    study, cell = frozen(study), Cell("off", {}, 0)
+    trained = train_cell(study, cell, place)
+    assert not place.run(cell).folder.exists()
+    judged = judge_cell(study, cell, place)
+    assert not place.run(cell).folder.exists()
+    assert judged["trained_again"]
+    assert trained["test"] is None
+    assert {**judged, "test": None} == {**trained, "trained_again": True}
+    whole = orthoproxy.train(config_of_cell(study, cell), place.runs / "whole")
+    assert score_of(judged, "test", "recall@1") == pytest.approx(whole.scores["trained"]["recall@1"]["value"], abs=2e-6)
+
+
+def test_what_the_training_says_goes_to_a_file(study, place, capfd):
+    train_cell(study, Cell("off", {}, 0), place)
+    assert "epoch" not in capfd.readouterr().err
+    assert "epoch 2/2" in (place.run(Cell("off", {}, 0)).folder / "log.txt").read_text()
+
+
+def test_a_training_that_diverges_is_a_result(study, place, monkeypatch):
+    def diverge(config, folder, **how):
+        orthoproxy.train(config, folder, **how)
+        raise Diverged("the loss is nan at step 3")
+
+    monkeypatch.setattr(study_cells, "train", diverge)
+    cell = Cell("off", {}, 0)
+    result = train_cell(frozen(study), cell, place)
+    assert result["failed"] == "the loss is nan at step 3"
+    assert result["validation"] is result["test"] is None
+    assert read_result(frozen(study), cell, place) == result
+
+
+def test_other_errors_are_no_result(study, place):
+    study.base.write_text(study.base.read_text().replace(" root: ", " root: /nowhere"))
+    with pytest.raises(InputError, match=r"data\.root"):
+        train_cell(study, Cell("off", {}, 0), place)
+    assert not place.file(Cell("off", {}, 0)).exists()
+
+
+def test_a_result_of_another_configuration_is_not_taken(study, place):
+    study, cell = frozen(study), Cell("off", {}, 0)
+    train_cell(study, cell, place)
+    assert read_result(study, cell, place) is not None
+    moved = replace(study, set=study.set | {"data.workers": 1, "data.cache": "elsewhere"})
+    assert read_result(moved, cell, place) is not None  # what differs between machines
+    longer = replace(study, set=study.set | {"training.epochs": 5})
+    with pytest.raises(InputError, match=r"is of a run with training\.epochs 2, and the study has 5; remove"):
+        read_result(longer, cell, place)
+    default = replace(study, set=study.set | {WEIGHT: 0.5}, methods={"off": Method()})
+    with pytest.raises(InputError, match=r"with loss\.orthogonality\.weight 'the default', and the study has 0\.5"):
+        read_result(default, cell, place)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "damaged; remove it"), ("[]", "format_version None"), ('{"format_version": 9}', "9")]
+)
+def test_a_file_that_is_no_result_is_named(study, place, content, message):
+    path = place.file(Cell("off", {}, 0))
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_result(study, Cell("off", {}, 0), place)
+
+
+def test_nothing_can_be_judged_before_it_is_trained(study, place):
+    with pytest.raises(InputError, match="must be trained first"):
+        judge_cell(study, Cell("off", {}, 0), place)

@@ -1,0 +1,234 @@
+"""Intervals, p and Holm against SciPy, exact enumeration and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from orthoproxy.studies.statistics import (
+    compare,
+    crossed_bootstrap,
+    holm,
+    mean_score,
+    reach,
+    scores_of_seeds,
+    sign_flip_p,
+    spread,
+)
+
+SEED = st.integers(0, 2**32 - 1)
+
+
+def drawn(seed: int, seeds: int = 4, classes: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return generator.random((seeds, classes)), generator.integers(1, 20, size=classes)
+
+
+def test_a_seeds_score_is_the_mean_over_all_its_queries() -> None:
+    generator = np.random.default_rng(0)
+    queries = np.array([3, 1, 7])
+    hits = [[generator.random(n) for n in queries] for _ in range(2)]
+    values = np.array([[of_class.mean() for of_class in of_seed] for of_seed in hits])
+    assert scores_of_seeds(values, queries) == pytest.approx([np.concatenate(of_seed).mean() for of_seed in hits])
+
+
+def test_the_spread_is_that_of_a_sample_and_one_seed_has_none() -> None:
+    assert spread(np.array([0.1, 0.3, 0.8])) == pytest.approx(stats.tstd([0.1, 0.3, 0.8]))
+    assert math.isnan(spread(np.array([0.4])))
+
+
+def test_bootstrap_draws_are_means_of_drawn_seeds_and_classes() -> None:
+    """Two seeds and two classes: the nine means that can come out, as often as they should."""
+    values, queries = np.array([[0.0, 0.1], [0.3, 0.9]]), np.array([1, 3])
+    outcomes: dict[float, float] = {}
+    for seeds in itertools.product(range(2), repeat=2):
+        for classes in itertools.product(range(2), repeat=2):
+            sample = [values[s, c] for s in seeds for c in classes for _ in range(queries[c])]
+            key = round(sum(sample) / len(sample), 9)
+            outcomes[key] = outcomes.get(key, 0) + 1 / 16
+    found = crossed_bootstrap(values, queries, draws=8000).round(9)
+    assert set(found.tolist()) == set(outcomes)
+    for value, share in outcomes.items():
+        assert (found == value).mean() == pytest.approx(share, abs=0.03)
+
+
+def test_with_one_seed_the_interval_is_scipys_over_classes() -> None:
+    values, _ = drawn(1, seeds=1, classes=60)
+    theirs = stats.bootstrap(
+        (values[0],), np.mean, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(0)
+    ).confidence_interval
+    ours = mean_score(values, np.full(60, 5), draws=20_000)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+
+
+def test_with_one_class_the_interval_is_scipys_over_seeds() -> None:
+    values, _ = drawn(2, seeds=30, classes=1)
+    theirs = stats.bootstrap(
+        (values[:, 0],), np.mean, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(0)
+    ).confidence_interval
+    ours = mean_score(values, np.array([3]), draws=20_000)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+def test_variance_is_the_sum_of_that_of_seeds_and_classes() -> None:
+    """Where a seed's and a class's part add up, so do the variances of the bootstrap."""
+    generator = np.random.default_rng(3)
+    of_seeds, of_classes = generator.normal(size=12), generator.normal(size=40)
+    found = crossed_bootstrap(of_seeds[:, None] + of_classes, np.full(40, 2), draws=20_000)
+    assert found.var() == pytest.approx(of_seeds.var() / 12 + of_classes.var() / 40, rel=0.05)
+
+
+def test_intervals_of_a_difference_cover_the_truth_about_as_often_as_they_say() -> None:
+    """Seeds and classes are both drawn anew; the truth is the mean over both without end."""
+    generator = np.random.default_rng(0)
+    truth, covered, classes_alone, runs = 0.03, 0, 0, 300
+    for _ in range(runs):
+        queries = generator.integers(3, 15, size=40)
+        noise = generator.normal(0, 0.03, (8, 1)) + generator.normal(0, 0.05, 40) + generator.normal(0, 0.05, (8, 40))
+        paired = truth + noise
+        found = mean_score(paired, queries, confidence=0.9, draws=400, seed=int(generator.integers(2**31)))
+        covered += found.low <= truth <= found.high
+        less = mean_score(paired.mean(axis=0, keepdims=True), queries, confidence=0.9, draws=400)
+        classes_alone += less.low <= truth <= less.high
+    assert 0.84 <= covered / runs <= 0.96
+    assert classes_alone / runs < 0.82  # which is why seeds are drawn too
+
+
+def exact_p(values: np.ndarray, queries: np.ndarray) -> float:
+    weighted = values.mean(axis=0) * queries
+    sums = [abs(np.dot(signs, weighted)) for signs in itertools.product((-1, 1), repeat=len(queries))]
+    return float(np.mean([value >= abs(weighted.sum()) - 1e-12 for value in sums]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sign_flips_are_those_of_exact_enumeration(seed: int) -> None:
+    values, queries = drawn(seed, seeds=3, classes=8)
+    values -= 0.4
+    assert sign_flip_p(values, queries, draws=20_000) == pytest.approx(exact_p(values, queries), abs=0.012)
+
+
+def test_sign_flips_are_scipys() -> None:
+    values, _ = drawn(5, seeds=1, classes=25)
+    values -= 0.4
+    theirs = stats.permutation_test(
+        (values[0],),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        random_state=np.random.default_rng(0),
+    )
+    assert sign_flip_p(values, np.full(25, 4), draws=20_000) == pytest.approx(theirs.pvalue, abs=0.012)
+
+
+def test_p_is_never_zero_and_one_class_shows_nothing() -> None:
+    assert sign_flip_p(np.full((2, 30), 0.2), np.full(30, 4), draws=999) == 0.001
+    assert sign_flip_p(np.array([[0.9]]), np.array([100])) == 1
+    # five classes, all for the one method: 2 of 32 signs are as extreme
+    assert sign_flip_p(np.full((1, 5), 0.1), np.full(5, 4)) == pytest.approx(2 / 32, abs=0.01)
+
+
+def test_where_methods_are_equal_p_is_small_as_seldom_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    found = [
+        sign_flip_p(generator.normal(0, 0.1, (2, 30)), generator.integers(2, 9, size=30), draws=300) for _ in range(400)
+    ]
+    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.08
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEED)
+def test_swapping_the_methods_swaps_the_sign(seed: int) -> None:
+    first, queries = drawn(seed)
+    second, _ = drawn(seed + 1)
+    one, other = compare(first, second, queries, draws=500), compare(second, first, queries, draws=500)
+    assert one.p == other.p
+    assert one.estimate.value == pytest.approx(-other.estimate.value)
+    assert (one.estimate.low, one.estimate.high) == pytest.approx((-other.estimate.high, -other.estimate.low))
+    assert one.by_seed == pytest.approx([-value for value in other.by_seed])
+    assert one.ahead + other.ahead == len(first)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEED, st.floats(-0.5, 0.5))
+def test_what_both_gain_does_not_count(seed: int, gain: float) -> None:
+    first, queries = drawn(seed)
+    second, _ = drawn(seed + 1)
+    by_class = gain * np.linspace(0, 1, first.shape[1])
+    before, after = (compare(first + g, second + g, queries, draws=500) for g in (0, by_class))
+    assert after.p == before.p
+    assert after.estimate.value == pytest.approx(before.estimate.value)
+    assert (after.estimate.low, after.estimate.high) == pytest.approx((before.estimate.low, before.estimate.high))
+
+
+@settings(deadline=None, max_examples=15)
+@given(SEED)
+def test_the_order_of_seeds_and_classes_does_not_matter(seed: int) -> None:
+    """Draws fall on other seeds and classes then, so interval and p move a little, the mean not at all."""
+    first, queries = drawn(seed, seeds=6, classes=12)
+    second, _ = drawn(seed + 1, seeds=6, classes=12)
+    generator = np.random.default_rng(seed)
+    seeds, classes = generator.permutation(6), generator.permutation(12)
+    ordered, permuted = (
+        compare(first, second, queries),
+        compare(first[seeds][:, classes], second[seeds][:, classes], queries[classes]),
+    )
+    assert permuted.estimate.value == pytest.approx(ordered.estimate.value)
+    assert permuted.p == pytest.approx(ordered.p, abs=0.03)
+    assert permuted.estimate.low == pytest.approx(ordered.estimate.low, abs=0.03)
+    assert permuted.estimate.high == pytest.approx(ordered.estimate.high, abs=0.03)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.integers(0, 3))
+def test_holm_is_its_definition(p: list[float], missing: int) -> None:
+    """The adjusted p is the largest of the multiplied ones up to its place; what is missing comes after all."""
+    m = len(p) + missing
+    found = holm([*p, *[math.nan] * missing])
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    for place, i in enumerate(order):
+        expected = min(1, max((m - j) * p[order[j]] for j in range(place + 1)))
+        assert found[i] == pytest.approx(expected, abs=1e-6)
+    assert all(math.isnan(value) for value in found[len(p) :])
+
+
+def test_holm_by_hand() -> None:
+    # Holm's method on 0.005 0.011 0.02 0.04 0.13: x5, x4, x3, x2, x1
+    assert holm([0.04, 0.005, 0.13, 0.011, 0.02]) == [0.08, 0.025, 0.13, 0.044, 0.06]
+    assert holm([]) == []
+
+
+@settings(deadline=None, max_examples=10)
+@given(SEED)
+def test_more_classes_make_the_interval_narrower(seed: int) -> None:
+    few, many = (mean_score(*drawn(seed, seeds=20, classes=n), draws=1000) for n in (10, 1000))
+    assert many.high - many.low < few.high - few.low
+
+
+def test_many_draws_come_in_parts_and_the_seed_decides_them() -> None:
+    values, queries = drawn(0)
+    assert len(crossed_bootstrap(values, queries, draws=1234)) == 1234
+    assert np.array_equal(crossed_bootstrap(values, queries, 700), crossed_bootstrap(values, queries, 700))
+    assert not np.array_equal(crossed_bootstrap(values, queries, 700), crossed_bootstrap(values, queries, 700, seed=1))
+    halves = crossed_bootstrap(values, queries, 1000)
+    assert not np.array_equal(halves[:500], halves[500:])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    values, queries = drawn(0)
+    with pytest.raises(ValueError, match="at least one seed and one class"):
+        mean_score(values[:0], queries)
+    with pytest.raises(ValueError, match="no score or no query"):
+        mean_score(np.where(values > 0.5, np.nan, values), queries)
+    with pytest.raises(ValueError, match="no score or no query"):
+        sign_flip_p(values, queries * 0)
+
+
+def test_eight_seeds_are_needed_to_speak_of_new_seeds() -> None:
+    assert "need 8 or more" in reach(7) and "the 7 seeds" in reach(7)
+    assert "the one seed that was trained" in reach(1)
+    assert "with 8 seeds, of new seeds" in reach(8)
