@@ -43,12 +43,12 @@ def test_a_deit_trains_at_224_pixels_with_falling_loss(name: str, source: str, p
         "data.name": "folder", "data.root": pictures, "data.test_fraction": 0.33, "data.workers": 0,
         "encoder.name": name, "encoder.weights": source, "training.batch_size": 32, "training.per_class": 4,
         "training.epochs": STEPS, "training.warmup_epochs": 0, "training.select_on": "none",
-        "training.rates.backbone": 1e-4, "training.rates.projection": 1e-4, "training.log_every": 1,
+        "training.rates.backbone": 1e-5, "training.rates.projection": 1e-5, "training.log_every": 1,
     }  # fmt: skip
     words = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
     run = orthoproxy.train(read_config(RECIPE, words), tmp_path / "run")
     losses = run.records()["loss"].to_numpy()
     assert len(losses) == STEPS and np.isfinite(losses).all()
-    assert losses[-1] < 0.98 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]  # without warm-up it rises in the first step, then falls to 1.6 to 2.9 of 6.9
     model = run.model
     assert model.encoder.name == name and model.encoder.image_size == 224 and model.proxies.shape == (8, 128)
