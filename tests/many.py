@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import torch
 import torch.distributed as dist
 
 
-def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def in_processes(count: int, function: Callable[..., Any], *args: Any, killed: tuple[int, ...] = ()) -> list[Any]:
     """Call a function in `count` processes with gloo; return what each returned, and fail if one failed.
 
-    The processes are forked, so that they need not import anything; each has one thread.
+    Those of `killed` are expected to end by SIGKILL, and their results are left out. The processes are forked, so that
+    they need not import anything; each has one thread.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
@@ -30,8 +32,10 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[A
                 process.start()
         for process in processes:
             process.join()
-        assert [process.exitcode for process in processes] == [0] * count
-        return [torch.load(Path(folder) / f"{process}.pt", weights_only=False) for process in range(count)]
+        expected = [-signal.SIGKILL if process in killed else 0 for process in range(count)]
+        assert [process.exitcode for process in processes] == expected
+        alive = [process for process in range(count) if process not in killed]
+        return [torch.load(Path(folder) / f"{process}.pt", weights_only=False) for process in alive]
 
 
 def _work(folder: Path, process: int, count: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

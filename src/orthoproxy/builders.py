@@ -257,11 +257,14 @@ def make_fabric(training: Training, folder: Path) -> Fabric:
         precision = "bf16-mixed" if _computes_bfloat16(accelerator) else "32-true"
     loggers = [_make_logger(name, folder) for name in training.loggers]
     here, machines = _launched(accelerator)
+    # Plain DDP packs the gradients anew after its first step. Three processes or more then add them in another order: a
+    # run that is resumed, and packs anew later, comes to other bits. When it looks for unused parameters it does not.
+    several = "ddp_find_unused_parameters_true" if training.deterministic else "ddp"
     return Fabric(
         accelerator=accelerator,
         devices=here,
         num_nodes=machines,
-        strategy="ddp" if here * machines > 1 else "auto",
+        strategy=several if here * machines > 1 else "auto",
         precision=precision,
         loggers=loggers if os.environ.get("RANK", "0") == "0" else [],
     )

@@ -188,7 +188,7 @@ class Training:
     seed: int = 0
     """Of everything random."""
     deterministic: bool = False
-    """Have a GPU compute the same bits each time, which is slower; a processor does so anyway."""
+    """The same bits each time on a GPU, and from three processes or more when resumed; slower. Others need it not."""
     select_on: Literal["validation", "test", "none"] = "validation"
     """Classes that choose the best checkpoint; none keeps the last. Results chosen on test are labelled so."""
     monitor: str = "map@r"
