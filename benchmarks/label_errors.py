@@ -12,6 +12,7 @@ encoder is asked: it has seen the wrong labels, and what it says depends on how 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,10 +62,10 @@ def main() -> None:
     report(f"label_errors-{run.folder.resolve().name}", "Wrong labels found", columns, rows, notes)
 
 
-def judged(labels: np.ndarray, seed: int, judge: object) -> dict[str, float]:
+def judged(labels: np.ndarray, seed: int, judge: Callable[[np.ndarray], OutOfSample]) -> dict[str, float]:
     """Change labels, have each image judged, and compare with what was changed."""
     changed, planted = plant(labels, PLANTED, seed)
-    seen: OutOfSample = judge(changed)  # type: ignore[operator]
+    seen: OutOfSample = judge(changed)
     return compared(seen, suspects(seen).rows, planted)
 
 

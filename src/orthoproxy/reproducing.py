@@ -172,7 +172,7 @@ def _tensor_lines(first: Run, second: Run, name: str) -> Iterator[str]:
 
 
 def _score_lines(first: Run, second: Run) -> Iterator[str]:
-    before, now = first.scores, second.scores
+    before, now = (without_seconds(run.scores) for run in (first, second))
     if before is None or now is None:
         if before is not now:
             yield "evaluation.json: " + ("new" if before is None else "gone")
@@ -181,10 +181,22 @@ def _score_lines(first: Run, second: Run) -> Iterator[str]:
         if old != new:
             place = "within" if old.low <= new.value <= old.high else "outside"
             yield f"{what}: {old}, then {new}, {place} the interval"
-    told = {*COMPARED, "seconds"}
-    for name in sorted({*before, *now} - told):
+    for name in sorted({*before, *now} - {*COMPARED}):
         if before.get(name) != now.get(name):
             yield f"{name} in evaluation.json differs"
+
+
+def without_seconds(scores: Any) -> Any:
+    """Leave out how long it took, of the plain scores inside as well.
+
+    Examples
+    --------
+    >>> without_seconds({"queries": 3, "seconds": 0.2, "own_group_included": {"queries": 3, "seconds": 0.1}})
+    {'queries': 3, 'own_group_included': {'queries': 3}}
+    """
+    if not isinstance(scores, dict):
+        return scores
+    return {name: without_seconds(value) for name, value in scores.items() if name != "seconds"}
 
 
 def _pairs(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Estimate, Estimate]]:

@@ -84,6 +84,20 @@ def test_nmi_is_that_of_scikit_learn(seed: int, count: int, num_classes: int, nu
     assert value == pytest.approx([normalized_mutual_info_score(labels, clusters)], abs=1e-9)
 
 
+def test_nmi_where_nearly_all_is_one_class() -> None:
+    """The two entropies add up to less than 1."""
+    labels, clusters = np.zeros(400, int), np.zeros(400, int)
+    labels[:3], clusters[1:5] = 1, 1
+    expected = normalized_mutual_info_score(labels, clusters)
+    assert 0.1 < expected < 0.9
+    assert normalized_mutual_information(labels, clusters) == pytest.approx([expected], abs=1e-9)
+
+
+def test_no_queries_have_no_metrics() -> None:
+    none = Collection(np.eye(3), np.arange(3), np.arange(0), np.arange(3))
+    assert query_metrics(none) == {}
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8))
 def test_weights_of_nmi_count_a_class_several_times_each_time_as_another_class(seed: int, num_classes: int) -> None:

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,34 +60,57 @@ AFTER_TRAINING = [
 ]
 AT_RANDOM = [f"moment {number}" for number in range(3)]
 MOMENTS = [*(f"step:{step}" for step in AFTER_STEPS), *PLACES, *AFTER_TRAINING, *AT_RANDOM]
+WHOLE = {  # the recipe as it is, but for what ends it sooner or makes it go through more
+    "data.validation_fraction": 0.2,
+    "training.epochs": 4,
+    "training.warmup_epochs": 1,
+    "training.patience": 1,
+    "training.log_every": 1,
+}
+ONE_AFTER_ANOTHER = [  # each in the process that goes on after the one before; an epoch has 22 steps
+    "config.yaml half:1",
+    "step:3",
+    "last.ckpt flushed:1",
+    "step:30",
+    "last.ckpt half:1",
+    "metrics.jsonl half:9",
+    "step:11",
+    "last.ckpt renamed:1",
+    "validation:1",
+    "step:28",
+    "last.ckpt unflushed:1",
+    "step:17",
+    "model.safetensors half:1",
+    "judgement:1",
+]
 
 
 @pytest.fixture(scope="module")
-def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of the icons, as a folder of classes."""
+def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the recipe trains on a part of the icons with, a folder of classes."""
     root = tmp_path_factory.mktemp("icons")
     table = split_table(Config())
     for label, images in list(table.groupby("label"))[:CLASSES]:
         (root / str(label)).mkdir()
         for path in images["path"][:COPIES]:
             shutil.copy(path, root / str(label))
-    return root
+    return {"data.root": root, **OVERRIDES}
 
 
-def options(icons: Path) -> list[str]:
-    return [word for name, value in [("data.root", icons), *OVERRIDES.items()] for word in (f"--{name}", str(value))]
+def options(overrides: dict[str, object]) -> list[str]:
+    return [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
 
 
-def command(icons: Path, out: Path) -> list[str]:
-    return ["train", "--config", str(RECIPE), *options(icons), "--out", str(out), "--resume"]
+def command(overrides: dict[str, object], out: Path) -> list[str]:
+    return ["train", "--config", str(RECIPE), *options(overrides), "--out", str(out), "--resume"]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def uninterrupted(reduced: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A run that nothing happened to, and the seconds that it took."""
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
     begun = time.monotonic()
-    code, error = Started(command(icons, out), out.with_name("errors")).end(600)
+    code, error = Started(command(reduced, out), out.with_name("errors")).end(600)
     assert code == 0, error
     steps = Run(out).records()["step"].max()
     assert 2 * STEPS + 1 <= steps < 8 * STEPS, f"stopped early after {steps} steps, or the moments do not fit"
@@ -107,27 +131,47 @@ def kind(moment: str) -> str:
     return "after a step" if place == "step" else "while something else is written, or images are judged"
 
 
+def killed_at(moment: str) -> Callable[[], None] | None:
+    """What a process does first so that it is killed at a moment; nothing, where the moment is not a place."""
+    return (lambda: os.environ.update({VARIABLE: moment})) if ":" in moment else None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed(moment: str, icons: Path, uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_and_resumed(
+    moment: str, reduced: dict[str, object], uninterrupted: tuple[Path, float], tmp_path: Path
+) -> None:
     (whole, seconds), out = uninterrupted, tmp_path / "run"
-
-    def first() -> None:
-        if ":" in moment:
-            os.environ[VARIABLE] = moment
-
-    job = Started(command(icons, out), tmp_path / "errors", first=first)
+    job = Started(command(reduced, out), tmp_path / "errors", first=killed_at(moment))
     if ":" not in moment:
         time.sleep(random.Random(moment).uniform(0.1, 0.9) * seconds)
         os.kill(job.pid, signal.SIGKILL)
     code, error = job.end(600)
     judged = moment in (*AFTER_TRAINING, *AT_RANDOM)  # for the others the same weights will do: a report takes as long
     if judged:
-        assert main(command(icons, out)) == 0
+        assert main(command(reduced, out)) == 0
     else:
-        train(read_config(RECIPE, options(icons)), out, resume=True, judged=False)
+        train(read_config(RECIPE, options(reduced)), out, resume=True, judged=False)
     lost = difference(out, whole, judged)
     record("repeatable", f"the icons recipe killed (SIGKILL) {kind(moment)}, and resumed", lost, moment=moment)
     assert code == 128 + signal.SIGKILL, error
     steps = Run(out).records()["step"].tolist()
     assert lost == "nothing" and steps == sorted(steps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_recipe_killed_again_and_again(tmp_path: Path) -> None:
+    """All its classes at their size; a loss at any of the moments would still show in the end."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    code, error = Started(command(WHOLE, whole), tmp_path / "errors").end(600)
+    assert code == 0, error
+    for moment in ONE_AFTER_ANOTHER:
+        code, error = Started(command(WHOLE, out), tmp_path / "errors", first=killed_at(moment)).end(600)
+        assert code == 128 + signal.SIGKILL, f"{moment}\n{error}"
+    code, error = Started(command(WHOLE, out), tmp_path / "errors").end(600)
+    assert code == 0, error
+    lost = difference(out, whole)
+    tried = "the icons recipe on all its classes, one run killed (SIGKILL) again and again, and resumed"
+    record("repeatable", tried, lost, times=len(ONE_AFTER_ANOTHER))
+    assert lost == "nothing"

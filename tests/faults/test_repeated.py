@@ -118,6 +118,16 @@ def change_weight(run: Path, by: float) -> str:
     return f"weights: model/model.safetensors: 1 of {len(tensors)} tensors differ, by at most {by:.3g}"
 
 
+def test_how_long_it_took_is_no_difference(own: Path, repeated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run, seconds in ((own, 1.0), (repeated, 2.0)):
+        path = run / "evaluation.json"
+        scores = json.loads(path.read_text())
+        scores["own_group_included"] = {**scores, "seconds": seconds}  # as where images of a group are left out
+        path.write_text(json.dumps(scores))
+    code, lines = compare(own, repeated, capsys)
+    assert code == 0 and "equal" in lines[0] and len(lines) == 1
+
+
 def test_scores_within_their_intervals(own: Path, repeated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = change_weight(repeated, 0.5)
     set_score(own, 0.6)

@@ -76,6 +76,9 @@ def test_default_scale_and_margin_are_the_papers() -> None:
     module = ProxyAnchorLoss(4, 5).double()
     module.proxies.data = torch.from_numpy(batch[2])
     assert module(*map(torch.from_numpy, batch[:2])).item() == expected
+    other = published_formula(*batch, scale=20, margin=0.3)
+    module.scale, module.margin = 20, 0.3
+    assert module(*map(torch.from_numpy, batch[:2])).item() == pytest.approx(other, rel=1e-12)
 
 
 @given(batches())
@@ -191,3 +194,18 @@ def test_images_and_labels_that_do_not_go_together_are_refused_with_their_number
         message = f"^labels: {re.escape(str(tuple(found.shape)))} for {images} embeddings; give one label each$"
         with pytest.raises(ValueError, match=message):
             proxy_anchor_loss(torch.ones(images, 3), found, torch.eye(3))
+
+
+def test_gradients_are_scaled_by_what_comes_after() -> None:
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    p = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    loss = proxy_anchor_loss(x, torch.tensor([0, 1, 2, 0, 1, 2]), p)
+    once = torch.autograd.grad(loss, (x, p), retain_graph=True)
+    for factor in (0.5, 2.0):
+        scaled = torch.autograd.grad(factor * loss, (x, p), retain_graph=True)
+        torch.testing.assert_close(scaled, tuple(factor * gradient for gradient in once))
+
+
+def test_the_module_shows_its_settings_when_printed() -> None:
+    loss = ProxyAnchorLoss(5, 4, scale=16.0, margin=0.2)
+    assert repr(loss) == "ProxyAnchorLoss(num_classes=5, embedding_dim=4, scale=16.0, margin=0.2)"

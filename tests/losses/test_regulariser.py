@@ -12,6 +12,7 @@ from orthoproxy.builders import make_objective
 from orthoproxy.errors import InputError
 from orthoproxy.losses import (
     ShardedSoftOrthogonality,
+    SoftOrthogonality,
     coding_rate_deficit,
     koleo,
     make_regulariser,
@@ -59,9 +60,13 @@ def test_each_kind_reaches_the_loss_with_its_weight(kind, name: str) -> None:
         ({"kind": "off_diagonal"}, "normalize: of unit vectors, off_diagonal is soft itself; set it to false"),
         ({"kind": "coherence", "normalize": False}, "normalize: coherence is of unit vectors; set it to true"),
         ({"kind": "coding_rate", "normalize": False}, "normalize: coding_rate is of unit vectors; set it to true"),
+        ({"kind": "koleo", "normalize": False}, "normalize: koleo is of unit vectors; set it to true"),
         ({"kind": "spectral", "scaling": "sum"}, "scaling: spectral has one scale only; leave it out"),
         ({"kind": "koleo", "form": "dims"}, "form: koleo is computed in one way only; leave it out"),
-        ({"kind": "spectral", "sharded_classes": 9}, "kind: spectral needs all .*set loss.shard_proxies to false"),
+        (
+            {"kind": "spectral", "sharded_classes": 9},
+            "kind: spectral needs all .*s; use soft, or set loss.shard.* to false$",
+        ),
     ],
 )
 def test_options_that_a_kind_does_not_have_are_refused_by_name(options: dict, message: str) -> None:
@@ -78,6 +83,7 @@ def test_an_unknown_kind_is_refused_with_what_there_is() -> None:
 
 
 def test_options_reach_the_functions() -> None:
+    assert isinstance(make_regulariser(), SoftOrthogonality)
     p = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(make_regulariser("off_diagonal", False, "mean")(p), off_diagonal(p, "mean"))
     assert torch.equal(make_regulariser("spectral", False)(p), spectral_isometry(p, False))

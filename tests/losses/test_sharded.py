@@ -116,7 +116,7 @@ def test_processes_with_a_part_each_compute_the_loss_and_gradients_of_one(
     torch.testing.assert_close(several[0]["by_proxies"], proxies.grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("classes", [7, 1])
+@pytest.mark.parametrize("classes", [7, 2, 1])
 def test_a_process_alone_keeps_all_and_computes_the_same(classes: int) -> None:
     labels = [0, classes - 1, classes // 2]
     whole, x = objective(classes, divided=False), images(len(labels)).requires_grad_()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orthoproxy.losses import SoftOrthogonality, off_diagonal, soft_orthogonality
+from orthoproxy.losses.soft_orthogonality import _not_below_zero
 
 FORMS = ["classes", "dims", "auto"]
 SCALINGS = ["sum", "mean", "excess"]
@@ -286,3 +287,11 @@ def test_off_diagonal_refuses_an_unknown_scaling_and_lets_a_single_proxy_be() ->
     p = torch.full((1, 5), 3.0, requires_grad=True)
     off_diagonal(p).backward()
     assert torch.equal(p.grad, torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("value", [-1e-7, 0.0, 2.0])
+def test_what_rounding_put_below_zero_is_zero_and_keeps_its_gradient(value: float) -> None:
+    x = torch.tensor(value, requires_grad=True)
+    raised = _not_below_zero(x)
+    raised.backward()
+    assert raised.item() == max(0.0, value) and x.grad == 1

@@ -64,6 +64,8 @@ def test_coding_rate_deficit_is_what_the_log_determinant_lacks(shape: tuple[int,
     most = np.diag(np.repeat([math.sqrt(count / rank), 0], [rank, dim - rank]))  # singular values of an even spread
     expected = (rate(most) - rate(rows)) / rank
     assert float(coding_rate_deficit(p, distortion)) == pytest.approx(expected, rel=1e-9)
+    if distortion == 0.5:  # as published
+        assert coding_rate_deficit(p) == coding_rate_deficit(p, distortion)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -94,7 +94,7 @@ def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) 
     >>> len(set(cluster(np.eye(3), clusters=3).tolist()))
     3
     """
-    kmeans = KMeans(clusters, n_init="auto", random_state=seed)  # auto: one k-means++ start
+    kmeans = KMeans(clusters, random_state=seed)  # one k-means++ start
     with warnings.catch_warnings():  # fewer distinct embeddings than clusters: a collapsed model, which the score shows
         warnings.simplefilter("ignore", ConvergenceWarning)
         return kmeans.fit_predict(embeddings).astype(np.int64)
@@ -130,7 +130,7 @@ def normalized_mutual_information(
     total, in_cluster = weights @ size, weights @ table  # W, W K
 
     def entropy_sum(counts: np.ndarray) -> np.ndarray:  # sum of n log n, with 0 log 0 = 0
-        return np.where(counts > 0, counts * np.log(np.maximum(counts, 1e-300)), 0.0)
+        return counts * np.log(np.maximum(counts, 1))
 
     of_labels = np.log(total) - weights @ entropy_sum(size) / total
     of_clusters = np.log(total) - entropy_sum(in_cluster).sum(axis=1) / total

@@ -253,7 +253,8 @@ def cosine_matrix_figure(proxies: Float[np.ndarray, "C D"], classes: Sequence[st
     np.fill_diagonal(cosines, np.nan)
     limit = max(0.1, float(np.nanmax(np.abs(cosines), initial=0)))
     image = axes.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="cosine").outline.set_visible(False)  # type: ignore[operator]
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
+    bar.ax.spines["outline"].set_visible(False)
     names = [_shortened(classes[i]) for i in map(int, order)] if len(order) <= NAMES_UP_TO else []
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xticks([])
