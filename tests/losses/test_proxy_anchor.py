@@ -196,6 +196,14 @@ def test_images_and_labels_that_do_not_go_together_are_refused_with_their_number
             proxy_anchor_loss(torch.ones(images, 3), found, torch.eye(3))
 
 
+def test_proxies_far_from_all_and_near_to_one_image_at_a_high_scale() -> None:
+    """Each proxy has a largest exponent of its own, 0 or more: with another one's, some would be rounded away."""
+    x = torch.tensor([[1.0, 0.0], [0.999, 0.04]])
+    p = torch.tensor([[1.0, 0.0], [-1.0, 0.001], [0.0, 1.0], [-0.09, 1.0]])
+    expected = published_formula(*(array.double().numpy() for array in (x, torch.tensor([2, 2]), p)), 300.0, 0.1)
+    assert float(proxy_anchor_loss(x, torch.tensor([2, 2]), p, 300.0)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_gradients_are_scaled_by_what_comes_after() -> None:
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     p = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()

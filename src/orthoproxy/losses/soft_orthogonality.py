@@ -132,9 +132,7 @@ def off_diagonal(proxies: Float[Tensor, "C D"], scaling: Scaling = "sum", memory
     return (gram - gram.diagonal().diag()).square().sum() / divisor
 
 
-def gram_of_dims(
-    proxies: Float[Tensor, "C D"], normalize: bool = True, memory_mb: float = 16.0
-) -> Float[Tensor, "D D"]:
+def gram_of_dims(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: float = 16.0) -> Float[Tensor, "D D"]:
     """Compute ``P^T P``, of the unit rows if asked for. Over all proxies, those of parts of them sum up to it.
 
     Parameters
@@ -144,7 +142,7 @@ def gram_of_dims(
 
     Examples
     --------
-    >>> gram_of_dims(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    >>> gram_of_dims(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), normalize=True)
     tensor([[1., 0.],
             [0., 1.]])
     """
