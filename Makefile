@@ -17,7 +17,7 @@ help:
 	@echo "make audit  known weaknesses of the versions in constraints.txt; needs PyPI"
 	@echo "make reliability  the tests that kill, fill and damage things, slow ones too, and docs/reliability.md of what they found"
 	@echo "make coverage  losses and evaluation: a line or branch without a test is an error"
-	@echo "make mutate  can the tests of losses and metrics fail? hours; ONLY='orthoproxy.evaluation.metrics*' of these alone"
+	@echo "make mutate  can the tests of losses and metrics fail? half an hour; ONLY='orthoproxy.evaluation.metrics*' of these alone"
 	@echo "make dist   wheel and sdist, installed and used in a clean environment"
 	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
