@@ -427,7 +427,7 @@ def test_without_a_folder_a_run_is_named_for_its_data(config, tmp_path, monkeypa
 def test_bfloat16_is_chosen_where_the_processor_computes_it(monkeypatch, tmp_path, capabilities, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     training = c.Training(accelerator="cpu")
-    precision = orthoproxy.builders.make_fabric(training, tmp_path)._precision.precision
+    precision = orthoproxy.fabric.make_fabric(training, tmp_path)._precision.precision
     assert precision == ("bf16-mixed" if native else "32-true")
 
 

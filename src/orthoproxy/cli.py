@@ -31,6 +31,7 @@ from orthoproxy.data_verbs import describe, verify
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
 from orthoproxy.evaluation import Estimate, evaluate
+from orthoproxy.fabric import choose_accelerator
 from orthoproxy.files import write_whole
 from orthoproxy.jobs import suggesting_to_skip, train
 from orthoproxy.judging import judge
@@ -77,7 +78,7 @@ def run_evaluate(arguments: list[str]) -> None:
     model = parse(judgement_parser(Config()), arguments).model
     run = _run_of(model)
     options = parse(judgement_parser(run.config if run else Config()), arguments)
-    embedder = Embedder.load(model, builders.choose_accelerator(options.accelerator, "--accelerator"))
+    embedder = Embedder.load(model, choose_accelerator(options.accelerator, "--accelerator"))
     if options.json:
         with refusals_of_the_disk(options.json, "run it again"):
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def run_report(arguments: list[str]) -> None:
     parser.add_argument("run", help="A run folder.")
     run = Run(parse(parser, arguments).run)
     field = f"{run.folder / 'config.yaml'}: training.accelerator"
-    device = builders.choose_accelerator(run.config.training.accelerator, field)
+    device = choose_accelerator(run.config.training.accelerator, field)
     with refusals_of_the_disk(run.folder, "run it again"):
         judge(run, device)
     _show(run)

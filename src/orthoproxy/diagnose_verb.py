@@ -7,9 +7,9 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from orthoproxy import builders
 from orthoproxy.diagnosing import diagnose_runs
 from orthoproxy.errors import InputError, refusals_of_the_disk
+from orthoproxy.fabric import choose_accelerator
 from orthoproxy.recipes import parse
 
 
@@ -64,7 +64,7 @@ def run_diagnose(arguments: list[str]) -> None:
             options.data.root,
             options.data.path,
             options.workers,
-            builders.choose_accelerator(options.accelerator, "--accelerator"),
+            choose_accelerator(options.accelerator, "--accelerator"),
             Path(options.json) if options.json else None,
         ):
             print(line)

@@ -27,13 +27,14 @@ from orthoproxy.data.watch import stamps
 from orthoproxy.embedder import Embedder, Images
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import mean_scores, require_scorable
+from orthoproxy.fabric import make_fabric
 from orthoproxy.failpoints import failpoint
 from orthoproxy.judging import judge, split_together
+from orthoproxy.locks import alone_in
 from orthoproxy.losses import Objective, simplex_near
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.processes import (
     agreed,
-    alone_in,
     collect_rows,
     copy_from_main,
     from_main,
@@ -130,7 +131,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, j
     run.check(config, resume)
     if run.finished or (run.trained and not judged):
         return run
-    fabric = builders.make_fabric(config.training, run.folder)
+    fabric = make_fabric(config.training, run.folder)
     meet(fabric.device)
     fabric.launch()
     with alone_in(run.folder), _deterministic(config.training.deterministic):

@@ -10,14 +10,12 @@ import atexit
 import itertools
 import os
 import re
-import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,11 +27,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from orthoproxy.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows; there, nothing keeps two jobs apart
-    fcntl = None
 
 T = TypeVar("T")
 
@@ -451,103 +444,6 @@ def agreed() -> Iterator[None]:
         raise error
     if first is not None:
         raise StoppedElsewhere(f"process {first} of {process_count()}: {said[first]}") from error
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other jobs out of a folder while this one writes to it; all processes of the job call it.
-
-    The main process holds a lock on the file ``.lock`` in the folder. The system takes the lock away when the process
-    ends, however it ends, so that no dead job keeps others out. Both are removed at the end, the folder if it is empty.
-
-    Parameters
-    ----------
-    folder
-        Made if it is not there.
-
-    Raises
-    ------
-    InputError
-        If another job is writing to it; in the other processes `StoppedElsewhere`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with alone_in(folder):
-    ...     (folder / "scores.json").write_text("{}")
-    2
-    """
-    with ExitStack() as stack:
-        with agreed():
-            if is_main():
-                stack.enter_context(locked(folder))
-        yield
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Do what `alone_in` does, in one process.
-
-    Parameters
-    ----------
-    folder
-        As there.
-
-    Raises
-    ------
-    InputError
-        As there.
-
-    Examples
-    --------
-    See `alone_in`.
-    """
-    if fcntl is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-        return
-    path = folder / ".lock"
-    descriptor = _lock(path)
-    try:
-        os.ftruncate(descriptor, 0)
-        with suppress(OSError):  # a full disk
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-            folder.rmdir()  # unless there is something in it
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    """Open and lock a file; again, where the job that held it has just removed it, or the folder."""
-    assert fcntl is not None
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except (FileNotFoundError, FileExistsError):
-            if path.parent.exists() and not path.parent.is_dir():
-                raise
-            continue
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not passed on to workers
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 1000).decode(errors="replace")
-            os.close(descriptor)
-            raise InputError(
-                f"--out: another job is writing to {path.parent}{f': {holder}' if holder else ''}\n"
-                "wait for it, or give another folder"
-            ) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def is_of_lost_process(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from orthoproxy.config import Config, Data, Training, with_absolute_paths
 from orthoproxy.data import Collection, make_collection, only, read_collection
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError, refusals_of_the_disk
+from orthoproxy.fabric import choose_accelerator
 from orthoproxy.judging import FALSE_MATCH_RATE
 from orthoproxy.processes import agreed, is_first_of_machine, is_main, meet, process_count
 from orthoproxy.progress import duration
@@ -155,7 +156,7 @@ def _of_first_process(make: Callable[[], T]) -> T:
 
 def _device(accelerator: str) -> str:
     """Where this process computes: of several GPUs, each process has its own."""
-    device = builders.choose_accelerator(accelerator, "--accelerator")
+    device = choose_accelerator(accelerator, "--accelerator")
     if device != "cuda" or process_count() == 1:
         return device
     here, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -276,7 +277,7 @@ def _acknowledge(done: int, total: int) -> None:
 
 
 def _load(place: str, options: Namespace) -> Embedder | OnnxEmbedder:
-    return load_model(place, builders.choose_accelerator(options.accelerator, "--accelerator"))
+    return load_model(place, choose_accelerator(options.accelerator, "--accelerator"))
 
 
 def _absolute(place: str) -> str:

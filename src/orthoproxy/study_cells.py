@@ -22,6 +22,7 @@ from orthoproxy.data import BatchSampler, only
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import class_scores
+from orthoproxy.fabric import choose_accelerator
 from orthoproxy.files import write_whole
 from orthoproxy.jobs import train
 from orthoproxy.judging import images_of, views_of
@@ -313,7 +314,7 @@ def _scores_and_costs(run: Run) -> dict[str, Any]:
 
 def _class_scores(run: Run, table: pd.DataFrame, split: str) -> dict[str, Any]:
     """Score the model and the untrained encoder on the classes of a split."""
-    config, device = run.config, builders.choose_accelerator(run.config.training.accelerator)
+    config, device = run.config, choose_accelerator(run.config.training.accelerator)
     model = Embedder.load(run.folder, device, with_proxies=False)
     untrained = Embedder.load(run.folder / "untrained", device)
     judged, views = only(table, split), views_of(config, untrained, table)

@@ -14,7 +14,7 @@ from small_runs import STEPS_AN_EPOCH, Started, difference, lines_of, saved_step
 from orthoproxy import jobs, judging
 from orthoproxy.cli import main
 from orthoproxy.errors import InputError
-from orthoproxy.processes import locked
+from orthoproxy.locks import locked
 from orthoproxy.run import Run
 from records import record
 

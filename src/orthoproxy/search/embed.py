@@ -28,8 +28,9 @@ from orthoproxy.data.watch import watched, worker_options
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.files import write_whole
+from orthoproxy.locks import locked
 from orthoproxy.plain import plain_json
-from orthoproxy.processes import agreed, from_main, is_main, locked, process_count, process_index
+from orthoproxy.processes import agreed, from_main, is_main, process_count, process_index
 from orthoproxy.progress import Progress
 from orthoproxy.search.onnx import OnnxEmbedder
 
