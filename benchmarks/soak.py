@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from measure import arguments, children, memory, report
+from measure import RESULTS, arguments, children, memory, report
 from serve import ask
 
 from orthoproxy.builders import split_table
@@ -199,6 +200,7 @@ def tell(
     validated: list[int],
     code: int,
 ) -> None:
+    pd.DataFrame(looks).round(1).to_csv(RESULTS / "soak.csv", index=False)
     steps = list(checkpoints.seen.values())
     requests = sum(outcomes.values())
     lost = requests - outcomes.get("found", 0)

@@ -7,13 +7,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from milvus_lite.engine.collection import Collection
 from milvus_server import milvus_server
 
 from orthoproxy.errors import InputError
@@ -316,6 +319,23 @@ def test_hnsw_above_a_size_with_its_recall_measured(catalog: Catalog) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
+
+
+@pytest.mark.slow
+def test_a_call_of_minutes_is_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC's pings, with nothing else to send, make a server hang up after three minutes."""
+    calls, create_index = [], Collection.create_index
+
+    def slow(*arguments: Any) -> None:
+        calls.append(time.monotonic())
+        time.sleep(220)
+        create_index(*arguments)
+
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
+        monkeypatch.setattr(Collection, "create_index", slow)
+        catalog.set_index("HNSW")
+        assert catalog.index == "HNSW"
+    assert len(calls) == 1
 
 
 def test_a_second_process_is_told_in_a_line(folder: Path) -> None:

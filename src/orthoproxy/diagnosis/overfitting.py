@@ -23,7 +23,6 @@ ADVICE = [
     "More training classes, even with few images each: what holds for many classes holds for new ones.",
     "Stronger augmentation: smaller data.augmentation.crop_scale, jitter; for a vision transformer encoder.drop_path.",
     "A lower training.rates.backbone or fewer training.epochs, chosen on validation classes.",
-    "Soft Orthogonality: loss.orthogonality.weight 0.3, chosen on validation classes.",
 ]
 
 

@@ -35,7 +35,9 @@ TOKEN = "MILVUS_TOKEN"
 TEXTS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # fields and their most bytes
 NEIGHBOURS = {"M": 32, "efConstruction": 200}  # of HNSW
 Client = Any  # a MilvusClient; its decorators hide from a type checker what its methods return
-NO_PROXY = {"grpc.enable_http_proxy": 0}  # a folder's server is in this process
+# A folder's server is in this process: no proxy, and no pings, for which it would hang up on a call that takes minutes,
+# and pymilvus send it again
+LOCAL = {"grpc.enable_http_proxy": 0, "grpc.keepalive_time_ms": 2**31 - 1}
 
 
 def is_server(address: str) -> bool:
@@ -60,7 +62,7 @@ def connect(address: str, token: str | None) -> tuple[Client, str]:
 def open_lite(folder: Path) -> Client:
     """Open or make the database in a folder that is `held`."""
     try:
-        return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True, grpc_options=NO_PROXY)
+        return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True, grpc_options=LOCAL)
     except MilvusException as error:  # without our lock: opened by another program
         raise InputError(
             f"{folder}: Milvus cannot open it, perhaps since another program has: {first_line(error)}"
