@@ -26,7 +26,7 @@ ORDER = (
         "loading",
         "processes",
     ),
-    *("export", "catalog", "serve"),
+    *("export", "catalog", "catalog-1000000", "serve"),
 )
 INTRODUCTION = """# Performance
 
