@@ -24,8 +24,9 @@ from orthoproxy.processes import agreed, is_first_of_machine, is_main, meet, pro
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.search import load_model
-from orthoproxy.search.embed import META, UNREADABLE, embed_collection, embedding_meta
+from orthoproxy.search.embed import embed_collection
 from orthoproxy.search.onnx import OnnxEmbedder
+from orthoproxy.search.parts import META, UNREADABLE, embedding_meta
 
 if TYPE_CHECKING:
     from orthoproxy.search.catalog import Catalog, Hit

@@ -30,7 +30,8 @@ from orthoproxy.features import pooled_features
 from orthoproxy.models import Encoder
 from orthoproxy.models.weights import read_tensors
 from orthoproxy.recipes import config_of, options_parser, parse
-from orthoproxy.search.embed import embed_collection, read_parts
+from orthoproxy.search.embed import embed_collection
+from orthoproxy.search.parts import read_parts
 from orthoproxy.studies.plan import read_study
 from orthoproxy.study_cells import config_of_cell
 from orthoproxy.training.checkpoint import Checkpoints, Position

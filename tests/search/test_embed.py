@@ -27,8 +27,9 @@ from orthoproxy.data import Collection, make_collection, read_collection
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
-from orthoproxy.search.embed import Embedded, embed_collection, embed_files, embedding_meta, read_parts
+from orthoproxy.search.embed import Embedded, embed_collection, embed_files
 from orthoproxy.search.export import describe, write_onnx
+from orthoproxy.search.parts import embedding_meta, read_parts
 
 
 @pytest.fixture

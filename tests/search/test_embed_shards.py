@@ -21,7 +21,8 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
 from orthoproxy.processes import StoppedElsewhere, process_index
-from orthoproxy.search.embed import embed_collection, read_parts
+from orthoproxy.search.embed import embed_collection
+from orthoproxy.search.parts import read_parts
 
 
 def tiny() -> Embedder:

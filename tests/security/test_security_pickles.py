@@ -20,7 +20,8 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.features import pooled_features
 from orthoproxy.models import Encoder
-from orthoproxy.search.embed import embed_collection, read_parts
+from orthoproxy.search.embed import embed_collection
+from orthoproxy.search.parts import read_parts
 from records import record
 
 RECIPE = """

@@ -19,8 +19,9 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.progress import Progress
 from orthoproxy.search.catalog import FLAT_BELOW, Catalog, image_id
-from orthoproxy.search.embed import embed_files, embedding_meta, read_parts
+from orthoproxy.search.embed import embed_files
 from orthoproxy.search.onnx import OnnxEmbedder
+from orthoproxy.search.parts import embedding_meta, read_parts
 
 AT_ONCE = 2000  # rows written together, and told about together
 KNOWN = ["content", "label", "group"]
