@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,7 @@ class Service:
         self.decoders = Decoders(self.limits)
         self._batches = {name: _batches(shelf.catalog, self.limits) for name, shelf in self.shelves.items()}
         self._embedding = Turns(1, self.limits.waiting, self.limits.wait_seconds)  # a model uses all cores by itself
+        self._embedder = ThreadPoolExecutor(1)  # for each thread that calls PyTorch, it keeps memory and threads
         self._uploads = Recent(UPLOADS_KEPT)
         self._thumbnails = Recent(THUMBNAIL_BYTES)
 
@@ -428,15 +430,16 @@ class Service:
         return made
 
     def close(self) -> None:
-        """End the decoding processes and let the catalogs go."""
+        """End what decodes and embeds, and let the catalogs go."""
         self.decoders.close()
+        self._embedder.shutdown()
         for shelf in self.shelves.values():
             shelf.catalog.close()
 
     def _embed(self, content: bytes, model: Model) -> Float[np.ndarray, " D"]:
         view = self.decoders.view(content, model.image_size, cast(Resize, model.resize))
         with self._embedding.turn():
-            return model.embed(torch.from_numpy(view)[None])[0]
+            return self._embedder.submit(model.embed, torch.from_numpy(view)[None]).result()[0]
 
     def _row(self, shelf: Shelf, key: str, with_embedding: bool = False) -> dict | None:
         with _available():
