@@ -27,6 +27,7 @@ from serving import COLOURS, HERE, QUICK, TOKEN, client_of, make_catalog, make_i
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.search.app import PAGE, make_app
 from orthoproxy.search.catalog import Catalog, image_id
@@ -522,9 +523,15 @@ def test_a_model_that_has_changed_is_refused(service: Service, tmp_path: Path, r
             Service({"catalog": catalog}, [], QUICK)
 
 
-def test_many_clients_at_once_get_what_one_gets(client: TestClient, root: Path) -> None:
+def test_many_clients_at_once_get_what_one_gets_from_one_thread(
+    client: TestClient, service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = client.post("/search", files={"image": png(root)}).json()["results"]
     answers: list[Any] = []
+    model = service.shelf(None).model
+    assert isinstance(model, Embedder)
+    embed, embedding = model.embed, set()
+    monkeypatch.setattr(model, "embed", lambda views: embedding.add(threading.get_ident()) or embed(views))
 
     def ask() -> None:
         for _ in range(3):
@@ -538,6 +545,7 @@ def test_many_clients_at_once_get_what_one_gets(client: TestClient, root: Path) 
     assert len(answers) == 24
     for answer in answers:
         assert [result["id"] for result in answer["results"]] == [result["id"] for result in expected]
+    assert len(embedding) == 1  # PyTorch keeps memory for each thread that calls it
 
 
 def test_the_description_is_complete(client: TestClient) -> None:
