@@ -148,12 +148,7 @@ def embed_collection(
             for part, rows, embeddings in _embed_parts(embedder, plan, collection, own, batch_size, workers):
                 write_part(out, plan, part, rows, embeddings)
         seconds = time.monotonic() - start
-        unreadable = None
-        with agreed():
-            if is_main():
-                unreadable = list_unreadable(out, plan)
-        unreadable = from_main(unreadable)
-    assert unreadable is not None
+        unreadable = _unreadable_of_all(out, plan)
     if len(unreadable) == len(collection):
         first = unreadable.iloc[0]
         raise InputError(f"{collection.root}: no image can be read, beginning with {first['path']}: {first['reason']}")
@@ -234,6 +229,17 @@ def _embed_parts(
             embeddings, contents, reasons = zip(*done, strict=True)
             rows = rows_of(number).assign(content=[*itertools.chain(*contents)], reason=[*itertools.chain(*reasons)])
             yield part, rows, np.concatenate(embeddings)
+
+
+def _unreadable_of_all(out: Path, plan: dict[str, Any]) -> pd.DataFrame:
+    """The images that could not be read, in every process; the main one writes them down."""
+    unreadable = None
+    with agreed():
+        if is_main():
+            unreadable = list_unreadable(out, plan)
+    unreadable = from_main(unreadable)
+    assert unreadable is not None
+    return unreadable
 
 
 def _embed_batches(
