@@ -213,7 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except Interrupted as stop:
         if is_main():
-            print(f"orthoproxy: {stop}; go on with --resume", file=sys.stderr)
+            remedy = "go on with --resume" if arguments[0] == "train" else "run it again to go on"
+            print(f"orthoproxy: {stop}; {remedy}", file=sys.stderr)
         return stop.code
     except WorkerLost as error:
         print(f"orthoproxy: {error}", file=sys.stderr)

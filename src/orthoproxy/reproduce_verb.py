@@ -54,6 +54,9 @@ def run_reproduce(arguments: list[str]) -> int:
     options = parse(reproduce_parser(), arguments)
     run = Run(options.run)
     out = Path(options.out) if options.out else run.folder.resolve().with_name(f"{run.folder.resolve().name}-again")
+    if options.json:
+        with refusals_of_the_disk(options.json, "run it again"):
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     with refusals_of_the_disk(out, "run it again to go on"):
         again = reproduce(run, out, options.data.root, options.data.path)
     different = False

@@ -142,7 +142,7 @@ def _verdict(first: Run, second: Run, found: dict[str, list[str]]) -> Verdict:
 
 def _setting_lines(first: Run, second: Run) -> Iterator[str]:
     before, now = flat(first.config), flat(second.config)
-    for name in before.keys() - WITHOUT_EFFECT - PLACES:
+    for name in sorted(before.keys() - WITHOUT_EFFECT - PLACES):
         if before[name] != now[name]:
             yield f"{name}: {before[name]!r}, then {now[name]!r}"
 

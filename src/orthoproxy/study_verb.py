@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from orthoproxy import builders
 from orthoproxy.data import only
-from orthoproxy.errors import InputError, refusals_of_the_disk
+from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, read_study, score_of
@@ -270,9 +271,11 @@ def _work(job: Job, teller: _Teller, work: Work, cells: Sequence[Cell], what: st
     try:
         for cell, result in _in_turn(job, work, cells) if job.processes == 1 else _at_once(job, work, cells):
             teller.tell(cell, result)
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt):
         teller.say("what was done is saved; run the same command to go on")
-        raise KeyboardInterrupt from error
+        raise
+    except BrokenProcessPool as error:
+        raise WorkerLost("a process that trained cells was killed; run the same command to go on") from error
     except InputError as error:
         raise InputError(str(error).replace("--out", "--runs")) from error
 
@@ -283,7 +286,8 @@ def _in_turn(job: Job, work: Work, cells: Sequence[Cell]) -> Iterator[tuple[Cell
 
 
 def _at_once(job: Job, work: Work, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
-    threads = max(1, len(os.sched_getaffinity(0)) // job.processes)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // job.processes)
     with (
         _environment(OMP_NUM_THREADS=str(threads)),
         ProcessPoolExecutor(job.processes, get_context("spawn"), _begin_process, (threads,)) as pool,

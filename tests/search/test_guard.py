@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.guard import Door, Guard, check_token, names_of
+from orthoproxy.search.guard import Door, Guard, check_token, is_everywhere, names_of
 from orthoproxy.search.limits import Limits, Pace, Refused, Turns
 
 TOKEN = "a-token-for-the-tests"
@@ -71,6 +71,13 @@ async def asking(
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "localhost", "[::1]:7860", "LocalHost:1"])
 def test_names_of_this_machine_are_served(host: str) -> None:
     assert ask(guarded(), host=host)[0] == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]"])
+def test_everywhere_has_more_than_one_spelling(host: str) -> None:
+    assert is_everywhere(host)
+    assert not is_everywhere("127.0.0.1")
+    assert "localhost" in names_of(host)
 
 
 @pytest.mark.parametrize(

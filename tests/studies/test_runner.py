@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Recorder:
         self.done: list[tuple[str, str]] = []
         self.fails: set[str] = set()
         self.stops_before = ""
+        self.signal = signal.SIGINT
 
     def scores(self, cell):
         values = {"recall@1": [score(cell)] * 2, "map@r": [score(cell) / 2] * 2}
@@ -64,7 +66,7 @@ class Recorder:
 
     def train(self, study, cell, place):
         if cell.name == self.stops_before:
-            raise Interrupted("stopped after step 3")
+            raise Interrupted("stopped after step 3", self.signal)
         self.done.append(("train", cell.name))
         failed = cell.name in self.fails
         options = config_of_cell(study, cell)
@@ -129,14 +131,25 @@ def test_what_is_done_is_not_done_again(folder, work):
     assert work.done == [("train", "on_weight-9_seed1")]
 
 
-def test_an_interrupted_study_goes_on(folder, work, capsys):
-    work.stops_before = FIRST[4]
-    assert main(["study", "s.yaml"]) == 130
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_study_goes_on(folder, work, capsys, number, code):
+    work.stops_before, work.signal = FIRST[4], number
+    assert main(["study", "s.yaml"]) == code
     assert work.names("train") == FIRST[:4]
     assert "run the same command to go on" in capsys.readouterr().err
     work.stops_before = ""
     assert main(["study", "s.yaml"]) == 0
     assert work.names("train") == FIRST + LATER
+
+
+def killed(study, cell, place):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told_in_a_line(folder, work, monkeypatch, capsys):
+    monkeypatch.setattr(study_verb, "train_cell", killed)
+    assert main(["study", "s.yaml", "--processes", "2"]) == 1
+    assert "a process that trained cells was killed; run the same command to go on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parts", [2, 3, pytest.param(20, marks=pytest.mark.slow)])

@@ -19,7 +19,7 @@ import anyio.to_thread
 import numpy as np
 
 from orthoproxy.errors import InputError
-from orthoproxy.search.guard import SMALL_BODY, Door, Guard, names_of
+from orthoproxy.search.guard import SMALL_BODY, Door, Guard, is_everywhere, names_of
 from orthoproxy.search.limits import Limits, Refused
 from orthoproxy.search.service import MOST_RESULTS, Found, Service
 
@@ -387,7 +387,7 @@ def make_app(
         app,
         door,
         names_of(host, names),
-        any_address=host in ("0.0.0.0", "::"),
+        any_address=is_everywhere(host),
         limits=limits,
         paths=[*ROUTES, *(PAGE + path for path in PAGE_ROUTES)],
         public=["/login"],

@@ -119,14 +119,15 @@ def names_of(host: str, further: Sequence[str] = ()) -> set[str]:
     ['127.0.0.1', '::1', 'localhost']
     """
     names = {host.strip("[]").lower(), *(name.lower() for name in further)}
-    if is_loopback(host) or _is_everywhere(host):
+    if is_loopback(host) or is_everywhere(host):
         names |= {"127.0.0.1", "::1", "localhost"}
-    if _is_everywhere(host):
+    if is_everywhere(host):
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     return names
 
 
-def _is_everywhere(host: str) -> bool:
+def is_everywhere(host: str) -> bool:
+    """Whether a server that listens there is reached by any of the machine's addresses."""
     return host in ("0.0.0.0", "::", "[::]", "")
 
 

@@ -86,7 +86,7 @@ def serve(
             timeout_graceful_shutdown=3,
         )
         listening.listen(2048)  # whoever reads the address may ask at once
-        shown = host if is_loopback(host) else socket.gethostname()
+        shown = host.strip("[]") if is_loopback(host) else socket.gethostname()
         print(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/  (Ctrl-C to stop)", flush=True)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

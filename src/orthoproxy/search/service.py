@@ -272,7 +272,7 @@ class Service:
             raise Refused(404, "the picture is not kept any more; choose it again")
         if shelf.model is None:
             raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
-        return self.search(kept[shelf.model.identity], shelf.name, **how)
+        return self.search(kept[shelf.catalog.model], shelf.name, **how)
 
     def keep(self, content: bytes) -> str:
         """Embed a picture with every model, to search by it more than once.

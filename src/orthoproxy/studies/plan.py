@@ -312,7 +312,7 @@ def _check_names(given: Options, methods: Mapping[str, Method]) -> None:
     if not isinstance(compare, list):
         raise InputError(f"compare: {compare!r}; give a list of methods")
     for key, name in [("baseline", given["baseline"]), *(("compare", name) for name in compare)]:
-        if name not in methods:
+        if not isinstance(name, str) or name not in methods:
             raise InputError(f"{key}: there is no method {name!r}; there are {', '.join(methods)}")
     if given["baseline"] in compare:
         raise InputError(f"compare: {given['baseline']!r} is the baseline itself; leave it out")
