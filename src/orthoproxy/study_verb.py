@@ -14,7 +14,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from itertools import islice
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,6 +31,7 @@ from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, read_study, score_of
+from orthoproxy.studies.table import setting_words
 from orthoproxy.study_cells import Place, config_of_cell, images_an_epoch, judge_cell, read_result, train_cell
 from orthoproxy.training import Interrupted
 
@@ -48,7 +50,7 @@ def run_study(arguments: list[str]) -> None:
         Path(options.runs or Path("runs") / study.name), Path(options.results or Path("docs/studies") / study.name)
     )
     job = Job(study, place, *_part(options.part), processes=options.processes)
-    for cell in job.cells_to_begin_with:  # an option that does not exist is found before hours of work
+    for cell in job.study.first_cells:  # an option that does not exist is found before hours of work
         config_of_cell(study, cell)
     if options.processes < 1:
         raise InputError(f"--processes: {options.processes}; give 1 or more")
@@ -108,7 +110,7 @@ class Job:
     >>> from orthoproxy.studies.plan import Method
     >>> study = Study("so", {"off": Method()}, "off", seeds=[0, 1, 2, 3])
     >>> job = Job(study, Place(Path("runs/so"), Path("nowhere")), part=2, parts=2)
-    >>> [cell.name for cell in job.own(job.cells_to_begin_with)]
+    >>> [cell.name for cell in job.own(study.first_cells)]
     ['off_seed1', 'off_seed3']
     """
 
@@ -119,11 +121,6 @@ class Job:
     processes: int = 1
     results: dict[str, Result] = field(default_factory=dict)
 
-    @property
-    def cells_to_begin_with(self) -> list[Cell]:
-        """See `Study.first_cells`."""
-        return self.study.first_cells
-
     def own(self, cells: Sequence[Cell]) -> list[Cell]:
         """Pick the cells of this part."""
         return [cell for position, cell in enumerate(cells) if position % self.parts == self.part - 1]
@@ -131,7 +128,7 @@ class Job:
     def read(self) -> None:
         """Read the results of all cells, those of other parts too."""
         self.results = {}
-        for cell in [*self.cells_to_begin_with, *self.cells_that_may_follow]:
+        for cell in [*self.study.first_cells, *self.cells_that_may_follow]:
             result = read_result(self.study, cell, self.place)
             if result is not None:
                 self.results[cell.name] = result
@@ -183,16 +180,16 @@ def _run(job: Job) -> None:
     job.read()
     _warn_of_strangers(job)
     teller = _Teller(job)
-    _work(job, teller, train_cell, job.lacking(job.own(job.cells_to_begin_with)), "to train")
+    _work(job, teller, train_cell, job.lacking(job.own(study.first_cells)), "to train")
     job.read()
-    if missing := job.lacking(job.cells_to_begin_with):  # of other parts
+    if missing := job.lacking(study.first_cells):  # of other parts
         teller.say(_waiting("a setting can be chosen", missing, job))
         return
     for name, setting in job.chosen.items():
         if setting is None:
             teller.say(f"{name}: no setting could be trained with all tuning seeds, so none is chosen")
         elif study.methods[name].choose:
-            teller.say(f"{name}: chosen on validation classes: {_words(setting)}")
+            teller.say(f"{name}: chosen on validation classes: {setting_words(setting)}")
     _work(job, teller, train_cell, job.lacking(job.own(job.later_cells)), "to train with the other seeds")
     job.read()
     if missing := job.lacking(job.later_cells):
@@ -217,7 +214,7 @@ def _waiting(what: str, missing: Sequence[Cell], job: Job) -> str:
 
 def _warn_of_strangers(job: Job) -> None:
     """Say which files are of no cell of the study, so that no result gets lost unseen."""
-    known = {cell.name for cell in [*job.cells_to_begin_with, *job.cells_that_may_follow]}
+    known = {cell.name for cell in [*job.study.first_cells, *job.cells_that_may_follow]}
     strangers = sorted(x.name for x in (job.place.results / "cells").glob("*.json") if x.stem not in known)
     if strangers:
         print(
@@ -288,19 +285,23 @@ def _in_turn(job: Job, work: Work, cells: Sequence[Cell]) -> Iterator[tuple[Cell
 def _at_once(job: Job, work: Work, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // job.processes)
+    left, running = iter(cells), dict[Future[Result], Cell]()
     with (
         _environment(OMP_NUM_THREADS=str(threads)),
         ProcessPoolExecutor(job.processes, get_context("spawn"), _begin_process, (threads,)) as pool,
     ):
-        futures: dict[Future[Result], Cell] = {pool.submit(work, job.study, cell, job.place): cell for cell in cells}
         try:
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            while True:
+                for cell in islice(left, job.processes - len(running)):  # no more, or one would begin after a signal
+                    running[pool.submit(work, job.study, cell, job.place)] = cell
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield futures[future], future.result()
+                    yield running.pop(future), future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            for process in active_children():
+                process.terminate()  # a cell in training is saved where it is
             raise
 
 
@@ -342,14 +343,14 @@ def print_plan(job: Job) -> None:
     Printed by ``orthoproxy study STUDY.yaml --plan``, see docs/guide/studies.md.
     """
     job.read()
-    first, study = job.cells_to_begin_with, job.study
+    first, study = job.study.first_cells, job.study
     later: list[tuple[Cell, str]] = []
     for name, setting in job.chosen.items():
         shown = study.methods[name].settings[0] if setting is None else setting
-        words = "the one chosen" if setting is None else _words(setting)
+        words = "the one chosen" if setting is None else setting_words(setting) or "-"
         later += [(cell, words) for cell in study.later_cells(name, shown)]
     own_later = job.own([cell for cell, _ in later])
-    rows = [(cell, _words(cell.setting)) for cell in job.own(first)]
+    rows = [(cell, setting_words(cell.setting) or "-") for cell in job.own(first)]
     rows += [(cell, words) for cell, words in later if cell in own_later]
     table = Table(box=box.MARKDOWN)
     for column in ("method", "setting", "seed", "state", "images", "seconds"):
@@ -394,7 +395,3 @@ def _state(result: Result | None) -> str:
     if result is None:
         return "to do"
     return "failed" if result.get("failed") else "judged" if result["test"] else "trained"
-
-
-def _words(setting: Options) -> str:
-    return ", ".join(f"{name} {value}" for name, value in setting.items()) or "-"

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from orthoproxy.studies.plan import Cell, read_study
 from orthoproxy.study_cells import Place, changed_options, config_of_cell
 from orthoproxy.study_verb import Job
 from orthoproxy.training import Interrupted
+from orthoproxy.training.stop import stop_on_signal
 
 WEIGHT = "loss.orthogonality.weight"
 METHODS = {"off": {"set": {WEIGHT: 0}}, "on": {"choose": {WEIGHT: [0.1, 1, 9]}}}
@@ -150,6 +153,39 @@ def test_a_killed_process_is_told_in_a_line(folder, work, monkeypatch, capsys):
     monkeypatch.setattr(study_verb, "train_cell", killed)
     assert main(["study", "s.yaml", "--processes", "2"]) == 1
     assert "a process that trained cells was killed; run the same command to go on" in capsys.readouterr().err
+
+
+def until_stopped(study, cell, place):
+    """A cell that trains until it is told to stop, and is saved then."""
+    place.runs.mkdir(parents=True, exist_ok=True)
+    with stop_on_signal() as stop:
+        (place.runs / f"{cell.name}.begun").touch()
+        wait_for(lambda: stop.asked)
+    (place.runs / f"{cell.name}.saved").touch()
+    raise Interrupted("stopped", stop.number)
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_sigterm_stops_the_cells_in_training_too_and_no_other_begins(folder, work, monkeypatch, capsys):
+    monkeypatch.setattr(study_verb, "train_cell", until_stopped)
+
+    def end():
+        wait_for(lambda: len(list(folder.glob("runs/s/*.begun"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end).start()
+    assert main(["study", "s.yaml", "--processes", "2"]) == 143
+    assert sorted(path.name for path in (folder / "runs/s").iterdir()) == [
+        f"{name}.{what}" for name in FIRST[:2] for what in ("begun", "saved")
+    ]
+    assert "run the same command to go on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parts", [2, 3, pytest.param(20, marks=pytest.mark.slow)])
