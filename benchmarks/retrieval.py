@@ -18,7 +18,7 @@ import torch
 from measure import arguments, in_fresh_process, memory_of, paired_seconds, report, times_faster
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from orthoproxy.evaluation import Collection, query_metrics
+from orthoproxy.evaluation import Retrieval, query_metrics
 
 D = 384
 RECALL_AT = (1, 10, 100, 1000)
@@ -38,7 +38,7 @@ class Candidate:
 
     def ours(self) -> dict[str, float]:
         everyone = np.arange(len(self.x))
-        metrics = query_metrics(Collection(self.x, self.labels, everyone, everyone), RECALL_AT)
+        metrics = query_metrics(Retrieval(self.x, self.labels, everyone, everyone), RECALL_AT)
         return {metric: float(np.nanmean(values)) for metric, values in metrics.items()}
 
     def faiss(self) -> np.ndarray:

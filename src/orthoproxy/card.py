@@ -91,17 +91,15 @@ def model_card(
     )
 
 
-def no_match_words(matching: Matching, false_match_rate: float, of: str = "validation") -> str:
+def no_match_words(matching: Matching, false_match_rate: float) -> str:
     """Say in a sentence which threshold a search can take, and how sure that is.
 
     Parameters
     ----------
     matching
-        Of classes that were not trained on.
+        Of the validation classes, which were not trained on.
     false_match_rate
         The rate wanted, as a fraction.
-    of
-        What those classes are called.
 
     Returns
     -------
@@ -120,7 +118,7 @@ def no_match_words(matching: Matching, false_match_rate: float, of: str = "valid
         return ""
     classes, queries = len(set(matching.classes.tolist())), len(matching.other)
     return (
-        f"No match: below a similarity of {threshold:.3f}. On {classes:,} {of} classes ({queries:,} queries, "
+        f"No match: below a similarity of {threshold:.3f}. On {classes:,} validation classes ({queries:,} queries, "
         f"{matching.gallery:,} images) {matching.false_match_rate(threshold)} % of the queries match if their class is "
         f"not there, {matching.match_rate(threshold)} % match their own class if it is."
     )

@@ -35,6 +35,7 @@ from orthoproxy.fabric import choose_accelerator
 from orthoproxy.files import write_whole
 from orthoproxy.jobs import suggesting_to_skip, train
 from orthoproxy.judging import judge
+from orthoproxy.locks import alone_in
 from orthoproxy.processes import StoppedElsewhere, is_main, is_of_lost_process
 from orthoproxy.recipes import config_of, data_parser, judgement_parser, options_parser, parse
 from orthoproxy.run import Run
@@ -76,7 +77,7 @@ def run_train(arguments: list[str]) -> None:
 def run_evaluate(arguments: list[str]) -> None:
     """Judge a model on the run's own test classes, or on other images."""
     model = parse(judgement_parser(Config()), arguments).model
-    run = _run_of(model)
+    run = Run.of(model)
     options = parse(judgement_parser(run.config if run else Config()), arguments)
     embedder = Embedder.load(model, choose_accelerator(options.accelerator, "--accelerator"))
     if options.json:
@@ -111,7 +112,7 @@ def run_report(arguments: list[str]) -> None:
     run = Run(parse(parser, arguments).run)
     field = f"{run.folder / 'config.yaml'}: training.accelerator"
     device = choose_accelerator(run.config.training.accelerator, field)
-    with refusals_of_the_disk(run.folder, "run it again"):
+    with refusals_of_the_disk(run.folder, "run it again"), alone_in(run.folder, "report"):
         judge(run, device)
     _show(run)
 
@@ -257,12 +258,6 @@ _LOST = (
 )
 
 
-def _run_of(model: str) -> Run | None:
-    """The run that a run folder or its model folder belongs to."""
-    runs = (Run(folder) for folder in (Path(model), Path(model).resolve().parent))
-    return next((run for run in runs if run.exists), None)
-
-
 def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The images to judge on, and those left out because they cannot be read.
 
@@ -286,6 +281,11 @@ def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd
         if same or source.name is None:
             moved = replace(own, root=data.root, path=data.path, outside_root=data.outside_root)
             table = only(builders.split_table(replace(run.config, data=moved)), "test")
+            if table.empty:
+                raise InputError(
+                    f"{run.folder}: the run kept no test classes apart; say which images to judge on, for example "
+                    "--data.name folder --data.root DIR"
+                )
             return _readable(table, source.on_error or own.on_error, source.workers, run.unreadable if same else None)
     table = builders.read_table(data)
     table = only(table, "test") if (table["split"] == "test").any() else table

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from orthoproxy.builders import read_table
 from orthoproxy.config import Data
-from orthoproxy.data import Check, describe_images, scan_images, verify_images
+from orthoproxy.data import CopyCheck, describe_images, scan_images, verify_images
 from orthoproxy.errors import InputError
+from orthoproxy.files import write_whole
 
 SHOWN = 10  # examples printed; the JSON has all
 CAPTION = "least to most: images of a class; one only: classes with a single image"
@@ -70,7 +71,7 @@ def verify(data: Data, opened: bool = True, out: Path | None = None) -> dict[str
     Returns
     -------
     dict
-        ``name``, ``root``, ``opened``, ``passed`` and ``checks``, each as `data.Check` has it.
+        ``name``, ``root``, ``opened``, ``passed`` and ``checks``, each as `data.CopyCheck` has it.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def _title(data: Data) -> str:
 
 def _write(result: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def _print_counts(data: Data, description: dict[str, Any]) -> None:
@@ -137,7 +138,7 @@ def _number(value: float) -> str:
     return f"{value:,}".removesuffix(".0")
 
 
-def _print_checks(data: Data, checks: list[Check]) -> None:
+def _print_checks(data: Data, checks: list[CopyCheck]) -> None:
     table = Table(title=_title(data), title_justify="left")
     for name in ("", "check", "found"):
         table.add_column(name)

@@ -13,6 +13,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Evaluation, Matching, matching_of
 from orthoproxy.files import write_whole
 from orthoproxy.judging import FALSE_MATCH_RATE, images_of
+from orthoproxy.locks import alone_in
 from orthoproxy.run import Run
 from orthoproxy.search.export import Exported, export_onnx, exports_of
 
@@ -96,9 +97,7 @@ def export_run(
 
 
 def _run_of(folder: str | Path) -> Run:
-    """The run that a run folder or its model folder belongs to."""
-    runs = (Run(place) for place in (Path(folder), Path(folder).resolve().parent))
-    run = next((run for run in runs if run.exists), None)
+    run = Run.of(folder)
     if run is None:
         raise InputError(f"export: {folder} is no run folder; its test images check what is exported")
     return run
@@ -110,8 +109,9 @@ def _put_beside(
     """Write the model folder with its card and threshold; of the run's own, only these change."""
     threshold = matching.threshold(false_match_rate) if matching else None
     if _is_own(folder, run):
-        write_threshold(folder, threshold, false_match_rate)
-        write_whole(folder / "README.md", card)
+        with alone_in(run.folder, "export"):
+            write_threshold(folder, threshold, false_match_rate)
+            write_whole(folder / "README.md", card)
     else:
         model.threshold = threshold
         model.false_match_rate = None if threshold is None else false_match_rate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from orthoproxy.data.cache import file_key
 from orthoproxy.embedder import Embedder, batches_of
 from orthoproxy.errors import refusals_of_the_disk
+from orthoproxy.files import write_whole
 from orthoproxy.plain import plain_array
 from orthoproxy.processes import agreed, any_of, gather_rows, is_main, own_share, shares
 from orthoproxy.progress import Progress
@@ -148,11 +148,4 @@ def _compute(model: Embedder, paths: Sequence[str], workers: int) -> Float[Tenso
 
 def _write(features: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            np.save(file, features)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: np.save(file, features), others=True)

@@ -1,4 +1,4 @@
-"""What the verbs of the command line do: train, evaluate, report."""
+"""Train a run: from a configuration to a run folder."""
 
 from __future__ import annotations
 

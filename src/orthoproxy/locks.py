@@ -18,7 +18,7 @@ except ImportError:  # Windows; there, nothing keeps two jobs apart
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, name: str = "--out") -> Iterator[None]:
     """Keep other jobs out of a folder while this one writes to it; all processes of the job call it.
 
     The main process holds a lock on the file ``.lock`` in the folder. The system takes the lock away when the process
@@ -28,6 +28,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     ----------
     folder
         Made if it is not there.
+    name
+        What gave the folder, for the error.
 
     Raises
     ------
@@ -45,17 +47,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with agreed():
             if is_main():
-                stack.enter_context(locked(folder))
+                stack.enter_context(locked(folder, name))
         yield
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = "--out") -> Iterator[None]:
     """Do what `alone_in` does, in one process.
 
     Parameters
     ----------
-    folder
+    folder, name
         As there.
 
     Raises
@@ -72,7 +74,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / ".lock"
-    descriptor = _lock(path)
+    descriptor = _lock(path, name)
     try:
         os.ftruncate(descriptor, 0)
         with suppress(OSError):  # a full disk
@@ -85,7 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, name: str) -> int:
     """Open and lock a file; again, where the job that held it has just removed it, or the folder."""
     assert fcntl is not None
     while True:
@@ -105,7 +107,7 @@ def _lock(path: Path) -> int:
             holder = os.read(descriptor, 1000).decode(errors="replace")
             os.close(descriptor)
             raise InputError(
-                f"--out: another job is writing to {path.parent}{f': {holder}' if holder else ''}\n"
+                f"{name}: another job is writing to {path.parent}{f': {holder}' if holder else ''}\n"
                 "wait for it, or give another folder"
             ) from error
         except BaseException:

@@ -50,6 +50,23 @@ class Run:
         self.skipped = self.folder / "skipped.csv"
         self.checkpoints = self.folder / "checkpoints"
 
+    @classmethod
+    def of(cls, place: str | Path) -> Run | None:
+        """Find the run that a folder is, or that a model folder belongs to.
+
+        Parameters
+        ----------
+        place
+            A run folder or its model folder; anything else, such as a name on the hub, is of no run.
+
+        Examples
+        --------
+        >>> Run.of("runs/nowhere/model") is None
+        True
+        """
+        runs = (cls(folder) for folder in (Path(place), Path(place).resolve().parent))
+        return next((run for run in runs if run.exists), None)
+
     @property
     def exists(self) -> bool:
         """Whether a run was started here."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from constructed import CLASSES, around, centres, healthy, relabelled, side
 
-from orthoproxy.diagnosis import Check, diagnose, lines, plant, spread
+from orthoproxy.diagnosis import Check, diagnose, lines, participation_ratio, plant
 from orthoproxy.diagnosis.confusions import check_confusions
 from orthoproxy.diagnosis.crowding import check_proxies
 from orthoproxy.diagnosis.label_errors import check_labels
@@ -152,7 +152,7 @@ def test_an_embedding_too_small_for_what_it_holds() -> None:
 
 def test_an_embedding_with_room_to_spare() -> None:
     check = check_size(healthy(dim=128, latent=6, noise=0.9))
-    assert check.measured["spread"] < 7
+    assert check.measured["participation_ratio"] < 7
     assert check.finding is None
 
 
@@ -177,7 +177,7 @@ def test_findings_are_ranked_by_what_is_at_stake() -> None:
     assert sum("try:" in line for line in lines(found)) == len(effects)
 
 
-def test_spread_ignores_the_mean_and_the_scale() -> None:
+def test_the_participation_ratio_ignores_the_mean_and_the_scale() -> None:
     x = np.random.default_rng(0).standard_normal((500, 5))
-    assert spread(x) == pytest.approx(spread(7 * x + 100))
-    assert 4.8 < spread(x) <= 5
+    assert participation_ratio(x) == pytest.approx(participation_ratio(7 * x + 100))
+    assert 4.8 < participation_ratio(x) <= 5

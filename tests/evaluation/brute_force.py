@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from orthoproxy.evaluation import Collection
+from orthoproxy.evaluation import Retrieval
 
 KINDS = ["random", "clustered", "duplicated", "one-hot", "signs", "all equal", "zeros"]
 
@@ -18,19 +18,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a / lengths[0]) * (b / lengths[1])).sum())
 
 
-def allowed_gallery(collection: Collection, query: int) -> list[int]:
+def allowed_gallery(retrieval: Retrieval, query: int) -> list[int]:
     """The gallery without the query itself and without its group."""
-    groups = collection.groups
+    groups = retrieval.groups
     return [
         int(row)
-        for row in collection.gallery
+        for row in retrieval.gallery
         if row != query and (groups is None or groups[query] < 0 or groups[row] != groups[query])
     ]
 
 
-def metrics_of(collection: Collection, query: int, recall_at: Sequence[int]) -> dict[str, float]:
-    x, y = collection.embeddings, collection.labels
-    rows = allowed_gallery(collection, query)
+def metrics_of(retrieval: Retrieval, query: int, recall_at: Sequence[int]) -> dict[str, float]:
+    x, y = retrieval.embeddings, retrieval.labels
+    rows = allowed_gallery(retrieval, query)
     similarity = {row: cosine(x[query], x[row]) for row in rows}
     positives = sorted((similarity[row] for row in rows if y[row] == y[query]), reverse=True)
     negatives = [similarity[row] for row in rows if y[row] != y[query]]
@@ -46,11 +46,11 @@ def metrics_of(collection: Collection, query: int, recall_at: Sequence[int]) -> 
     }
 
 
-def neighbours_of(collection: Collection, query: int) -> list[tuple[int, float]]:
+def neighbours_of(retrieval: Retrieval, query: int) -> list[tuple[int, float]]:
     """All that may be found, most similar first, ties by row."""
     similarity = [
-        (row, cosine(collection.embeddings[query], collection.embeddings[row]))
-        for row in allowed_gallery(collection, query)
+        (row, cosine(retrieval.embeddings[query], retrieval.embeddings[row]))
+        for row in allowed_gallery(retrieval, query)
     ]
     return sorted(similarity, key=lambda pair: (-pair[1], pair[0]))
 
@@ -75,7 +75,7 @@ def embeddings_of(kind: str, labels: np.ndarray, generator: np.random.Generator)
 
 
 @st.composite
-def collections(draw: st.DrawFn) -> Collection:
+def retrievals(draw: st.DrawFn) -> Retrieval:
     """Any kind of embeddings, roles, groups and class sizes, a single image and a single class included."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, num_classes = draw(st.integers(1, 40)), draw(st.integers(1, 8))
@@ -92,4 +92,4 @@ def collections(draw: st.DrawFn) -> Collection:
         queries = generator.permutation(count)[: generator.integers(1, count + 1)]
         gallery = generator.permutation(count)[: generator.integers(0, count + 1)]
     groups = generator.integers(-1, 3, size=count) if draw(st.booleans()) else None
-    return Collection(x, labels, queries, gallery, groups)
+    return Retrieval(x, labels, queries, gallery, groups)

@@ -18,10 +18,10 @@ from orthoproxy.errors import InputError
 from orthoproxy.evaluation import (
     Scoring,
     class_draws,
-    collection_of,
     evaluate,
     require_scorable,
     resampled_means,
+    retrieval_of,
     score,
 )
 from orthoproxy.models import Encoder
@@ -54,9 +54,9 @@ def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(grou
     for scores, excluded in ((result, groups), (result.own_group_included, False)):
         if scores is None:
             continue
-        collection = collection_of(x, table, excluded)
+        retrieval = retrieval_of(x, table, excluded)
         queries = [row for row in range(90) if table.role[row] in ("query", "both")]
-        every = [metrics_of(collection, query, (1, 5)) for query in queries]
+        every = [metrics_of(retrieval, query, (1, 5)) for query in queries]
         scored = [metrics for metrics in every if not np.isnan(metrics["mrr"])]
         assert scores.queries == len(scored)
         assert scores.without_positive == len(every) - len(scored) >= 2
@@ -78,14 +78,14 @@ def test_groups_can_be_kept_when_asked() -> None:
 def test_roles_and_groups_of_the_table_reach_the_collection() -> None:
     table = make_table(list("abcde"), ["z", "y", "y", "z", "x"], role=["query", "gallery", "both", "both", "query"],
                        group=["one", "", "two", "one", ""])  # fmt: skip
-    collection = collection_of(np.eye(5), table, exclude_group=True)
-    assert collection.queries.tolist() == [0, 2, 3, 4]
-    assert collection.gallery.tolist() == [1, 2, 3]
-    assert collection.labels.tolist() == [2, 1, 1, 2, 0]
-    assert collection.groups is not None
-    assert collection.groups[0] == collection.groups[3] != collection.groups[2] >= 0
-    assert collection.groups[[1, 4]].tolist() == [-1, -1]
-    assert collection_of(np.eye(5), table, exclude_group=False).groups is None
+    retrieval = retrieval_of(np.eye(5), table, exclude_group=True)
+    assert retrieval.queries.tolist() == [0, 2, 3, 4]
+    assert retrieval.gallery.tolist() == [1, 2, 3]
+    assert retrieval.labels.tolist() == [2, 1, 1, 2, 0]
+    assert retrieval.groups is not None
+    assert retrieval.groups[0] == retrieval.groups[3] != retrieval.groups[2] >= 0
+    assert retrieval.groups[[1, 4]].tolist() == [-1, -1]
+    assert retrieval_of(np.eye(5), table, exclude_group=False).groups is None
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
@@ -108,10 +108,10 @@ def test_the_difference_is_paired() -> None:
     assert difference.value == pytest.approx(result.trained["mrr"].value - result.untrained["mrr"].value)
     assert 0 < difference.high - difference.low < 0.7 * (result.trained["mrr"].high - result.trained["mrr"].low)
     # from the definition: both resampled with the same classes
-    collections = [collection_of(z, table, False) for z in (x, y)]
-    mrr = np.array([[metrics_of(c, q, (1,))["mrr"] for q in c.queries] for c in collections])
+    retrievals = [retrieval_of(z, table, False) for z in (x, y)]
+    mrr = np.array([[metrics_of(c, q, (1,))["mrr"] for q in c.queries] for c in retrievals])
     scored = ~np.isnan(mrr[0])
-    _, classes = np.unique(collections[0].labels[collections[0].queries][scored], return_inverse=True)
+    _, classes = np.unique(retrievals[0].labels[retrievals[0].queries][scored], return_inverse=True)
     weights = class_draws(int(classes.max()) + 1, 500)
     resampled = resampled_means(mrr[0, scored] - mrr[1, scored], classes, weights)
     assert (difference.low, difference.high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))

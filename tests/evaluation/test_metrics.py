@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from brute_force import collections, metrics_of
+from brute_force import metrics_of, retrievals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.distances import CosineSimilarity
@@ -16,7 +16,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import normalized_mutual_info_score
 
-from orthoproxy.evaluation import Collection, cluster, normalized_mutual_information, query_metrics
+from orthoproxy.evaluation import Retrieval, cluster, normalized_mutual_information, query_metrics
 
 RECALL_AT = (1, 2, 3, 5, 10)
 ONE_QUERY_A_BLOCK = 1e-9
@@ -24,20 +24,20 @@ NAMES = [*(f"recall@{k}" for k in RECALL_AT), "map@r", "r_precision", "mrr"]
 
 
 @settings(max_examples=150)
-@given(collections(), st.sampled_from([ONE_QUERY_A_BLOCK, 0.005, 512]))
-def test_every_metric_of_every_query_is_the_definition(collection: Collection, memory_mb: float) -> None:
-    metrics = query_metrics(collection, RECALL_AT, memory_mb)
+@given(retrievals(), st.sampled_from([ONE_QUERY_A_BLOCK, 0.005, 512]))
+def test_every_metric_of_every_query_is_the_definition(retrieval: Retrieval, memory_mb: float) -> None:
+    metrics = query_metrics(retrieval, RECALL_AT, memory_mb)
     assert list(metrics) == NAMES
-    for place, query in enumerate(collection.queries):
-        expected = metrics_of(collection, query, RECALL_AT)
+    for place, query in enumerate(retrieval.queries):
+        expected = metrics_of(retrieval, query, RECALL_AT)
         assert {name: values[place] for name, values in metrics.items()} == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_tie_across_position_k_never_favours_the_query() -> None:
     east, north = [1.0, 0.0], [0.0, 1.0]
     points = np.array([east, east, east, east, north])  # a query, its positive, two rivals exactly as similar, one far
-    collection = Collection(points, np.array([0, 0, 1, 1, 1]), np.array([0]), np.arange(5))
-    metrics = query_metrics(collection, recall_at=(1, 2, 3, 4))
+    retrieval = Retrieval(points, np.array([0, 0, 1, 1, 1]), np.array([0]), np.arange(5))
+    metrics = query_metrics(retrieval, recall_at=(1, 2, 3, 4))
     assert {name: float(value[0]) for name, value in metrics.items()} == {
         "recall@1": 0, "recall@2": 0, "recall@3": 1, "recall@4": 1, "map@r": 0, "r_precision": 0,
         "mrr": pytest.approx(1 / 3),
@@ -47,7 +47,7 @@ def test_a_tie_across_position_k_never_favours_the_query() -> None:
 def test_all_equal_embeddings_score_as_badly_as_can_be() -> None:
     labels = np.repeat(np.arange(5), 4)
     everyone = np.arange(20)
-    metrics = query_metrics(Collection(np.ones((20, 3)), labels, everyone, everyone), recall_at=(1, 16, 17))
+    metrics = query_metrics(Retrieval(np.ones((20, 3)), labels, everyone, everyone), recall_at=(1, 16, 17))
     assert not metrics["recall@1"].any() and not metrics["recall@16"].any() and metrics["recall@17"].all()
     assert not metrics["map@r"].any() and not metrics["r_precision"].any()
     assert metrics["mrr"] == pytest.approx(1 / 17)
@@ -66,7 +66,7 @@ def test_without_ties_the_values_are_those_of_pytorch_metric_learning(seed: int)
     )
     theirs = calculator.get_accuracy(torch.from_numpy(x), torch.from_numpy(labels))
     everyone = np.arange(150)
-    ours = query_metrics(Collection(x, labels, everyone, everyone))
+    ours = query_metrics(Retrieval(x, labels, everyone, everyone))
     names = {"recall@1": "precision_at_1", "r_precision": "r_precision", "map@r": "mean_average_precision_at_r",
              "mrr": "mean_reciprocal_rank"}  # fmt: skip
     for mine, other in names.items():
@@ -94,7 +94,7 @@ def test_nmi_where_nearly_all_is_one_class() -> None:
 
 
 def test_no_queries_have_no_metrics() -> None:
-    none = Collection(np.eye(3), np.arange(3), np.arange(0), np.arange(3))
+    none = Retrieval(np.eye(3), np.arange(3), np.arange(0), np.arange(3))
     assert query_metrics(none) == {}
 
 
@@ -128,13 +128,13 @@ def test_memory_stays_within_the_setting():
     program = (
         "import numpy as np\n"
         "from pathlib import Path\n"
-        "from orthoproxy.evaluation import Collection, query_metrics\n"
+        "from orthoproxy.evaluation import Retrieval, query_metrics\n"
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
         "rows = np.arange(8000)\n"
         "x = np.random.default_rng(0).standard_normal((8000, 16))\n"
-        "query_metrics(Collection(x, rows // 4, rows[:50], rows[:50]), memory_mb=32)\n"
+        "query_metrics(Retrieval(x, rows // 4, rows[:50], rows[:50]), memory_mb=32)\n"
         "before = peak()\n"
-        "query_metrics(Collection(x, rows // 4, rows, rows), memory_mb=32)\n"
+        "query_metrics(Retrieval(x, rows // 4, rows, rows), memory_mb=32)\n"
         "print(peak() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -7,20 +7,20 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from orthoproxy.evaluation import Collection
+from orthoproxy.evaluation import Retrieval
 from orthoproxy.reports.distances import pair_distances, separation
 
 
-def collection(count: int = 60, groups: bool = False) -> Collection:
+def retrieval(count: int = 60, groups: bool = False) -> Retrieval:
     generator = np.random.default_rng(0)
     group = generator.integers(-1, 3, size=count) if groups else None
     queries, gallery = np.arange(0, count, 2), np.arange(count // 3, count)
-    return Collection(generator.standard_normal((count, 4)), generator.integers(6, size=count), queries, gallery, group)
+    return Retrieval(generator.standard_normal((count, 4)), generator.integers(6, size=count), queries, gallery, group)
 
 
 @pytest.mark.parametrize("groups", [False, True])
 def test_each_allowed_pair_is_drawn_and_no_other(groups: bool) -> None:
-    asked = collection(groups=groups)
+    asked = retrieval(groups=groups)
     x = asked.embeddings / np.linalg.norm(asked.embeddings, axis=1, keepdims=True)
     expected: dict[bool, set[float]] = {True: set(), False: set()}
     for query in asked.queries:
@@ -34,15 +34,15 @@ def test_each_allowed_pair_is_drawn_and_no_other(groups: bool) -> None:
 
 
 def test_the_same_pairs_each_time() -> None:
-    for first, second in zip(pair_distances(collection()), pair_distances(collection()), strict=True):
+    for first, second in zip(pair_distances(retrieval()), pair_distances(retrieval()), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
 def test_a_query_without_positives_and_an_empty_gallery() -> None:
     x = np.eye(3)
-    alone = Collection(x, np.arange(3), np.arange(3), np.arange(3))
+    alone = Retrieval(x, np.arange(3), np.arange(3), np.arange(3))
     assert [len(part) > 0 for part in pair_distances(alone)] == [False, True]
-    empty = Collection(x, np.arange(3), np.arange(3), np.arange(0))
+    empty = Retrieval(x, np.arange(3), np.arange(3), np.arange(0))
     assert [len(part) for part in pair_distances(empty)] == [0, 0]
     assert np.isnan(separation(*pair_distances(empty)))
 
@@ -50,7 +50,7 @@ def test_a_query_without_positives_and_an_empty_gallery() -> None:
 def test_memory_stays_small_where_all_pairs_would_not_fit() -> None:
     generator = np.random.default_rng(0)
     x, everyone = generator.standard_normal((20_000, 16)).astype(np.float32), np.arange(20_000)
-    asked = Collection(x, generator.integers(1000, size=20_000), everyone, everyone)
+    asked = Retrieval(x, generator.integers(1000, size=20_000), everyone, everyone)
     tracemalloc.start()
     pair_distances(asked, pairs=50_000)
     _, peak = tracemalloc.get_traced_memory()

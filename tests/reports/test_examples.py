@@ -6,65 +6,65 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orthoproxy.evaluation import Collection, query_metrics
+from orthoproxy.evaluation import Retrieval, query_metrics
 from orthoproxy.reports.examples import best_queries, examples, outcome, random_queries, worst_queries
 
 
 @pytest.fixture
-def collection() -> Collection:
+def retrieval() -> Retrieval:
     generator = np.random.default_rng(0)
     labels = np.concatenate([generator.integers(12, size=80), [50]])  # the last has no positive
     x = np.eye(12)[labels % 12] + 0.6 * generator.standard_normal((81, 12))
-    return Collection(x, labels, np.arange(81), np.arange(81))
+    return Retrieval(x, labels, np.arange(81), np.arange(81))
 
 
 @pytest.fixture
-def table(collection: Collection) -> pd.DataFrame:
-    return pd.DataFrame({"label": [str(label) for label in collection.labels]})
+def table(retrieval: Retrieval) -> pd.DataFrame:
+    return pd.DataFrame({"label": [str(label) for label in retrieval.labels]})
 
 
-def test_ranks_agree_with_the_evaluation(collection: Collection) -> None:
-    found = outcome(collection)
-    mrr = query_metrics(collection)["mrr"]
+def test_ranks_agree_with_the_evaluation(retrieval: Retrieval) -> None:
+    found = outcome(retrieval)
+    mrr = query_metrics(retrieval)["mrr"]
     np.testing.assert_allclose(1 / found.rank[:80], mrr[:80])
     assert found.rank[80] == 0 and np.isnan(mrr[80])
     assert ((found.margin > 0) == (found.rank == 1)).all()
 
 
-def test_a_sample_of_queries_where_there_are_many(collection: Collection) -> None:
-    every, some = outcome(collection), outcome(collection, most=20)
+def test_a_sample_of_queries_where_there_are_many(retrieval: Retrieval) -> None:
+    every, some = outcome(retrieval), outcome(retrieval, most=20)
     assert len(some.rows) == len(set(some.rows)) == 20
     np.testing.assert_array_equal(some.rank, every.rank[some.rows])
 
 
-def test_worst_and_best_are_extreme_and_of_different_classes(collection: Collection, table: pd.DataFrame) -> None:
-    found = outcome(collection)
+def test_worst_and_best_are_extreme_and_of_different_classes(retrieval: Retrieval, table: pd.DataFrame) -> None:
+    found = outcome(retrieval)
     worst, best = worst_queries(found, table, 4), best_queries(found, table, 4)
     assert found.rank[worst[0]] == found.rank.max() and (np.diff(found.rank[worst]) <= 0).all()
     assert found.margin[best[0]] == found.margin.max() and (np.diff(found.margin[best]) <= 0).all()
     for chosen in (worst, best, random_queries(found, table, 4)):
-        assert len(set(collection.labels[chosen])) == len(chosen) == 4
+        assert len(set(retrieval.labels[chosen])) == len(chosen) == 4
     assert 80 not in random_queries(found, table, 100)
 
 
 def test_no_failures_among_perfect_results(table: pd.DataFrame) -> None:
     labels = np.array([0, 0, 1, 1])
-    found = outcome(Collection(np.eye(2)[labels], labels, np.arange(4), np.arange(4)))
+    found = outcome(Retrieval(np.eye(2)[labels], labels, np.arange(4), np.arange(4)))
     assert worst_queries(found, table, 3) == []
 
 
-def test_neighbours_are_marked_and_never_the_query(collection: Collection) -> None:
-    for example in examples(collection, [3, 80], k=10):
+def test_neighbours_are_marked_and_never_the_query(retrieval: Retrieval) -> None:
+    for example in examples(retrieval, [3, 80], k=10):
         assert example.row not in [found.row for found in example.neighbours]
         assert (np.diff([found.cosine for found in example.neighbours]) <= 0).all()
         right = [found.right for found in example.neighbours]
-        assert right == [collection.labels[found.row] == collection.labels[example.row] for found in example.neighbours]
+        assert right == [retrieval.labels[found.row] == retrieval.labels[example.row] for found in example.neighbours]
         if any(right):
             assert example.rank == right.index(True) + 1
 
 
 def test_a_short_gallery_gives_short_lists() -> None:
-    asked = Collection(np.eye(3), np.array([0, 0, 1]), np.arange(3), np.array([1]), groups=np.array([5, 1, 1]))
+    asked = Retrieval(np.eye(3), np.array([0, 0, 1]), np.arange(3), np.array([1]), groups=np.array([5, 1, 1]))
     assert [len(example.neighbours) for example in examples(asked, [0, 2], k=6)] == [1, 0]
-    empty = Collection(np.eye(3), np.array([0, 0, 1]), np.arange(3), np.arange(0))
+    empty = Retrieval(np.eye(3), np.array([0, 0, 1]), np.arange(3), np.arange(0))
     assert len(outcome(empty).rows) == 0

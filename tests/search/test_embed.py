@@ -27,7 +27,7 @@ from orthoproxy.data import Collection, make_collection, read_collection
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.models import Encoder
-from orthoproxy.search.embed import Embedded, embed_collection, embed_files
+from orthoproxy.search.embed import EmbedResult, embed_collection, embed_files
 from orthoproxy.search.export import describe, write_onnx
 from orthoproxy.search.parts import embedding_meta, read_parts
 
@@ -38,10 +38,10 @@ def embedder(tiny_encoder: Encoder) -> Embedder:
 
 
 @pytest.fixture
-def run(embedder: Embedder, image_folder: Path, tmp_path: Path) -> Callable[..., Embedded]:
+def run(embedder: Embedder, image_folder: Path, tmp_path: Path) -> Callable[..., EmbedResult]:
     """Embed the twelve images, four a batch and five a part."""
 
-    def embed_images(**options: Any) -> Embedded:
+    def embed_images(**options: Any) -> EmbedResult:
         given = {"embedder": embedder, "model_path": "runs/x", "collection": read_collection(image_folder)}
         given |= {"out": tmp_path / "out", "batch_size": 4, "part_size": 5}
         return embed_collection(**{**given, **options})

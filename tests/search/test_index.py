@@ -206,6 +206,11 @@ def test_the_command_makes_adds_and_takes_out(
     (pictures / "red" / "2.png").unlink()
     assert main([*command, "--prune"]) == 0  # the model is known
     assert f"{place}: 11 images: 1 added, 0 replaced, 10 unchanged, 1 taken out" in capsys.readouterr().out
+    whole = (pictures / "red" / "1.png").read_bytes()
+    (pictures / "red" / "1.png").write_bytes(whole[:20])  # as while it is being copied
+    assert main([*command, "--prune"]) == 0
+    assert f"{place}: 11 images: 0 added, 0 replaced, 10 unchanged, 0 taken out" in capsys.readouterr().out
+    (pictures / "red" / "1.png").write_bytes(whole)
     assert main(["index", str(place), "--delete", "blue", "red/0.png", "--info"]) == 0
     said = capsys.readouterr().out
     assert f"{place}: 5 taken out\n" in said

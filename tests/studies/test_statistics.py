@@ -19,7 +19,7 @@ from orthoproxy.studies.statistics import (
     reach,
     scores_of_seeds,
     sign_flip_p,
-    spread,
+    standard_deviation,
 )
 
 SEED = st.integers(0, 2**32 - 1)
@@ -38,9 +38,9 @@ def test_a_seeds_score_is_the_mean_over_all_its_queries() -> None:
     assert scores_of_seeds(values, queries) == pytest.approx([np.concatenate(of_seed).mean() for of_seed in hits])
 
 
-def test_the_spread_is_that_of_a_sample_and_one_seed_has_none() -> None:
-    assert spread(np.array([0.1, 0.3, 0.8])) == pytest.approx(stats.tstd([0.1, 0.3, 0.8]))
-    assert math.isnan(spread(np.array([0.4])))
+def test_the_deviation_is_that_of_a_sample_and_one_seed_has_none() -> None:
+    assert standard_deviation(np.array([0.1, 0.3, 0.8])) == pytest.approx(stats.tstd([0.1, 0.3, 0.8]))
+    assert math.isnan(standard_deviation(np.array([0.4])))
 
 
 def test_bootstrap_draws_are_means_of_drawn_seeds_and_classes() -> None:

@@ -35,7 +35,7 @@ def test_a_row_holds_what_the_statistics_say_of_the_chosen_setting() -> None:
     assert excess.setting == {WEIGHT: 0.3} and excess.seeds == list(range(8))
     assert excess.mean == mean_score(ours, queries)
     assert excess.scores == pytest.approx((ours * queries).sum(axis=1) / queries.sum())
-    assert excess.spread == pytest.approx(np.std(excess.scores, ddof=1))
+    assert excess.deviation == pytest.approx(np.std(excess.scores, ddof=1))
     assert excess.difference == compare(ours, theirs, queries)
     assert excess.difference.estimate.value == pytest.approx(0.06, abs=0.02)  # what was planted
     assert excess.untrained == pytest.approx(

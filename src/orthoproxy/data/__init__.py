@@ -17,13 +17,13 @@ from orthoproxy.data.scan import difference_hash, find_unreadable, leave_out, sc
 from orthoproxy.data.sop import sop_table
 from orthoproxy.data.table import assign_split, hold_out_validation, make_table, only, rank_by_hash
 from orthoproxy.data.transforms import evaluation_size, evaluation_transform, training_transform
-from orthoproxy.data.verify import Check, verify_images
+from orthoproxy.data.verify import CopyCheck, verify_images
 
 __all__ = [
     "BatchSampler",
     "CachedImages",
-    "Check",
     "Collection",
+    "CopyCheck",
     "EvaluationImages",
     "Picture",
     "TrainingFeatures",

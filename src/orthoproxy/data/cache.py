@@ -31,6 +31,7 @@ from orthoproxy.data.images import Picture, read_image
 from orthoproxy.data.transforms import resizing
 from orthoproxy.data.watch import watched, worker_options
 from orthoproxy.errors import InputError
+from orthoproxy.files import flush, write_whole
 from orthoproxy.plain import plain_array
 from orthoproxy.progress import Progress
 
@@ -299,19 +300,9 @@ class _Store:
             self._save()
 
     def _save(self) -> None:
-        self._output.flush()
-        os.fsync(self._output.fileno())  # else a power cut might keep the index without the pixels
+        flush(self._output)  # else a power cut might keep the index without the pixels
         entries = np.concatenate([self.entries, np.array(self._added, ENTRY)])
-        unfinished = self.index.with_suffix(".tmp")
-        try:
-            with unfinished.open("wb") as file:
-                np.save(file, entries)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.index)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_whole(self.index, lambda file: np.save(file, entries))
         self.entries, self._added, self._saved_at = entries, [], time.monotonic()
         self.rows = {key: row for row, key in enumerate(entries["key"].tolist())}
 

@@ -76,7 +76,7 @@ def read_collection(place: Path, root: Path | None = None) -> Collection:
         return make_collection(table, root or place)
     if not place.is_file():
         raise InputError(f"{place}: no such folder or CSV file; give one with the images")
-    columns = read_columns(place, needed=("path",))
+    columns = read_columns(place, needed=("path",), field="IMAGES")
     folder = (root or place.parent).absolute()
     if "" in columns["path"]:
         raise InputError(f"{place}: path: empty in row {columns['path'].index('') + 1}; fill it in")

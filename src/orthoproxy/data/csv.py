@@ -65,7 +65,7 @@ def _places(names: Sequence[str], folder: Path, path: Path, outside_root: bool) 
     return places
 
 
-def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(path: Path, needed: Sequence[str], field: str = "data.path") -> dict[str, list[str]]:
     """Read the columns of a CSV file as text.
 
     Parameters
@@ -74,6 +74,8 @@ def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
         The CSV file, UTF-8, with a header line.
     needed
         Names of columns that it must have.
+    field
+        What gave the file, for errors.
 
     Returns
     -------
@@ -83,7 +85,7 @@ def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
     Raises
     ------
     InputError
-        If the file is missing or unreadable, or lacks a column or a value.
+        If the file is missing or unreadable, has a column twice, or lacks a column or a value.
 
     Examples
     --------
@@ -94,25 +96,28 @@ def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
     {'path': ['blue/1.png']}
     """
     if not path.is_file():
-        raise InputError(f"data.path: no file {path}; give the CSV file that lists the images")
+        raise InputError(f"{field}: no file {path}; give the CSV file that lists the images")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, skipinitialspace=True, strict=True) if row]
     except UnicodeDecodeError as error:
-        raise InputError(f"data.path: cannot read {path} as UTF-8 text: {error}; save it as UTF-8") from error
+        raise InputError(f"{field}: cannot read {path} as UTF-8 text: {error}; save it as UTF-8") from error
     except csv.Error as error:
-        raise InputError(f"data.path: cannot read {path} as CSV: {error}; check its quotes") from error
+        raise InputError(f"{field}: cannot read {path} as CSV: {error}; check its quotes") from error
     names = [name.strip() for name in rows[0]] if rows else []
+    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if twice is not None:
+        raise InputError(f"{field}: {path} has two columns {twice!r}; give one of them another name")
     missing = [name for name in needed if name not in names]
     if missing:
         raise InputError(
-            f"data.path: {path} has no column {missing[0]!r}, only {', '.join(names) or 'nothing'}; "
+            f"{field}: {path} has no column {missing[0]!r}, only {', '.join(names) or 'nothing'}; "
             f"its first line must name {' and '.join(needed)} (and may name split, role, group)"
         )
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(names):
             raise InputError(
-                f"data.path: row {number} of {path} has {len(row)} fields, the first line {len(names)}; "
+                f"{field}: row {number} of {path} has {len(row)} fields, the first line {len(names)}; "
                 "put fields that hold a comma in quotes"
             )
     return {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(names)}

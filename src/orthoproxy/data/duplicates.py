@@ -34,15 +34,13 @@ def exact_duplicates(content: pd.Series) -> list[list[int]]:
     return _groups_of_several(content.to_numpy(), np.flatnonzero(content != ""))
 
 
-def near_duplicates(content: pd.Series, appearance: pd.Series, distance: int = NEAR) -> list[list[int]]:
+def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]]:
     """Group images that look alike, and are not all the same file.
 
     Parameters
     ----------
     content, appearance
         From `scan_images`.
-    distance
-        Number of bits that may differ between an image and at least one other of its group.
 
     Returns
     -------
@@ -56,7 +54,7 @@ def near_duplicates(content: pd.Series, appearance: pd.Series, distance: int = N
     """
     readable = np.flatnonzero(content != "")
     groups = np.zeros(len(content), dtype=np.int64)
-    groups[readable] = near_groups(appearance.to_numpy()[readable], distance)
+    groups[readable] = near_groups(appearance.to_numpy()[readable])
     names = content.to_numpy()
     return [group for group in _groups_of_several(groups, readable) if len(set(names[group])) > 1]
 

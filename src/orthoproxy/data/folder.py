@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
-from orthoproxy.data.images import readable_formats
+from orthoproxy.data.images import readable_endings
 from orthoproxy.data.table import make_table
 from orthoproxy.errors import InputError
 
@@ -81,7 +80,6 @@ def labelled_files(root: Path) -> list[tuple[Path, str]]:
     >>> [(path.name, label) for path, label in labelled_files(root)]
     [('2.png', ''), ('1.jpg', 'gull')]
     """
-    readable = {ending for ending, name in Image.registered_extensions().items() if name in readable_formats()}
     found = []
     for entry in sorted(root.iterdir()):
         if entry.name.startswith("."):
@@ -89,6 +87,6 @@ def labelled_files(root: Path) -> list[tuple[Path, str]]:
         inside = entry.is_dir()
         for path in sorted(entry.rglob("*")) if inside else [entry]:
             hidden = any(part.startswith(".") for part in path.relative_to(entry).parts)
-            if not hidden and path.suffix.lower() in readable and path.is_file():
+            if not hidden and path.suffix.lower() in readable_endings() and path.is_file():
                 found.append((path, entry.name if inside else ""))
     return found

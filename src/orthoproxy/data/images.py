@@ -83,6 +83,23 @@ def readable_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name != "EPS")
 
 
+@cache
+def readable_endings() -> frozenset[str]:
+    """List the endings of file names in which images of these formats come, in small letters.
+
+    Returns
+    -------
+    frozenset of str
+        With the dot.
+
+    Examples
+    --------
+    >>> ".jpg" in readable_endings(), ".eps" in readable_endings()
+    (True, False)
+    """
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable_formats())
+
+
 def _require_small(pixels: int) -> None:
     if pixels > MAX_MEGAPIXELS * 10**6:
         raise ValueError(_too_large(pixels))

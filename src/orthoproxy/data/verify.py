@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from PIL import Image
 
 from orthoproxy.data.describe import count_images, unreadable_images
 from orthoproxy.data.duplicates import exact_duplicates, near_duplicates, relation
+from orthoproxy.data.images import readable_endings
 
 # Images and classes of each part in the protocol of retrieval, as the papers give them
 PUBLISHED = {
@@ -32,7 +32,7 @@ MEANINGS = {
 
 
 @dataclass
-class Check:
+class CopyCheck:
     """What a check found.
 
     Parameters
@@ -48,7 +48,7 @@ class Check:
 
     Examples
     --------
-    >>> Check("missing files", "ok", "none").status
+    >>> CopyCheck("missing files", "ok", "none").status
     'ok'
     """
 
@@ -64,8 +64,8 @@ class Check:
 
 def verify_images(
     name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
-) -> list[Check]:
-    """Check a copy of a data set.
+) -> list[CopyCheck]:
+    """CopyCheck a copy of a data set.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def verify_images(
 
     Returns
     -------
-    list of Check
+    list of CopyCheck
         Failed are those of counts that differ, files that are missing, and images that cannot be read.
 
     Examples
@@ -98,36 +98,35 @@ def verify_images(
     return checks
 
 
-def _check_counts(name: str, table: pd.DataFrame) -> list[Check]:
+def _check_counts(name: str, table: pd.DataFrame) -> list[CopyCheck]:
     counts = {part: (x["images"], x["classes"]) for part, x in count_images(table).items()}
     if name not in PUBLISHED:
         found = "; ".join(f"{part} {_counted(*of_part)}".removeprefix("all ") for part, of_part in counts.items())
-        return [Check("counts", "note", f"none are published for {name}; found {found}")]
+        return [CopyCheck("counts", "note", f"none are published for {name}; found {found}")]
     return [_check_count(part, counts.get(part, (0, 0)), published) for part, published in PUBLISHED[name].items()]
 
 
-def _check_count(part: str, found: tuple[int, int], published: tuple[int, int]) -> Check:
+def _check_count(part: str, found: tuple[int, int], published: tuple[int, int]) -> CopyCheck:
     if found == published:
-        return Check(f"counts, {part}", "ok", f"{_counted(*found)}, as published")
+        return CopyCheck(f"counts, {part}", "ok", f"{_counted(*found)}, as published")
     item = {"found": found, "published": published}
     item = {key: {"images": images, "classes": classes} for key, (images, classes) in item.items()}
-    return Check(f"counts, {part}", "failed", f"{_counted(*found)}; published are {_counted(*published)}", [item])
+    return CopyCheck(f"counts, {part}", "failed", f"{_counted(*found)}; published are {_counted(*published)}", [item])
 
 
 def _counted(images: int, classes: int) -> str:
     return f"{images:,} images of {classes:,} classes"
 
 
-def _check_missing(table: pd.DataFrame) -> Check:
+def _check_missing(table: pd.DataFrame) -> CopyCheck:
     missing = [path for path in table["path"] if not Path(path).is_file()]
     if missing:
-        return Check("missing files", "failed", f"{len(missing):,} of {len(table):,} listed", missing)
-    return Check("missing files", "ok", f"none of {len(table):,} listed")
+        return CopyCheck("missing files", "failed", f"{len(missing):,} of {len(table):,} listed", missing)
+    return CopyCheck("missing files", "ok", f"none of {len(table):,} listed")
 
 
-def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> Check:
+def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
     """Look for images beside those listed; files and folders whose names begin with a dot are litter of some system."""
-    endings = {ending for ending, format_name in Image.registered_extensions().items() if format_name in Image.OPEN}
     listed = {Path(os.path.normpath(path)) for path in table["path"]}
     pattern = "*" if name == "csv" else "**/*"  # a list may be of part of a disk
     unlisted = sorted(
@@ -135,7 +134,7 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> Check:
             str(path)
             for folder in _image_folders(name, listed, root)
             for path in folder.glob(pattern)
-            if path.suffix.lower() in endings
+            if path.suffix.lower() in readable_endings()
             and path not in listed
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             and path.is_file()
@@ -155,14 +154,14 @@ def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[
     return {next((above for above in line if above.name == IMAGE_FOLDERS[name]), line[0]) for line in lines}
 
 
-def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> Check:
+def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
     unreadable = [item for item in unreadable_images(table, scan) if Path(item["path"]).is_file()]
     if unreadable:
-        return Check("unreadable images", "failed", f"{len(unreadable):,} of {len(table):,} listed", unreadable)
-    return Check("unreadable images", "ok", "none")
+        return CopyCheck("unreadable images", "failed", f"{len(unreadable):,} of {len(table):,} listed", unreadable)
+    return CopyCheck("unreadable images", "ok", "none")
 
 
-def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[Check]:
+def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck]:
     content, appearance = scan["content"], scan["appearance"]
     kinds = {"exact": exact_duplicates(content), "near": near_duplicates(content, appearance)}
     checks = []
@@ -178,5 +177,5 @@ def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[Check]:
     return checks
 
 
-def _note(name: str, items: list[Any], summary: str) -> Check:
-    return Check(name, "note", summary, items) if items else Check(name, "ok", "none")
+def _note(name: str, items: list[Any], summary: str) -> CopyCheck:
+    return CopyCheck(name, "note", summary, items) if items else CopyCheck(name, "ok", "none")

@@ -7,7 +7,7 @@ from orthoproxy.diagnosis.findings import Check, Diagnosis, Finding
 from orthoproxy.diagnosis.label_errors import evened, out_of_sample, plant, suspects
 from orthoproxy.diagnosis.overfitting import recall_gap
 from orthoproxy.diagnosis.page import render_diagnosis
-from orthoproxy.diagnosis.size import growth, spread
+from orthoproxy.diagnosis.size import growth, participation_ratio
 from orthoproxy.diagnosis.subject import Embedded, Subject
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "growth",
     "lines",
     "out_of_sample",
+    "participation_ratio",
     "plant",
     "recall_gap",
     "render_diagnosis",
-    "spread",
     "suspects",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from orthoproxy.diagnosis.findings import Check, Finding, Shot
 from orthoproxy.diagnosis.subject import Embedded, Subject, share
-from orthoproxy.evaluation import Collection, Estimate, nearest, query_metrics
+from orthoproxy.evaluation import Estimate, Retrieval, nearest, query_metrics
 from orthoproxy.reports.words import percent
 
 NAME = "confusions"
@@ -71,7 +71,7 @@ def check_confusions(subject: Subject) -> Check:
     """
     if subject.unseen is None:
         return Check(NAME, "not looked at: there are no unseen classes")
-    found = confusions(subject.collection(subject.unseen, subject.unseen.trained), subject.unseen.names)
+    found = confusions(subject.retrieval(subject.unseen, subject.unseen.trained), subject.unseen.names)
     if found is None:
         return Check(NAME, "not looked at: no image has another one of its class to find")
     count = len(found.pairs)
@@ -89,7 +89,7 @@ def check_confusions(subject: Subject) -> Check:
     return Check(NAME, summary, measured, _finding(found, summary, subject.unseen))
 
 
-def confusions(collection: Collection, names: list[str]) -> Confusions | None:
+def confusions(retrieval: Retrieval, names: list[str]) -> Confusions | None:
     """Count the queries whose nearest neighbour is of another class, pair by pair.
 
     A pair is confused if at least two queries of each class go to the other, and they are
@@ -98,7 +98,7 @@ def confusions(collection: Collection, names: list[str]) -> Confusions | None:
 
     Parameters
     ----------
-    collection
+    retrieval
         Who is searched for among whom. Queries without a positive do not count.
     names
         Of the classes, by number.
@@ -116,15 +116,15 @@ def confusions(collection: Collection, names: list[str]) -> Confusions | None:
     --------
     >>> points = np.array([[1.0, 0.0], [0.9, 0.1], [1.0, 0.01], [0.9, 0.11]])
     >>> everyone = np.arange(4)
-    >>> found = confusions(Collection(points, np.array([0, 0, 1, 1]), everyone, everyone), ["a", "b"])
+    >>> found = confusions(Retrieval(points, np.array([0, 0, 1, 1]), everyone, everyone), ["a", "b"])
     >>> [(pair.to_second, pair.to_first, pair.queries) for pair in found.pairs]
     [(2, 2, 4)]
     """
-    scored = ~np.isnan(query_metrics(collection, [1])["mrr"])
+    scored = ~np.isnan(query_metrics(retrieval, [1])["mrr"])
     if not scored.any():
         return None
-    queries, labels = collection.queries[scored], collection.labels
-    neighbour = nearest(collection, 1)[0][scored, 0]
+    queries, labels = retrieval.queries[scored], retrieval.labels
+    neighbour = nearest(retrieval, 1)[0][scored, 0]
     own, theirs = labels[queries], labels[neighbour]
     counts = Counter(zip(own[own != theirs].tolist(), theirs[own != theirs].tolist(), strict=True))
     sizes = np.bincount(own, minlength=len(names))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from orthoproxy.diagnosis.figures import bars_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.subject import Embedded, Subject
-from orthoproxy.evaluation import Estimate, class_draws, collection_of, estimate, query_metrics, resampled_means
+from orthoproxy.evaluation import Estimate, class_draws, estimate, query_metrics, resampled_means, retrieval_of
 from orthoproxy.reports.sections import Plot
 from orthoproxy.reports.style import svg
 from orthoproxy.reports.words import percent, points
@@ -130,8 +130,8 @@ def recall_gap(training: Embedded, unseen: Embedded, exclude_group: bool = False
         for (side, images), rows in zip(sides.items(), _alike(training.labels, unseen.labels, generator), strict=True):
             table = images.table.iloc[rows].assign(role="both")
             for model in ("trained", "untrained"):
-                collection = collection_of(getattr(images, model)[rows], table, exclude_group)
-                values[f"{model}/{side}"].append(query_metrics(collection, [1])["recall@1"])
+                retrieval = retrieval_of(getattr(images, model)[rows], table, exclude_group)
+                values[f"{model}/{side}"].append(query_metrics(retrieval, [1])["recall@1"])
             classes[side].append(images.labels[rows])
     found = {name: np.concatenate(parts) for name, parts in values.items()}
     numbers = {side: np.concatenate(parts) for side, parts in classes.items()}

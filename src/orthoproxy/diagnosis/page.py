@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 from orthoproxy.diagnosis.findings import Diagnosis
-from orthoproxy.reports.pages import template
-from orthoproxy.reports.pictures import data_uri, thumbnail
+from orthoproxy.reports.pages import template, thumbnails
 from orthoproxy.reports.style import COLOURS
 
 
@@ -32,10 +30,5 @@ def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
     True
     """
 
-    @cache
-    def picture(path: str) -> str | None:
-        image = thumbnail(path)
-        return None if image is None else data_uri(image)
-
     names = [check.name for check in diagnoses[0].checks]
-    return template("diagnosis.html.j2").render(diagnoses=diagnoses, names=names, source=picture, colours=COLOURS)
+    return template("diagnosis.html.j2").render(diagnoses=diagnoses, names=names, source=thumbnails(), colours=COLOURS)

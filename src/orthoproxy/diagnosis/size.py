@@ -25,14 +25,14 @@ LEAST_GAIN = 0.01  # of Recall@1 that twice the size is expected to win
 class Growth:
     """Recall@1 on unseen classes with the first D/4, D/2 and D principal directions, and what 2 D may add.
 
-    `spread` counts the directions over which the unseen embeddings spread.
+    `participation_ratio` counts the directions over which the unseen embeddings spread.
     """
 
     sizes: list[int]
     scores: list[Estimate]
     last_gain: Estimate
     next_gain: Estimate
-    spread: float
+    participation_ratio: float
 
 
 def check_size(subject: Subject) -> Check:
@@ -66,7 +66,7 @@ def check_size(subject: Subject) -> Check:
         return Check(NAME, "not looked at: no image has another one of its class to find")
     steps = ", ".join(f"{percent(score)} with {size}" for size, score in zip(found.sizes, found.scores, strict=True))
     summary = f"Recall@1 on unseen classes is {steps} of the {dim} directions; "
-    summary += f"the embeddings spread over {found.spread:.0f} of them"
+    summary += f"the embeddings spread over {found.participation_ratio:.0f} of them"
     measured = asdict(found)
     width = subject.training.untrained.shape[1]
     if found.next_gain.low <= 0 or found.next_gain.value < LEAST_GAIN:
@@ -119,12 +119,12 @@ def growth(subject: Subject) -> Growth | None:
     training = unit_rows(subject.training.trained)
     _, directions = np.linalg.eigh(training.T @ training)  # ascending
     sizes = [dim // 4, dim // 2, dim]
-    collections = [subject.collection(unseen, unseen.trained @ directions[:, ::-1][:, :size]) for size in sizes]
-    values = [query_metrics(collection, [1])["recall@1"] for collection in collections]
+    retrievals = [subject.retrieval(unseen, unseen.trained @ directions[:, ::-1][:, :size]) for size in sizes]
+    values = [query_metrics(retrieval, [1])["recall@1"] for retrieval in retrievals]
     counted = ~np.isnan(values[0])
     if not counted.any():
         return None
-    labels = collections[0].labels[collections[0].queries][counted]
+    labels = retrievals[0].labels[retrievals[0].queries][counted]
     names, classes = np.unique(labels, return_inverse=True)
     weights = class_draws(len(names))
     at = np.array([value[counted].mean() for value in values])
@@ -134,11 +134,11 @@ def growth(subject: Subject) -> Growth | None:
         [estimate(float(score), sample) for score, sample in zip(at, drawn, strict=True)],
         last_gain=estimate(float(at[2] - at[1]), drawn[2] - drawn[1]),
         next_gain=estimate(float(_next_gain(at)), _next_gain(drawn)),
-        spread=spread(unseen.trained),
+        participation_ratio=participation_ratio(unseen.trained),
     )
 
 
-def spread(embeddings: Float[np.ndarray, "N D"]) -> float:
+def participation_ratio(embeddings: Float[np.ndarray, "N D"]) -> float:
     """Count the directions over which embeddings spread: ``(sum l)^2 / sum l^2``, the participation ratio.
 
     Here l are the eigenvalues of the covariance. k equal ones and zeros otherwise give exactly k.
@@ -155,7 +155,7 @@ def spread(embeddings: Float[np.ndarray, "N D"]) -> float:
 
     Examples
     --------
-    >>> round(spread(np.concatenate([np.eye(3), -np.eye(3)])), 6)
+    >>> round(participation_ratio(np.concatenate([np.eye(3), -np.eye(3)])), 6)
     3.0
     """
     centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, dtype=np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Collection, Estimate, class_draws, collection_of, estimate, resampled_means
+from orthoproxy.evaluation import Estimate, Retrieval, class_draws, estimate, resampled_means, retrieval_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Subject:
     --------
     >>> from orthoproxy.data import make_table
     >>> images = Embedded(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
-    >>> Subject("run", images, None, "test", None, []).collection(images, images.trained).queries
+    >>> Subject("run", images, None, "test", None, []).retrieval(images, images.trained).queries
     array([0, 1])
     """
 
@@ -93,7 +93,7 @@ class Subject:
     classes: list[str]
     exclude_group: bool = False
 
-    def collection(self, images: Embedded, embeddings: Float[np.ndarray, "N D"]) -> Collection:
+    def retrieval(self, images: Embedded, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
         """Say who is searched for among whom.
 
         Parameters
@@ -103,7 +103,7 @@ class Subject:
         embeddings
             Of these.
         """
-        return collection_of(embeddings, images.table, self.exclude_group)
+        return retrieval_of(embeddings, images.table, self.exclude_group)
 
 
 def share(values: Float[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Estimate:

@@ -4,30 +4,29 @@ from orthoproxy.evaluation.by_class import ClassScores, class_scores
 from orthoproxy.evaluation.evaluate import (
     Evaluation,
     Scoring,
-    collection_of,
     evaluate,
     mean_scores,
     require_scorable,
+    retrieval_of,
     score,
 )
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.matching import Matching, matching_of
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.nearest import nearest
-from orthoproxy.evaluation.neighbours import Collection, comparisons
+from orthoproxy.evaluation.neighbours import Retrieval, comparisons
 from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
 
 __all__ = [
     "ClassScores",
-    "Collection",
     "Estimate",
     "Evaluation",
     "Matching",
+    "Retrieval",
     "Scoring",
     "class_draws",
     "class_scores",
     "cluster",
-    "collection_of",
     "comparisons",
     "estimate",
     "evaluate",
@@ -40,5 +39,6 @@ __all__ = [
     "query_metrics",
     "require_scorable",
     "resampled_means",
+    "retrieval_of",
     "score",
 ]

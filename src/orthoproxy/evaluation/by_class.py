@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation.evaluate import Scoring, collection_of, require_scorable
+from orthoproxy.evaluation.evaluate import Scoring, require_scorable, retrieval_of
 from orthoproxy.evaluation.metrics import query_metrics
 
 
@@ -78,12 +78,12 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
     >>> scores.classes, scores.queries.tolist(), scores.values["recall@1"].tolist()
     (['a', 'b'], [2, 2], [1.0, 0.5])
     """
-    collection = collection_of(embeddings, table, scoring.excludes_group(table))
-    metrics = query_metrics(collection, scoring.recall_at, scoring.memory_mb, scoring.device)
+    retrieval = retrieval_of(embeddings, table, scoring.excludes_group(table))
+    metrics = query_metrics(retrieval, scoring.recall_at, scoring.memory_mb, scoring.device)
     scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
     if not scored.any():
         require_scorable(table, scoring, "the data")
-    labels = table["label"].to_numpy()[collection.queries][scored]
+    labels = table["label"].to_numpy()[retrieval.queries][scored]
     classes, number, queries = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
     sums = {name: np.bincount(number, value[scored], len(classes)) for name, value in metrics.items()}
     return ClassScores(classes.tolist(), queries, {name: total / queries for name, total in sums.items()})

@@ -15,7 +15,7 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
-from orthoproxy.evaluation.neighbours import Collection
+from orthoproxy.evaluation.neighbours import Retrieval
 from orthoproxy.processes import agreed, gather_objects, own_share, shares
 
 Embeddings = Float[np.ndarray, "N D"]
@@ -291,7 +291,7 @@ def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str) -> None:
     raise InputError(f"{what}: no query has another image of its class in the gallery; give classes two images")
 
 
-def collection_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bool) -> Collection:
+def retrieval_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bool) -> Retrieval:
     """Say who is searched for among whom, from the roles and groups of a table.
 
     Parameters
@@ -305,18 +305,18 @@ def collection_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bo
 
     Returns
     -------
-    Collection
+    Retrieval
         Classes and groups as numbers.
 
     Examples
     --------
     >>> from orthoproxy.data import make_table
     >>> table = make_table(["1", "2"], ["a", "a"], role=["query", "gallery"])
-    >>> collection_of(np.eye(2), table, exclude_group=False).gallery
+    >>> retrieval_of(np.eye(2), table, exclude_group=False).gallery
     array([1])
     """
     groups = np.where(table["group"] == "", -1, pd.factorize(table["group"])[0])
-    return Collection(
+    return Retrieval(
         embeddings,
         labels=pd.factorize(table["label"], sort=True)[0],
         queries=np.flatnonzero(table["role"] != "gallery"),
@@ -348,32 +348,32 @@ class _Sample:
 
 
 def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Sample:
-    collection = collection_of(embeddings, table, scoring.excludes_group(table))
-    metrics = _shared_query_metrics(collection, scoring) if scoring.shared else _query_metrics(collection, scoring)
+    retrieval = retrieval_of(embeddings, table, scoring.excludes_group(table))
+    metrics = _shared_query_metrics(retrieval, scoring) if scoring.shared else _query_metrics(retrieval, scoring)
     scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
     if not scored.any():
         require_scorable(table, scoring, "the data")
-    names, classes = np.unique(collection.labels[collection.queries][scored], return_inverse=True)
+    names, classes = np.unique(retrieval.labels[retrieval.queries][scored], return_inverse=True)
     weights = class_draws(len(names), scoring.draws)
     values = {name: float(value[scored].mean()) for name, value in metrics.items()}
     resampled = {name: resampled_means(value[scored], classes, weights) for name, value in metrics.items()}
     if scoring.nmi:
-        num_classes = int(collection.labels.max()) + 1
+        num_classes = int(retrieval.labels.max()) + 1
         clusters = cluster(embeddings, num_classes)
-        values["nmi"] = float(normalized_mutual_information(collection.labels, clusters)[0])
+        values["nmi"] = float(normalized_mutual_information(retrieval.labels, clusters)[0])
         draws = class_draws(num_classes, scoring.draws)
-        resampled["nmi"] = normalized_mutual_information(collection.labels, clusters, draws)
+        resampled["nmi"] = normalized_mutual_information(retrieval.labels, clusters, draws)
     return _Sample(values, resampled, int(scored.sum()), len(names), int((~scored).sum()))
 
 
-def _query_metrics(collection: Collection, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
-    return query_metrics(collection, scoring.recall_at, scoring.memory_mb, scoring.device)
+def _query_metrics(retrieval: Retrieval, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
+    return query_metrics(retrieval, scoring.recall_at, scoring.memory_mb, scoring.device)
 
 
-def _shared_query_metrics(collection: Collection, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
+def _shared_query_metrics(retrieval: Retrieval, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
     """Score some of the queries and hear of the others; a query's values do not depend on which others are scored."""
-    own = collection.queries[own_share(shares(len(collection.queries)))]
+    own = retrieval.queries[own_share(shares(len(retrieval.queries)))]
     with agreed():
-        metrics = _query_metrics(replace(collection, queries=own), scoring)
+        metrics = _query_metrics(replace(retrieval, queries=own), scoring)
     parts = [part for part in gather_objects(metrics) if part]  # a process without queries has no metrics
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orthoproxy.evaluation.neighbours import Collection, unit_rows
+from orthoproxy.evaluation.neighbours import Retrieval, unit_rows
 
 BYTES_A_PAIR = 12  # that one query-gallery pair needs: its similarity, and room for what is chosen from it
 PAIRS_AT_ONCE = 2**10  # that are compared in float64: their vectors stay in the cache
@@ -15,11 +15,11 @@ GROUP = 32  # neighbouring columns of which the largest is looked at first
 
 
 class Gallery:
-    """The gallery of a collection, ready to be compared with blocks of queries.
+    """The gallery of a retrieval, ready to be compared with blocks of queries.
 
     Parameters
     ----------
-    collection
+    retrieval
         What to compare.
     memory_mb
         Bound on the memory of a block in MiB; a block has at least one query.
@@ -36,21 +36,21 @@ class Gallery:
     Examples
     --------
     >>> everyone = np.arange(2)
-    >>> gallery = Gallery(Collection(np.eye(2), np.array([0, 1]), everyone, everyone))
+    >>> gallery = Gallery(Retrieval(np.eye(2), np.array([0, 1]), everyone, everyone))
     >>> gallery.compare(np.array([0]))  # not with itself
     tensor([[-inf, 0.]])
     """
 
-    def __init__(self, collection: Collection, memory_mb: float = 512, device: str = "cpu") -> None:
-        self.collection, self.device = collection, device if torch.device(device).type == "cuda" else "cpu"
-        self.columns = torch.from_numpy(collection.gallery)
+    def __init__(self, retrieval: Retrieval, memory_mb: float = 512, device: str = "cpu") -> None:
+        self.retrieval, self.device = retrieval, device if torch.device(device).type == "cuda" else "cpu"
+        self.columns = torch.from_numpy(retrieval.gallery)
         self.block = max(1, int(memory_mb * 2**20 / (BYTES_A_PAIR * max(1, len(self.columns)))))
-        self.units = unit_rows(collection.embeddings).float().to(self.device)  # N D
-        everyone = np.array_equal(collection.gallery, np.arange(len(self.units)))
+        self.units = unit_rows(retrieval.embeddings).float().to(self.device)  # N D
+        everyone = np.array_equal(retrieval.gallery, np.arange(len(self.units)))
         self.candidates = self.units if everyone else self.units[self.columns.to(self.device)]
         # new memory for each block would cost time
-        self.room = torch.empty(min(self.block, len(collection.queries)), len(self.columns), device=self.device)
-        self.by_group = None if collection.groups is None else Members(collection.groups[collection.gallery])
+        self.room = torch.empty(min(self.block, len(retrieval.queries)), len(self.columns), device=self.device)
+        self.by_group = None if retrieval.groups is None else Members(retrieval.groups[retrieval.gallery])
         self.place = torch.full((len(self.units),), -1)  # of a row in the gallery
         self.place[self.columns] = torch.arange(len(self.columns))
         # of D products and sums, and of rounding both vectors; PyTorch may have been told to round them further
@@ -75,9 +75,9 @@ class Gallery:
     def _not_to_be_found(self, rows: Int[np.ndarray, " b"]) -> tuple[Tensor, Tensor]:
         own = self.place[torch.from_numpy(rows)]
         query = torch.arange(len(rows))[own >= 0]
-        if self.by_group is None or self.collection.groups is None:
+        if self.by_group is None or self.retrieval.groups is None:
             return query, own[own >= 0]
-        group = self.collection.groups[rows]
+        group = self.retrieval.groups[rows]
         of_group, column = self.by_group.pairs(np.where(group < 0, np.iinfo(group.dtype).min, group))
         return torch.cat([query, of_group]), torch.cat([own[own >= 0], column])
 
@@ -93,8 +93,8 @@ class Gallery:
         query, column
             Pairs: places among the rows, and among the gallery.
         """
-        ours, theirs = rows[query.cpu().numpy()], self.collection.gallery[column.cpu().numpy()]
-        x, parts = self.collection.embeddings, [torch.empty(0, dtype=torch.float64, device="cpu")]
+        ours, theirs = rows[query.cpu().numpy()], self.retrieval.gallery[column.cpu().numpy()]
+        x, parts = self.retrieval.embeddings, [torch.empty(0, dtype=torch.float64, device="cpu")]
         for start in range(0, len(ours), PAIRS_AT_ONCE):
             part = slice(start, start + PAIRS_AT_ONCE)
             parts.append((unit_rows(x[ours[part]]) * unit_rows(x[theirs[part]])).sum(dim=1))

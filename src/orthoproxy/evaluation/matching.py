@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 
 from orthoproxy.errors import InputError
-from orthoproxy.evaluation.evaluate import Scoring, collection_of
+from orthoproxy.evaluation.evaluate import Scoring, retrieval_of
 from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
-from orthoproxy.evaluation.neighbours import Collection, comparisons
+from orthoproxy.evaluation.neighbours import Retrieval, comparisons
 
 ROUNDING = 1e-9  # 0.01 * 100 may be a little less than 1
 
@@ -134,8 +134,8 @@ def matching_of(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scori
     >>> matching.same.round(2), matching.other.round(2)
     (array([0.8, 0.8, nan]), array([0. , 0.6, 0.6]))
     """
-    everyone = collection_of(embeddings, table, exclude_group=False)
-    others = collection_of(embeddings, table, scoring.excludes_group(table))
+    everyone = retrieval_of(embeddings, table, exclude_group=False)
+    others = retrieval_of(embeddings, table, scoring.excludes_group(table))
     same = _best_similarities(others, "positive", scoring.memory_mb)
     other = _best_similarities(everyone, "negative", scoring.memory_mb)
     compared = ~np.isnan(other)  # not where there is one class only
@@ -145,10 +145,10 @@ def matching_of(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scori
     return Matching(same[compared], other[compared], classes[compared], len(everyone.gallery))
 
 
-def _best_similarities(collection: Collection, which: str, memory_mb: float) -> Float[np.ndarray, " Q"]:
+def _best_similarities(retrieval: Retrieval, which: str, memory_mb: float) -> Float[np.ndarray, " Q"]:
     """The largest similarity of each query to its positives, or negatives; NaN where it has none."""
     best = [np.empty(0)]
-    for block in comparisons(collection, memory_mb):
+    for block in comparisons(retrieval, memory_mb):
         if block.similarity.shape[1]:
             best.append(block.similarity.masked_fill(~getattr(block, which), -torch.inf).amax(dim=1).numpy())
         else:

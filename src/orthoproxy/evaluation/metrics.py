@@ -14,12 +14,12 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from orthoproxy.evaluation.neighbours import Collection
+from orthoproxy.evaluation.neighbours import Retrieval
 from orthoproxy.evaluation.ranks import leading_ranks
 
 
 def query_metrics(
-    collection: Collection, recall_at: Sequence[int] = (1, 2, 4, 8), memory_mb: float = 512, device: str = "cpu"
+    retrieval: Retrieval, recall_at: Sequence[int] = (1, 2, 4, 8), memory_mb: float = 512, device: str = "cpu"
 ) -> dict[str, Float[np.ndarray, " Q"]]:
     """Compute every metric of every query.
 
@@ -30,7 +30,7 @@ def query_metrics(
 
     Parameters
     ----------
-    collection
+    retrieval
         Embeddings, labels, queries, gallery.
     recall_at
         The values of K.
@@ -49,10 +49,10 @@ def query_metrics(
     Examples
     --------
     >>> points, labels, everyone = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), np.array([0, 0, 1]), np.arange(3)
-    >>> query_metrics(Collection(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
+    >>> query_metrics(Retrieval(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    blocks = [_values(*ranks, recall_at) for ranks in leading_ranks(collection, memory_mb, device)]
+    blocks = [_values(*ranks, recall_at) for ranks in leading_ranks(retrieval, memory_mb, device)]
     return {name: torch.cat([block[name] for block in blocks]).numpy() for name in (blocks[0] if blocks else {})}
 
 

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 
 from orthoproxy.evaluation.gallery import Gallery, largest
-from orthoproxy.evaluation.neighbours import Collection, comparisons
+from orthoproxy.evaluation.neighbours import Retrieval, comparisons
 
 SPARE = 16  # neighbours looked at beyond those asked for, so that the last one seldom decides anything
 
 
 def nearest(
-    collection: Collection, k: int, memory_mb: float = 512, device: str = "cpu"
+    retrieval: Retrieval, k: int, memory_mb: float = 512, device: str = "cpu"
 ) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
     """List each query's nearest neighbours, most similar first, ties by row number.
 
@@ -25,8 +25,8 @@ def nearest(
 
     Parameters
     ----------
-    collection
-        What to search; see `Collection`.
+    retrieval
+        What to search; see `Retrieval`.
     k
         Length of the lists.
     memory_mb
@@ -44,20 +44,20 @@ def nearest(
     Examples
     --------
     >>> points = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-    >>> rows, _ = nearest(Collection(points, np.zeros(3, dtype=int), np.array([0]), np.arange(3)), k=2)
+    >>> rows, _ = nearest(Retrieval(points, np.zeros(3, dtype=int), np.array([0]), np.arange(3)), k=2)
     >>> rows
     array([[1, 2]])
     """
-    collection = replace(collection, gallery=np.sort(collection.gallery))
-    k = min(k, len(collection.gallery))
-    gallery = Gallery(collection, memory_mb, device)
-    rows = np.full((len(collection.queries), k), -1)
+    retrieval = replace(retrieval, gallery=np.sort(retrieval.gallery))
+    k = min(k, len(retrieval.gallery))
+    gallery = Gallery(retrieval, memory_mb, device)
+    rows = np.full((len(retrieval.queries), k), -1)
     similarity = np.full(rows.shape, -np.inf)
     for start in range(0, len(rows) if k else 0, gallery.block):
         part = slice(start, start + gallery.block)
-        rows[part], similarity[part], certain = _in_single_precision(gallery, collection.queries[part], k)
+        rows[part], similarity[part], certain = _in_single_precision(gallery, retrieval.queries[part], k)
         unclear = start + np.flatnonzero(~certain)
-        for place, found in zip(unclear, _in_double_precision(collection, unclear, k, memory_mb), strict=True):
+        for place, found in zip(unclear, _in_double_precision(retrieval, unclear, k, memory_mb), strict=True):
             rows[place], similarity[place] = found
     return rows, similarity
 
@@ -74,14 +74,14 @@ def _in_single_precision(gallery: Gallery, queries: Int[np.ndarray, " b"], k: in
     exact, columns = np.take_along_axis(exact, order, axis=1), np.take_along_axis(columns, order, axis=1)
     all_looked_at = np.isinf(edge) | (values.shape[1] == single.shape[1])
     certain = all_looked_at | (edge + gallery.error < exact[:, -1])
-    return np.where(np.isinf(exact), -1, gallery.collection.gallery[columns]), exact, certain
+    return np.where(np.isinf(exact), -1, gallery.retrieval.gallery[columns]), exact, certain
 
 
 def _in_double_precision(
-    collection: Collection, places: Int[np.ndarray, " n"], k: int, memory_mb: float
+    retrieval: Retrieval, places: Int[np.ndarray, " n"], k: int, memory_mb: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for block in comparisons(replace(collection, queries=collection.queries[places]), memory_mb):
+    for block in comparisons(replace(retrieval, queries=retrieval.queries[places]), memory_mb):
         scores = block.similarity.masked_fill(~(block.positive | block.negative), -torch.inf)
         values, columns = scores.sort(dim=1, descending=True, stable=True)
         for similarity, column in zip(values[:, :k].numpy(), columns[:, :k].numpy(), strict=True):
-            yield np.where(np.isinf(similarity), -1, collection.gallery[column]), similarity
+            yield np.where(np.isinf(similarity), -1, retrieval.gallery[column]), similarity

@@ -14,7 +14,7 @@ BYTES_A_PAIR = 64  # similarity, masks and sorted copies that one query-gallery 
 
 
 @dataclass(frozen=True)
-class Collection:
+class Retrieval:
     """Embeddings, and who is searched for among whom.
 
     Parameters
@@ -36,8 +36,8 @@ class Collection:
     Examples
     --------
     >>> everyone = np.arange(3)
-    >>> collection = Collection(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), everyone, everyone)
-    >>> [len(block.rows) for block in comparisons(collection)]
+    >>> retrieval = Retrieval(np.eye(3, dtype=np.float32), np.array([0, 0, 1]), everyone, everyone)
+    >>> [len(block.rows) for block in comparisons(retrieval)]
     [3]
     """
 
@@ -67,14 +67,14 @@ class Comparison:
     negative: Bool[Tensor, "b G"]
 
 
-def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comparison]:
+def comparisons(retrieval: Retrieval, memory_mb: float = 512) -> Iterator[Comparison]:
     """Compare the queries with the gallery, in blocks.
 
     Identical embeddings are compared once, so that exact duplicates get bit-equal similarities whatever the block size.
 
     Parameters
     ----------
-    collection
+    retrieval
         What to compare.
     memory_mb
         Bound on the memory of a block in MiB; a block has at least one query.
@@ -87,25 +87,25 @@ def comparisons(collection: Collection, memory_mb: float = 512) -> Iterator[Comp
     Examples
     --------
     >>> everyone = np.arange(2)
-    >>> block = next(comparisons(Collection(np.eye(2), np.array([0, 0]), everyone, everyone)))
+    >>> block = next(comparisons(Retrieval(np.eye(2), np.array([0, 0]), everyone, everyone)))
     >>> block.positive  # an image is not its own neighbour
     tensor([[False,  True],
             [ True, False]])
     """
-    distinct, copy_of = _distinct_rows(collection.embeddings)
+    distinct, copy_of = _distinct_rows(retrieval.embeddings)
     units = unit_rows(distinct)
-    candidates, place = np.unique(copy_of[collection.gallery], return_inverse=True)
+    candidates, place = np.unique(copy_of[retrieval.gallery], return_inverse=True)
     gallery_units, place = units[torch.from_numpy(candidates)], torch.from_numpy(place)
-    labels = torch.from_numpy(collection.labels)
-    gallery = torch.from_numpy(collection.gallery)
+    labels = torch.from_numpy(retrieval.labels)
+    gallery = torch.from_numpy(retrieval.gallery)
     size = max(1, int(memory_mb * 2**20 / (BYTES_A_PAIR * max(1, len(gallery)))))
-    for start in range(0, len(collection.queries), size):
-        rows = collection.queries[start : start + size]
+    for start in range(0, len(retrieval.queries), size):
+        rows = retrieval.queries[start : start + size]
         similarity = (units[torch.from_numpy(copy_of[rows])] @ gallery_units.T)[:, place]
         same = labels[rows][:, None] == labels[gallery]
         allowed = torch.from_numpy(rows)[:, None] != gallery
-        if collection.groups is not None:
-            groups = torch.from_numpy(collection.groups)
+        if retrieval.groups is not None:
+            groups = torch.from_numpy(retrieval.groups)
             own = groups[rows][:, None]
             allowed &= (own != groups[gallery]) | (own < 0)
         yield Comparison(rows, similarity, same & allowed, ~same & allowed)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from orthoproxy.evaluation.gallery import Gallery, Members, count_up, largest
-from orthoproxy.evaluation.neighbours import Collection, Comparison, comparisons
+from orthoproxy.evaluation.neighbours import Comparison, Retrieval, comparisons
 
 SPARE = 8  # rivals kept beyond the number of positives, so that the last one kept seldom decides anything
 MOST_PAIRS = 256  # of a query on average whose similarity is computed in float64; beyond it a matrix product is faster
@@ -19,7 +19,7 @@ MOST_PAIRS = 256  # of a query on average whose similarity is computed in float6
 Ranks = tuple[Int[Tensor, "b P"], Int[Tensor, " b"]]
 
 
-def leading_ranks(collection: Collection, memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranks]:
+def leading_ranks(retrieval: Retrieval, memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranks]:
     """Rank each query's positives among its neighbours, as far as metrics look at them, ties against the query.
 
     The j-th best positive has rank j + the number of negatives at least as similar, as in `positive_ranks`, whose
@@ -28,7 +28,7 @@ def leading_ranks(collection: Collection, memory_mb: float = 512, device: str = 
 
     Parameters
     ----------
-    collection
+    retrieval
         What to compare.
     memory_mb
         Bound on the memory of a block of queries in MiB; a block has at least one query.
@@ -47,17 +47,17 @@ def leading_ranks(collection: Collection, memory_mb: float = 512, device: str = 
     Examples
     --------
     >>> points, everyone = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), np.arange(3)
-    >>> next(leading_ranks(Collection(points, np.array([0, 0, 1]), everyone, everyone)))
+    >>> next(leading_ranks(Retrieval(points, np.array([0, 0, 1]), everyone, everyone)))
     (tensor([[1],
             [1],
             [0]]), tensor([1, 1, 0]))
     """
-    gallery = _RankedGallery(collection, memory_mb, device)
-    for start in range(0, len(collection.queries), gallery.block):
-        rows = collection.queries[start : start + gallery.block]
+    gallery = _RankedGallery(retrieval, memory_mb, device)
+    for start in range(0, len(retrieval.queries), gallery.block):
+        rows = retrieval.queries[start : start + gallery.block]
         ranks = gallery.rank(rows)
         if ranks is None:  # nearly everything is alike, or classes are huge
-            blocks = comparisons(replace(collection, queries=rows), memory_mb)
+            blocks = comparisons(replace(retrieval, queries=rows), memory_mb)
             yield from map(positive_ranks, blocks)
         else:
             yield ranks
@@ -97,14 +97,14 @@ def positive_ranks(block: Comparison) -> Ranks:
 class _RankedGallery(Gallery):
     """Counts, for each positive of a query, the negatives that are ahead of it."""
 
-    def __init__(self, collection: Collection, memory_mb: float, device: str) -> None:
-        super().__init__(collection, memory_mb, device)
-        self.by_label = Members(collection.labels[collection.gallery])
+    def __init__(self, retrieval: Retrieval, memory_mb: float, device: str) -> None:
+        super().__init__(retrieval, memory_mb, device)
+        self.by_label = Members(retrieval.labels[retrieval.gallery])
 
     def rank(self, rows: Int[np.ndarray, " b"]) -> Ranks | None:
         """Rank the positives of some queries; None where so many pairs are close that it would not pay."""
         similarity = self.compare(rows)
-        query, column = (x.to(self.device) for x in self.by_label.pairs(self.collection.labels[rows]))
+        query, column = (x.to(self.device) for x in self.by_label.pairs(self.retrieval.labels[rows]))
         with torch.device(self.device):
             ranks = self._rank(rows, similarity, query, column)
         return ranks and (ranks[0].cpu(), ranks[1].cpu())

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from orthoproxy.evaluation import Collection
+from orthoproxy.evaluation import Retrieval
 from orthoproxy.reports.geometry import row_cosines
 
 
 def pair_distances(
-    collection: Collection, pairs: int = 50_000, seed: int = 0
+    retrieval: Retrieval, pairs: int = 50_000, seed: int = 0
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]:
     """Draw pairs of a query and a gallery image, and compute their distance ``1 - cosine``.
 
     Parameters
     ----------
-    collection
+    retrieval
         What is searched; an image with itself is no pair, nor is what its group rules out.
     pairs
         How many pairs of each kind to draw, with replacement; those that turn out not to be allowed are dropped.
@@ -34,20 +34,20 @@ def pair_distances(
     --------
     >>> everyone = np.arange(3)
     >>> points = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    >>> positives, negatives = pair_distances(Collection(points, np.array([0, 0, 1]), everyone, everyone), pairs=9)
+    >>> positives, negatives = pair_distances(Retrieval(points, np.array([0, 0, 1]), everyone, everyone), pairs=9)
     >>> set(positives.tolist()), set(negatives.tolist())
     ({0.0}, {1.0})
     """
-    if not len(collection.queries) or not len(collection.gallery):
+    if not len(retrieval.queries) or not len(retrieval.gallery):
         return np.empty(0), np.empty(0)
     generator = np.random.default_rng(seed)
-    query = generator.choice(collection.queries, size=pairs)
-    candidates = {True: _of_the_same_class(collection, query, generator), False: None}
-    candidates[False] = (query, generator.choice(collection.gallery, size=pairs))
+    query = generator.choice(retrieval.queries, size=pairs)
+    candidates = {True: _of_the_same_class(retrieval, query, generator), False: None}
+    candidates[False] = (query, generator.choice(retrieval.gallery, size=pairs))
     distances = []
     for positive, (first, second) in candidates.items():
-        kept = _allowed(collection, first, second, positive)
-        x = collection.embeddings
+        kept = _allowed(retrieval, first, second, positive)
+        x = retrieval.embeddings
         distances.append((1 - row_cosines(x, first[kept], x, second[kept])).clip(0, 2))
     return distances[0], distances[1]
 
@@ -78,22 +78,22 @@ def separation(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, 
 
 
 def _of_the_same_class(
-    collection: Collection, query: Int[np.ndarray, " P"], generator: np.random.Generator
+    retrieval: Retrieval, query: Int[np.ndarray, " P"], generator: np.random.Generator
 ) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     """Draw a gallery image of each query's class, where there is one."""
-    gallery = collection.gallery[np.argsort(collection.labels[collection.gallery], kind="stable")]
-    labels = collection.labels[gallery]
-    start = np.searchsorted(labels, collection.labels[query], side="left")
-    size = np.searchsorted(labels, collection.labels[query], side="right") - start
+    gallery = retrieval.gallery[np.argsort(retrieval.labels[retrieval.gallery], kind="stable")]
+    labels = retrieval.labels[gallery]
+    start = np.searchsorted(labels, retrieval.labels[query], side="left")
+    size = np.searchsorted(labels, retrieval.labels[query], side="right") - start
     query, start, size = query[size > 0], start[size > 0], size[size > 0]
     return query, gallery[start + generator.integers(size)]
 
 
 def _allowed(
-    collection: Collection, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"], positive: bool
+    retrieval: Retrieval, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"], positive: bool
 ) -> Bool[np.ndarray, " P"]:
-    kept = (first != second) & ((collection.labels[first] == collection.labels[second]) == positive)
-    if collection.groups is not None:
-        own = collection.groups[first]
-        kept &= (own != collection.groups[second]) | (own < 0)
+    kept = (first != second) & ((retrieval.labels[first] == retrieval.labels[second]) == positive)
+    if retrieval.groups is not None:
+        own = retrieval.groups[first]
+        kept &= (own != retrieval.groups[second]) | (own < 0)
     return kept

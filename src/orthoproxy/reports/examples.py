@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Collection, comparisons, nearest
+from orthoproxy.evaluation import Retrieval, comparisons, nearest
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Outcome:
     margin: Float[np.ndarray, " Q"]
 
 
-def outcome(collection: Collection, most: int = 5000, seed: int = 0) -> Outcome:
+def outcome(retrieval: Retrieval, most: int = 5000, seed: int = 0) -> Outcome:
     """Find the rank and the margin of each query, or of a random sample of queries.
 
     Parameters
     ----------
-    collection
+    retrieval
         What is searched.
     most
         Where there are more queries than this, draw so many.
@@ -63,14 +63,14 @@ def outcome(collection: Collection, most: int = 5000, seed: int = 0) -> Outcome:
     Examples
     --------
     >>> points, everyone = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]), np.arange(3)
-    >>> found = outcome(Collection(points, np.array([0, 0, 1]), everyone, everyone))
+    >>> found = outcome(Retrieval(points, np.array([0, 0, 1]), everyone, everyone))
     >>> found.rank, found.margin.round(2)
     (array([1, 2, 0]), array([ 0.2 , -0.16,  -inf]))
     """
-    rows = collection.queries
+    rows = retrieval.queries
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=most, replace=False))
-    blocks = comparisons(replace(collection, queries=rows)) if len(collection.gallery) else ()
+    blocks = comparisons(replace(retrieval, queries=rows)) if len(retrieval.gallery) else ()
     ranks, margins = [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for block in blocks:
         best = block.similarity.masked_fill(~block.positive, -torch.inf).amax(dim=1)
@@ -78,7 +78,7 @@ def outcome(collection: Collection, most: int = 5000, seed: int = 0) -> Outcome:
         rank = 1 + (rivals >= best[:, None]).sum(dim=1)
         ranks.append((rank * block.positive.any(dim=1)).numpy())
         margins.append((best - rivals.amax(dim=1)).numpy())
-    return Outcome(rows if len(collection.gallery) else rows[:0], np.concatenate(ranks), np.concatenate(margins))
+    return Outcome(rows if len(retrieval.gallery) else rows[:0], np.concatenate(ranks), np.concatenate(margins))
 
 
 def worst_queries(found: Outcome, table: pd.DataFrame, k: int) -> list[int]:
@@ -156,12 +156,12 @@ def random_queries(found: Outcome, table: pd.DataFrame, k: int, seed: int = 0) -
     return _one_a_class(shuffled, table, k)
 
 
-def examples(collection: Collection, rows: list[int], k: int = 6) -> list[Example]:
+def examples(retrieval: Retrieval, rows: list[int], k: int = 6) -> list[Example]:
     """Look up the nearest neighbours of chosen queries.
 
     Parameters
     ----------
-    collection
+    retrieval
         What is searched.
     rows
         Row numbers of the queries.
@@ -176,14 +176,14 @@ def examples(collection: Collection, rows: list[int], k: int = 6) -> list[Exampl
     Examples
     --------
     >>> points, everyone = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), np.arange(3)
-    >>> examples(Collection(points, np.array([0, 0, 1]), everyone, everyone), rows=[0], k=1)
+    >>> examples(Retrieval(points, np.array([0, 0, 1]), everyone, everyone), rows=[0], k=1)
     [Example(row=0, neighbours=[Neighbour(row=1, right=True, cosine=0.8)], rank=1)]
     """
     if not rows:
         return []
-    asked = replace(collection, queries=np.array(rows))
+    asked = replace(retrieval, queries=np.array(rows))
     found, cosines = nearest(asked, k)
-    ranks, labels = outcome(asked, most=len(rows)).rank, collection.labels
+    ranks, labels = outcome(asked, most=len(rows)).rank, retrieval.labels
     return [
         Example(
             row,

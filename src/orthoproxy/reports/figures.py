@@ -18,7 +18,7 @@ from orthoproxy.reports.geometry import pair_cosines, spectrum, structured_order
 from orthoproxy.reports.pictures import thumbnail
 from orthoproxy.reports.results import RunResults, finite
 from orthoproxy.reports.style import COLOURS, SERIES, finish, in_house_style, panels
-from orthoproxy.reports.words import metric_name
+from orthoproxy.reports.words import metric_name, shortened
 
 MOST_POINTS = 400  # of a curve
 MATRIX_UP_TO = 200  # classes; with more, single cells of the matrix of cosines can no longer be seen
@@ -255,7 +255,7 @@ def cosine_matrix_figure(proxies: Float[np.ndarray, "C D"], classes: Sequence[st
     image = axes.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
     bar.ax.spines["outline"].set_visible(False)
-    names = [_shortened(classes[i]) for i in map(int, order)] if len(order) <= NAMES_UP_TO else []
+    names = [shortened(classes[i]) for i in map(int, order)] if len(order) <= NAMES_UP_TO else []
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xticks([])
     axes.grid(visible=False)
@@ -363,7 +363,7 @@ def retrieval_strip(results: RunResults, queries: int = 5, neighbours: int = 6, 
     paths, labels = results.table["path"].tolist(), results.table["label"].tolist()
     for i, query in enumerate(asked):
         y = height - head - i * (tile + below) - tile
-        middle, label = ((tile / 2) / width, (y - below / 2) / height), _shortened(labels[query.row], 13)
+        middle, label = ((tile / 2) / width, (y - below / 2) / height), shortened(labels[query.row], 13)
         figure.text(*middle, label, size=7, ha="center", va="center", parse_math=False)
         _tile(figure, (0, y, tile), paths[query.row])
         for name, x in starts.items():
@@ -374,12 +374,12 @@ def retrieval_strip(results: RunResults, queries: int = 5, neighbours: int = 6, 
 
 def _blocks(results: RunResults, queries: int, neighbours: int, seed: int) -> dict[str, list[Example]]:
     """Look up the same random queries with each model."""
-    trained = results.collection(results.trained)
+    trained = results.retrieval(results.trained)
     rows = random_queries(outcome(trained, seed=seed), results.table, queries, seed)
     blocks = {"Trained": examples(trained, rows, neighbours)}
     if results.untrained is None:
         return blocks
-    return {"Untrained": examples(results.collection(results.untrained), rows, neighbours), **blocks}
+    return {"Untrained": examples(results.retrieval(results.untrained), rows, neighbours), **blocks}
 
 
 def _curves(log: pd.DataFrame, named: Mapping[str, str], colours: Sequence[str] = SERIES) -> Figure:
@@ -413,10 +413,6 @@ def _thinned(
 def _bins(values: Float[np.ndarray, " P"]) -> int:
     """Take fewer bins where there are few different values, or a histogram is all gaps."""
     return int(np.clip(np.sqrt(len(np.unique(values.round(6)))), 12, 60))
-
-
-def _shortened(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _tile(figure: Figure, place: tuple[float, float, float], path: str, found: Neighbour | None = None) -> None:

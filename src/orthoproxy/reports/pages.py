@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 
 import jinja2
-import pandas as pd
 
 from orthoproxy.reports.pictures import data_uri, thumbnail
 from orthoproxy.reports.words import interval, number
@@ -42,24 +41,18 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def thumbnails(table: pd.DataFrame) -> Callable[[int], str | None]:
-    """Return a function from a row of the table to its picture, or None; each file is read once.
-
-    Parameters
-    ----------
-    table
-        From `data.make_table`.
+def thumbnails() -> Callable[[str], str | None]:
+    """Return a function from an image file to a small picture for a page, or None; each file is read once.
 
     Examples
     --------
-    >>> from orthoproxy.data import make_table
-    >>> print(thumbnails(make_table(["nowhere.png"], ["cat"]))(0))
+    >>> print(thumbnails()("nowhere.png"))
     None
     """
 
     @cache
-    def of(row: int) -> str | None:
-        image = thumbnail(table["path"].iloc[row])
+    def of(path: str) -> str | None:
+        image = thumbnail(path)
         return None if image is None else data_uri(image)
 
     return of

@@ -62,7 +62,8 @@ def render_report(results: RunResults) -> str:
         proxies=proxy_geometry(results.proxies, results.classes),
         distances=pair_distance_plot(results),
         no_match=no_match(results.matching),
-        thumbnail=thumbnails(results.table),
+        thumbnail=thumbnails(),
+        paths=results.table["path"].tolist(),
         label=results.table["label"].tolist(),
         group=results.table["group"].tolist(),
         colours=COLOURS,
@@ -94,13 +95,13 @@ def example_queries(results: RunResults) -> Examples | None:
     """
     if results.table.empty:
         return None
-    trained = results.collection(results.trained)
+    trained = results.retrieval(results.trained)
     found = outcome(trained)
     scored = found.rank > 0
     if not scored.any():
         return None
     drawn = random_queries(found, results.table, AT_RANDOM)
-    before = None if results.untrained is None else results.collection(results.untrained)
+    before = None if results.untrained is None else results.retrieval(results.untrained)
     return Examples(
         random=examples(trained, drawn, NEIGHBOURS),
         random_untrained=before and examples(before, drawn, NEIGHBOURS),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.evaluation import Collection, Evaluation, Matching, collection_of
+from orthoproxy.evaluation import Evaluation, Matching, Retrieval, retrieval_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunResults:
     ...     machine={},
     ...     notes=[],
     ... )
-    >>> results.collection(results.trained).queries
+    >>> results.retrieval(results.trained).queries
     array([0, 1])
     """
 
@@ -75,7 +75,7 @@ class RunResults:
     notes: list[str]
     matching: Matching | None = None
 
-    def collection(self, embeddings: Float[np.ndarray, "N D"]) -> Collection:
+    def retrieval(self, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
         """Say who is searched for among whom, as the evaluation did.
 
         Parameters
@@ -85,7 +85,7 @@ class RunResults:
         """
         has_groups = bool((self.table["group"] != "").any())
         exclude_group = has_groups if self.evaluation is None else self.evaluation.exclude_group
-        return collection_of(embeddings, self.table, exclude_group)
+        return retrieval_of(embeddings, self.table, exclude_group)
 
 
 def finite(log: pd.DataFrame, column: str) -> Float[np.ndarray, " P"]:

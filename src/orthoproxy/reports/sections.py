@@ -191,7 +191,7 @@ def pair_distance_plot(results: RunResults) -> Distances | None:
     if results.table.empty:
         return None
     models = {"Untrained": results.untrained, "Trained": results.trained}
-    pairs = {name: pair_distances(results.collection(x)) for name, x in models.items() if x is not None}
+    pairs = {name: pair_distances(results.retrieval(x)) for name, x in models.items() if x is not None}
     shares = {name: separation(*pair) for name, pair in pairs.items()}
     if any(np.isnan(share) for share in shares.values()):
         return None

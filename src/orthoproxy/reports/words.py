@@ -249,3 +249,21 @@ def negated(estimate: Estimate) -> Estimate:
     Estimate(value=2.0, low=1.0, high=3.0)
     """
     return Estimate(-estimate.value, -estimate.high, -estimate.low)
+
+
+def shortened(name: str, most: int = 18) -> str:
+    """Cut a name that is too long for its place in a figure.
+
+    Parameters
+    ----------
+    name
+        Any text.
+    most
+        Letters that there is room for.
+
+    Examples
+    --------
+    >>> shortened("black-footed albatross", 13)
+    'black-footed\N{HORIZONTAL ELLIPSIS}'
+    """
+    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

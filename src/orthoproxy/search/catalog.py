@@ -19,6 +19,7 @@ from filelock import FileLock
 from jaxtyping import Float
 
 from orthoproxy.errors import InputError
+from orthoproxy.files import write_whole
 from orthoproxy.plain import plain_json
 from orthoproxy.search.conditions import parse_condition, quote
 from orthoproxy.search.milvus import (
@@ -140,14 +141,13 @@ class Catalog:
             shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a start that was killed
             client = open_lite(folder)
             create_collection(client, COLLECTION, dim, "")
-            unfinished = folder / "catalog.json.tmp"
-            unfinished.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(folder / "catalog.json")  # the last step: without it, there is no catalog
+            # the last step: without it, there is no catalog
+            write_whole(folder / "catalog.json", json.dumps(facts, indent=2) + "\n")
             return cls._of_folder(client, folder, facts, lock)
 
     @classmethod
     def _create_on_server(cls, address: str, facts: dict[str, Any]) -> Catalog:
-        client, name = connect(address, None)
+        client, name = connect(address)
         with closed_on_error(client):
             if client.has_collection(name):
                 raise InputError(f"{address}: there is a collection {name} already; give another name after the slash")
@@ -155,15 +155,13 @@ class Catalog:
             return cls(client, name, address, facts)
 
     @classmethod
-    def open(cls, address: str, token: str | None = None) -> Catalog:
+    def open(cls, address: str) -> Catalog:
         """Open a catalog.
 
         Parameters
         ----------
         address
-            As in `create`.
-        token
-            Of a server that asks for one; None for the environment's ``MILVUS_TOKEN``.
+            As in `create`. The token of a server that asks for one is in the environment's ``MILVUS_TOKEN``.
 
         Raises
         ------
@@ -179,7 +177,7 @@ class Catalog:
         """
         missing = InputError(f"{address}: no catalog; make one with: orthoproxy index {address} IMAGES --model MODEL")
         if is_server(address):
-            client, name = connect(address, token)
+            client, name = connect(address)
             with closed_on_error(client):
                 if not client.has_collection(name):
                     raise missing
@@ -218,7 +216,7 @@ class Catalog:
         """
         if not is_server(address):
             return (Path(address) / "catalog.json").is_file()
-        client, name = connect(address, None)
+        client, name = connect(address)
         try:
             return client.has_collection(name)
         finally:

@@ -32,7 +32,7 @@ from orthoproxy.search.parts import begin, is_whole, list_unreadable, make_plan,
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbedResult:
     """What `embed_collection` did.
 
     Parameters
@@ -48,7 +48,7 @@ class Embedded:
 
     Examples
     --------
-    >>> Embedded(images=20, made=10, seconds=2.0, unreadable=pd.DataFrame(columns=["path", "part", "reason"])).rate
+    >>> EmbedResult(images=20, made=10, seconds=2.0, unreadable=pd.DataFrame(columns=["path", "part", "reason"])).rate
     5.0
     """
 
@@ -71,7 +71,7 @@ def embed_collection(
     batch_size: int = 128,
     workers: int = 0,
     part_size: int = 10_000,
-) -> Embedded:
+) -> EmbedResult:
     """Embed a collection into a folder of Parquet parts, or go on where that was stopped.
 
     Started by torchrun, the processes take the missing parts in turn; each calls this. A part is there whole or not at
@@ -96,7 +96,7 @@ def embed_collection(
 
     Returns
     -------
-    Embedded
+    EmbedResult
         The same in every process, but for the seconds.
 
     Raises
@@ -153,7 +153,7 @@ def embed_collection(
         first = unreadable.iloc[0]
         raise InputError(f"{collection.root}: no image can be read, beginning with {first['path']}: {first['reason']}")
     made = sum(parts[number]["images"] for number in missing)
-    return Embedded(len(collection) - len(unreadable), made, seconds, unreadable)
+    return EmbedResult(len(collection) - len(unreadable), made, seconds, unreadable)
 
 
 def embed_files(
@@ -255,6 +255,32 @@ def _embed_batches(
             yield embedder.embed(pixels, batch_size=len(pixels)), contents, reasons
 
 
+def content_of(path: str | Path) -> str:
+    """Hash what a file holds: 16 bytes of its SHA-256, as hex.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "words.txt"
+    >>> path.write_text("words")
+    5
+    >>> content_of(path)
+    'dba36bffa5cab0f922d087a3aeb179f9'
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
 File = tuple[UInt8[Tensor, "3 H W"] | None, str, str]
 
 
@@ -268,8 +294,7 @@ class _Files(Dataset):
         try:
             str(path).encode()  # Parquet holds text
             pixels = self.transform(read_image(path))
-            with Path(path).open("rb") as file:
-                return pixels, hashlib.file_digest(file, "sha256").hexdigest()[:32], ""
+            return pixels, content_of(path), ""
         except UnicodeEncodeError:
             return None, "", "its name is not UTF-8; rename it"
         except InputError as error:

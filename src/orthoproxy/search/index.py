@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.progress import Progress
 from orthoproxy.search.catalog import FLAT_BELOW, Catalog, image_id
-from orthoproxy.search.embed import embed_files
+from orthoproxy.search.embed import content_of, embed_files
 from orthoproxy.search.onnx import OnnxEmbedder
 from orthoproxy.search.parts import embedding_meta, read_parts
 
@@ -35,7 +34,7 @@ class Changes:
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
-    ids: list[str] = field(default_factory=list)  # of all images seen that can be read
+    ids: list[str] = field(default_factory=list)  # of all images that are there, the unreadable ones too
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path and reason
 
 
@@ -82,14 +81,19 @@ def index_images(
     require_model(catalog, embedder.identity, "--model")
     changes = Changes()
     rows = _rows(collection.images, collection.root, catalog)
-    rows["content"] = _hashes(rows["file"].tolist(), changes)
+    found = _contents(rows["file"].tolist())
+    for key, file, content in zip(rows["id"], rows["file"], found, strict=True):
+        if not isinstance(content, FileNotFoundError):
+            changes.ids.append(key)
+        if isinstance(content, OSError):
+            changes.unreadable.append((file, content.strerror or str(content)))
+    rows["content"] = ["" if isinstance(content, OSError) else content for content in found]
     rows = rows[rows["content"] != ""].reset_index(drop=True)
     before = _before(catalog, rows)
     new = before["content"].isna().to_numpy()
     other = before["content"].to_numpy() != rows["content"].to_numpy()
     renamed = ~other & (before[["label", "group"]].to_numpy() != rows[["label", "group"]].to_numpy()).any(axis=1)
     changes.unchanged = int((~other & ~renamed).sum())
-    changes.ids += rows["id"][~other].tolist()
     done, total = 0, int(other.sum() + renamed.sum())
 
     def embed(files: list[str]) -> tuple[np.ndarray, list[str], list[str]]:
@@ -131,7 +135,6 @@ def _embed(
         changes.unreadable += [(file, reason) for file, reason in pairs if reason]
         embedded = part.assign(content=contents)[read]
         catalog.upsert(embedded[COLUMNS], embeddings)
-        changes.ids += embedded["id"].tolist()
         changes.added += int(new[embedded.index].sum())
         changes.replaced += int((~new[embedded.index]).sum())
         yield len(part), len(embedded)
@@ -336,24 +339,21 @@ def _relative(file: Path, root: Path) -> str:
     return path
 
 
-def _hashes(files: Sequence[str], changes: Changes) -> list[str]:
-    """Hash what the files hold; an empty text for those that cannot be read, which are noted."""
+def _contents(files: Sequence[str]) -> list[str | OSError]:
+    """Hash what the files hold; or say why they cannot be read."""
 
     def content(file: str) -> str | OSError:
         try:
-            with Path(file).open("rb") as opened:
-                return hashlib.file_digest(opened, "sha256").hexdigest()[:32]
+            return content_of(file)
         except OSError as error:
             return error
 
-    hashes = []
+    contents = []
     with ThreadPoolExecutor() as pool, Progress("compare files", len(files)) as progress:
-        for file, found in zip(files, pool.map(content, files), strict=True):
-            if isinstance(found, OSError):
-                changes.unreadable.append((file, found.strerror or str(found)))
-            hashes.append("" if isinstance(found, OSError) else found)
+        for found in pool.map(content, files):
+            contents.append(found)
             progress.advance(unit="files")
-    return hashes
+    return contents
 
 
 def _before(catalog: Catalog, rows: pd.DataFrame) -> pd.DataFrame:

@@ -45,16 +45,15 @@ def is_server(address: str) -> bool:
     return re.match(r"https?://", address) is not None
 
 
-def connect(address: str, token: str | None) -> tuple[Client, str]:
-    """Connect to a server; the collection's name is what follows the slash."""
+def connect(address: str) -> tuple[Client, str]:
+    """Connect to a server, with ``MILVUS_TOKEN`` if that is set; the collection's name is what follows the slash."""
     parts = urlsplit(address)
     name = parts.path.strip("/") or COLLECTION
     if not re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.ASCII):
         raise InputError(f"{address}: {name!r} is no name of a collection; use letters, digits and underscores")
-    token = os.environ.get(TOKEN, "") if token is None else token
     uri = f"{parts.scheme}://{parts.netloc}"
     try:
-        return MilvusClient(uri, token=token, timeout=10, dedicated=True), name
+        return MilvusClient(uri, token=os.environ.get(TOKEN, ""), timeout=10, dedicated=True), name
     except MilvusException as error:
         raise InputError(f"{address}: no Milvus server answers there: {first_line(error)}") from error
 

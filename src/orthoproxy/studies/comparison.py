@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Estimate
 from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, score_of
-from orthoproxy.studies.statistics import Difference, compare, holm, mean_score, scores_of_seeds, spread
+from orthoproxy.studies.statistics import Difference, compare, holm, mean_score, scores_of_seeds, standard_deviation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Row:
         Options that were chosen.
     seeds, scores
         Those that were judged on the test classes, and the score of each, as a fraction.
-    mean, spread
+    mean, deviation
         Over the seeds, with the interval over seeds and classes; and the standard deviation.
     untrained
         Score of the untrained encoder on the test classes.
@@ -57,7 +57,7 @@ class Row:
     seeds: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     mean: Estimate | None = None
-    spread: float = math.nan
+    deviation: float = math.nan
     untrained: float = math.nan
     validation: float = math.nan
     difference: Difference | None = None
@@ -177,20 +177,18 @@ def tuning_scores(study: Study, results: Sequence[Result], method: str, setting:
 
 
 def matrix_of(
-    results: Sequence[Result], metric: str, model: str = "trained", split: str = "test"
+    results: Sequence[Result], metric: str, model: str = "trained"
 ) -> tuple[Float[np.ndarray, "S C"], Int[np.ndarray, " C"]]:
     """Put scores of classes beside each other: one row a seed, one column a class.
 
     Parameters
     ----------
     results
-        At least one, each judged on that split.
+        At least one, each judged on the test classes.
     metric
         ``recall@1`` or ``map@r``.
     model
         ``trained`` or ``untrained``.
-    split
-        ``test`` or ``validation``.
 
     Returns
     -------
@@ -210,11 +208,11 @@ def matrix_of(
     """
     first = results[0]
     for cell in results[1:]:
-        if any(cell[split][part] != first[split][part] for part in ("classes", "queries")):
-            judged = f"{cell['cell']} and {first['cell']} were judged on different {split} classes or queries"
+        if any(cell["test"][part] != first["test"][part] for part in ("classes", "queries")):
+            judged = f"{cell['cell']} and {first['cell']} were judged on different test classes or queries"
             raise InputError(f"{judged}; run all cells of a study on the same data")
-    values = np.array([cell[split][model][metric] for cell in results], dtype=np.float64)
-    return values, np.array(first[split]["queries"])
+    values = np.array([cell["test"][model][metric] for cell in results], dtype=np.float64)
+    return values, np.array(first["test"]["queries"])
 
 
 def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metric: str) -> Row:
@@ -233,7 +231,7 @@ def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metr
         seeds=[cell["seed"] for cell in ours],
         scores=scores.tolist(),
         mean=mean_score(values, queries),
-        spread=spread(scores),
+        deviation=standard_deviation(scores),
         untrained=float(scores_of_seeds(untrained, queries).mean()),
         validation=float(np.mean([score_of(cell, "validation", metric) for cell in ours])),
         difference=None if baseline else _difference(ours, judged[against or study.baseline], metric),

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orthoproxy.reports.style import COLOURS, WIDTH, finish, in_house_style, panels
-from orthoproxy.reports.words import metric_name
+from orthoproxy.reports.words import metric_name, shortened
 from orthoproxy.studies.comparison import Row, tuning_scores
 from orthoproxy.studies.plan import Options, Result, Study, chosen_setting, score_of
-from orthoproxy.studies.statistics import spread
+from orthoproxy.studies.statistics import standard_deviation
 
 TICKS = 8  # of an axis of settings at most; more give way to powers of ten
 LONGEST = 26  # letters of a name beside the axes
@@ -330,7 +330,7 @@ def _lying(methods: int) -> tuple[Figure, Axes]:
 
 
 def _methods(axes: Axes, names: Sequence[str]) -> None:
-    short = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}" for name in names]
+    short = [shortened(name, LONGEST) for name in names]
     axes.set_yticks(range(len(names)), short, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
@@ -362,7 +362,7 @@ def _lines(settings: Sequence[Options], field: str) -> list[list[Options]]:
 def _line(axes: Axes, scored: Sequence[tuple[float, list[float]]], look: Look, label: str | None) -> None:
     x = [place for place, _ in scored]
     means = [float(np.mean(scores)) for _, scores in scored]
-    spreads = [spread(np.array(scores)) if len(scores) > 1 else 0.0 for _, scores in scored]
+    spreads = [standard_deviation(np.array(scores)) if len(scores) > 1 else 0.0 for _, scores in scored]
     order = np.argsort(x)
     x, means, spreads = (np.array(values)[order] for values in (x, means, spreads))
     axes.errorbar(

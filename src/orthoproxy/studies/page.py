@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from orthoproxy.errors import refusals_of_the_disk
+from orthoproxy.files import write_whole
 from orthoproxy.progress import duration
 from orthoproxy.reports.pages import template
 from orthoproxy.reports.sections import Plot
@@ -61,7 +62,7 @@ def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
     with refusals_of_the_disk(folder, "write the page again"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
 
 
 def all_rows(study: Study, results: Sequence[Result]) -> dict[str, list[Row]]:

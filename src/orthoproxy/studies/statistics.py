@@ -77,7 +77,7 @@ def scores_of_seeds(values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, "
     return values @ queries / queries.sum()
 
 
-def spread(scores: Float[np.ndarray, " S"]) -> float:
+def standard_deviation(scores: Float[np.ndarray, " S"]) -> float:
     """Compute the standard deviation over seeds, with S - 1 in the denominator.
 
     Parameters
@@ -92,7 +92,7 @@ def spread(scores: Float[np.ndarray, " S"]) -> float:
 
     Examples
     --------
-    >>> round(spread(np.array([0.1, 0.3])), 4), spread(np.array([0.1]))
+    >>> round(standard_deviation(np.array([0.1, 0.3])), 4), standard_deviation(np.array([0.1]))
     (0.1414, nan)
     """
     return float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")

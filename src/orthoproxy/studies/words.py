@@ -290,14 +290,19 @@ def _judged_too(study: Study, results: Sequence[Result]) -> str:
 def _first_kept(study: Study, results: Sequence[Result]) -> str:
     """Count the judged runs of which the first epoch was kept, since validation went down from there."""
     judged = [result for method in study.methods for result in judged_results(study, results, method)]
-    curves = [[point["map@r"] for point in result["curve"]] for result in judged if len(result.get("curve") or ()) > 1]
-    first = sum(curve[0] == max(curve) for curve in curves)
+    first = sum(_kept_first(result) for result in judged)
     if not first:
         return ""
     return (
         f"{first} of {len(judged)} judged runs were best on validation classes after their first epoch and are "
         "judged so: more training made them worse, so they say little about what a method does in training."
     )
+
+
+def _kept_first(result: Result) -> bool:
+    monitor = result["options"].get("training.monitor", "map@r") if "options" in result else "map@r"
+    scores = [point[monitor] for point in result.get("curve") or () if monitor in point]
+    return len(scores) > 1 and scores[0] == max(scores)
 
 
 def _again(results: Sequence[Result]) -> str:

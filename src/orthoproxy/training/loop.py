@@ -191,6 +191,7 @@ def fit(
                 progress.advance()
                 if any_of(stop.asked):
                     require_finite(encoder, objective, position)
+                    position.seconds += meter.record()[1]
                     checkpoints.save("last", position)
                     raise Interrupted(f"stopped after step {position.step}; the run is saved", stop.number)
 

@@ -1,0 +1,53 @@
+"""Thresholds of `no match`, found on a run's validation images, among its test images.
+
+    python benchmarks/thresholds.py --run runs/icons
+
+A search in a larger collection has more wrong images to be deceived by. For each false-match rate, the threshold is the
+one that `orthoproxy export` finds on the validation images; beside it stands what it lets through there, and among the
+test images of other unseen classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from measure import report
+
+from orthoproxy import Run
+from orthoproxy.builders import make_scoring
+from orthoproxy.data import only
+from orthoproxy.evaluation import matching_of
+from orthoproxy.judging import images_of
+
+RATES = (0.01, 0.05, 0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required=True, help="A run folder with validation and test classes.")
+    run = Run(parser.parse_args().run)
+    table, scoring, model = images_of(run), make_scoring(run.config.evaluation), run.model
+    found = {}
+    for split in ("validation", "test"):
+        images = only(table, split)
+        embeddings = model.embed(images["path"].tolist(), workers=1, what=f"embed, {split}")
+        found[split] = matching_of(embeddings, images, scoring)
+        if found[split] is None:
+            parser.error(f"--run: {run.folder} has no {split} images to compare")
+    rows = []
+    for rate in RATES:
+        threshold = found["validation"].threshold(rate)
+        if threshold is not None:
+            shares = {
+                f"among {m.gallery:,} {split} images": str(m.false_match_rate(threshold)) for split, m in found.items()
+            }
+            rows.append({"false-match rate wanted": f"{rate:.0%}", "threshold": f"{threshold:.3f}", **shares})
+    if not rows:
+        parser.error(f"--run: {run.folder} has too few validation images for a rate of {max(RATES):.0%}")
+    report(
+        "thresholds", "Thresholds of no match in a larger collection", list(rows[0]), rows, "Percent [95 % interval]."
+    )
+
+
+if __name__ == "__main__":
+    main()
