@@ -31,9 +31,10 @@ ORDER = (
 INTRODUCTION = """# Performance
 
 How fast and how small, beside the peers, measured on two cores. `make bench` repeats what takes minutes, `make
-bench-full` the rest; both print these tables and write `benchmarks/results/*.json`, from which `python
-benchmarks/page.py` makes this page. The candidates of a table take turns in one run, and ratios are medians over the
-turns: on another machine the times will differ, the ratios less so. Memory is the peak of a fresh process each.
+bench-full` the rest but for the catalog of a million, which is `python benchmarks/catalog.py --images 1000000`; all
+print these tables and write `benchmarks/results/*.json`, from which `python benchmarks/page.py` makes this page. The
+candidates of a table take turns in one run, and ratios are medians over the turns: on another machine the times will
+differ, the ratios less so. Memory is the peak of a fresh process each.
 """
 
 

@@ -82,6 +82,14 @@ def test_evaluate_alone_judges_the_runs_own_test_classes(run, tmp_path):
     }
 
 
+def test_evaluate_asks_for_images_where_the_run_kept_none_apart(folder, tmp_path, capsys):
+    arguments = [*train_arguments(folder), "--data.test_fraction", "0", "--training.epochs", "1"]
+    assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "the run kept no test classes apart; say which images to judge on, for example --data.name folder" in error
+
+
 def test_evaluate_takes_a_folder_as_source_and_a_model_folder(folder, run, image_folder, tmp_path):
     out = tmp_path / "scores.json"
     arguments = ["--data.name", "folder", "--data.root", str(image_folder), "--evaluation.nmi", "true"]

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from orthoproxy import Embedder, cli, diagnose_verb, reproduce_verb, search_verbs, study_verb
+from orthoproxy import Embedder, cli, data_verbs, diagnose_verb, evaluate_verb, reproduce_verb, search_verbs, study_verb
 from orthoproxy.builders import make_objective
 from orthoproxy.models import Encoder
 from orthoproxy.recipes import config_of, parse, read_config
@@ -143,7 +143,7 @@ def test_commands_are_accepted(page: Path, work_folder: Path, monkeypatch: pytes
             config_of(options)
         raise Parsed
 
-    for module in (cli, diagnose_verb, reproduce_verb, search_verbs, study_verb):
+    for module in (cli, data_verbs, diagnose_verb, evaluate_verb, reproduce_verb, search_verbs, study_verb):
         monkeypatch.setattr(module, "parse", parse_and_stop)
     write_recipes(page, work_folder)
     for verb, *arguments in commands(page):

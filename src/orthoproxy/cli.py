@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import signal
@@ -12,32 +11,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import pandas as pd
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from orthoproxy import builders
-from orthoproxy.config import Config, Data, with_absolute_paths
-from orthoproxy.data import find_unreadable, leave_out, only
-from orthoproxy.data.download import download
-from orthoproxy.data_verbs import describe, verify
-from orthoproxy.embedder import Embedder
+from orthoproxy.data_verbs import run_data
 from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
-from orthoproxy.evaluation import Estimate, evaluate
+from orthoproxy.evaluate_verb import print_scores, run_evaluate
 from orthoproxy.fabric import choose_accelerator
-from orthoproxy.files import write_whole
-from orthoproxy.jobs import suggesting_to_skip, train
+from orthoproxy.jobs import train
 from orthoproxy.judging import judge
 from orthoproxy.locks import alone_in
 from orthoproxy.processes import StoppedElsewhere, is_main, is_of_lost_process
-from orthoproxy.recipes import config_of, data_parser, judgement_parser, options_parser, parse
+from orthoproxy.recipes import config_of, options_parser, parse
 from orthoproxy.run import Run
 from orthoproxy.training import Interrupted
 
@@ -74,35 +61,6 @@ def run_train(arguments: list[str]) -> None:
         _show(run)
 
 
-def run_evaluate(arguments: list[str]) -> None:
-    """Judge a model on the run's own test classes, or on other images."""
-    model = parse(judgement_parser(Config()), arguments).model
-    run = Run.of(model)
-    options = parse(judgement_parser(run.config if run else Config()), arguments)
-    embedder = Embedder.load(model, choose_accelerator(options.accelerator, "--accelerator"))
-    if options.json:
-        with refusals_of_the_disk(options.json, "run it again"):
-            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    table, unreadable = _judged_images(run, options.data)
-    scoring = builders.make_scoring(options.evaluation)
-    with suggesting_to_skip():
-        evaluation = evaluate(embedder, table, scoring=scoring, workers=options.data.workers, progress=True)
-    seen = len(set(table["label"]) & set(embedder.classes))
-    scores = {**evaluation.to_dict(), "seen_classes": seen, "unreadable": unreadable.to_dict("records")}
-    _print_scores(scores)
-    if len(unreadable):
-        first = f"for example {unreadable['path'][0]}: {unreadable['reason'][0]}"
-        print(f"note: unreadable images left out: {len(unreadable)}, {first}")
-    if seen:
-        print(
-            f"note: {seen} classes have the name of a class that the model was trained on; if they are the same ones,"
-        )
-        print("note: these scores say little about unseen classes")
-    if options.json:
-        with refusals_of_the_disk(options.json, "run it again"):
-            write_whole(Path(options.json), json.dumps(scores, indent=2) + "\n")
-
-
 def run_report(arguments: list[str]) -> None:
     """Write a run's scores and report anew."""
     parser = ArgumentParser(
@@ -115,25 +73,6 @@ def run_report(arguments: list[str]) -> None:
     with refusals_of_the_disk(run.folder, "run it again"), alone_in(run.folder, "report"):
         judge(run, device)
     _show(run)
-
-
-def run_data(arguments: list[str]) -> None:
-    """Describe a source of images, verify a copy of a data set, or download one."""
-    options = parse(data_parser(), arguments)
-    source = options.data
-    if options.action == "download":
-        if source.root is None:
-            raise InputError(f"data.root: missing; say where to put {source.name}, for example data/{source.name}")
-        with refusals_of_the_disk(source.root, "run it again"):
-            download(source.name, Path(source.root))
-        return
-    data = Data(source.name, source.root, source.path, source.outside_root, workers=source.workers)
-    data = with_absolute_paths(Config(data=data).check()).data
-    out = Path(options.json) if options.json else None
-    with refusals_of_the_disk(options.json or ".", "run it again"):
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        {"describe": describe, "verify": verify}[options.action](data, not options.no_open, out)
 
 
 def _of_search(verb: str) -> Callable[[list[str]], None]:
@@ -258,75 +197,10 @@ _LOST = (
 )
 
 
-def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The images to judge on, and those left out because they cannot be read.
-
-    They are of the run's own test classes; of another source, of its test classes or, where it has no splits, all.
-    """
-    own = run.config.data if run else None
-    if own is None and source.name is None:
-        raise InputError("data.name: missing; say which images to judge on, for example --data.name folder")
-    if own is not None and source.name is None:  # the run's own images, perhaps moved
-        data = replace(
-            own,
-            root=source.root or own.root,
-            path=source.path or own.path,
-            outside_root=source.outside_root or own.outside_root,
-        )
-    else:
-        data = Data(source.name, source.root, source.path, source.outside_root)
-    data = with_absolute_paths(Config(data=data).check()).data
-    if run is not None and own is not None:
-        same = (data.name, data.root, data.path) == (own.name, own.root, own.path)
-        if same or source.name is None:
-            moved = replace(own, root=data.root, path=data.path, outside_root=data.outside_root)
-            table = only(builders.split_table(replace(run.config, data=moved)), "test")
-            if table.empty:
-                raise InputError(
-                    f"{run.folder}: the run kept no test classes apart; say which images to judge on, for example "
-                    "--data.name folder --data.root DIR"
-                )
-            return _readable(table, source.on_error or own.on_error, source.workers, run.unreadable if same else None)
-    table = builders.read_table(data)
-    table = only(table, "test") if (table["split"] == "test").any() else table
-    return _readable(table, source.on_error or "raise", source.workers)
-
-
-def _readable(
-    table: pd.DataFrame, on_error: str, workers: int, known: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Divide images into those that can be read and the others, which are not looked for if they are to raise."""
-    if on_error == "raise":
-        return table, pd.DataFrame(columns=["path", "split", "label", "reason"])
-    if known is None:
-        unreadable = find_unreadable(table, workers)
-    else:
-        unreadable = known[known["path"].isin(table["path"])].reset_index(drop=True)
-    return leave_out(table, unreadable), unreadable
-
-
 def _show(run: Run) -> None:
     scores = run.scores
     if scores:
-        _print_scores(scores)
+        print_scores(scores)
         for note in scores["notes"]:
             print(f"note: {note}")
     print(f"report: {run.report}")
-
-
-def _print_scores(scores: dict[str, Any]) -> None:
-    """Print a table of scores in percent, intervals beside them."""
-    columns = [name for name in ("trained", "untrained", "difference") if scores[name]]
-    groups = ", own group left out" if scores["exclude_group"] else ""
-    table = Table(title=f"{scores['queries']} queries of {scores['classes']} classes{groups}", title_justify="left")
-    table.add_column("percent [interval]")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for metric in scores["trained"]:
-        table.add_row(metric, *(str(Estimate(**scores[name][metric])) for name in columns))
-    if plain := scores.get("own_group_included"):
-        first = next(iter(plain["trained"]))
-        table.add_row(f"{first}, own group kept", *(str(Estimate(**plain[name][first])) for name in columns))
-    Console().print(table)
-    if scores["without_positive"]:
-        print(f"{scores['without_positive']} queries have no other image of their class to find and are left out")

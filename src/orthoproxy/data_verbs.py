@@ -1,24 +1,46 @@
-"""What `orthoproxy data` does: describe a source of images, or verify it; as tables for a person and as JSON."""
+"""What `orthoproxy data` does: describe images, verify a copy or download one; as tables for a person and as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from orthoproxy.builders import read_table
-from orthoproxy.config import Data
+from orthoproxy.config import Config, Data, with_absolute_paths
 from orthoproxy.data import CopyCheck, describe_images, scan_images, verify_images
-from orthoproxy.errors import InputError
+from orthoproxy.data.download import download
+from orthoproxy.errors import InputError, refusals_of_the_disk
 from orthoproxy.files import write_whole
+from orthoproxy.recipes import OUTSIDE, parse
 
 SHOWN = 10  # examples printed; the JSON has all
 CAPTION = "least to most: images of a class; one only: classes with a single image"
 PER_CLASS = {"smallest": "least", "median": "median", "mean": "mean", "largest": "most", "single": "one only"}
+
+
+def run_data(arguments: list[str]) -> None:
+    """Describe a source of images, verify a copy of a data set, or download one."""
+    options = parse(_parser(), arguments)
+    source = options.data
+    if options.action == "download":
+        if source.root is None:
+            raise InputError(f"data.root: missing; say where to put {source.name}, for example data/{source.name}")
+        with refusals_of_the_disk(source.root, "run it again"):
+            download(source.name, Path(source.root))
+        return
+    data = Data(source.name, source.root, source.path, source.outside_root, workers=source.workers)
+    data = with_absolute_paths(Config(data=data).check()).data
+    out = Path(options.json) if options.json else None
+    with refusals_of_the_disk(options.json or ".", "run it again"):
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        {"describe": describe, "verify": verify}[options.action](data, not options.no_open, out)
 
 
 def describe(data: Data, opened: bool = True, out: Path | None = None) -> dict[str, Any]:
@@ -181,3 +203,21 @@ def _short(path: str, data: Data) -> str:
     """Leave out the folder that was given."""
     root = Path(data.root) if data.root else Path(data.path or "").parent
     return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="orthoproxy data",
+        description="Describe images, compare a copy of a data set with what was published, or download one.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("describe", "verify", "download"), help="What to do.")
+    parser.add_argument("--data.name", type=get_type_hints(Data)["name"], required=True, help="The source of images.")
+    parser.add_argument("--data.root", type=str | None, help="Its folder; for download, where to put it.")
+    parser.add_argument("--data.path", type=str | None, help="Its CSV file, for data.name csv.")
+    parser.add_argument("--data.outside_root", type=bool, default=False, help=OUTSIDE)
+    parser.add_argument("--data.workers", type=int, default=Data.workers, help="Processes that read images.")
+    parser.add_argument("--json", help="Also write what is found to this file.")
+    parser.add_argument("--no-open", action="store_true", help="Go by lists and names of files; open no image.")
+    return parser

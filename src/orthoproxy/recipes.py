@@ -7,12 +7,12 @@ import difflib
 import itertools
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from orthoproxy.config import Config, Data, Evaluation, Training, flat, to_dict
+from orthoproxy.config import Config, flat, to_dict
 from orthoproxy.errors import InputError
 from orthoproxy.files import write_whole
 from orthoproxy.plain import plain_yaml
@@ -53,80 +53,6 @@ def options_parser(verb: str = "", description: str = "") -> ArgumentParser:
     parser.add_argument("--config", action="config", help="A recipe (YAML); options given after it override it.")
     parser.add_class_arguments(Config, as_group=False, skip={"environment"})
     parser.add_argument("--environment", type=dict[str, str], default={}, help=argparse.SUPPRESS)
-    return parser
-
-
-def judgement_parser(defaults: Config) -> ArgumentParser:
-    """Make the parser of ``orthoproxy evaluate``.
-
-    Parameters
-    ----------
-    defaults
-        The judged run's configuration, from which the scoring is taken where no option says otherwise.
-
-    Returns
-    -------
-    jsonargparse.ArgumentParser
-        Raises instead of exiting.
-
-    Examples
-    --------
-    >>> options = parse(judgement_parser(Config()), ["runs/x", "--evaluation.nmi", "true"])
-    >>> options.model, options.data.name, options.evaluation.nmi
-    ('runs/x', None, True)
-    """
-    parser = ArgumentParser(
-        prog="orthoproxy evaluate",
-        description="Judge a run or a model folder on images, beside the untrained encoder.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", help="A run folder, a model folder, or a name on the hub.")
-    parser.add_argument("--json", help="Also write the scores to this file.")
-    parser.add_argument("--data.name", type=get_type_hints(Data)["name"] | None, help="Another source of images.")
-    parser.add_argument("--data.root", type=str | None, help="Its folder; alone, where the run's own images are now.")
-    parser.add_argument("--data.path", type=str | None, help="Its CSV file; alone, where the run's own is now.")
-    parser.add_argument("--data.outside_root", type=bool, default=False, help=OUTSIDE)
-    parser.add_argument("--data.workers", type=int, default=defaults.data.workers, help="Processes that read images.")
-    parser.add_argument(
-        "--data.on_error",
-        type=get_type_hints(Data)["on_error"] | None,
-        help="An image that cannot be read: raise ends, skip leaves it out (default: as the run did; else raise).",
-    )
-    parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
-    parser.add_class_arguments(Evaluation, "evaluation")
-    parser.set_defaults({f"evaluation.{name}": value for name, value in vars(defaults.evaluation).items()})
-    return parser
-
-
-def data_parser() -> ArgumentParser:
-    """Make the parser of ``orthoproxy data``.
-
-    Returns
-    -------
-    jsonargparse.ArgumentParser
-        Raises instead of exiting.
-
-    Examples
-    --------
-    >>> options = parse(data_parser(), ["verify", "--data.name", "cub", "--data.root", "data/cub", "--no-open"])
-    >>> options.action, options.data.root, options.no_open
-    ('verify', 'data/cub', True)
-    """
-    parser = ArgumentParser(
-        prog="orthoproxy data",
-        description="Describe images, compare a copy of a data set with what was published, or download one.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("action", choices=("describe", "verify", "download"), help="What to do.")
-    parser.add_argument("--data.name", type=get_type_hints(Data)["name"], required=True, help="The source of images.")
-    parser.add_argument("--data.root", type=str | None, help="Its folder; for download, where to put it.")
-    parser.add_argument("--data.path", type=str | None, help="Its CSV file, for data.name csv.")
-    parser.add_argument("--data.outside_root", type=bool, default=False, help=OUTSIDE)
-    parser.add_argument("--data.workers", type=int, default=Data.workers, help="Processes that read images.")
-    parser.add_argument("--json", help="Also write what is found to this file.")
-    parser.add_argument("--no-open", action="store_true", help="Go by lists and names of files; open no image.")
     return parser
 
 

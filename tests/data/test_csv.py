@@ -62,6 +62,7 @@ def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: p
         ("path,label\na.png,\n", "label: empty"),
         ("path,label\na.png\n", "row 1 of .* has 1 fields, the first line 2"),
         ("path,label\n,cat\n", "path: empty"),
+        ("path,label,path\na.png,cat,b.png\n", "has two columns 'path'; give one of them another name"),
         ("path,label,split\na.png,cat,training\n", "split: unknown value 'training'"),
         ("path,label,role\na.png,cat,probe\n", "role: unknown value 'probe'"),
         ("path,label,split\na.png,cat,train\nb.png,cat,test\n", "class 'cat' is in train and in test"),

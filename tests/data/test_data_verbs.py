@@ -20,7 +20,7 @@ from stand_ins import (
     write_sop,
 )
 
-from orthoproxy import cli
+from orthoproxy import data_verbs
 from orthoproxy.cli import main
 from orthoproxy.data import verify
 from orthoproxy.errors import InputError
@@ -286,7 +286,7 @@ def test_download_is_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         asked.append((name, root))
         raise InputError("data.name: the owner's page is gone")
 
-    monkeypatch.setattr(cli, "download", download)
+    monkeypatch.setattr(data_verbs, "download", download)
     assert main(["data", "download", "--data.name", "cars", "--data.root", str(tmp_path)]) == 2
     assert asked == [("cars", tmp_path)]
     assert capsys.readouterr().err == "orthoproxy: data.name: the owner's page is gone\n"
