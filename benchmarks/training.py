@@ -215,7 +215,7 @@ def main() -> None:
         rows,
         "Beside the bare loop, the loader reads and augments in a process of its own on the same two cores. Two\n"
         "processes that do not talk are all that the machine gives: what they lack of 2 x one is not spent on\n"
-        "talking. Where the row before misses its goal, that is why.",
+        "talking.",
     )
 
 

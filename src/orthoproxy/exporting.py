@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from orthoproxy import builders
@@ -70,28 +71,27 @@ def export_run(
     _require_free(beside, model, run)
     table = images_of(run, root, path)
     validation, training = only(table, "validation"), only(table, "train")["path"].tolist()
-    scoring = builders.make_scoring(run.config.evaluation)
-    license = license or license_of(model.card)
-    exported = export_onnx(
-        model,
-        out,
-        test=only(table, "test"),
-        validation=validation,
-        training=rank_by_hash(training, salt="calibration")[:CALIBRATION_IMAGES],
-        int8=int8,
-        false_match_rate=false_match_rate,
-        license=license,
-        scoring=scoring,
-        workers=workers,
-        progress=True,
-    )
-    matching = exported.matching
-    if int8 and len(validation):  # the model folder is of the original, which has a threshold of its own
-        embeddings = model.embed(validation["path"].tolist(), workers=workers)
-        matching = matching_of(embeddings, validation, scoring)
-    words = no_match_words(matching, false_match_rate) if matching else ""
-    card = model_card(run.config, _scores_of(run), license, words, _table_of(beside.parent, model.identity))
-    _put_beside(beside, model, run, card, matching, false_match_rate)
+    scoring, license = builders.make_scoring(run.config.evaluation), license or license_of(model.card)
+    with alone_in(run.folder, "export") if _is_own(beside, run) else nullcontext():
+        exported = export_onnx(
+            model,
+            out,
+            test=only(table, "test"),
+            validation=validation,
+            training=rank_by_hash(training, salt="calibration")[:CALIBRATION_IMAGES],
+            int8=int8,
+            false_match_rate=false_match_rate,
+            license=license,
+            scoring=scoring,
+            workers=workers,
+            progress=True,
+        )
+        matching = exported.matching
+        if int8 and len(validation):  # the model folder is of the original, which has a threshold of its own
+            matching = matching_of(model.embed(validation["path"].tolist(), workers=workers), validation, scoring)
+        words = no_match_words(matching, false_match_rate) if matching else ""
+        card = model_card(run.config, _scores_of(run), license, words, _table_of(beside.parent, model.identity))
+        _put_beside(beside, model, run, card, matching, false_match_rate)
     yield from _told(exported, false_match_rate)
     yield f"{beside}: the model and its card"
 
@@ -109,9 +109,8 @@ def _put_beside(
     """Write the model folder with its card and threshold; of the run's own, only these change."""
     threshold = matching.threshold(false_match_rate) if matching else None
     if _is_own(folder, run):
-        with alone_in(run.folder, "export"):
-            write_threshold(folder, threshold, false_match_rate)
-            write_whole(folder / "README.md", card)
+        write_threshold(folder, threshold, false_match_rate)
+        write_whole(folder / "README.md", card)
     else:
         model.threshold = threshold
         model.false_match_rate = None if threshold is None else false_match_rate

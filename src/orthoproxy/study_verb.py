@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 import torch
@@ -306,6 +308,10 @@ def _at_once(job: Job, work: Work, cells: Sequence[Cell]) -> Iterator[tuple[Cell
 
 
 def _begin_process(threads: int) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)  # what is half written is removed; training itself saves first
+
+    signal.signal(signal.SIGTERM, end)
     torch.set_num_threads(threads)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # as the command line does
 

@@ -75,7 +75,7 @@ def test_groups_can_be_kept_when_asked() -> None:
     assert kept.trained == score(x, None, table, Scoring()).own_group_included.trained
 
 
-def test_roles_and_groups_of_the_table_reach_the_collection() -> None:
+def test_roles_and_groups_of_the_table_reach_the_retrieval() -> None:
     table = make_table(list("abcde"), ["z", "y", "y", "z", "x"], role=["query", "gallery", "both", "both", "query"],
                        group=["one", "", "two", "one", ""])  # fmt: skip
     retrieval = retrieval_of(np.eye(5), table, exclude_group=True)

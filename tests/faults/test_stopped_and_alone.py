@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,31 @@ def test_a_killed_run_keeps_nobody_out(recipe: Path, photos: Path, whole: Path, 
     record("faults", "a killed run followed by another in its folder", lost)
     assert code == 128 + signal.SIGKILL and left
     assert (again, lost) == (0, "nothing") and not (out / ".lock").exists()
+
+
+def _hold(folder: Path, pipe: Connection) -> None:
+    with locked(folder):
+        pipe.send("held")
+        pipe.recv()
+
+
+@pytest.mark.parametrize("verb", ["report", "export"])
+def test_a_run_that_is_written_to_is_neither_reported_nor_exported_anew(
+    verb: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, (here, there) = Path(shutil.copytree(whole, tmp_path / "run")), multiprocessing.Pipe()
+    holder = multiprocessing.get_context("fork").Process(target=_hold, args=(run, there))
+    holder.start()
+    assert here.recv() == "held"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code = main([verb, str(run), *(["--out", str(run / "model.onnx")] if verb == "export" else [])])
+    said = capsys.readouterr().err
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    here.send("go on")
+    holder.join()
+    record("faults", f"{verb} of a run that another job is writing to", "nothing" if after == before else "a file")
+    assert (code, after) == (2, before)
+    assert said.startswith(f"orthoproxy: {verb}: another job is writing to {run}: process {holder.pid} on ")
 
 
 def _take_in_turn(folder: Path, counter: Path, times: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from hostile import refused
 from jsonargparse import ArgumentParser
 
-from orthoproxy import recipes
+from orthoproxy import cli, recipes
 from orthoproxy.card import license_of
 from orthoproxy.cli import main
 from orthoproxy.config import Config, flat
@@ -124,11 +125,18 @@ def test_a_name_at_every_key_is_text_or_refused(value: str, parser: ArgumentPars
         assert flat(config)[key] == value  # the fixture sees that nothing was imported
 
 
-@pytest.mark.parametrize("key", ["loss", "training.rates", "loss.args", "encoder.name", "environment", "nowhere"])
-def test_the_command_ends_with_code_2(key: str, tmp_path: Path, trap: Path, capsys) -> None:
-    words = write(tmp_path / "recipe.yaml", yaml.safe_dump(nested(key, {"class_path": "os.system"})), trap)
-    said = refused(["train", *words, "--out", tmp_path / "run"], capsys)
-    assert f"recipe.yaml: {key}.class_path: a recipe holds values only" in said
+def test_the_command_ends_with_code_2_at_every_key(
+    parser: ArgumentParser, tmp_path: Path, trap: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "options_parser", lambda *_: own)
+    own = options_parser("train", "")
+    own.add_argument("--out", required=True)
+    own.add_argument("--resume", action="store_true")
+    monkeypatch.setattr(own, "add_argument", lambda *_, **__: None)  # they are there
+    for key in [*KEYS, *OTHER_KEYS]:
+        words = write(tmp_path / "recipe.yaml", yaml.safe_dump(nested(key, {"class_path": "os.system"})), trap)
+        said = refused(["train", *words, "--out", tmp_path / "run"], capsys)
+        assert f"recipe.yaml: {key}" in said and re.search("a recipe (holds values only|cannot name another)", said)
     assert not (tmp_path / "run").exists()
 
 

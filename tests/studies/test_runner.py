@@ -188,6 +188,30 @@ def test_sigterm_stops_the_cells_in_training_too_and_no_other_begins(folder, wor
     assert "run the same command to go on" in capsys.readouterr().err
 
 
+def until_ended(study, cell, place):
+    """A cell that is not in training, but embeds its images, say."""
+    place.runs.mkdir(parents=True, exist_ok=True)
+    half = place.runs / f"{cell.name}.tmp"
+    half.touch()
+    try:
+        wait_for(lambda: False)
+    finally:
+        half.unlink()
+
+
+def test_sigterm_leaves_nothing_half_written_by_cells_that_are_not_in_training(folder, work, monkeypatch, capfd):
+    monkeypatch.setattr(study_verb, "train_cell", until_ended)
+
+    def end():
+        wait_for(lambda: len(list(folder.glob("runs/s/*.tmp"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end).start()
+    assert main(["study", "s.yaml", "--processes", "2"]) == 143
+    assert list((folder / "runs/s").iterdir()) == []
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("parts", [2, 3, pytest.param(20, marks=pytest.mark.slow)])
 def test_parts_share_the_work_and_wait_for_each_other(folder, work, capsys, parts):
     for part in range(1, parts + 1):

@@ -40,6 +40,7 @@ from orthoproxy.processes import (
     sum_parts,
 )
 from orthoproxy.training import Checkpoints, Plan, fit, make_optimizer
+from records import record
 
 CLASSES, DIM = 7, 8  # that neither 2 nor 4 divides
 
@@ -199,6 +200,19 @@ def test_weights_of_the_usual_encoders_after_twenty_steps(count: int, name: str,
     for sharded in (False, True):
         several = in_processes(count, Case(encoder, sharded=sharded, plan=TWENTY).run)
         assert distance(several[0]["weights"], one["weights"]) < 1e-8
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_twice_in_as_many_processes_comes_to_the_same_bits(count: int, sharded: bool) -> None:
+    case = Case(small(), sharded=sharded, dtype=torch.float32, plan=Plan(epochs=2, log_every=1))
+    one, again = (in_processes(count, case.run) for _ in range(2))
+    lost = "nothing" if one[0]["losses"] == again[0]["losses"] else "losses"
+    for ours, theirs in zip(one, again, strict=True):
+        if not all(torch.equal(x, theirs["weights"][name]) for name, x in ours["weights"].items() if x is not None):
+            lost = "weights"
+    record("repeatable", f"the same training twice in {count} processes", lost)
+    assert lost == "nothing"
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])

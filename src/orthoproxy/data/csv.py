@@ -110,9 +110,10 @@ def read_columns(path: Path, needed: Sequence[str], field: str = "data.path") ->
         raise InputError(f"{field}: {path} has two columns {twice!r}; give one of them another name")
     missing = [name for name in needed if name not in names]
     if missing:
+        others = [name for name in ("label", "split", "role", "group") if name not in needed]
         raise InputError(
             f"{field}: {path} has no column {missing[0]!r}, only {', '.join(names) or 'nothing'}; "
-            f"its first line must name {' and '.join(needed)} (and may name split, role, group)"
+            f"its first line must name {' and '.join(needed)} (and may name {', '.join(others)})"
         )
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(names):

@@ -65,7 +65,7 @@ class CopyCheck:
 def verify_images(
     name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
 ) -> list[CopyCheck]:
-    """CopyCheck a copy of a data set.
+    """Check a copy of a data set.
 
     Parameters
     ----------

@@ -22,6 +22,7 @@ from orthoproxy.data import evaluation_size
 from orthoproxy.embedder import Embedder, Images, batches_of
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Evaluation, Matching, Scoring, matching_of, score
+from orthoproxy.files import flush
 from orthoproxy.progress import Progress
 from orthoproxy.search.onnx import INPUT, OUTPUT, Description, OnnxEmbedder, imported, read_description
 
@@ -367,7 +368,9 @@ def _write_metadata(path: Path, about: Description) -> None:
     onnx = imported("onnx")
     content = onnx.load(path)
     onnx.helper.set_model_props(content, about.metadata())
-    onnx.save(content, path)
+    with path.open("wb") as file:
+        onnx.save(content, file)
+        flush(file)  # before it is renamed
 
 
 def _words(difference: float, images: int, scores: Evaluation | None) -> str:

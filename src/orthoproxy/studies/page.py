@@ -62,7 +62,7 @@ def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
     with refusals_of_the_disk(folder, "write the page again"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            write_whole(folder / name, text)
+            write_whole(folder / name, text, others=True)  # parts of a study may end together
 
 
 def all_rows(study: Study, results: Sequence[Result]) -> dict[str, list[Row]]:
