@@ -27,6 +27,10 @@ from PIL import Image  # noqa: E402
 
 from orthoproxy.models import Encoder  # noqa: E402
 
+# The first backward pass starts a thread for each device but the processor, and then PyTorch refuses to train in forks.
+# An export to ONNX makes such a device known. So the first pass is here, whatever the order of the tests.
+torch.ones(1, requires_grad=True).backward()
+
 hypothesis.settings.register_profile(
     "orthoproxy",
     derandomize=True,

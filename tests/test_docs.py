@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import re
 import shlex
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +103,6 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
 def test_python_runs_and_prints_what_the_page_shows(page: Path, work_folder: Path) -> None:
-    """In a process of its own: after what some pages do, PyTorch refuses to train in the forks of other tests."""
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=run_page, args=(page, there))
-    process.start()
-    there.close()
-    assert here.recv() == ""
-    process.join()
-
-
-def run_page(page: Path, errors: Connection) -> None:
-    try:
-        run_python(page)
-    except BaseException:
-        errors.send(traceback.format_exc())
-    else:
-        errors.send("")
-
-
-def run_python(page: Path) -> None:
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "docs"}
     shown = blocks(page)
