@@ -290,19 +290,21 @@ def _judged_too(study: Study, results: Sequence[Result]) -> str:
 def _first_kept(study: Study, results: Sequence[Result]) -> str:
     """Count the judged runs of which the first epoch was kept, since validation went down from there."""
     judged = [result for method in study.methods for result in judged_results(study, results, method)]
-    first = sum(_kept_first(result) for result in judged)
+    known = [kept for result in judged if (kept := _kept_first(result)) is not None]
+    first = sum(known)
     if not first:
         return ""
     return (
-        f"{first} of {len(judged)} judged runs were best on validation classes after their first epoch and are "
+        f"{first} of {len(known)} judged runs were best on validation classes after their first epoch and are "
         "judged so: more training made them worse, so they say little about what a method does in training."
     )
 
 
-def _kept_first(result: Result) -> bool:
+def _kept_first(result: Result) -> bool | None:
+    """Tell whether the first epoch was kept; None where the curve does not have what it was chosen by."""
     monitor = result["options"].get("training.monitor", "map@r") if "options" in result else "map@r"
     scores = [point[monitor] for point in result.get("curve") or () if monitor in point]
-    return len(scores) > 1 and scores[0] == max(scores)
+    return scores[0] == max(scores) if len(scores) > 1 else None
 
 
 def _again(results: Sequence[Result]) -> str:
