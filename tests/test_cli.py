@@ -168,6 +168,9 @@ def test_report_is_written_anew(run, capsys):
         (["train", "--out", "x", "--data.name", "csv", "--data.path", "nowhere.csv"], "/nowhere.csv"),
         (["train", "--out", "x", "--data.name", "folder", "--data.root", "nowhere"], "/nowhere"),
         (["evaluate", "nowhere"], "no model in nowhere"),
+        (["evaluate", "x", "--data.on_error", "stop"], "\"data.on_error\": Expected one of 'raise', 'skip'. Got value"),
+        (["evaluate", "x", "--data.name", "folders"], "\"data.name\": Expected one of 'icons', 'folder'"),
+        (["index", "x", "--data.name", "folders"], "\"data.name\": Expected one of 'icons', 'folder'"),
         (["report", "nowhere"], "no run in nowhere"),
     ],
 )

@@ -82,14 +82,14 @@ def _parser(defaults: Config) -> ArgumentParser:
     )
     parser.add_argument("model", help="A run folder, a model folder, or a name on the hub.")
     parser.add_argument("--json", help="Also write the scores to this file.")
-    parser.add_argument("--data.name", type=get_type_hints(Data)["name"] | None, help="Another source of images.")
+    parser.add_argument("--data.name", type=get_type_hints(Data)["name"], help="Another source of images.")
     parser.add_argument("--data.root", type=str | None, help="Its folder; alone, where the run's own images are now.")
     parser.add_argument("--data.path", type=str | None, help="Its CSV file; alone, where the run's own is now.")
     parser.add_argument("--data.outside_root", type=bool, default=False, help=OUTSIDE)
     parser.add_argument("--data.workers", type=int, default=defaults.data.workers, help="Processes that read images.")
     parser.add_argument(
         "--data.on_error",
-        type=get_type_hints(Data)["on_error"] | None,
+        type=get_type_hints(Data)["on_error"],
         help="An image that cannot be read: raise ends, skip leaves it out (default: as the run did; else raise).",
     )
     parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")

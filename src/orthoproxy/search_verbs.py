@@ -111,7 +111,7 @@ def add_images(parser: ArgumentParser) -> None:
         nargs="?",
         help="A folder of images, or a CSV file with a column path and maybe label and group; or give --data.name.",
     )
-    parser.add_argument("--data.name", type=get_type_hints(Data)["name"] | None, help="A data set.")
+    parser.add_argument("--data.name", type=get_type_hints(Data)["name"], help="A data set.")
     parser.add_argument("--data.root", type=str | None, help="Its folder; of a CSV file, where its paths start.")
     parser.add_argument("--data.path", type=str | None, help="Its CSV file, for --data.name csv.")
     parser.add_argument("--split", choices=["train", "validation", "test"], help="Only this split of a data set.")
