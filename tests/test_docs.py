@@ -131,6 +131,16 @@ def test_studies_are_accepted(page: Path, work_folder: Path) -> None:
                 config_of_cell(study, cell)
 
 
+def test_the_commands_on_the_pages_of_studies_work_in_any_clone() -> None:
+    for page in DOCS.glob("studies/*/index.html"):
+        study = page.parent.name
+        (said,) = re.findall(r"<pre [^>]*Commands[^>]*>(.*?)</pre>", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert said.splitlines() == [
+            f"orthoproxy study studies/{study}.yaml",
+            f"orthoproxy study studies/{study}.yaml --page",
+        ], study
+
+
 class Parsed(Exception):  # noqa: N818 -- stops a verb where its work would begin
     """The options were accepted."""
 
