@@ -67,38 +67,40 @@ def spread_figure():
     return figure
 
 
+def by_weight(results, method, measure):
+    """Weights, and the mean and standard deviation of a measure over a method's runs with each."""
+    runs = defaultdict(list)
+    for result in results:
+        if result["method"] == method:
+            runs[result["setting"]["loss.orthogonality.weight"]].append(measure(result))
+    weights = sorted(runs)
+    return weights, [np.mean(runs[w]) for w in weights], [np.std(runs[w]) for w in weights]
+
+
 @in_house_style
-def weight_figure(cells):
-    """What the weight does to trained proxies, and to what is found with them."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cells.glob("*.json"))]
-    seeds = {result["seed"] for result in results if result["method"] in FORMS and not result.get("test")}
-    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
-    for axes, measure, title in zip(
-        figure.subplots(1, 2),
-        (lambda r: r["geometry"]["effective_rank"], lambda r: 100 * score_of(r, "validation", "recall@1")),
-        ("effective rank of the proxies, of 128", "Recall@1 on validation classes, %"),
-        strict=True,
-    ):
-        plain = [measure(r) for r in results if r["method"] == "proxy-anchor" and r["seed"] in seeds]
-        axes.axhline(np.mean(plain), label="Proxy Anchor alone", **DASHED)
-        for (method, name), colour in zip(FORMS.items(), SERIES, strict=False):
-            by_weight = defaultdict(list)
-            for result in results:
-                if result["method"] == method and result["seed"] in seeds:
-                    by_weight[result["setting"]["loss.orthogonality.weight"]].append(measure(result))
-            weights = sorted(by_weight)
-            axes.errorbar(
-                weights,
-                [np.mean(by_weight[w]) for w in weights],
-                [np.std(by_weight[w]) for w in weights],
-                color=colour,
-                label=name,
-                marker="o",
-                markersize=4,
-            )
-        axes.set_xscale("log")
-        finish(axes, "lambda", title)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+def weight_figure(studies):
+    """What the weight does to trained proxies, and to what is found with them: a row of axes for each study."""
+    measures = {
+        "effective rank of the proxies, of 128": lambda r: r["geometry"]["effective_rank"],
+        "Recall@1 on validation classes, %": lambda r: 100 * score_of(r, "validation", "recall@1"),
+    }
+    figure = Figure(figsize=(8.4, 2.9 * len(studies)), layout="constrained")
+    rows = figure.subplots(len(studies), len(measures), sharex=True, squeeze=False)
+    for row, (study, what) in zip(rows, studies.items(), strict=True):
+        cells = sorted((DOCS / "studies" / study / "cells").glob("*.json"))
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in cells]
+        tuning = {r["seed"] for r in results if r["method"] in FORMS and not r.get("test")}
+        results = [r for r in results if r["seed"] in tuning]
+        for axes, (title, measure) in zip(row, measures.items(), strict=True):
+            plain = [measure(r) for r in results if r["method"] == "proxy-anchor"]
+            axes.axhline(np.mean(plain), label="Proxy Anchor alone", **DASHED)
+            for (method, name), colour in zip(FORMS.items(), SERIES, strict=False):
+                weights, means, deviations = by_weight(results, method, measure)
+                if weights:
+                    axes.errorbar(weights, means, deviations, color=colour, label=name, marker="o", markersize=4)
+            axes.set_xscale("log")
+            finish(axes, "lambda" if axes.get_subplotspec().is_last_row() else "", f"{what}: {title}")
+    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 
@@ -108,6 +110,6 @@ def save(figure, name):
 
 
 save(spread_figure(), "spread.png")
-save(weight_figure(DOCS / "studies" / "frozen-icons" / "cells"), "weight.png")
+save(weight_figure({"frozen-icons": "Frozen encoder", "icons": "Whole network"}), "weight.png")
 if len(sys.argv) > 1:
     save(retrieval_strip(results_of(Run(sys.argv[1]))), "retrieval.png")
