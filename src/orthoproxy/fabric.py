@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -69,9 +70,6 @@ def make_fabric(training: Training, folder: Path) -> Fabric:
     device(type='cpu')
     """
     accelerator = choose_accelerator(training.accelerator)
-    precision = training.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if _computes_bfloat16(accelerator) else "32-true"
     loggers = [_make_logger(name, folder) for name in training.loggers]
     here, machines = _launched(accelerator)
     # Plain DDP packs the gradients anew after its first step. Three processes or more then add them in another order: a
@@ -82,9 +80,32 @@ def make_fabric(training: Training, folder: Path) -> Fabric:
         devices=here,
         num_nodes=machines,
         strategy=several if here * machines > 1 else "auto",
-        precision=precision,
+        precision=choose_precision(training),
         loggers=loggers if os.environ.get("RANK", "0") == "0" else [],
     )
+
+
+def choose_precision(training: Training) -> Literal["32-true", "bf16-mixed"]:
+    """Say in which precision a training computes, which ``auto`` leaves to the hardware.
+
+    Parameters
+    ----------
+    training
+        Its accelerator and precision.
+
+    Raises
+    ------
+    InputError
+        As from `choose_accelerator`.
+
+    Examples
+    --------
+    >>> choose_precision(Training(precision="32-true"))
+    '32-true'
+    """
+    if training.precision != "auto":
+        return training.precision
+    return "bf16-mixed" if _computes_bfloat16(choose_accelerator(training.accelerator)) else "32-true"
 
 
 def _launched(accelerator: str) -> tuple[int, int]:

@@ -21,13 +21,13 @@ from orthoproxy.failpoints import failpoint
 from orthoproxy.files import write_whole
 from orthoproxy.processes import agreed, is_first_of_machine, is_main
 from orthoproxy.reports import RunResults, render_report
+from orthoproxy.reports.words import FEW_CLASSES
 from orthoproxy.run import Run
 
 FROZEN = (
     "Frozen encoder: the projection and the proxies alone were trained, on features of the images as evaluation sees "
     "them, without augmentation."
 )
-FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint unreliable
 FALSE_MATCH_RATE = 0.01  # of queries whose class is not there, unless an export chose another
 
 

@@ -105,7 +105,7 @@ def plain_yaml(text: str) -> Any:
     Raises
     ------
     ValueError
-        If it is too long, nested too deeply, grows too large by its aliases, or has a tag.
+        If it is too long, nested too deeply, grows too large by its aliases, has a tag, or a key twice in one place.
     yaml.YAMLError
         If it is no YAML.
 
@@ -117,10 +117,15 @@ def plain_yaml(text: str) -> Any:
     Traceback (most recent call last):
     ...
     ValueError: line 1: the tag !!python/object/apply:os.system; give plain values
+    >>> plain_yaml("epochs: 3\\nepochs: 8")
+    Traceback (most recent call last):
+    ...
+    ValueError: line 2: the key 'epochs' is there already; keep one
     """
     if len(text) > LONGEST:
         raise ValueError(f"{len(text):,} characters, and the limit is {LONGEST:,}")
     _check_events(text)
+    _check_keys(text)
     return yaml.load(text, Loader=LOADER)
 
 
@@ -148,3 +153,23 @@ def _check_events(text: str) -> None:
             raise ValueError(f"line {event.start_mark.line + 1}: aliases make it more than {MOST:,} values")
         if len(nested) > DEEPEST:
             raise ValueError(f"line {event.start_mark.line + 1}: nested more than {DEEPEST} deep")
+
+
+def _check_keys(text: str) -> None:
+    """Refuse a key that comes twice, of which YAML's parsers keep the last without a word."""
+    left, seen = [yaml.compose(text, Loader=LOADER)], set[int]()
+    while left:
+        node = left.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            left += [value for _, value in node.value]
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            names = [(key.tag, key.value) for key in keys]
+            for position, key in enumerate(keys):
+                if names[position] in names[:position]:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"line {line}: the key {key.value!r} is there already; keep one")

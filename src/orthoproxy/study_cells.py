@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 
 from orthoproxy import builders
-from orthoproxy.config import Config, flat
+from orthoproxy.config import Augmentation, Config, flat
 from orthoproxy.data import BatchSampler, only
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import class_scores
-from orthoproxy.fabric import choose_accelerator
+from orthoproxy.fabric import choose_accelerator, choose_precision
 from orthoproxy.files import write_whole
 from orthoproxy.jobs import train
 from orthoproxy.judging import images_of, views_of
@@ -34,6 +34,20 @@ from orthoproxy.studies.plan import METRICS, Cell, Study
 from orthoproxy.training import Diverged
 
 FORMAT_VERSION = 1
+KEYS = {
+    "cell",
+    "method",
+    "setting",
+    "seed",
+    "options",
+    "validation",
+    "test",
+    "curve",
+    "geometry",
+    "seconds",
+    "images",
+    "elapsed",
+}
 DIGITS = 6
 # what may differ between the machines that share a study
 OF_THE_MACHINE = {"data.root", "data.path", "data.cache", "training.accelerator", "training.loggers"} | WITHOUT_EFFECT
@@ -90,14 +104,15 @@ def config_of_cell(study: Study, cell: Cell) -> Config:
     Examples
     --------
     >>> from orthoproxy.studies.plan import Method
-    >>> config_of_cell(Study("so", {"on": Method()}, "on", base=Path("nowhere.yaml")), Cell("on", {}, 0))
+    >>> study = Study("so", {"on": Method()}, "on", base=Path("nowhere.yaml"), path=Path("so.yaml"))
+    >>> config_of_cell(study, Cell("on", {}, 0))
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: base: no recipe nowhere.yaml
+    orthoproxy.errors.InputError: so.yaml: base: no recipe nowhere.yaml
     """
     method = study.methods[cell.method]
     if not _is_file(study.base):
-        raise InputError(f"base: no recipe {study.base}")
+        raise InputError(f"{study.path}: base: no recipe {study.base}")
     recipes = [study.base] if method.recipe is None else [study.base, method.recipe]
     options = {"training.select_on": "validation", **study.options(cell), "training.seed": 0}
     words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
@@ -126,6 +141,46 @@ def _is_file(path: Path) -> bool:
 def _config(*recipes: tuple[str, int], options: tuple[str, ...]) -> Config:
     """Parse what many cells share once, unless a recipe was changed meanwhile; to be copied before it is changed."""
     return config_of(parse(options_parser(), [*(x for path, _ in recipes for x in ("--config", path)), *options]))
+
+
+def check_classes(study: Study) -> None:
+    """Read the tables of images, and see that all cells can be scored, and on the same classes.
+
+    Parameters
+    ----------
+    study
+        Of which any option may change the images.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be read, there are no validation or test classes, the test classes are not the same for all
+        cells, or the validation classes not for all settings of a method.
+
+    Examples
+    --------
+    Done by ``orthoproxy study`` before the first run, see docs/guide/studies.md.
+    """
+    known: dict[str, dict[str, list[str]]] = {}
+    first: dict[tuple[str, str], tuple[Cell, list[str]]] = {}
+    for cell in study.first_cells:
+        config = config_of_cell(study, cell)
+        key = repr(replace(config.data, augmentation=Augmentation()))
+        if key not in known:
+            table = builders.split_table(config)
+            known[key] = {part: only(table, part)["path"].tolist() for part in ("validation", "test")}
+        for part, images in known[key].items():
+            if not images:
+                raise InputError(
+                    f"{study.path}: {cell.name}: no {part} classes, which a study needs; see data.{part}_fraction"
+                )
+            among = "all cells" if part == "test" else cell.method
+            before, same = first.setdefault((part, among), (cell, images))
+            if images != same:
+                raise InputError(
+                    f"{study.path}: {before.name} and {cell.name} would be scored on different {part} classes; "
+                    "leave the options that decide on them the same"
+                )
 
 
 def changed_options(config: Config) -> dict[str, Any]:
@@ -190,8 +245,7 @@ def train_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
             result |= _scores_and_costs(run)
     except Diverged as error:
         result |= _failed(error)
-    result |= {"elapsed": round(time.monotonic() - start, 1), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    result["environment"] = run.config.environment
+    result |= {"elapsed": round(time.monotonic() - start, 1), **_when_and_where(run)}
     _write(result, place.file(cell))
     if config.encoder.freeze:
         shutil.rmtree(run.folder)
@@ -209,8 +263,8 @@ def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
     Returns
     -------
     dict
-        The result. What chose the setting stays as it was; ``trained_again`` says whether the scores on the test
-        classes are of another training with the same configuration.
+        The result. What chose the setting stays as it was; ``trained_again`` says when and where another training with
+        the same configuration was done, if the scores on the test classes are of one.
 
     Raises
     ------
@@ -228,7 +282,8 @@ def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
     again = not run.trained
     with _quietly(run), _threads(config):
         train(config, run.folder, resume=True, judged=False)
-        result |= {"test": _class_scores(run, images_of(run), "test"), "trained_again": again}
+        result |= {"test": _class_scores(run, images_of(run), "test")}
+        result["trained_again"] = _when_and_where(run) if again else None
     _write(result, place.file(cell))
     if config.encoder.freeze:
         shutil.rmtree(run.folder)
@@ -270,6 +325,8 @@ def read_result(study: Study, cell: Cell, place: Place) -> dict[str, Any] | None
     version = result.get("format_version") if isinstance(result, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: format_version {version!r} is unknown; this orthoproxy reads {FORMAT_VERSION}")
+    if lacking := sorted(KEYS - set(result)):
+        raise InputError(f"{path}: damaged, {lacking[0]} is missing; remove it, and its cell is trained again")
     now = json.loads(json.dumps(changed_options(config_of_cell(study, cell))))
     before = result["options"]
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -292,6 +349,12 @@ def _about(study: Study, cell: Cell, config: Config) -> dict[str, Any]:
         "seed": cell.seed,
         "options": changed_options(config),
     }
+
+
+def _when_and_where(run: Run) -> dict[str, Any]:
+    config = run.config
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    return {"date": today, "environment": {**config.environment, "precision": choose_precision(config.training)}}
 
 
 def _failed(error: Exception) -> dict[str, Any]:

@@ -34,7 +34,15 @@ from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, read_study, score_of
 from orthoproxy.studies.table import setting_words
-from orthoproxy.study_cells import Place, config_of_cell, images_an_epoch, judge_cell, read_result, train_cell
+from orthoproxy.study_cells import (
+    Place,
+    check_classes,
+    config_of_cell,
+    images_an_epoch,
+    judge_cell,
+    read_result,
+    train_cell,
+)
 from orthoproxy.training import Interrupted
 
 Result = dict[str, Any]
@@ -58,10 +66,12 @@ def run_study(arguments: list[str]) -> None:
         raise InputError(f"--processes: {options.processes}; give 1 or more")
     with refusals_of_the_disk(place.results, "run it again"):
         if options.plan:
+            check_classes(study)
             print_plan(job)
         elif options.page:
             _write_page(job)
         else:
+            check_classes(study)
             _run(job)
 
 
@@ -243,7 +253,8 @@ class _Teller:
 
     def begin(self, cells: Sequence[Cell], what: str) -> None:
         self.cells, self.done, self.start = list(cells), 0, time.monotonic()
-        expected = [self.job.expected_seconds(cell.method) for cell in cells]
+        run = self.job.place.run  # one that is trained is judged in no time beside that
+        expected = [0.0 if run(cell).trained else self.job.expected_seconds(cell.method) for cell in cells]
         known = [seconds for seconds in expected if seconds is not None]
         about = f", about {duration(sum(known) / self.job.processes)}" if len(known) == len(expected) else ""
         self.say(f"{self.job.study.name}: {len(cells)} cells {what}{about}")

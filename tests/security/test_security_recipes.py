@@ -205,6 +205,9 @@ def test_what_would_grow_without_end(name: str, parser: ArgumentParser, tmp_path
 
 def test_aliases_of_reasonable_size_are_fine() -> None:
     assert plain_yaml("a: &a [1, 2]\nb: [*a, *a]")["b"] == [[1, 2], [1, 2]]
+    assert plain_yaml("a: {x: 1}\nb: {x: 2}\n1: c\n'1': d") == {"a": {"x": 1}, "b": {"x": 2}, 1: "c", "1": "d"}
+    with pytest.raises(ValueError, match="line 3: the key 'x' is there already"):
+        plain_yaml("a:\n- x: 1\n  x: 1")
 
 
 STUDY = """

@@ -19,7 +19,7 @@ from orthoproxy.evaluation import mean_scores
 from orthoproxy.recipes import write_config
 from orthoproxy.reports import effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.studies.plan import Cell, Method, Study, score_of
-from orthoproxy.study_cells import Place, config_of_cell, judge_cell, read_result, train_cell
+from orthoproxy.study_cells import Place, check_classes, config_of_cell, judge_cell, read_result, train_cell
 from orthoproxy.training import Diverged
 
 WEIGHT = "loss.orthogonality.weight"
@@ -100,6 +100,33 @@ def test_what_a_study_cannot_do_is_named(study, options, message):
         config_of_cell(replace(study, set=options), Cell("off", {}, 0))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"set": {"data.validation_fraction": 0.0}}, "off_seed0: no validation classes, which a study needs; see data"),
+        ({"set": {"data.test_fraction": 0.0}}, "off_seed0: no test classes, which a study needs; see data"),
+        (
+            {"methods": {"off": Method(choose={"data.validation_fraction": [0.5, 0.9]})}},
+            "off_validation_fraction-0.5_seed0 and off_validation_fraction-0.9_seed0 would be scored on different vali",
+        ),
+        (
+            {"methods": {"off": Method(), "on": Method({"data.test_fraction": 0.2})}},
+            "off_seed0 and on_seed0 would be scored on different test classes; leave the options that decide on them",
+        ),
+    ],
+)
+def test_cells_that_could_not_be_compared_are_found_before_the_first_run(study, changes, message):
+    check_classes(study)
+    changed = replace(study, **{**changes, "set": study.set | changes.get("set", {})}, tuning_seeds=[0])
+    with pytest.raises(InputError, match=message):
+        check_classes(changed)
+
+
+def test_what_a_method_trains_on_may_differ_from_another(study):
+    check_classes(replace(study, methods={"off": Method(), "on": Method({"data.validation_fraction": 0.9})}))
+    check_classes(replace(study, methods={"off": Method(choose={"data.augmentation.jitter": [0, 0.4]})}))
+
+
 def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
     cell = Cell("on", {WEIGHT: 0.1}, 1)
     result = train_cell(study, cell, place)
@@ -128,7 +155,7 @@ def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
     assert result["images"] == result["curve"][-1]["images"] == 5 * batches
     assert result["seconds"] == pytest.approx(records["seconds"].max(), abs=0.06)
     assert result["elapsed"] >= result["seconds"]
-    assert result["environment"] == run.config.environment
+    assert result["environment"] == run.config.environment | {"precision": "32-true"}
 
     proxies = run.model.proxies.numpy()
     assert (result["geometry"]["classes"], result["geometry"]["dim"]) == proxies.shape
@@ -140,7 +167,7 @@ def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
     assert result["geometry"]["largest_cosine"] == pytest.approx(largest, abs=1e-5)
 
     judged = judge_cell(study, cell, place)
-    assert judged == result | {"test": judged["test"], "trained_again": False}
+    assert judged == result | {"test": judged["test"], "trained_again": None}
     orthoproxy.judging.judge(run)  # what `orthoproxy report` would say
     for who in ("trained", "untrained"):
         for metric in ("recall@1", "map@r"):
@@ -153,9 +180,10 @@ def test_a_frozen_cell_leaves_no_run_and_is_judged_all_the_same(study, place):
     assert not place.run(cell).folder.exists()
     judged = judge_cell(study, cell, place)
     assert not place.run(cell).folder.exists()
-    assert judged["trained_again"]
+    again = judged["trained_again"]
+    assert again == {name: trained[name] for name in ("date", "environment")}
     assert trained["test"] is None
-    assert {**judged, "test": None} == {**trained, "trained_again": True}
+    assert {**judged, "test": None} == {**trained, "trained_again": again}
     whole = orthoproxy.train(config_of_cell(study, cell), place.runs / "whole")
     assert score_of(judged, "test", "recall@1") == pytest.approx(whole.scores["trained"]["recall@1"]["value"], abs=2e-6)
 
@@ -201,7 +229,13 @@ def test_a_result_of_another_configuration_is_not_taken(study, place):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "damaged; remove it"), ("[]", "format_version None"), ('{"format_version": 9}', "9")]
+    ("content", "message"),
+    [
+        ("{", "damaged; remove it"),
+        ("[]", "format_version None"),
+        ('{"format_version": 9}', "9"),
+        ('{"format_version": 1}', "damaged, cell is missing; remove it, and its cell is trained again"),
+    ],
 )
 def test_a_file_that_is_no_result_is_named(study, place, content, message):
     path = place.file(Cell("off", {}, 0))

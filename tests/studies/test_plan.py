@@ -79,6 +79,8 @@ def test_a_part_of_a_recipe_is_found_from_the_study(tmp_path):
     [
         ({"colour": "red"}, "the study: unknown key 'colour'; there are base, "),
         ({"base": "missing"}, "base: missing"),
+        ({"base": None}, "base: None; give a recipe"),
+        ({"title": ""}, "title: ''; give a heading"),
         ({"metric": "recall@7"}, "metric: unknown 'recall@7'; one of recall@1, map@r"),
         ({"seeds": []}, "seeds: []; give a list of different whole numbers"),
         ({"seeds": 0}, "seeds: 0; give a list"),
@@ -95,6 +97,9 @@ def test_a_part_of_a_recipe_is_found_from_the_study(tmp_path):
         ({"compare": "on"}, "compare: 'on'; give a list of methods"),
         ({"expected_seconds": "long"}, "expected_seconds: 'long'; give the seconds"),
         ({"expected_seconds": 0}, "expected_seconds: 0; give the seconds"),
+        ({"expected_seconds": float("nan")}, "expected_seconds: nan; give the seconds"),
+        ({"expected_seconds": float("inf")}, "expected_seconds: inf; give the seconds"),
+        ({"methods": {"off": {"against": "on"}, "on": {}}}, "methods.off.against: it is the baseline"),
         ({"methods": {}}, "methods: none"),
         ({"methods": ["off"]}, "methods: ['off']; give keys and values"),
         ({"methods": {"../off": {}}}, "methods: the name '../off' cannot be one of a file"),
@@ -115,6 +120,13 @@ def test_what_cannot_be_is_named(tmp_path, changes, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read_study(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_method_named_twice_is_refused(tmp_path):
+    path = written(tmp_path)
+    path.write_text(path.read_text() + f"  on:\n    set: {{{WEIGHT}: 3}}\n")
+    with pytest.raises(InputError, match=r"the key 'on' is there already; keep one"):
+        read_study(path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"- a list\n"])

@@ -28,6 +28,7 @@ from orthoproxy.studies.words import (
     notes,
     speeds,
     tried_settings,
+    worse_than_untrained,
 )
 
 
@@ -42,7 +43,7 @@ def test_a_finished_study_is_told_whole(tmp_path: Path) -> None:
     page = (tmp_path / "made-up/index.html").read_text(encoding="utf-8")
     text = " ".join(page.split())
     assert "<h1>Does Soft Orthogonality help on icons?</h1>" in page
-    assert "Settings were chosen on validation classes; the test classes were judged once" in text
+    assert "chosen on validation classes; in this study the test classes were judged once" in text
     assert (
         "so-excess is better than proxy-anchor" in text and "so-sum against proxy-anchor: no difference shown" in text
     )
@@ -144,8 +145,59 @@ def test_a_second_training_is_told() -> None:
     cells = its_cells(study)
     cells[2] = {**cells[2], "trained_again": True}
     assert notes(study, cells) == [
-        "On the test classes, a second training with the same configuration was judged of: proxy-anchor_seed2."
+        "On the test classes, a second training with the same configuration was judged of: proxy-anchor_seed2. "
+        "What they show of validation classes, time and proxies is of the first."
     ]
+    elsewhere = {"date": "2026-11-30", "environment": {"processor": "Apple M4"}}
+    cells[2] = {**cells[2], "trained_again": elsewhere}
+    page = page_of(study, cells)
+    assert "AMD EPYC; Apple M4" in page and "2026-11-24 to 2026-11-30" in page
+
+
+def test_training_that_did_harm_is_told() -> None:
+    study = a_study()
+    cells = its_cells(study)
+    assert worse_than_untrained(rows_of(study, cells, "recall@1")) == ""
+    for cell in cells:
+        if cell["method"] == "so-sum" and cell["test"]:
+            trained, untrained = (cell["test"][who] for who in ("trained", "untrained"))
+            cell["test"] = {**cell["test"], "trained": untrained, "untrained": trained}
+    (row,) = [row for row in rows_of(study, cells, "recall@1") if row.method == "so-sum"]
+    assert row.gain is not None and row.gain.estimate.value == pytest.approx(row.mean.value - row.untrained)
+    said = worse_than_untrained(rows_of(study, cells, "recall@1"))
+    assert re.fullmatch(
+        r"Training made retrieval worse than with the untrained encoder, by Recall@1 on new classes: "
+        r"so-sum \(lower by 1\d\.\d points \[1\d\.\d, [12]\d\.\d\]\)\.",
+        said,
+    )
+    assert said in page_of(study, cells)
+
+
+def test_a_choice_by_few_classes_is_told() -> None:
+    cells = its_cells(a_study())
+    few = {name: values[:9] for name, values in cells[0]["validation"].items() if isinstance(values, list)}
+    said = notes(a_study(), [*cells[1:], {**cells[0], "validation": {**cells[0]["validation"], **few}}])
+    assert said == ["Only 9 validation classes chose settings and epochs: the choice is unreliable."]
+
+
+def test_cells_of_different_precisions_are_told() -> None:
+    cells = its_cells(a_study())
+    cells[0] = {**cells[0], "environment": {"precision": "bf16-mixed"}}
+    assert notes(a_study(), cells) == []  # the others do not tell
+    cells[1] = {**cells[1], "environment": {"precision": "32-true"}}
+    (said,) = notes(a_study(), cells)
+    assert said.startswith("Cells were trained in different precisions: 1 in 32-true, 1 in bf16-mixed.")
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_what_was_found_with_few_seeds_is_said_of_these(seeds: int, tmp_path: Path) -> None:
+    study = a_study(seeds)
+    (_, better), *_ = answers(rows_of(study, its_cells(study), "recall@1"), ["so-excess"])
+    few = seeds < 8
+    assert better.startswith("so-excess is better than proxy-anchor" + (" with these seeds:" if few else ":"))
+    write_page(study, its_cells(study), tmp_path)
+    said = "claims about new seeds need 8" if few else "Intervals speak of new classes and, with 8 seeds, of new seeds"
+    assert said in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_commands_name_the_folder_where_it_is_not_the_usual_one(tmp_path: Path) -> None:

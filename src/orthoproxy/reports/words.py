@@ -11,6 +11,7 @@ from orthoproxy.progress import duration
 from orthoproxy.reports.results import RunResults, finite
 
 MINUS = "\N{MINUS SIGN}"
+FEW_CLASSES = 10  # fewer validation classes make the choice of a checkpoint or a setting unreliable
 MEANING = {
     "Recall@": ("Recall@K", "share of queries with an image of their own class among the K nearest"),
     "MAP@R": (

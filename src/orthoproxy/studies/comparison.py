@@ -35,8 +35,10 @@ class Row:
         Over the seeds, with the interval over seeds and classes; and the standard deviation.
     untrained
         Score of the untrained encoder on the test classes.
+    gain
+        Of the trained models over it.
     validation
-        Score of the same models on the validation classes.
+        Score of the chosen setting's runs on the validation classes.
     difference
         To the baseline, or to `against`; None for the baseline itself.
     p, holm_p
@@ -59,6 +61,7 @@ class Row:
     mean: Estimate | None = None
     deviation: float = math.nan
     untrained: float = math.nan
+    gain: Difference | None = None
     validation: float = math.nan
     difference: Difference | None = None
     p: float = math.nan
@@ -233,6 +236,7 @@ def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metr
         mean=mean_score(values, queries),
         deviation=standard_deviation(scores),
         untrained=float(scores_of_seeds(untrained, queries).mean()),
+        gain=compare(values, untrained, queries),
         validation=float(np.mean([score_of(cell, "validation", metric) for cell in ours])),
         difference=None if baseline else _difference(ours, judged[against or study.baseline], metric),
         seconds=float(np.mean([cell["seconds"] for cell in ours])),

@@ -22,7 +22,7 @@ from orthoproxy.studies.comparison import Row, rows_of
 from orthoproxy.studies.plan import METRICS, Result, Study
 from orthoproxy.studies.statistics import reach
 from orthoproxy.studies.table import RULE, SEEDS_LISTED, as_csv, as_latex, as_markdown, displayed
-from orthoproxy.studies.words import answers, level_to_reach, notes, speeds, tried_settings
+from orthoproxy.studies.words import answers, level_to_reach, notes, speeds, tried_settings, worse_than_untrained
 
 
 def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
@@ -121,7 +121,7 @@ def render_page(study: Study, results: Sequence[Result], rows: dict[str, list[Ro
         rule=RULE,
         reach=_reach(main),
         facts=_facts(study, results),
-        notes=notes(study, results),
+        notes=_notes(study, results, main),
         answers=answers(main, study.compare),
         pictures=_pictures(study, main),
         tried=tried_settings(study, results),
@@ -135,6 +135,10 @@ def render_page(study: Study, results: Sequence[Result], rows: dict[str, list[Ro
         machine=_machine(results),
         colours=COLOURS,
     )
+
+
+def _notes(study: Study, results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
+    return [note for note in (worse_than_untrained(rows), *notes(study, results)) if note]
 
 
 def _facts(study: Study, results: Sequence[Result]) -> list[str]:
@@ -211,12 +215,11 @@ def _commands(study: Study, folder: Path | None) -> str:
 
 def _machine(results: Sequence[Result]) -> dict[str, str]:
     """List dates, versions and machines; several of one, where cells differ."""
-    names = dict.fromkeys(name for result in results for name in result.get("environment", ()))
-    values = {
-        name: sorted({str(result["environment"].get(name, "?")) for result in results if result.get("environment")})
-        for name in names
-    }
-    dates = sorted({str(result["date"]) for result in results if result.get("date")})
+    again = [result["trained_again"] for result in results if isinstance(result.get("trained_again"), dict)]
+    trainings = [training for training in (*results, *again) if training.get("environment")]
+    names = dict.fromkeys(name for training in trainings for name in training["environment"])
+    values = {name: sorted({str(x["environment"].get(name, "?")) for x in trainings}) for name in names}
+    dates = sorted({str(training["date"]) for training in (*results, *again) if training.get("date")})
     shown = {"date": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"} if dates else {}
     return {**shown, **{name: "; ".join(several) for name, several in values.items()}}
 
@@ -235,8 +238,8 @@ def _markdown(study: Study, results: Sequence[Result], rows: dict[str, list[Row]
     main = rows[study.metric]
     parts = [f"# {study.title or study.name}", study.question]
     parts += [f"- {sentence}" for _, sentence in answers(main, study.compare)]
-    parts += [f"> {note}" for note in notes(study, results)]
-    parts += [f"{RULE} [The page with figures](index.html)"]
+    parts += [f"> {note}" for note in _notes(study, results, main)]
+    parts += [f"{RULE} {_reach(main)} [The page with figures](index.html)".replace("  ", " ")]
     for metric, of_metric in rows.items():
         parts += [f"## {metric_name(metric)} on the test classes, %", as_markdown(of_metric).rstrip()]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class Study:
     baseline
         The method that others are compared with, if they name no other.
     compare
-        Methods whose comparison with the baseline was named before running.
+        Methods whose comparison, with the baseline or what they are `against`, was named before running.
     methods
         By name.
     expected_seconds
@@ -281,15 +282,15 @@ def _study(given: Any, path: Path) -> Study:
     _check_names(given, methods)
     if not tuning and any(method.choose for method in methods.values()):
         raise InputError("tuning_seeds: missing; a setting is chosen by runs with these seeds, for example [0, 1]")
-    expected = given.get("expected_seconds")
-    if expected is not None and (isinstance(expected, bool) or not isinstance(expected, int | float) or expected <= 0):
-        raise InputError(f"expected_seconds: {expected!r}; give the seconds that a cell takes, or leave it out")
+    for key in ("title", "base"):
+        if not isinstance(given[key], str) or not given[key].strip():
+            raise InputError(f"{key}: {given[key]!r}; give {'a recipe' if key == 'base' else 'a heading'}")
     study = Study(
         name=path.stem,
         path=path,
-        title=str(given["title"]),
+        title=given["title"],
         question=str(given.get("question", "")),
-        base=path.parent / str(given["base"]),
+        base=path.parent / given["base"],
         set=_mapping(given.get("set", {}), "set"),
         seeds=seeds,
         tuning_seeds=tuning,
@@ -297,12 +298,19 @@ def _study(given: Any, path: Path) -> Study:
         baseline=given["baseline"],
         compare=given.get("compare", []),
         methods=methods,
-        expected_seconds=expected,
+        expected_seconds=_expected(given.get("expected_seconds")),
     )
     names = [cell.name for cell in study.first_cells]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"methods: {twice[0]} comes twice; give every value once")
     return study
+
+
+def _expected(seconds: Any) -> float | None:
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"expected_seconds: {seconds!r}; give the seconds that a cell takes, or leave it out")
+    return seconds
 
 
 def _check_names(given: Options, methods: Mapping[str, Method]) -> None:
@@ -314,6 +322,8 @@ def _check_names(given: Options, methods: Mapping[str, Method]) -> None:
     for key, name in [("baseline", given["baseline"]), *(("compare", name) for name in compare)]:
         if not isinstance(name, str) or name not in methods:
             raise InputError(f"{key}: there is no method {name!r}; there are {', '.join(methods)}")
+    if methods[given["baseline"]].against is not None:
+        raise InputError(f"methods.{given['baseline']}.against: it is the baseline, which is compared with nothing")
     if given["baseline"] in compare:
         raise InputError(f"compare: {given['baseline']!r} is the baseline itself; leave it out")
     if len(set(compare)) < len(compare):

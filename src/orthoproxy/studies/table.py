@@ -14,7 +14,10 @@ from orthoproxy.studies.comparison import Row
 from orthoproxy.studies.plan import Options
 
 SEEDS_LISTED = 12  # scores of more seeds stand in table.csv only
-RULE = "Settings were chosen on validation classes; the test classes were judged once, with the chosen settings."
+RULE = (
+    "Settings were chosen on validation classes; in this study the test classes were judged once, "
+    "with the chosen settings."
+)
 DASH = "\N{EN DASH}"
 
 
@@ -175,8 +178,9 @@ def p_words(p: float) -> str:
 
 def _numbers(row: Row) -> dict[str, Any]:
     gain = row.difference
-    mean = row.mean or Estimate(math.nan, math.nan, math.nan)
-    change = gain.estimate if gain else Estimate(math.nan, math.nan, math.nan)
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    mean = row.mean or nothing
+    change, training = (x.estimate if x else nothing for x in (gain, row.gain))
     return {
         "method": row.method,
         "metric": row.metric,
@@ -200,6 +204,9 @@ def _numbers(row: Row) -> dict[str, Any]:
         "p": row.p,
         "p_holm": row.holm_p,
         "untrained": _hundredfold(row.untrained),
+        "gain": _hundredfold(training.value),
+        "gain_low": _hundredfold(training.low),
+        "gain_high": _hundredfold(training.high),
         "validation": _hundredfold(row.validation),
         "seconds": round(row.seconds, 1),
         "images": row.images,

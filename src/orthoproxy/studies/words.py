@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from orthoproxy.plain import plain_yaml
-from orthoproxy.reports.words import metric_name, negated, points
+from orthoproxy.reports.words import FEW_CLASSES, metric_name, negated, points
 from orthoproxy.studies.comparison import Row, judged_results, tuning_scores
 from orthoproxy.studies.figures import curves_of
 from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting
@@ -82,6 +82,7 @@ def _answer(row: Row, baseline: str) -> tuple[str, str]:
     gain, seeds = row.difference.estimate, len(row.difference.by_seed)
     score, p = metric_name(row.metric), f"p = {p_words(row.holm_p)} after Holm"
     with_seeds = f"ahead with {row.difference.ahead} of {seeds} seed{'s' if seeds > 1 else ''}"
+    these = "" if seeds >= SEEDS_TO_SPEAK_OF_NEW_ONES else " with these seeds"
     if math.isnan(row.holm_p) or row.holm_p > LEVEL_OF_ERROR:
         change = f"{score} {points(gain, sign=True)}, {p}, {with_seeds}"
         return "unclear", f"{row.method} against {baseline}: no difference shown. {change}."
@@ -90,9 +91,9 @@ def _answer(row: Row, baseline: str) -> tuple[str, str]:
         beyond = "but not beyond these seeds: the interval, which draws seeds too, includes 0"
         return "unclear", f"{row.method} and {baseline} differ on new classes, {beyond}. {change}."
     if gain.value > 0:
-        return "better", f"{row.method} is better than {baseline}: {score} +{points(gain)}, {p}, {with_seeds}."
+        return "better", f"{row.method} is better than {baseline}{these}: {score} +{points(gain)}, {p}, {with_seeds}."
     loss = f"{score} lower by {points(negated(gain))}"
-    return "worse", f"{row.method} is worse than {baseline}: {loss}, {p}, {with_seeds}."
+    return "worse", f"{row.method} is worse than {baseline}{these}: {loss}, {p}, {with_seeds}."
 
 
 def notes(study: Study, results: Sequence[Result]) -> list[str]:
@@ -109,8 +110,9 @@ def notes(study: Study, results: Sequence[Result]) -> list[str]:
     >>> notes(Study("so", {"off": Method()}, "off"), [])[0]
     '0 of 1 cells are there, 0 of 1 judged on the test classes. Not yet: off_seed0.'
     """
-    told = (_missing, _first_kept, _judged_too)
-    said = [note for note in (*(say(study, results) for say in told), _failed(results), _again(results)) if note]
+    of_study, of_results = (_missing, _first_kept, _judged_too), (_few_classes, _failed, _again, _precisions)
+    said = [*(say(study, results) for say in of_study), *(say(results) for say in of_results)]
+    said = [note for note in said if note]
     frozen = frozen_methods(study, results)
     if frozen and len(frozen) == len(study.methods):
         kept = "its features stayed as they were, and only the projection and the loss\u2019s own vectors were trained"
@@ -312,7 +314,48 @@ def _again(results: Sequence[Result]) -> str:
     again = sorted(result["cell"] for result in results if result.get("trained_again"))
     if not again:
         return ""
-    return f"On the test classes, a second training with the same configuration was judged of: {_some(again)}."
+    of_first = "What they show of validation classes, time and proxies is of the first"
+    return (
+        f"On the test classes, a second training with the same configuration was judged of: {_some(again)}. {of_first}."
+    )
+
+
+def _few_classes(results: Sequence[Result]) -> str:
+    fewest = min((len(result["validation"]["classes"]) for result in results if result.get("validation")), default=0)
+    if not 0 < fewest < FEW_CLASSES:
+        return ""
+    return f"Only {fewest} validation classes chose settings and epochs: the choice is unreliable."
+
+
+def _precisions(results: Sequence[Result]) -> str:
+    """Say when cells were computed in different precisions; older results do not tell."""
+    named = [str(result.get("environment", {}).get("precision", "")) for result in results]
+    counts = {name: named.count(name) for name in sorted({*named} - {""})}
+    if len(counts) < 2:
+        return ""
+    told = ", ".join(f"{count} in {name}" for name, count in counts.items())
+    return f"Cells were trained in different precisions: {told}. To compare like with like, set training.precision."
+
+
+def worse_than_untrained(rows: Sequence[Row]) -> str:
+    """Name the methods that training made worse on new classes; nothing where there is none.
+
+    Parameters
+    ----------
+    rows
+        From `rows_of`.
+
+    Examples
+    --------
+    >>> worse_than_untrained([Row("on", "recall@1", False, None)])
+    ''
+    """
+    worse = [row for row in rows if row.gain and row.gain.estimate.high < 0]
+    if not worse:
+        return ""
+    score = metric_name(worse[0].metric)
+    told = [f"{row.method} (lower by {points(negated(row.gain.estimate))})" for row in worse if row.gain]
+    return f"Training made retrieval worse than with the untrained encoder, by {score} on new classes: {_some(told)}."
 
 
 def _some(names: Sequence[str]) -> str:
