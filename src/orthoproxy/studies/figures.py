@@ -208,7 +208,7 @@ def time_figure(study: Study, results: Sequence[Result], metric: str) -> Figure:
     """
     figure, (axes,) = panels()
     for name, look in looks(study).items():
-        curves = curves_of(study, results, name)
+        curves = list(curves_of(study, results, name).values())
         if not curves:
             continue
         for curve in curves if len(curves) <= CURVES_OF_SEEDS else []:
@@ -224,8 +224,8 @@ def time_figure(study: Study, results: Sequence[Result], metric: str) -> Figure:
     return figure
 
 
-def curves_of(study: Study, results: Sequence[Result], method: str) -> list[list[dict[str, Any]]]:
-    """Pick the curves of a method's chosen setting, one a seed.
+def curves_of(study: Study, results: Sequence[Result], method: str) -> dict[int, list[dict[str, Any]]]:
+    """Pick the curves of a method's chosen setting by their seeds.
 
     Parameters
     ----------
@@ -238,13 +238,14 @@ def curves_of(study: Study, results: Sequence[Result], method: str) -> list[list
     --------
     >>> from orthoproxy.studies.plan import Method
     >>> curves_of(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": []}], "off")
-    []
+    {}
     """
     setting = chosen_setting(study, results, method)
     if setting is None:
-        return []
-    names = {cell.name for cell in study.judged_cells(method, setting)}
-    return [result["curve"] for result in results if result["cell"] in names and result.get("curve")]
+        return {}
+    seeds = {cell.name: cell.seed for cell in study.judged_cells(method, setting)}
+    known = {seeds[result["cell"]]: result.get("curve") for result in results if result["cell"] in seeds}
+    return {seed: known[seed] for seed in sorted(known) if known[seed]}
 
 
 @in_house_style

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import yaml
+from scipy import stats
 
 from orthoproxy.plain import plain_yaml
 from orthoproxy.reports.words import FEW_CLASSES, metric_name, negated, points
@@ -42,13 +43,18 @@ class Tried:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a method takes to `level_to_reach`: the median over all seeds, infinite where half of them never do."""
+    """How long a method takes to `level_to_reach`: the median over all seeds, infinite where half of them never do.
+
+    `fewer` is how many images fewer than the baseline with the same seed: the mean, and a 95 % interval by Student's
+    t over seeds; None for the baseline itself, and where a seed never gets there or has no partner.
+    """
 
     method: str
     seconds: float
     images: float
     reached: int
     seeds: int
+    fewer: tuple[float, float, float] | None = None
 
 
 def answers(rows: Sequence[Row], compared: Sequence[str]) -> list[tuple[str, str]]:
@@ -203,7 +209,7 @@ def level_to_reach(study: Study, results: Sequence[Result]) -> float | None:
     0.2
     """
     curves = curves_of(study, results, study.baseline)
-    halves = [curve[math.ceil(len(curve) / 2) - 1][study.metric] for curve in curves]
+    halves = [curve[math.ceil(len(curve) / 2) - 1][study.metric] for curve in curves.values()]
     return float(np.mean(halves)) if halves else None
 
 
@@ -225,19 +231,39 @@ def speeds(study: Study, results: Sequence[Result]) -> list[Speed]:
     >>> from orthoproxy.studies.plan import Method
     >>> curve = [{"epoch": n, "recall@1": n / 10, "seconds": n, "images": 100 * n} for n in (1, 2, 3, 4)]
     >>> speeds(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": curve}])
-    [Speed(method='off', seconds=2.0, images=200.0, reached=1, seeds=1)]
+    [Speed(method='off', seconds=2.0, images=200.0, reached=1, seeds=1, fewer=None)]
     """
     level, found = level_to_reach(study, results), []
     if level is None:
         return []
-    for method in study.methods:
-        curves = curves_of(study, results, method)
-        times = [time for curve in curves if (time := _time_to(level, curve, study.metric))]
-        if curves:
-            never = [(math.inf, math.inf)] * (len(curves) - len(times))
-            seconds, images = (float(statistics.median(column)) for column in zip(*times, *never, strict=True))
-            found.append(Speed(method, seconds, images, len(times), len(curves)))
+    times = {method: _times(study, results, method, level) for method in study.methods}
+    for method, by_seed in times.items():
+        if by_seed:
+            seconds, images = (float(statistics.median(column)) for column in zip(*by_seed.values(), strict=True))
+            reached = sum(math.isfinite(images) for _, images in by_seed.values())
+            fewer = None if method == study.baseline else _fewer(by_seed, times[study.baseline])
+            found.append(Speed(method, seconds, images, reached, len(by_seed), fewer))
     return found
+
+
+def _times(study: Study, results: Sequence[Result], method: str, level: float) -> dict[int, tuple[float, float]]:
+    """Seconds and images to a level by seed; infinite where a curve never reaches it."""
+    never = (math.inf, math.inf)
+    curves = curves_of(study, results, method)
+    return {seed: _time_to(level, curve, study.metric) or never for seed, curve in curves.items()}
+
+
+def _fewer(
+    ours: Mapping[int, tuple[float, float]], baseline: Mapping[int, tuple[float, float]]
+) -> tuple[float, float, float] | None:
+    """Compare images with the same seeds: the mean of what the baseline needs more, and Student's interval."""
+    if len(ours) < 2 or not ours.keys() <= baseline.keys():
+        return None
+    saved = np.array([baseline[seed][1] - images for seed, (_, images) in ours.items()])
+    if not np.isfinite(saved).all():
+        return None
+    half = stats.t.ppf(0.975, len(saved) - 1) * saved.std(ddof=1) / math.sqrt(len(saved))
+    return float(saved.mean()), float(saved.mean() - half), float(saved.mean() + half)
 
 
 def _time_to(level: float, curve: Sequence[Options], metric: str) -> tuple[float, float] | None:
