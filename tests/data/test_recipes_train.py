@@ -52,11 +52,9 @@ def options(recipe: Path) -> list[dict[str, str]]:
 
 
 COMMANDS = [
-    pytest.param(
-        recipe, command, id=Path(command["out"]).name, marks=[pytest.mark.slow] * ("encoder.embedding_dim" in command)
-    )
+    pytest.param(recipe, command, id=Path(command["out"]).name, marks=[pytest.mark.slow] * (order > 0))
     for recipe in RECIPES
-    for command in options(recipe)
+    for order, command in enumerate(options(recipe))
 ]
 
 
@@ -124,12 +122,13 @@ def test_the_command_of_a_recipe_trains(
     assert run.model.proxies.shape == (len(run.model.classes), width)
 
 
-def test_the_benchmarks_are_trained_at_both_published_widths() -> None:
+def test_the_benchmarks_are_trained_at_both_published_widths_and_with_soft_orthogonality() -> None:
     for name in ("cub", "cars", "sop", "inshop"):
         recipe = RECIPES[0].with_name(f"{name}.yaml")
-        plain, wide = options(recipe)
+        plain, wide, orthogonal = options(recipe)
         assert "encoder.embedding_dim" not in plain and read_config(recipe).encoder.embedding_dim == 128
         assert wide["encoder.embedding_dim"] == "384"
+        assert float(orthogonal["loss.orthogonality.weight"]) > 0 == read_config(recipe).loss.orthogonality.weight
 
 
 @pytest.mark.slow

@@ -179,6 +179,21 @@ def test_the_contrastive_loss_is_on_cosines() -> None:
     torch.testing.assert_close(objective("contrastive")(x, labels)["loss"], expected)
 
 
+def test_multi_similarity_is_the_authors_on_the_pairs_that_they_mine() -> None:
+    x, labels = unit_batch()
+    cosines, terms, kept = x @ x.T, [], 0
+    for i in range(24):
+        same = labels == labels[i]
+        positive, negative = cosines[i][same & (torch.arange(24) != i)], cosines[i][~same]
+        hard = positive[positive < negative.max() + 0.1], negative[negative > positive.min() - 0.1]
+        kept += len(hard[0]) + len(hard[1])
+        pull = torch.log(1 + torch.exp(-2 * (hard[0] - 0.5)).sum()) / 2
+        push = torch.log(1 + torch.exp(50 * (hard[1] - 0.5)).sum()) / 50
+        terms.append(pull + push)
+    assert 24 * 2 < kept < 24 * 23  # some are mined out
+    torch.testing.assert_close(objective("multi-similarity")(x, labels)["loss"], torch.stack(terms).mean())
+
+
 def test_supcon_has_temperature_0_1() -> None:
     x, labels = unit_batch()
     others = ~torch.eye(24, dtype=torch.bool)

@@ -167,7 +167,7 @@ def test_training_that_did_harm_is_told() -> None:
     assert row.gain is not None and row.gain.estimate.value == pytest.approx(row.mean.value - row.untrained)
     said = worse_than_untrained(rows_of(study, cells, "recall@1"))
     assert re.fullmatch(
-        r"Training made retrieval worse than with the untrained encoder, by Recall@1 on new classes: "
+        r"Worse than the untrained encoder with all its features, by Recall@1 on new classes: "
         r"so-sum \(lower by 20\.\d points \[1\d\.\d, 2\d\.\d\]\)\.",
         said,
     )

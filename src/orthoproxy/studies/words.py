@@ -381,7 +381,7 @@ def worse_than_untrained(rows: Sequence[Row]) -> str:
         return ""
     score = metric_name(worse[0].metric)
     told = [f"{row.method} (lower by {points(negated(row.gain.estimate))})" for row in worse if row.gain]
-    return f"Training made retrieval worse than with the untrained encoder, by {score} on new classes: {_some(told)}."
+    return f"Worse than the untrained encoder with all its features, by {score} on new classes: {_some(told)}."
 
 
 def _some(names: Sequence[str]) -> str:
