@@ -25,6 +25,9 @@ from orthoproxy.studies.plan import score_of
 DOCS = Path(__file__).parent
 CLASSES, DIM, STEPS = 60, 16, 300
 DASHED = {"color": COLOURS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+WEIGHT = "loss.orthogonality.weight"
+SIZES = ["frozen-icons-d32", "frozen-icons-d64", "frozen-icons", "frozen-icons-d256", "frozen-icons-d512"]
+STRENGTHS = [0, 0.3, 10]
 FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalised"}
 
 
@@ -67,12 +70,20 @@ def spread_figure():
     return figure
 
 
+def tuning_results(study):
+    """The results of a study with the seeds that tried all weights."""
+    cells = sorted((DOCS / "studies" / study / "cells").glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in cells]
+    tuning = {r["seed"] for r in results if r["method"] in FORMS and not r.get("test")}
+    return [r for r in results if r["seed"] in tuning]
+
+
 def by_weight(results, method, measure):
     """Weights, and the mean and standard deviation of a measure over a method's runs with each."""
     runs = defaultdict(list)
     for result in results:
         if result["method"] == method:
-            runs[result["setting"]["loss.orthogonality.weight"]].append(measure(result))
+            runs[result["setting"][WEIGHT]].append(measure(result))
     weights = sorted(runs)
     return weights, [np.mean(runs[w]) for w in weights], [np.std(runs[w]) for w in weights]
 
@@ -87,10 +98,7 @@ def weight_figure(studies):
     figure = Figure(figsize=(8.4, 2.9 * len(studies)), layout="constrained")
     rows = figure.subplots(len(studies), len(measures), sharex=True, squeeze=False)
     for row, (study, what) in zip(rows, studies.items(), strict=True):
-        cells = sorted((DOCS / "studies" / study / "cells").glob("*.json"))
-        results = [json.loads(path.read_text(encoding="utf-8")) for path in cells]
-        tuning = {r["seed"] for r in results if r["method"] in FORMS and not r.get("test")}
-        results = [r for r in results if r["seed"] in tuning]
+        results = tuning_results(study)
         for axes, (title, measure) in zip(row, measures.items(), strict=True):
             plain = [measure(r) for r in results if r["method"] == "proxy-anchor"]
             axes.axhline(np.mean(plain), label="Proxy Anchor alone", **DASHED)
@@ -104,6 +112,38 @@ def weight_figure(studies):
     return figure
 
 
+@in_house_style
+def size_figure():
+    """What the size of the embedding leaves of orthogonality: from far fewer dimensions than classes to more."""
+    measures = {
+        "effective rank, of min(C, D)": lambda r: (
+            r["geometry"]["effective_rank"] / min(r["geometry"]["dim"], r["geometry"]["classes"])
+        ),
+        "largest cosine of two proxies": lambda r: r["geometry"]["largest_cosine"],
+        "Recall@1 on validation classes, %": lambda r: 100 * score_of(r, "validation", "recall@1"),
+    }
+    studies = {int(name.rpartition("-d")[2]) if "-d" in name else 128: tuning_results(name) for name in SIZES}
+    figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+    for axes, (title, measure) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
+        for weight, colour in zip(STRENGTHS, SERIES, strict=False):
+            method = "so-excess" if weight else "proxy-anchor"
+            name = f"excess, lambda {weight}" if weight else "Proxy Anchor alone"
+            of_size = [
+                [measure(r) for r in results if r["method"] == method and r["setting"].get(WEIGHT, 0) == weight]
+                for results in studies.values()
+            ]
+            means, deviations = [np.mean(several) for several in of_size], [np.std(several) for several in of_size]
+            axes.errorbar(list(studies), means, deviations, color=colour, label=name, marker="o", markersize=4)
+        if title.startswith("Recall"):
+            untrained = [score_of(r, "validation", "recall@1", "untrained") for r in studies[128]]
+            axes.axhline(100 * np.mean(untrained), label="untrained, all features", **DASHED)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(studies), list(map(str, studies)))
+        finish(axes, "numbers of the embedding, D", title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return figure
+
+
 def save(figure, name):
     (DOCS / "images").mkdir(exist_ok=True)
     figure.savefig(DOCS / "images" / name, dpi=130)
@@ -111,5 +151,6 @@ def save(figure, name):
 
 save(spread_figure(), "spread.png")
 save(weight_figure({"frozen-icons": "Frozen encoder", "icons": "Whole network"}), "weight.png")
+save(size_figure(), "size.png")
 if len(sys.argv) > 1:
     save(retrieval_strip(results_of(Run(sys.argv[1]))), "retrieval.png")
