@@ -244,8 +244,8 @@ def curves_of(study: Study, results: Sequence[Result], method: str) -> dict[int,
     if setting is None:
         return {}
     seeds = {cell.name: cell.seed for cell in study.judged_cells(method, setting)}
-    known = {seeds[result["cell"]]: result.get("curve") for result in results if result["cell"] in seeds}
-    return {seed: known[seed] for seed in sorted(known) if known[seed]}
+    known = [(seeds[result["cell"]], result.get("curve")) for result in results if result["cell"] in seeds]
+    return {seed: curve for seed, curve in known if curve}
 
 
 @in_house_style
