@@ -124,7 +124,7 @@ def test_what_cannot_be_is_named(tmp_path, changes, message):
 
 def test_a_method_named_twice_is_refused(tmp_path):
     path = written(tmp_path)
-    path.write_text(path.read_text().replace("  on:\n", f"  on:\n    set: {{{WEIGHT}: 3}}\n  on:\n"))
+    path.write_text(path.read_text().replace("  'on':\n", f"  'on':\n    set: {{{WEIGHT}: 3}}\n  'on':\n"))
     with pytest.raises(InputError, match=r"the key 'on' is there already; keep one"):
         read_study(path)
 
