@@ -63,7 +63,7 @@ def test_a_method_is_compared_with_what_it_names() -> None:
     assert said[0].startswith("so-excess is better than proxy-anchor: ")
     assert said[1].startswith("so-sum is worse than so-excess: ")
     html = render_page(study, cells, all_rows(study, cells))
-    assert "<small>against so-excess</small>" in html and "Against proxy-anchor, or what the table names" in html
+    assert "against so-excess · " in html and "Against proxy-anchor, or what the table names" in html
 
 
 def test_only_comparisons_named_before_and_by_the_named_metric_get_p() -> None:
