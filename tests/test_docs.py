@@ -22,7 +22,7 @@ from orthoproxy.builders import make_objective
 from orthoproxy.models import Encoder
 from orthoproxy.recipes import config_of, parse, read_config
 from orthoproxy.studies import read_study
-from orthoproxy.study_cells import config_of_cell
+from orthoproxy.study_configs import config_of_cell
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -1,4 +1,4 @@
-"""A cell of a study: its configuration, its run, and the small file of results that stays of it."""
+"""A cell of a study: its run, and the small file of results that stays of it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import pandas as pd
 import torch
 
 from orthoproxy import builders
-from orthoproxy.config import Augmentation, Config, flat
-from orthoproxy.data import BatchSampler, only
+from orthoproxy.config import Config
+from orthoproxy.data import only
 from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import class_scores
@@ -27,10 +26,10 @@ from orthoproxy.files import write_whole
 from orthoproxy.jobs import train
 from orthoproxy.judging import images_of, views_of
 from orthoproxy.plain import plain_json
-from orthoproxy.recipes import config_of, options_parser, parse
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
-from orthoproxy.run import WITHOUT_EFFECT, Run
+from orthoproxy.run import Run
 from orthoproxy.studies.plan import METRICS, Cell, Study
+from orthoproxy.study_configs import changed_options, config_of_cell, images_an_epoch
 from orthoproxy.training import Diverged
 
 FORMAT_VERSION = 1
@@ -49,8 +48,6 @@ KEYS = {
     "elapsed",
 }
 DIGITS = 6
-# what may differ between the machines that share a study
-OF_THE_MACHINE = {"data.root", "data.path", "data.cache", "training.accelerator", "training.loggers"} | WITHOUT_EFFECT
 
 
 @dataclass(frozen=True)
@@ -80,132 +77,6 @@ class Place:
     def file(self, cell: Cell) -> Path:
         """Return where a cell's result is written."""
         return self.results / "cells" / f"{cell.name}.json"
-
-
-def config_of_cell(study: Study, cell: Cell) -> Config:
-    """Put together a cell's configuration: the base recipe, the method's part of one, and the options over them.
-
-    Parameters
-    ----------
-    study, cell
-        Of the study's file.
-
-    Returns
-    -------
-    Config
-        Checked. Its validation classes are held out, since settings are chosen by them.
-
-    Raises
-    ------
-    InputError
-        If a recipe cannot be read, an option does not exist or has a value that cannot be, or the study could not be
-        scored.
-
-    Examples
-    --------
-    >>> from orthoproxy.studies.plan import Method
-    >>> study = Study("so", {"on": Method()}, "on", base=Path("nowhere.yaml"), path=Path("so.yaml"))
-    >>> config_of_cell(study, Cell("on", {}, 0))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.errors.InputError: so.yaml: base: no recipe nowhere.yaml
-    """
-    method = study.methods[cell.method]
-    if not _is_file(study.base):
-        raise InputError(f"{study.path}: base: no recipe {study.base}")
-    recipes = [study.base] if method.recipe is None else [study.base, method.recipe]
-    options = {"training.select_on": "validation", **study.options(cell), "training.seed": 0}
-    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
-    try:
-        config = _config(*[(str(recipe), recipe.stat().st_mtime_ns) for recipe in recipes], options=tuple(words))
-    except InputError as error:
-        raise InputError(f"{study.path}: {cell.name}: {error}") from error
-    if config.training.select_on != "validation":
-        raise InputError(
-            f"{study.path}: training.select_on: {config.training.select_on}; a study chooses on validation classes, "
-            "leave it out"
-        )
-    if 1 not in config.evaluation.recall_at:
-        raise InputError(f"{study.path}: evaluation.recall_at: a study looks at Recall@1; add 1")
-    return replace(config, training=replace(config.training, seed=cell.seed))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file can have
-        return False
-
-
-@cache
-def _config(*recipes: tuple[str, int], options: tuple[str, ...]) -> Config:
-    """Parse what many cells share once, unless a recipe was changed meanwhile; to be copied before it is changed."""
-    return config_of(parse(options_parser(), [*(x for path, _ in recipes for x in ("--config", path)), *options]))
-
-
-def check_classes(study: Study) -> None:
-    """Read the tables of images, and see that all cells can be scored, and on the same classes.
-
-    Parameters
-    ----------
-    study
-        Of which any option may change the images.
-
-    Raises
-    ------
-    InputError
-        If a table cannot be read, there are no validation or test classes, the test classes are not the same for all
-        cells, or the validation classes not for all settings of a method.
-
-    Examples
-    --------
-    Done by ``orthoproxy study`` before the first run, see docs/guide/studies.md.
-    """
-    known: dict[str, dict[str, list[str]]] = {}
-    first: dict[tuple[str, str], tuple[Cell, list[str]]] = {}
-    for cell in study.first_cells:
-        config = config_of_cell(study, cell)
-        key = repr(replace(config.data, augmentation=Augmentation()))
-        if key not in known:
-            table = builders.split_table(config)
-            known[key] = {part: only(table, part)["path"].tolist() for part in ("validation", "test")}
-        for part, images in known[key].items():
-            if not images:
-                raise InputError(
-                    f"{study.path}: {cell.name}: no {part} classes, which a study needs; see data.{part}_fraction"
-                )
-            among = "all cells" if part == "test" else cell.method
-            before, same = first.setdefault((part, among), (cell, images))
-            if images != same:
-                raise InputError(
-                    f"{study.path}: {before.name} and {cell.name} would be scored on different {part} classes; "
-                    "leave the options that decide on them the same"
-                )
-
-
-def changed_options(config: Config) -> dict[str, Any]:
-    """List what a configuration changes of the defaults, but for what differs between machines.
-
-    Parameters
-    ----------
-    config
-        Of a cell.
-
-    Returns
-    -------
-    dict
-        Dotted name to value.
-
-    Examples
-    --------
-    >>> from orthoproxy.config import Training
-    >>> changed_options(Config(training=Training(epochs=3)))
-    {'training.epochs': 3}
-    """
-    defaults = flat(Config())
-    return {
-        name: value for name, value in flat(config).items() if value != defaults[name] and name not in OF_THE_MACHINE
-    }
 
 
 def train_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
@@ -405,28 +276,6 @@ def _curve(records: pd.DataFrame, images_an_epoch: int) -> list[dict[str, Any]]:
             scores = {name: round(record[f"validation/{name}"], DIGITS) for name in METRICS}
             curve.append({"epoch": epoch, "seconds": round(seconds, 1), "images": epoch * images_an_epoch, **scores})
     return curve
-
-
-def images_an_epoch(config: Config, training: pd.DataFrame) -> int:
-    """Count the images that an epoch trains on; a last batch that is not full is left out.
-
-    Parameters
-    ----------
-    config
-        Its training part.
-    training
-        The rows of the table that are trained on.
-
-    Examples
-    --------
-    >>> from orthoproxy.config import Training
-    >>> from orthoproxy.data import make_table
-    >>> images_an_epoch(Config(training=Training(batch_size=2)), make_table(["1", "2", "3"], ["a", "a", "b"]))
-    2
-    """
-    labels = pd.factorize(training["label"])[0].tolist()
-    sampler = BatchSampler(labels, config.training.batch_size, config.training.per_class)
-    return len(sampler) * sum(sampler.sizes)
 
 
 def _geometry(run: Run) -> dict[str, Any] | None:

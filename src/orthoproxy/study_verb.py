@@ -34,15 +34,8 @@ from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, read_study, score_of
 from orthoproxy.studies.table import setting_words
-from orthoproxy.study_cells import (
-    Place,
-    check_classes,
-    config_of_cell,
-    images_an_epoch,
-    judge_cell,
-    read_result,
-    train_cell,
-)
+from orthoproxy.study_cells import Place, judge_cell, read_result, train_cell
+from orthoproxy.study_configs import check_classes, config_of_cell, images_an_epoch
 from orthoproxy.training import Interrupted
 
 Result = dict[str, Any]

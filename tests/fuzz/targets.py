@@ -33,7 +33,7 @@ from orthoproxy.recipes import config_of, options_parser, parse
 from orthoproxy.search.embed import embed_collection
 from orthoproxy.search.parts import read_parts
 from orthoproxy.studies.plan import read_study
-from orthoproxy.study_cells import config_of_cell
+from orthoproxy.study_configs import config_of_cell
 from orthoproxy.training.checkpoint import Checkpoints, Position
 
 Folder = Mapping[str, bytes]  # files by name, a change of which is the input

@@ -22,7 +22,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.plain import plain_yaml
 from orthoproxy.recipes import GROUPS, config_of, options_parser, parse
 from orthoproxy.studies.plan import read_study
-from orthoproxy.study_cells import config_of_cell
+from orthoproxy.study_configs import config_of_cell
 from records import record
 
 EVIL = "evil_for_the_tests"

@@ -19,7 +19,8 @@ from orthoproxy.evaluation import mean_scores
 from orthoproxy.recipes import write_config
 from orthoproxy.reports import effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.studies.plan import Cell, Method, Study, score_of
-from orthoproxy.study_cells import Place, check_classes, config_of_cell, judge_cell, read_result, train_cell
+from orthoproxy.study_cells import Place, judge_cell, read_result, train_cell
+from orthoproxy.study_configs import check_classes, config_of_cell
 from orthoproxy.training import Diverged
 
 WEIGHT = "loss.orthogonality.weight"

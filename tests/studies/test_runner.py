@@ -18,7 +18,8 @@ from orthoproxy import study_verb
 from orthoproxy.cli import main
 from orthoproxy.errors import InputError
 from orthoproxy.studies.plan import Cell, read_study
-from orthoproxy.study_cells import Place, changed_options, config_of_cell
+from orthoproxy.study_cells import Place
+from orthoproxy.study_configs import changed_options, config_of_cell
 from orthoproxy.study_verb import Job
 from orthoproxy.training import Interrupted
 from orthoproxy.training.stop import stop_on_signal

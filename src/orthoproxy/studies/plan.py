@@ -19,7 +19,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.plain import plain_yaml
 
 Options = dict[str, Any]  # dotted names of fields and their values
-Result = Mapping[str, Any]  # of a result file, see `orthoproxy.study_cells.result_of`
+Result = Mapping[str, Any]  # of a result file, see `orthoproxy.study_cells.read_result`
 
 REQUIRED = {"title", "base", "seeds", "metric", "baseline", "methods"}
 OPTIONAL = {"question", "set", "tuning_seeds", "compare", "expected_seconds"}
