@@ -106,7 +106,8 @@ class Job:
     study, place
         What is to be run, and where it lies.
     part, parts
-        Which of how many parts is this machine's; cells go round by their position.
+        Which of how many parts is this machine's; cells go round by their position. What a part trained it judges too,
+        since the run folder is there.
     processes
         Cells trained at once.
 
@@ -127,8 +128,10 @@ class Job:
     results: dict[str, Result] = field(default_factory=dict)
 
     def own(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Pick the cells of this part."""
-        return [cell for position, cell in enumerate(cells) if position % self.parts == self.part - 1]
+        """Pick those of this part among cells that are known to run."""
+        order = [cell.name for cell in [*self.study.first_cells, *self.later_cells]]
+        own = set(order[self.part - 1 :: self.parts])
+        return [cell for cell in cells if cell.name in own]
 
     def read(self) -> None:
         """Read the results of all cells, those of other parts too."""

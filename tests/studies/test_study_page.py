@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 from dataclasses import replace
@@ -20,7 +21,7 @@ from orthoproxy.reports.words import MINUS
 from orthoproxy.studies import figures
 from orthoproxy.studies.comparison import Row, rows_of, tuning_scores
 from orthoproxy.studies.page import all_rows, render_page, write_page
-from orthoproxy.studies.plan import Method, Study, score_of
+from orthoproxy.studies.plan import Method, Study, read_study, score_of
 from orthoproxy.studies.statistics import Difference
 from orthoproxy.studies.words import (
     answers,
@@ -31,6 +32,9 @@ from orthoproxy.studies.words import (
     tried_settings,
     worse_than_untrained,
 )
+
+PAGES = ROOT / "docs/studies"
+KEPT = [path for path in sorted(ROOT.glob("studies/*.yaml")) if (PAGES / path.stem / "table.md").is_file()]
 
 
 def page_of(study: Study, cells: list[dict[str, Any]]) -> str:
@@ -58,7 +62,8 @@ def test_a_finished_study_is_told_whole(tmp_path: Path) -> None:
         "Scores",
         WEIGHT,
         "Score against time",
-        titles[4],
+        "Score against images",
+        titles[5],
         "Effective rank of the proxies",
         "Largest cosine of two proxies",
         "Distance to the Welch bound, for each proxy",
@@ -86,7 +91,7 @@ def test_few_seeds_are_said_to_be_few(seeds: int) -> None:
     study = a_study(seeds, tuning_seeds=[0])
     page = page_of(study, its_cells(study))
     assert "claims about new seeds need 8 or more" in page
-    assert "of new seeds; p speaks" not in page
+    assert "at the settings chosen; p speaks" not in page
 
 
 def test_what_is_missing_is_named() -> None:
@@ -179,6 +184,16 @@ def test_a_choice_by_few_classes_is_told() -> None:
     few = {name: values[:9] for name, values in cells[0]["validation"].items() if isinstance(values, list)}
     said = notes(a_study(), [*cells[1:], {**cells[0], "validation": {**cells[0]["validation"], **few}}])
     assert said == ["Only 9 validation classes chose settings and epochs: the choice is unreliable."]
+
+
+def test_seconds_that_cannot_be_compared_are_told() -> None:
+    study = a_study()
+    cells = its_cells(study)
+    assert not any("Compare methods by images" in note for note in notes(study, cells))
+    busy = [cell | {"seconds": 300.0} if cell["cell"] == "proxy-anchor_seed3" else cell for cell in cells]
+    (told,) = [note for note in notes(study, busy) if "Compare methods by images" in note]
+    assert told.startswith("Runs of one method with one setting took from 130 to 300 seconds: ")
+    assert all_rows(study, busy)["recall@1"][0].seconds < 140  # the median
 
 
 def test_cells_of_different_precisions_are_told() -> None:
@@ -362,6 +377,15 @@ def test_tables_stand_beside_the_page(tmp_path: Path) -> None:
     latex = (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert "judged once" in latex and "with 8 seeds" in latex
     assert len((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_a_page_that_is_kept_says_what_its_cells_say_now(path: Path, tmp_path: Path) -> None:
+    study, kept = read_study(path), PAGES / path.stem
+    cells = [json.loads(cell.read_text(encoding="utf-8")) for cell in (kept / "cells").iterdir()]
+    write_page(study, cells, tmp_path)
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == (kept / "table.md").read_text(encoding="utf-8")
 
 
 def test_a_folder_that_cannot_be_is_refused_in_words(tmp_path: Path) -> None:

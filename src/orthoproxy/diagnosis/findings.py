@@ -7,7 +7,7 @@ from typing import Any
 
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.words import interval
+from orthoproxy.reports.words import interval, mean
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Finding:
     def size(self) -> str:
         """The effect in words."""
         x = self.effect
-        return f"{100 * x.value:.1f} {self.unit} {interval(x)} {self.of}"
+        return f"{mean(x)} {self.unit} {interval(x)} {self.of}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cache
 import jinja2
 
 from orthoproxy.reports.pictures import data_uri, thumbnail
-from orthoproxy.reports.words import interval, number
+from orthoproxy.reports.words import interval, mean, number
 
 
 def template(name: str) -> jinja2.Template:
@@ -37,7 +37,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=interval, number=number, unbroken=_unbroken)
+    environment.filters.update(interval=interval, mean=mean, number=number, unbroken=_unbroken)
     return environment.get_template(name)
 
 

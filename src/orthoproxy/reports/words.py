@@ -180,7 +180,7 @@ def percent(estimate: Estimate) -> str:
     >>> percent(Estimate(0.494, 0.469, 0.518))
     '49.4 % [46.9, 51.8]'
     """
-    return f"{100 * estimate.value:.1f} % {interval(estimate)}"
+    return f"{mean(estimate)} % {interval(estimate)}"
 
 
 def points(estimate: Estimate, sign: bool = False) -> str:
@@ -198,42 +198,73 @@ def points(estimate: Estimate, sign: bool = False) -> str:
     >>> points(Estimate(0.076, 0.059, 0.092), sign=True)
     '+7.6 points [5.9, 9.2]'
     """
-    return f"{number(100 * estimate.value, sign)} points {interval(estimate)}"
+    return f"{mean(estimate, sign)} points {interval(estimate)}"
+
+
+def mean(estimate: Estimate, sign: bool = False) -> str:
+    """Write a score or a difference, in percent without the sign, with as many digits as its `interval`.
+
+    Parameters
+    ----------
+    estimate
+        As fractions.
+    sign
+        Also before a positive value.
+
+    Examples
+    --------
+    >>> mean(Estimate(0.076, 0.059, 0.092), sign=True)
+    '+7.6'
+    """
+    return number(100 * estimate.value, sign, _digits(estimate))
 
 
 def interval(estimate: Estimate) -> str:
-    """Write the interval of a score, in percent without the sign.
+    """Write the interval of a score or a difference, in percent without the sign.
 
     Parameters
     ----------
     estimate
         As fractions.
 
+    Returns
+    -------
+    str
+        With one digit after the point, or two where one would leave open on which side of 0 an end lies.
+
     Examples
     --------
-    >>> interval(Estimate(0.494, 0.469, 0.518))
-    '[46.9, 51.8]'
+    >>> interval(Estimate(0.494, 0.469, 0.518)), interval(Estimate(0.0017, 0.0001, 0.0034))
+    ('[46.9, 51.8]', '[0.01, 0.34]')
     """
-    return f"[{number(100 * estimate.low)}, {number(100 * estimate.high)}]"
+    low, high = (number(100 * end, digits=_digits(estimate)) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
 
 
-def number(value: float, sign: bool = False) -> str:
-    """Write a number with one digit after the point and a minus that is as wide as a plus.
+def _digits(estimate: Estimate) -> int:
+    """Two where an end of the interval would be rounded to 0 by one."""
+    return 2 if any(end and not round(100 * end, 1) for end in (estimate.low, estimate.high)) else 1
+
+
+def number(value: float, sign: bool = False, digits: int = 1) -> str:
+    """Write a number with a minus that is as wide as a plus.
 
     Parameters
     ----------
     value
         Any number.
     sign
-        Also before a positive value.
+        Also before a positive value; a zero has none, whatever it was before it was rounded.
+    digits
+        After the point.
 
     Examples
     --------
-    >>> number(1.26, sign=True), number(-0.04)
-    ('+1.3', '0.0')
+    >>> number(1.26, sign=True), number(-0.04), number(0.04, sign=True)
+    ('+1.3', '0.0', '0.0')
     """
-    value = round(value, 1) + 0.0  # no minus before a zero
-    return f"{value:{'+' if sign else ''}.1f}".replace("-", MINUS)
+    value = round(value, digits) + 0.0  # no minus before a zero
+    return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", MINUS)
 
 
 def negated(estimate: Estimate) -> Estimate:

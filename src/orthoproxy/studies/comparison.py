@@ -44,7 +44,7 @@ class Row:
     p, holm_p
         Of a comparison that was named before running.
     seconds, images
-        Of one training, mean over the seeds.
+        Of one training, median over the seeds: one that other work ran beside takes several times as long.
 
     Examples
     --------
@@ -239,8 +239,8 @@ def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metr
         gain=compare(values, untrained, queries),
         validation=float(np.mean([score_of(cell, "validation", metric) for cell in ours])),
         difference=None if baseline else _difference(ours, judged[against or study.baseline], metric),
-        seconds=float(np.mean([cell["seconds"] for cell in ours])),
-        images=float(np.mean([cell["images"] for cell in ours])),
+        seconds=float(np.median([cell["seconds"] for cell in ours])),
+        images=float(np.median([cell["images"] for cell in ours])),
         against=against,
     )
 

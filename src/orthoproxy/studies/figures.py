@@ -24,6 +24,7 @@ QUANTITIES = {
     "largest cosine": "largest cosine of two proxies",
     "distance": "distance to the Welch bound, for each proxy",
 }
+COSTS = {"seconds": "seconds of training", "images": "images trained on"}
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), "-.")
 
 
@@ -183,8 +184,8 @@ def setting_figure(study: Study, results: Sequence[Result], field: str) -> Figur
 
 
 @in_house_style
-def time_figure(study: Study, results: Sequence[Result], metric: str) -> Figure:
-    """Draw the score on the validation classes against the seconds of training, of each method's chosen setting.
+def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str) -> Figure:
+    """Draw the score on the validation classes against what it took, of each method's chosen setting.
 
     Parameters
     ----------
@@ -192,18 +193,21 @@ def time_figure(study: Study, results: Sequence[Result], metric: str) -> Figure:
         As in `rows_of`.
     metric
         ``recall@1`` or ``map@r``.
+    cost
+        A key of `COSTS`.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Bold: means over seeds after each epoch; pale: single seeds, where there are few.
+        Bold: after each epoch the mean score over the seeds, at the median of what they took; pale: single seeds, where
+        there are few.
 
     Examples
     --------
     >>> from orthoproxy.studies.plan import Method
     >>> curve = [{"epoch": 1, "seconds": 9.0, "images": 100, "recall@1": 0.5}]
     >>> result = {"cell": "off_seed0", "method": "off", "setting": {}, "seed": 0, "curve": curve}
-    >>> len(time_figure(Study("so", {"off": Method()}, "off"), [result], "recall@1").axes[0].lines)
+    >>> len(cost_figure(Study("so", {"off": Method()}, "off"), [result], "recall@1", "seconds").axes[0].lines)
     2
     """
     figure, (axes,) = panels()
@@ -212,14 +216,15 @@ def time_figure(study: Study, results: Sequence[Result], metric: str) -> Figure:
         if not curves:
             continue
         for curve in curves if len(curves) <= CURVES_OF_SEEDS else []:
-            seconds, score = ([point[key] for point in curve] for key in ("seconds", metric))
-            axes.plot(seconds, 100 * np.array(score), color=look.colour, alpha=0.2, linewidth=1)
+            spent, score = ([point[key] for point in curve] for key in (cost, metric))
+            axes.plot(spent, 100 * np.array(score), color=look.colour, alpha=0.2, linewidth=1)
         epochs = set.intersection(*({point["epoch"] for point in curve} for curve in curves))
         points = [[point for curve in curves for point in curve if point["epoch"] == epoch] for epoch in sorted(epochs)]
-        seconds, score = ([float(np.mean([p[key] for p in at])) for at in points] for key in ("seconds", metric))
-        axes.plot(seconds, 100 * np.array(score), color=look.colour, linestyle=look.line, label=name)
+        spent = [float(np.median([point[cost] for point in at])) for at in points]
+        score = [float(np.mean([point[metric] for point in at])) for at in points]
+        axes.plot(spent, 100 * np.array(score), color=look.colour, linestyle=look.line, label=name)
     axes.set_xlim(left=0)
-    finish(axes, "seconds of training", f"{metric_name(metric)} on validation classes, %")
+    finish(axes, COSTS[cost], f"{metric_name(metric)} on validation classes, %")
     _legend(figure, axes)
     return figure
 

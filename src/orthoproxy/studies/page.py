@@ -129,7 +129,7 @@ def render_page(study: Study, results: Sequence[Result], rows: dict[str, list[Ro
         settings_pictures=_settings_pictures(study, results),
         speed=speeds(study, results),
         level=level_to_reach(study, results),
-        time=_time_picture(study, results),
+        costs=_cost_pictures(study, results),
         geometry=_geometry_pictures(study, results),
         commands=_commands(study, folder),
         machine=_machine(results),
@@ -182,9 +182,11 @@ def _settings_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
     ]
 
 
-def _time_picture(study: Study, results: Sequence[Result]) -> Plot:
-    caption = "The chosen setting of each method. Bold: mean over seeds; pale: single seeds, where there are few."
-    return _plot("Score against time", caption, figures.time_figure(study, results, study.metric), "time")
+def _cost_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
+    caption = "The chosen setting of each method. Bold: over all seeds; pale: single seeds, where there are few."
+    titles = {"seconds": "Score against time", "images": "Score against images"}
+    drawn = {cost: figures.cost_figure(study, results, study.metric, cost) for cost in titles}
+    return [_plot(title, caption, drawn[cost], cost) for cost, title in titles.items()]
 
 
 def _geometry_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:

@@ -334,7 +334,7 @@ def reach(seeds: int) -> str:
     'Speaks of new classes, for the 3 seeds that were trained; claims about new seeds need 8 or more.'
     """
     if seeds >= SEEDS_TO_SPEAK_OF_NEW_ONES:
-        both = f"Intervals speak of new classes and, with {seeds} seeds, of new seeds"
+        both = f"Intervals speak of new classes and, with {seeds} seeds, of new seeds at the settings chosen"
         return f"{both}; p speaks of new classes, for these seeds."
     trained = "the one seed that was" if seeds == 1 else f"the {seeds} seeds that were"
     needed = f"claims about new seeds need {SEEDS_TO_SPEAK_OF_NEW_ONES} or more"

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from orthoproxy.evaluation import Estimate
-from orthoproxy.reports.words import interval, metric_name, number
+from orthoproxy.reports.words import interval, mean, metric_name, number
 from orthoproxy.studies.comparison import Row
 from orthoproxy.studies.plan import Options
 
@@ -218,7 +218,7 @@ def _hundredfold(value: float) -> float:
 
 
 def _percent(estimate: Estimate | None, sign: bool = False) -> str:
-    return f"{number(100 * estimate.value, sign)} {interval(estimate)}" if estimate else DASH
+    return f"{mean(estimate, sign)} {interval(estimate)}" if estimate else DASH
 
 
 def _or_dash(value: float, digits: int = 1) -> str:

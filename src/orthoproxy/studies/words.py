@@ -23,6 +23,7 @@ from orthoproxy.studies.table import p_words, setting_words
 LEVEL_OF_ERROR = 0.05  # of the whole family of comparisons
 NAMED_AT_MOST = 6
 FREEZE = "encoder.freeze"
+BUSY = 2  # times as long for the same work is more than noise
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ def _answer(row: Row, baseline: str) -> tuple[str, str]:
         beyond = "but not beyond these seeds: the interval, which draws seeds too, includes 0"
         return "unclear", f"{row.method} and {baseline} differ on new classes, {beyond}. {change}."
     if gain.value > 0:
-        return "better", f"{row.method} is better than {baseline}{these}: {score} +{points(gain)}, {p}, {with_seeds}."
+        return (
+            "better",
+            f"{row.method} is better than {baseline}{these}: {score} {points(gain, sign=True)}, {p}, {with_seeds}.",
+        )
     loss = f"{score} lower by {points(negated(gain))}"
     return "worse", f"{row.method} is worse than {baseline}{these}: {loss}, {p}, {with_seeds}."
 
@@ -116,7 +120,7 @@ def notes(study: Study, results: Sequence[Result]) -> list[str]:
     >>> notes(Study("so", {"off": Method()}, "off"), [])[0]
     '0 of 1 cells are there, 0 of 1 judged on the test classes. Not yet: off_seed0.'
     """
-    of_study, of_results = (_missing, _first_kept, _judged_too), (_few_classes, _failed, _again, _precisions)
+    of_study, of_results = (_missing, _first_kept, _judged_too), (_few_classes, _failed, _again, _precisions, _busy)
     said = [*(say(study, results) for say in of_study), *(say(results) for say in of_results)]
     said = [note for note in said if note]
     frozen = frozen_methods(study, results)
@@ -361,6 +365,21 @@ def _precisions(results: Sequence[Result]) -> str:
         return ""
     told = ", ".join(f"{count} in {name}" for name, count in counts.items())
     return f"Cells were trained in different precisions: {told}. To compare like with like, set training.precision."
+
+
+def _busy(results: Sequence[Result]) -> str:
+    """Say when equal work took very unequal time, so that nobody compares the seconds of methods."""
+    took: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        if result.get("seconds"):
+            took.setdefault((result["method"], _words(result["setting"])), []).append(result["seconds"])
+    shortest, longest = max(((min(x), max(x)) for x in took.values()), key=lambda x: x[1] / x[0], default=(1, 1))
+    if longest < BUSY * shortest:
+        return ""
+    return (
+        f"Runs of one method with one setting took from {shortest:,.0f} to {longest:,.0f} seconds: other work ran "
+        "beside them, or other machines were used. Compare methods by images, not by seconds."
+    )
 
 
 def worse_than_untrained(rows: Sequence[Row]) -> str:
