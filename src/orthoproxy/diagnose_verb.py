@@ -37,7 +37,9 @@ def diagnose_parser() -> ArgumentParser:
     parser.add_argument("--out", help="Folder for diagnosis.html (default: the run's own; needed for several runs).")
     parser.add_argument("--json", help="Also write the numbers, and all suspicious images, to this file.")
     parser.add_argument(
-        "--on", type=Literal["test", "validation"], default="test", help="Which unseen classes to look at."
+        "--on",
+        type=Literal["test", "validation"] | None,
+        help="Which unseen classes to look at (default: validation, or test if those are fewer than ten).",
     )
     parser.add_argument("--most-images", type=int, default=20_000, help="Of the training images, in whole classes.")
     parser.add_argument("--data.root", type=str | None, help="Where the run's images are now, if they were moved.")

@@ -19,6 +19,7 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.files import write_whole
 from orthoproxy.judging import images_of
+from orthoproxy.reports.words import FEW_CLASSES
 from orthoproxy.run import Run
 
 FORMAT_VERSION = 1
@@ -44,7 +45,7 @@ class Embeddings:
 def diagnose_runs(
     folders: Sequence[str | Path],
     out: Path,
-    on: Literal["test", "validation"] = "test",
+    on: Literal["test", "validation"] | None = None,
     most_images: int = 20_000,
     root: str | None = None,
     path: str | None = None,
@@ -61,7 +62,8 @@ def diagnose_runs(
     out
         Where ``diagnosis.html`` is written.
     on
-        The unseen classes to look at.
+        The unseen classes to look at. None: a run's validation classes, since what is changed after a look at them can
+        still be judged on the test classes; the test classes where it kept fewer than ten others apart.
     most_images
         Of the training images; with more, whole classes are left out.
     root, path
@@ -111,7 +113,7 @@ def diagnose_runs(
 def subject_of(
     run: Run,
     embeddings: Embeddings,
-    on: str = "test",
+    on: str | None = None,
     most_images: int = 20_000,
     root: str | None = None,
     path: str | None = None,
@@ -150,6 +152,8 @@ def subject_of(
     table = images_of(run, root, path)
     model = Embedder.load(run.folder, embeddings.device)
     untrained = Embedder.load(run.folder / "untrained", embeddings.device)
+    if on is None:
+        on = "validation" if only(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
     unseen = only(table, on)
     if on == "validation" and unseen.empty:
         raise InputError(f"--on: {run.folder} kept no validation classes apart; give test")

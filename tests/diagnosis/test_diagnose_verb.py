@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from orthoproxy import Embedder, cli
+from orthoproxy import Embedder, cli, diagnosing
 from orthoproxy import config as c
 from orthoproxy.diagnosing import Embeddings, diagnose_runs, subject_of
 from orthoproxy.jobs import train
@@ -57,7 +58,7 @@ def test_it_writes_the_page_beside_the_report(run: Run, capsys: pytest.CaptureFi
     numbers = tmp_path / "new" / "numbers.json"
     assert cli.main(["diagnose", str(run.folder), "--json", str(numbers), "--workers", "0"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("run: ")
+    assert re.match(r"run: .*; looked at 4 unseen classes \(test\)$", said[0])
     assert said[-1] == f"page: {run.folder / 'diagnosis.html'}"
     assert (run.folder / "diagnosis.html").read_text(encoding="utf-8").lstrip().startswith("<!DOCTYPE html>")
     told = json.loads(numbers.read_text(encoding="utf-8"))
@@ -82,6 +83,15 @@ def test_several_runs_go_where_they_are_told_and_are_called_apart(
     assert cli.main([*arguments, "--out", str(tmp_path / "both"), "--on", "validation"]) == 0
     assert (tmp_path / "both" / "diagnosis.html").is_file()
     assert "2 validation classes" in (tmp_path / "both" / "diagnosis.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("few", "split"), [(2, "validation"), (3, "test")])
+def test_what_chose_the_checkpoint_is_looked_at_unless_it_is_little(
+    run: Run, monkeypatch: pytest.MonkeyPatch, few: int, split: str
+) -> None:
+    monkeypatch.setattr(diagnosing, "FEW_CLASSES", few)
+    assert subject_of(run, Embeddings()).unseen_are == split
+    assert subject_of(run, Embeddings(), on="test").unseen_are == "test"
 
 
 def test_images_are_embedded_once_for_all_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

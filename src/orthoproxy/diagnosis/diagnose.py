@@ -66,12 +66,13 @@ def lines(diagnosis: Diagnosis, width: int = 100) -> Iterator[str]:
     Examples
     --------
     >>> print(*lines(Diagnosis("first", "test", 9, [Check("proxies", "not looked at: the loss has none")])), sep="\\n")
-    first: nothing found
+    first: nothing found; looked at 9 unseen classes (test)
       proxies: not looked at: the loss has none
     """
     found = diagnosis.findings
     count = {0: "nothing found", 1: "1 finding"}.get(len(found), f"{len(found)} findings, the largest effect first")
-    yield f"{diagnosis.name}: {count}"
+    classes = f"{diagnosis.unseen_classes:,} unseen classes ({diagnosis.unseen_are})"
+    yield f"{diagnosis.name}: {count}; looked at {classes if diagnosis.unseen_classes else 'no unseen classes'}"
     for place, check in enumerate(found, 1):
         finding = check.finding
         if finding is None:
