@@ -131,6 +131,21 @@ def test_studies_are_accepted(page: Path, work_folder: Path) -> None:
                 config_of_cell(study, cell)
 
 
+def differences(text: str) -> set[tuple[float, ...]]:
+    """Each `1.2 [0.3, 2.1]` of a text, whichever minus it has."""
+    number = "([-\N{MINUS SIGN}+]?[0-9]+[.][0-9]+)"
+    found = re.findall(rf"{number}(?: of [\w@]+)?\s+\[{number},\s+{number}\]", text)
+    return {tuple(float(x.replace("\N{MINUS SIGN}", "-")) for x in words) for words in found}
+
+
+def test_numbers_in_the_answers_are_those_of_the_pages() -> None:
+    of_pages = differences("\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("studies/*/table.md")))
+    either_way = of_pages | {(-value, -high, -low) for value, low, high in of_pages}
+    told = differences((DOCS / "studies/index.md").read_text(encoding="utf-8"))
+    assert len(told) > 80
+    assert told <= either_way, told - either_way
+
+
 def test_the_commands_on_the_pages_of_studies_work_in_any_clone() -> None:
     for page in DOCS.glob("studies/*/index.html"):
         study = page.parent.name
