@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orthoproxy.evaluation import Estimate, Evaluation
-from orthoproxy.reports.words import number, score_rows, verdict
+from orthoproxy.reports.words import number, points, score_rows, verdict
 
 
 def evaluation(difference: Estimate, metric: str = "recall@1") -> Evaluation:
@@ -47,5 +51,33 @@ def test_verdict_without_test_classes() -> None:
     assert score_rows(None) == []
 
 
-def test_no_minus_before_a_zero() -> None:
-    assert [number(value, sign=True) for value in (-0.04, 0.04, -0.06)] == ["+0.0", "+0.0", "\N{MINUS SIGN}0.1"]
+def test_no_sign_before_a_zero() -> None:
+    assert [number(value, sign=True) for value in (-0.04, 0.04, -0.06)] == ["0.0", "0.0", "\N{MINUS SIGN}0.1"]
+
+
+def read(text: str) -> list[float]:
+    return [float(word) for word in re.findall(r"[-+]?[\d.]+", text.replace("\N{MINUS SIGN}", "-"))]
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3).map(sorted))
+def test_what_is_written_leaves_no_doubt_on_which_side_of_0_an_interval_ends(values: list[float]) -> None:
+    low, value, high = values
+    written = points(Estimate(value, low, high), sign=True)
+    mean, *ends = read(written)
+    assert written.startswith("+") == (mean > 0)
+    for said, end in zip(ends, (low, high), strict=True):
+        assert said == pytest.approx(100 * end, abs=0.051)
+        assert said * end > 0 or abs(end) < 1e-4  # two digits of a percent
+
+
+@pytest.mark.parametrize(
+    ("estimate", "written"),
+    [
+        (Estimate(0.0017, 0.0001, 0.0034), "+0.17 points [0.01, 0.34]"),
+        (Estimate(-0.0003, -0.0012, 0.0004), "\N{MINUS SIGN}0.03 points [\N{MINUS SIGN}0.12, 0.04]"),
+        (Estimate(0.0003, -0.002, 0.002), "0.0 points [\N{MINUS SIGN}0.2, 0.2]"),
+        (Estimate(0.0, 0.0, 0.0), "0.0 points [0.0, 0.0]"),
+    ],
+)
+def test_digits_of_a_difference(estimate: Estimate, written: str) -> None:
+    assert points(estimate, sign=True) == written
