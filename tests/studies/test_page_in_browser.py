@@ -38,7 +38,7 @@ def test_names_in_figures_lie_within_them(browser: Any, address: str) -> None:
     """What sticks out of a figure is cut off."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(address)
-    assert page.evaluate("document.querySelectorAll('svg.plot').length") == 7
+    assert page.evaluate("document.querySelectorAll('svg.plot').length") == 8
     outside = page.evaluate(
         """[...document.querySelectorAll('svg.plot')].flatMap(figure => {
             const whole = figure.getBoundingClientRect();
