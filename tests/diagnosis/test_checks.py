@@ -28,7 +28,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     found = diagnose(healthy())
     assert found.findings == []
     assert all(check.looked_at for check in found.checks)
-    assert next(lines(found)) == "healthy: nothing found"
+    assert next(lines(found)) == "healthy: nothing found; looked at 40 unseen classes (test)"
 
 
 def test_overfitting_is_the_gap_that_training_opened() -> None:
