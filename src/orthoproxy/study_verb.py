@@ -128,8 +128,10 @@ class Job:
     results: dict[str, Result] = field(default_factory=dict)
 
     def own(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Pick those of this part among cells that are known to run."""
-        order = [cell.name for cell in [*self.study.first_cells, *self.later_cells]]
+        """Pick those of this part."""
+        study = self.study
+        later = [cell for name, setting in self.expected.items() for cell in study.later_cells(name, setting)]
+        order = [cell.name for cell in [*study.first_cells, *later]]
         own = set(order[self.part - 1 :: self.parts])
         return [cell for cell in cells if cell.name in own]
 
@@ -157,6 +159,12 @@ class Job:
         """Each method's setting, if it is known already."""
         results = list(self.results.values())
         return {name: chosen_setting(self.study, results, name) for name in self.study.methods}
+
+    @property
+    def expected(self) -> dict[str, Options]:
+        """Each method's chosen setting; its first, which costs the same, until one is chosen."""
+        methods = self.study.methods
+        return {name: methods[name].settings[0] if x is None else x for name, x in self.chosen.items()}
 
     @property
     def later_cells(self) -> list[Cell]:
@@ -357,14 +365,10 @@ def print_plan(job: Job) -> None:
     """
     job.read()
     first, study = job.study.first_cells, job.study
-    later: list[tuple[Cell, str]] = []
-    for name, setting in job.chosen.items():
-        shown = study.methods[name].settings[0] if setting is None else setting
-        words = "the one chosen" if setting is None else setting_words(setting) or "-"
-        later += [(cell, words) for cell in study.later_cells(name, shown)]
-    own_later = job.own([cell for cell, _ in later])
     rows = [(cell, setting_words(cell.setting) or "-") for cell in job.own(first)]
-    rows += [(cell, words) for cell, words in later if cell in own_later]
+    for name, setting in job.expected.items():
+        words = "the one chosen" if job.chosen[name] is None else setting_words(setting) or "-"
+        rows += [(cell, words) for cell in job.own(study.later_cells(name, setting))]
     table = Table(box=box.MARKDOWN)
     for column in ("method", "setting", "seed", "state", "images", "seconds"):
         table.add_column(column, justify="right" if column in ("seed", "images", "seconds") else "left")
