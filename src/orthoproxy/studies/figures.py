@@ -18,7 +18,7 @@ from orthoproxy.studies.statistics import standard_deviation
 
 TICKS = 8  # of an axis of settings at most; more give way to powers of ten
 LONGEST = 26  # letters of a name beside the axes
-CURVES_OF_SEEDS = 12  # with more seeds, only the mean is drawn
+CURVES_OF_SEEDS = 50  # with more in one figure, only the means are drawn
 QUANTITIES = {
     "effective rank": "effective rank of the proxies",
     "largest cosine": "largest cosine of two proxies",
@@ -199,8 +199,8 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
     Returns
     -------
     matplotlib.figure.Figure
-        Bold: after each epoch the mean score over the seeds, at the median of what they took; pale: single seeds, where
-        there are few.
+        Bold: after each epoch the mean score over the seeds, at the median of what they took; pale: single seeds, unless
+        there are more than `CURVES_OF_SEEDS` in all.
 
     Examples
     --------
@@ -211,11 +211,13 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
     2
     """
     figure, (axes,) = panels()
+    curves_by_method = {name: list(curves_of(study, results, name).values()) for name in study.methods}
+    few = sum(map(len, curves_by_method.values())) <= CURVES_OF_SEEDS
     for name, look in looks(study).items():
-        curves = list(curves_of(study, results, name).values())
+        curves = curves_by_method[name]
         if not curves:
             continue
-        for curve in curves if len(curves) <= CURVES_OF_SEEDS else []:
+        for curve in curves if few else []:
             spent, score = ([point[key] for point in curve] for key in (cost, metric))
             axes.plot(spent, 100 * np.array(score), color=look.colour, alpha=0.2, linewidth=1)
         epochs = set.intersection(*({point["epoch"] for point in curve} for curve in curves))

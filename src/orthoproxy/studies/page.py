@@ -183,7 +183,7 @@ def _settings_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
 
 
 def _cost_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
-    caption = "The chosen setting of each method. Bold: over all seeds; pale: single seeds, where there are few."
+    caption = "The chosen setting of each method. Bold: over all seeds; pale: single seeds, unless there are too many to draw."
     titles = {"seconds": "Score against time", "images": "Score against images"}
     drawn = {cost: figures.cost_figure(study, results, study.metric, cost) for cost in titles}
     return [_plot(title, caption, drawn[cost], cost) for cost, title in titles.items()]
