@@ -140,7 +140,7 @@ def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
     Raises
     ------
     InputError
-        As from `train_cell`.
+        As from `train_cell`, or if a second training diverged.
 
     Examples
     --------
@@ -152,7 +152,13 @@ def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
         raise InputError(f"{place.file(cell)}: is not there; the cell must be trained first")
     again = not run.trained
     with _quietly(run), _threads(config):
-        train(config, run.folder, resume=True, judged=False)
+        try:
+            train(config, run.folder, resume=True, judged=False)
+        except Diverged as error:
+            raise InputError(
+                f"{place.file(cell)}: trained a second time to be judged, as its run folder is gone, it diverged: {error}; "
+                "remove the file, and the cell counts as it trains then"
+            ) from error
         result |= {"test": _class_scores(run, images_of(run), "test")}
         result["trained_again"] = _when_and_where(run) if again else None
     _write(result, place.file(cell))

@@ -129,9 +129,7 @@ class Job:
 
     def own(self, cells: Sequence[Cell]) -> list[Cell]:
         """Pick those of this part."""
-        study = self.study
-        later = [cell for name, setting in self.expected.items() for cell in study.later_cells(name, setting)]
-        order = [cell.name for cell in [*study.first_cells, *later]]
+        order = [cell.name for cell in [*self.study.first_cells, *self.expected_later_cells]]
         own = set(order[self.part - 1 :: self.parts])
         return [cell for cell in cells if cell.name in own]
 
@@ -167,6 +165,11 @@ class Job:
         return {name: methods[name].settings[0] if x is None else x for name, x in self.chosen.items()}
 
     @property
+    def expected_later_cells(self) -> list[Cell]:
+        """The other seeds of the expected settings."""
+        return [cell for name, setting in self.expected.items() for cell in self.study.later_cells(name, setting)]
+
+    @property
     def later_cells(self) -> list[Cell]:
         """The other seeds of the chosen settings."""
         known = [(name, setting) for name, setting in self.chosen.items() if setting is not None]
@@ -180,8 +183,27 @@ class Job:
         return [cell for cell in cells if not self.results.get(cell.name, {}).get("failed")]
 
     def lacking(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Pick the cells without a result."""
-        return [cell for cell in cells if cell.name not in self.results]
+        """Pick the cells without a result; one of a setting that is not chosen does not count, though it be there."""
+        known = {cell.name for cell in [*self.study.first_cells, *self.later_cells]} & self.results.keys()
+        return [cell for cell in cells if cell.name not in known]
+
+    @property
+    def trainings_left(self) -> list[Cell]:
+        """The cells that this part has yet to train, and once more those that it has to train again to judge them."""
+        first_time = self.lacking(self.own([*self.study.first_cells, *self.expected_later_cells]))
+        judged = self.own([cell for name, x in self.expected.items() for cell in self.study.judged_cells(name, x)])
+        frozen = [cell for cell in first_time if config_of_cell(self.study, cell).encoder.freeze]  # no run folder stays
+        return first_time + [cell for cell in judged if cell in frozen or self._lost(cell)]
+
+    def _lost(self, cell: Cell) -> bool:
+        """Tell whether a trained cell is still to be judged, and its run folder is gone."""
+        result = self.results.get(cell.name)
+        return bool(result and not result.get("failed") and not result["test"]) and not self.place.run(cell).trained
+
+    def seconds_of(self, cells: Sequence[Cell]) -> float | None:
+        """Guess what training some cells takes, one after the other; None: unknown."""
+        expected = [self.expected_seconds(cell.method) for cell in cells]
+        return None if None in expected else sum(seconds or 0 for seconds in expected)
 
     def expected_seconds(self, method: str) -> float | None:
         """Guess what a cell takes: as the method's other cells, as other methods' cells, or as the study says."""
@@ -256,22 +278,22 @@ class _Teller:
         self.out: TextIO = sys.stderr  # while a cell trains, it leads elsewhere
 
     def begin(self, cells: Sequence[Cell], what: str) -> None:
-        self.cells, self.done, self.start = list(cells), 0, time.monotonic()
-        run = self.job.place.run  # one that is trained is judged in no time beside that
-        expected = [0.0 if run(cell).trained else self.job.expected_seconds(cell.method) for cell in cells]
-        known = [seconds for seconds in expected if seconds is not None]
-        about = f", about {duration(sum(known) / self.job.processes)}" if len(known) == len(expected) else ""
+        self.cells, self.done, self.start = len(cells), 0, time.monotonic()
+        self.to_do = max(len(cells), len(self.job.trainings_left))  # those of later steps too
+        to_train = [cell for cell in cells if not self.job.place.run(cell).trained]  # others are judged in no time
+        seconds = self.job.seconds_of(to_train)
+        about = "" if seconds is None else f", about {duration(seconds / self.job.processes)}"
         self.say(f"{self.job.study.name}: {len(cells)} cells {what}{about}")
 
     def tell(self, cell: Cell, result: Result) -> None:
         self.done += 1
         gone = time.monotonic() - self.start
-        left = gone / self.done * (len(self.cells) - self.done)
+        left = gone / self.done * (self.to_do - self.done)
         part = "test" if result.get("test") else "validation"
         score = "failed" if result.get("failed") else f"{100 * score_of(result, part, self.job.study.metric):.2f}"
         what = "" if result.get("failed") else f" {self.job.study.metric} on {part} classes"
         times = f"{duration(gone)} gone, {duration(left)} left"
-        self.say(f"{self.done}/{len(self.cells)} {cell.name}: {score}{what}; {times}")
+        self.say(f"{self.done}/{self.cells} {cell.name}: {score}{what}; {times}")
 
     def say(self, line: str) -> None:
         print(line, file=self.out, flush=True)
@@ -327,6 +349,7 @@ def _begin_process(threads: int) -> None:
         raise SystemExit(128 + number)  # what is half written is removed; training itself saves first
 
     signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process tells the others
     torch.set_num_threads(threads)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # as the command line does
 
@@ -372,9 +395,9 @@ def print_plan(job: Job) -> None:
     table = Table(box=box.MARKDOWN)
     for column in ("method", "setting", "seed", "state", "images", "seconds"):
         table.add_column(column, justify="right" if column in ("seed", "images", "seconds") else "left")
-    images, seconds, unknown, to_do = _Images(study), 0.0, False, 0
+    images, to_do, trainings = _Images(study), job.lacking([cell for cell, _ in rows]), job.trainings_left
     for cell, words in rows:
-        result = job.results.get(cell.name) if words != "the one chosen" else None
+        result = None if cell in to_do else job.results[cell.name]
         cost = result["elapsed"] if result else job.expected_seconds(cell.method)
         table.add_row(
             cell.method,
@@ -384,12 +407,14 @@ def print_plan(job: Job) -> None:
             str(images.of(cell)),
             "?" if cost is None else f"{cost:.0f}",
         )
-        if not result:
-            seconds, unknown, to_do = seconds + (cost or 0), unknown or cost is None, to_do + 1
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     console.print(table)
-    cost = "unknown until one is done, or the study gives expected_seconds" if unknown else f"about {duration(seconds)}"
-    print(f"{len(rows)} cells, {to_do} to do; cost of these one after the other: {cost}")
+    again, seconds = len(trainings) - len(to_do), job.seconds_of(trainings)
+    twice = f" and {again} to be trained again for their judgement" if again else ""
+    cost = "unknown until one is done, or the study gives expected_seconds"
+    if seconds is not None:
+        cost = f"about {duration(seconds)}"
+    print(f"{len(rows)} cells, {len(to_do)} to do{twice}; cost one after the other: {cost}")
     print(f"Judged on the test classes at the end: {len(study.methods)} methods x {len(study.seeds)} seeds")
 
 

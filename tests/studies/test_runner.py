@@ -4,10 +4,13 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,6 +217,38 @@ def test_sigterm_leaves_nothing_half_written_by_cells_that_are_not_in_training(f
     assert "Traceback" not in capfd.readouterr().err
 
 
+def one_until_stopped(study, cell, place):
+    """The first cell is done at once, so that its process idles while the second cell trains."""
+    if cell.seed:
+        until_stopped(study, cell, place)
+    return Recorder().train(study, cell, place)
+
+
+APART = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_runner
+from orthoproxy import study_verb
+study_verb.train_cell, study_verb.check_classes = test_runner.one_until_stopped, lambda study: None
+sys.exit(test_runner.main(["study", "s.yaml", "--processes", "2"]))
+"""
+
+
+def test_ctrl_c_ends_a_study_of_which_a_process_is_idle(folder):
+    one = {"seeds": [0, 1], "compare": [], "methods": {"off": METHODS["off"]}}
+    (folder / "s.yaml").write_text(yaml.safe_dump(GIVEN | one))
+    study = subprocess.Popen([sys.executable, "-c", APART], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: [*folder.glob("runs/s/*.begun")] and [*folder.glob("docs/studies/s/cells/*.json")])
+        os.killpg(study.pid, signal.SIGINT)  # as a terminal does, to all processes at once
+        _, said = study.communicate(timeout=60)
+    finally:
+        study.kill()
+    assert study.returncode == 130
+    assert "run the same command to go on" in said
+    assert [path.name for path in (folder / "runs/s").glob("*.saved")] == ["off_seed1.saved"]
+
+
 @pytest.mark.parametrize("parts", [2, 3, pytest.param(20, marks=pytest.mark.slow)])
 def test_parts_share_the_work_and_wait_for_each_other(folder, work, capsys, parts):
     part_of = {}
@@ -271,7 +306,9 @@ def test_the_plan_lists_every_cell_and_trains_nothing(folder, work, capsys, monk
     assert len(rows) == len(FIRST) + len(LATER)
     assert rows[0] == ["off", "-", "0", "to do", "321", "60"]
     assert rows[-1] == ["on", "the one chosen", "2", "to do", "321", "60"]
-    assert "10 cells, 10 to do; cost of these one after the other: about 10:00" in plan
+    # a frozen cell's run folder is not kept, so the six that are judged are trained twice
+    assert "10 cells, 10 to do and 6 to be trained again for their judgement" in plan
+    assert "cost one after the other: about 16:00" in plan
     assert work.done == []
     assert main(["study", "s.yaml"]) == 0
     capsys.readouterr()
@@ -279,7 +316,36 @@ def test_the_plan_lists_every_cell_and_trains_nothing(folder, work, capsys, monk
     plan = capsys.readouterr().out
     assert plan.count("judged") == 6
     assert "| on     | loss.orthogonality.weight 1   |    2 | judged  |    321 |      10 |" in plan
-    assert "10 cells, 0 to do" in plan
+    assert "10 cells, 0 to do; cost one after the other: about 0:00" in plan
+
+
+def test_a_plan_does_not_count_what_was_left_of_an_earlier_choice(folder, work, capsys, monkeypatch):
+    monkeypatch.setattr(study_verb._Images, "of", lambda self, cell: 321)
+    assert main(["study", "s.yaml"]) == 0
+    capsys.readouterr()
+    more = {"on": {"choose": {WEIGHT: [1, 0.1, 9, 20]}}}  # a weight was added, so nothing is chosen any more
+    (folder / "s.yaml").write_text(yaml.safe_dump(GIVEN | {"methods": METHODS | more}))
+    assert main(["study", "s.yaml", "--plan"]) == 0
+    plan = capsys.readouterr().out
+    assert "| on     | the one chosen                |    2 | to do" in plan
+    assert "12 cells, 3 to do and 1 to be trained again" in plan
+
+
+def test_the_plan_of_a_study_of_whole_networks_trains_each_cell_once(folder, work, capsys, monkeypatch):
+    monkeypatch.setattr(study_verb._Images, "of", lambda self, cell: 321)
+    (folder / "base.yaml").write_text("encoder: {name: deit_tiny_patch16_224}\n")
+    (folder / "s.yaml").write_text(yaml.safe_dump(GIVEN | {"expected_seconds": 60}))
+    assert main(["study", "s.yaml", "--plan"]) == 0
+    assert "10 cells, 10 to do; cost one after the other: about 10:00" in capsys.readouterr().out
+
+
+def test_the_time_left_is_that_of_the_whole_study(folder, work, capsys, monkeypatch):
+    monkeypatch.setattr(study_verb, "time", SimpleNamespace(monotonic=lambda: 60 * len(work.done)))
+    assert main(["study", "s.yaml"]) == 0
+    said = re.findall(r"(\d+/\d+) .*; (\S+) gone, (\S+) left", capsys.readouterr().err)
+    assert said[0] == ("1/9", "1:00", "15:00")  # eight others, one of another seed, six judged by a second training
+    assert said[9:11] == [("1/1", "1:00", "6:00"), ("1/6", "1:00", "5:00")]
+    assert said[-1] == ("6/6", "6:00", "0:00")
 
 
 def test_the_page_is_written_from_what_there_is(folder, work):
