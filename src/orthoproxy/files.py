@@ -121,3 +121,22 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; a name that no file can have, one too long, say, is of none.
+
+    Parameters
+    ----------
+    path
+        Where.
+
+    Examples
+    --------
+    >>> is_file(Path("x" * 10_000))
+    False
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -1,9 +1,8 @@
-"""A cell of a study: its run, and the small file of results that stays of it."""
+"""A cell of a study: its run, and the result that stays of it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,31 +21,16 @@ from orthoproxy.embedder import Embedder
 from orthoproxy.errors import InputError
 from orthoproxy.evaluation import class_scores
 from orthoproxy.fabric import choose_accelerator, choose_precision
-from orthoproxy.files import write_whole
 from orthoproxy.jobs import train
 from orthoproxy.judging import images_of, views_of
-from orthoproxy.plain import plain_json
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.run import Run
+from orthoproxy.studies import results
 from orthoproxy.studies.plan import METRICS, Cell, Study
+from orthoproxy.studies.results import write_result
 from orthoproxy.study_configs import changed_options, config_of_cell, images_an_epoch
 from orthoproxy.training import Diverged
 
-FORMAT_VERSION = 1
-KEYS = {
-    "cell",
-    "method",
-    "setting",
-    "seed",
-    "options",
-    "validation",
-    "test",
-    "curve",
-    "geometry",
-    "seconds",
-    "images",
-    "elapsed",
-}
 DIGITS = 6
 
 
@@ -117,7 +101,7 @@ def train_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
     except Diverged as error:
         result |= _failed(error)
     result |= {"elapsed": round(time.monotonic() - start, 1), **_when_and_where(run)}
-    _write(result, place.file(cell))
+    write_result(result, place.file(cell))
     if config.encoder.freeze:
         shutil.rmtree(run.folder)
     return result
@@ -156,12 +140,12 @@ def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
             train(config, run.folder, resume=True, judged=False)
         except Diverged as error:
             raise InputError(
-                f"{place.file(cell)}: trained a second time to be judged, as its run folder is gone, it diverged: {error}; "
-                "remove the file, and the cell counts as it trains then"
+                f"{place.file(cell)}: trained a second time to be judged, since its run folder is gone, the cell "
+                f"diverged: {error}; remove the file to have it trained anew"
             ) from error
         result |= {"test": _class_scores(run, images_of(run), "test")}
         result["trained_again"] = _when_and_where(run) if again else None
-    _write(result, place.file(cell))
+    write_result(result, place.file(cell))
     if config.encoder.freeze:
         shutil.rmtree(run.folder)
     return result
@@ -183,7 +167,7 @@ def read_result(study: Study, cell: Cell, place: Place) -> dict[str, Any] | None
     Raises
     ------
     InputError
-        If the file is damaged, of an unknown version, or of another configuration than the study has now.
+        As from `orthoproxy.studies.results.read_result`.
 
     Examples
     --------
@@ -192,33 +176,12 @@ def read_result(study: Study, cell: Cell, place: Place) -> dict[str, Any] | None
     >>> read_result(study, Cell("on", {}, 0), Place(Path("runs/so"), Path("nowhere"))) is None
     True
     """
-    path = place.file(cell)
-    if not path.is_file():
-        return None
-    try:
-        result = plain_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged; remove it, and its cell is trained again") from error
-    version = result.get("format_version") if isinstance(result, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {version!r} is unknown; this orthoproxy reads {FORMAT_VERSION}")
-    if lacking := sorted(KEYS - set(result)):
-        raise InputError(f"{path}: damaged, {lacking[0]} is missing; remove it, and its cell is trained again")
-    now = json.loads(json.dumps(changed_options(config_of_cell(study, cell))))
-    before = result["options"]
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        values = [options.get(names[0], "the default") for options in (before, now)]
-        raise InputError(
-            f"{path}: is of a run with {names[0]} {values[0]!r}, and the study has {values[1]!r}; "
-            "remove the file and its run folder to train it again, or give the study another name"
-        )
-    return result
+    return results.read_result(place.file(cell), cell, changed_options(config_of_cell(study, cell)))
 
 
 def _about(study: Study, cell: Cell, config: Config) -> dict[str, Any]:
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": results.FORMAT_VERSION,
         "study": study.name,
         "cell": cell.name,
         "method": cell.method,
@@ -303,13 +266,6 @@ def _geometry(run: Run) -> dict[str, Any] | None:
 
 def _rounded(values: Any) -> list[float]:
     return [round(value, DIGITS) for value in values.tolist()]
-
-
-def _write(result: dict[str, Any], path: Path) -> None:
-    """Write a result with a line a key, which is small and can be compared by eye."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in result.items())
-    write_whole(path, f"{{\n{lines}\n}}\n")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +13,7 @@ from orthoproxy import builders
 from orthoproxy.config import Augmentation, Config, flat
 from orthoproxy.data import BatchSampler, only
 from orthoproxy.errors import InputError
+from orthoproxy.files import is_file
 from orthoproxy.recipes import config_of, options_parser, parse
 from orthoproxy.run import WITHOUT_EFFECT
 from orthoproxy.studies.plan import Cell, Study
@@ -44,6 +44,7 @@ def config_of_cell(study: Study, cell: Cell) -> Config:
     Examples
     --------
     >>> from orthoproxy.studies.plan import Method
+    >>> from pathlib import Path
     >>> study = Study("so", {"on": Method()}, "on", base=Path("nowhere.yaml"), path=Path("so.yaml"))
     >>> config_of_cell(study, Cell("on", {}, 0))
     Traceback (most recent call last):
@@ -51,7 +52,7 @@ def config_of_cell(study: Study, cell: Cell) -> Config:
     orthoproxy.errors.InputError: so.yaml: base: no recipe nowhere.yaml
     """
     method = study.methods[cell.method]
-    if not _is_file(study.base):
+    if not is_file(study.base):
         raise InputError(f"{study.path}: base: no recipe {study.base}")
     recipes = [study.base] if method.recipe is None else [study.base, method.recipe]
     options = {"training.select_on": "validation", **study.options(cell), "training.seed": 0}
@@ -68,13 +69,6 @@ def config_of_cell(study: Study, cell: Cell) -> Config:
     if 1 not in config.evaluation.recall_at:
         raise InputError(f"{study.path}: evaluation.recall_at: a study looks at Recall@1; add 1")
     return replace(config, training=replace(config.training, seed=cell.seed))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file can have
-        return False
 
 
 @cache

@@ -91,6 +91,7 @@ def a_cell(study: Study, method: str, setting: dict[str, Any], seed: int, judged
         "method": method,
         "setting": setting,
         "seed": seed,
+        "options": {**study.options(Cell(method, setting, seed)), "training.seed": seed},
         "validation": final,
         "test": scores(seed, gain, 60, "test") if judged else None,
         "curve": curve,
@@ -104,6 +105,7 @@ def a_cell(study: Study, method: str, setting: dict[str, Any], seed: int, judged
         },
         "seconds": 130.2 + seed,
         "images": 23552,
+        "elapsed": 140.2 + seed,
         "date": "2026-11-24",
         "environment": ENVIRONMENT,
     }

@@ -106,11 +106,21 @@ def test_a_part_of_a_recipe_is_found_from_the_study(tmp_path):
         ({"methods": {"off": {"sets": {}}}}, "methods.off: unknown key 'sets'; there are against, choose, recipe, set"),
         ({"methods": {"off": {"choose": {WEIGHT: 1}}}}, f"methods.off.choose.{WEIGHT}: 1; give a list"),
         ({"methods": {"off": {"choose": {WEIGHT: []}}}}, f"methods.off.choose.{WEIGHT}: []; give a list"),
-        ({"methods": {"off": {"choose": {WEIGHT: [1, 1]}}}}, "methods: off_weight-1_seed0 comes twice"),
+        ({"methods": {"off": {"choose": {WEIGHT: [1, 1]}}}}, "methods.off.choose: a value comes twice"),
         ({"methods": {"off": {"against": "of"}, "on": {}}}, "methods.off.against: 'of'; give another method: on"),
         ({"methods": {"off": {"against": "off"}, "on": {}}}, "methods.off.against: 'off'; give another method: on"),
         ({"methods": {"off": {"against": ["on"]}, "on": {}}}, "methods.off.against: ['on']; give another method: on"),
         ({"methods": {"off": {"recipe": "no.yaml"}}}, "methods.off.recipe: no file"),
+        ({"methods": {"off": {"recipe": "x" * 5000}}}, "methods.off.recipe: no file"),
+        ({"methods": {"off": 0}}, "methods.off: 0; give keys and values"),
+        ({"methods": {"off": []}}, "methods.off: []; give keys and values"),
+        ({"set": {"training.seed": 5}}, "set.training.seed: a cell has its seed from seeds"),
+        ({"methods": {"off": {"set": {"training.seed": 5}}}}, "methods.off.set.training.seed: a cell has its seed"),
+        ({"methods": {"off": {"choose": {"training.seed": [5]}}}}, "methods.off.choose.training.seed: a cell has its"),
+        (
+            {"methods": {"off": {"choose": {WEIGHT: [1]}}, "off_weight-1": {}}},
+            "methods: off and off_weight-1 both have a cell off_weight-1_seed0; give one another name",
+        ),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path, changes, message):
@@ -170,6 +180,36 @@ def results_of(scores):
 
 def test_the_best_mean_over_the_tuning_seeds_is_chosen(study):
     assert chosen_setting(study, results_of({1: (0.9, 0.1), 2: (0.6, 0.6), 3: (0.5, 0.6)}), "on") == {WEIGHT: 2}
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=9), st.randoms())
+def test_of_settings_with_as_many_hits_the_first_is_chosen(hits, shuffling):
+    """Scores of classes are kept with six digits, of which the sum depends on which class has the hits."""
+    study = Study("s", {"on": Method(choose={WEIGHT: [1, 2]})}, "on", tuning_seeds=[0])
+    others = shuffling.sample(hits, len(hits))
+    scored = [
+        {
+            "cell": Cell("on", {WEIGHT: weight}, 0).name,
+            "validation": {
+                "classes": list("abcdefghi"[: len(hits)]),
+                "queries": [9] * len(hits),
+                "trained": {"recall@1": [round(n / 9, 6) for n in of_setting]},
+            },
+        }
+        for weight, of_setting in ((1, hits), (2, others))
+    ]
+    assert chosen_setting(study, scored, "on") == {WEIGHT: 1}
+
+
+def test_settings_that_were_scored_on_different_classes_are_not_compared(study):
+    results = results_of({1: (0.9, 0.1), 2: (0.6, 0.6), 3: (0.5, 0.6)})
+    results[3]["validation"] = {**results[3]["validation"], "classes": ["a", "easy"]}
+    with pytest.raises(InputError, match="on_weight-1_seed0 and on_weight-2_seed1 were scored on different validation"):
+        chosen_setting(study, results, "on")
+
+
+def test_a_question_that_is_left_empty_is_none(tmp_path):
+    assert read_study(written(tmp_path, question=None)).question == ""
 
 
 def test_other_seeds_have_no_say(study):

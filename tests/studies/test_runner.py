@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,7 +244,8 @@ def test_ctrl_c_ends_a_study_of_which_a_process_is_idle(folder):
         os.killpg(study.pid, signal.SIGINT)  # as a terminal does, to all processes at once
         _, said = study.communicate(timeout=60)
     finally:
-        study.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(study.pid, signal.SIGKILL)
     assert study.returncode == 130
     assert "run the same command to go on" in said
     assert [path.name for path in (folder / "runs/s").glob("*.saved")] == ["off_seed1.saved"]

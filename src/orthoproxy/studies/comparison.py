@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from orthoproxy.errors import InputError
 from orthoproxy.evaluation import Estimate
-from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, score_of
+from orthoproxy.studies.plan import Options, Result, Study, check_alike, chosen_setting, score_of
 from orthoproxy.studies.statistics import Difference, compare, holm, mean_score, scores_of_seeds, standard_deviation
 
 
@@ -45,6 +44,8 @@ class Row:
         Of a comparison that was named before running.
     seconds, images
         Of one training, median over the seeds: one that other work ran beside takes several times as long.
+    failed
+        It has no scores, and will have none: its trainings failed.
 
     Examples
     --------
@@ -61,7 +62,7 @@ class Row:
     mean: Estimate | None = None
     deviation: float = math.nan
     untrained: float = math.nan
-    gain: Difference | None = None
+    gain: Estimate | None = None
     validation: float = math.nan
     difference: Difference | None = None
     p: float = math.nan
@@ -69,6 +70,7 @@ class Row:
     seconds: float = math.nan
     images: float = math.nan
     against: str = ""
+    failed: bool = False
 
 
 def rows_of(study: Study, results: Sequence[Result], metric: str) -> list[Row]:
@@ -108,6 +110,7 @@ def rows_of(study: Study, results: Sequence[Result], metric: str) -> list[Row]:
     """
     judged = {method: judged_results(study, results, method) for method in study.methods}
     rows = [_row(study, judged, method, metric) for method in study.methods]
+    rows = [replace(row, failed=not row.seeds and _all_failed(study, results, row.method)) for row in rows]
     if metric != study.metric:
         return rows
     p = {row.method: row.difference.p for row in rows if row.difference}
@@ -149,36 +152,6 @@ def judged_results(study: Study, results: Sequence[Result], method: str) -> list
     return [known[cell.name] for cell in study.judged_cells(method, setting) if cell.name in known]
 
 
-def tuning_scores(study: Study, results: Sequence[Result], method: str, setting: Options) -> dict[int, float | None]:
-    """Score a setting on the validation classes, with the seeds on which settings are chosen.
-
-    Parameters
-    ----------
-    study, results, method
-        As in `judged_results`.
-    setting
-        One of the method's.
-
-    Returns
-    -------
-    dict
-        Seed to score, as a fraction; None where the cell is missing or failed. A method with nothing to choose has the
-        same seeds as the others, as far as they are among its own.
-
-    Examples
-    --------
-    >>> from orthoproxy.studies.plan import Method
-    >>> tuning_scores(Study("so", {"off": Method()}, "off", seeds=[0, 1, 2], tuning_seeds=[0, 1]), [], "off", {})
-    {0: None, 1: None}
-    """
-    seeds = study.tuning_seeds
-    if not study.methods[method].choose:
-        seeds = [seed for seed in study.seeds if seed in study.tuning_seeds] or study.seeds
-    known = {result["cell"]: result for result in results if not result.get("failed")}
-    there = {seed: known.get(Cell(method, setting, seed).name) for seed in seeds}
-    return {seed: score_of(result, "validation", study.metric) if result else None for seed, result in there.items()}
-
-
 def matrix_of(
     results: Sequence[Result], metric: str, model: str = "trained"
 ) -> tuple[Float[np.ndarray, "S C"], Int[np.ndarray, " C"]]:
@@ -209,13 +182,9 @@ def matrix_of(
     >>> matrix_of([{"cell": "first", "test": scored}], "recall@1")
     (array([[0.5, 1. ]]), array([2, 4]))
     """
-    first = results[0]
-    for cell in results[1:]:
-        if any(cell["test"][part] != first["test"][part] for part in ("classes", "queries")):
-            judged = f"{cell['cell']} and {first['cell']} were judged on different test classes or queries"
-            raise InputError(f"{judged}; run all cells of a study on the same data")
+    check_alike(results, "test")
     values = np.array([cell["test"][model][metric] for cell in results], dtype=np.float64)
-    return values, np.array(first["test"]["queries"])
+    return values, np.array(results[0]["test"]["queries"])
 
 
 def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metric: str) -> Row:
@@ -236,13 +205,23 @@ def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metr
         mean=mean_score(values, queries),
         deviation=standard_deviation(scores),
         untrained=float(scores_of_seeds(untrained, queries).mean()),
-        gain=compare(values, untrained, queries),
+        gain=mean_score(values - untrained, queries),
         validation=float(np.mean([score_of(cell, "validation", metric) for cell in ours])),
         difference=None if baseline else _difference(ours, judged[against or study.baseline], metric),
         seconds=float(np.median([cell["seconds"] for cell in ours])),
         images=float(np.median([cell["images"] for cell in ours])),
         against=against,
     )
+
+
+def _all_failed(study: Study, results: Sequence[Result], method: str) -> bool:
+    """Tell whether no setting can be chosen any more, or all runs of the one that counts failed."""
+    cells = [cell.name for cell in study.first_cells if cell.method == method]
+    known = {result["cell"]: bool(result.get("failed")) for result in results}
+    if not all(cell in known for cell in cells):
+        return False
+    setting = chosen_setting(study, results, method)
+    return setting is None or all(known.get(cell.name) for cell in study.judged_cells(method, setting))
 
 
 def _difference(ours: Sequence[Result], baseline: Sequence[Result], metric: str) -> Difference | None:

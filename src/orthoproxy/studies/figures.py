@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 
 from orthoproxy.reports.style import COLOURS, WIDTH, finish, in_house_style, panels
 from orthoproxy.reports.words import metric_name, shortened
-from orthoproxy.studies.comparison import Row, tuning_scores
-from orthoproxy.studies.plan import Options, Result, Study, chosen_setting, score_of
+from orthoproxy.studies.comparison import Row
+from orthoproxy.studies.plan import Options, Result, Study, chosen_setting, score_of, tuning_results, validation_scores
+from orthoproxy.studies.speed import curves_of
 from orthoproxy.studies.statistics import standard_deviation
 
 TICKS = 8  # of an axis of settings at most; more give way to powers of ten
+SAME = 0.01  # points: scores of one untrained encoder differ by rounding alone
 LONGEST = 26  # letters of a name beside the axes
 CURVES_OF_SEEDS = 50  # with more in one figure, only the means are drawn
 QUANTITIES = {
@@ -70,7 +72,7 @@ def scores_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        The untrained encoder is a dashed line.
+        The untrained encoder is a dashed line; one a method, where encoders differ.
 
     Examples
     --------
@@ -84,11 +86,16 @@ def scores_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     for y, row in enumerate(shown):
         assert row.mean is not None
         _spread(axes, y, row.scores, row.mean.value, (row.mean.low, row.mean.high), looks[row.method].colour)
-    untrained = 100 * float(np.mean([row.untrained for row in shown]))
-    axes.axvline(untrained, color=COLOURS["muted"], linestyle=(0, (4, 2)), linewidth=1.2)
+    untrained = [100 * row.untrained for row in shown]
+    one = max(untrained) - min(untrained) < SAME
+    muted = {"color": COLOURS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    if one:
+        axes.axvline(untrained[0], **muted)
+    else:
+        axes.vlines(untrained, np.arange(len(shown)) - 0.4, np.arange(len(shown)) + 0.4, **muted)
     axes.annotate(
         "untrained",
-        (untrained, 1),
+        (untrained[0], 1),
         (4, -1),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
@@ -199,8 +206,8 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
     Returns
     -------
     matplotlib.figure.Figure
-        Bold: after each epoch the mean score over the seeds, at the median of what they took; pale: single seeds, unless
-        there are more than `CURVES_OF_SEEDS` in all.
+        Bold: after each epoch the mean score over the seeds, at the median of what they took; pale: single seeds,
+        unless there are more than `CURVES_OF_SEEDS` in all.
 
     Examples
     --------
@@ -229,30 +236,6 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
     finish(axes, COSTS[cost], f"{metric_name(metric)} on validation classes, %")
     _legend(figure, axes)
     return figure
-
-
-def curves_of(study: Study, results: Sequence[Result], method: str) -> dict[int, list[dict[str, Any]]]:
-    """Pick the curves of a method's chosen setting by their seeds.
-
-    Parameters
-    ----------
-    study, results
-        As in `rows_of`.
-    method
-        Its name.
-
-    Examples
-    --------
-    >>> from orthoproxy.studies.plan import Method
-    >>> curves_of(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": []}], "off")
-    {}
-    """
-    setting = chosen_setting(study, results, method)
-    if setting is None:
-        return {}
-    seeds = {cell.name: cell.seed for cell in study.judged_cells(method, setting)}
-    known = [(seeds[result["cell"]], result.get("curve")) for result in results if result["cell"] in seeds]
-    return {seed: curve for seed, curve in known if curve}
 
 
 @in_house_style
@@ -356,7 +339,8 @@ def _spread(axes: Axes, y: float, seeds: Sequence[float], mean: float, ends: tup
 
 def _on_validation(study: Study, results: Sequence[Result], method: str, setting: Options) -> list[float]:
     """Return the score in percent of each tuning seed that is there."""
-    return [100 * score for score in tuning_scores(study, results, method, setting).values() if score is not None]
+    by_seed = tuning_results(study, results, method, setting)
+    return [100 * score for score in validation_scores(by_seed.values(), study.metric)]
 
 
 def _lines(settings: Sequence[Options], field: str) -> list[list[Options]]:

@@ -20,9 +20,10 @@ from orthoproxy.reports.words import MINUS, metric_name
 from orthoproxy.studies import figures
 from orthoproxy.studies.comparison import Row, rows_of
 from orthoproxy.studies.plan import METRICS, Result, Study
+from orthoproxy.studies.speed import level_to_reach, speeds
 from orthoproxy.studies.statistics import reach
 from orthoproxy.studies.table import RULE, SEEDS_LISTED, as_csv, as_latex, as_markdown, displayed
-from orthoproxy.studies.words import answers, level_to_reach, notes, speeds, tried_settings, worse_than_untrained
+from orthoproxy.studies.words import answers, notes, tried_settings, worse_than_untrained
 
 
 def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
@@ -183,7 +184,7 @@ def _settings_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
 
 
 def _cost_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
-    caption = "The chosen setting of each method. Bold: over all seeds; pale: single seeds, unless there are too many to draw."
+    caption = "The chosen setting of each method. Bold: over all seeds; pale: single seeds, unless they are too many."
     titles = {"seconds": "Score against time", "images": "Score against images"}
     drawn = {cost: figures.cost_figure(study, results, study.metric, cost) for cost in titles}
     return [_plot(title, caption, drawn[cost], cost) for cost, title in titles.items()]

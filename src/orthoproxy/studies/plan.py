@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from orthoproxy.errors import InputError
+from orthoproxy.files import is_file
 from orthoproxy.plain import plain_yaml
 
 Options = dict[str, Any]  # dotted names of fields and their values
@@ -23,6 +24,8 @@ Result = Mapping[str, Any]  # of a result file, see `orthoproxy.study_cells.read
 
 REQUIRED = {"title", "base", "seeds", "metric", "baseline", "methods"}
 OPTIONAL = {"question", "set", "tuning_seeds", "compare", "expected_seconds"}
+SEED = "training.seed"
+TIE = 1e-6  # scores of classes are kept with six digits: what differs by less may be as many hits
 METRICS = ("recall@1", "map@r")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -162,7 +165,7 @@ class Study:
 
     def options(self, cell: Cell) -> Options:
         """Put together the options that a cell is given after the recipes; later ones override earlier ones."""
-        return {**self.set, **self.methods[cell.method].set, **cell.setting, "training.seed": cell.seed}
+        return {**self.set, **self.methods[cell.method].set, **cell.setting, SEED: cell.seed}
 
 
 def score_of(result: Result, part: str, metric: str, who: str = "trained") -> float:
@@ -206,6 +209,11 @@ def chosen_setting(study: Study, results: Sequence[Result], method: str) -> Opti
         The setting; of equally good ones the first of the grid. None: some of its tuning cells have no result yet, or
         none could be trained. A setting that failed with a tuning seed is out.
 
+    Raises
+    ------
+    InputError
+        If its cells were scored on different validation classes.
+
     Examples
     --------
     >>> study = Study("so", {"on": Method(choose={"loss.orthogonality.weight": [0.1, 1]})}, "on", tuning_seeds=[0])
@@ -221,17 +229,96 @@ def chosen_setting(study: Study, results: Sequence[Result], method: str) -> Opti
     settings = study.methods[method].settings
     if len(settings) == 1 and not study.methods[method].choose:
         return settings[0]
-    known = {result["cell"]: result for result in results}
+    tuned = [tuning_results(study, results, method, setting) for setting in settings]
+    if any(result is None for by_seed in tuned for result in by_seed.values()):
+        return None
+    trained = [[result for result in by_seed.values() if result and not result.get("failed")] for by_seed in tuned]
+    check_alike([result for of_setting in trained for result in of_setting], "validation")
     best: tuple[float, Options] | None = None
-    for setting in settings:
-        cells = [known.get(Cell(method, setting, seed).name) for seed in study.tuning_seeds]
-        found = [cell for cell in cells if cell is not None]
-        if len(found) < len(cells):
-            return None
-        scores = [score_of(cell, "validation", study.metric) for cell in found if not cell.get("failed")]
-        if len(scores) == len(cells) and (best is None or np.mean(scores) > best[0]):
-            best = (float(np.mean(scores)), setting)
+    for setting, of_setting in zip(settings, trained, strict=True):
+        if len(of_setting) == len(study.tuning_seeds):
+            score = float(np.mean(validation_scores(of_setting, study.metric)))
+            if best is None or score > best[0] + TIE:
+                best = (score, setting)
     return best and best[1]
+
+
+def tuning_results(study: Study, results: Sequence[Result], method: str, setting: Options) -> dict[int, Result | None]:
+    """Pick the results by which a setting is chosen, or would be.
+
+    Parameters
+    ----------
+    study, results, method
+        As in `chosen_setting`.
+    setting
+        One of the method's.
+
+    Returns
+    -------
+    dict
+        Seed to result; None where there is none yet. A method with nothing to choose has the same seeds as the others,
+        as far as they are among its own.
+
+    Examples
+    --------
+    >>> tuning_results(Study("so", {"off": Method()}, "off", seeds=[0, 1, 2], tuning_seeds=[0, 1]), [], "off", {})
+    {0: None, 1: None}
+    """
+    seeds = study.tuning_seeds
+    if not study.methods[method].choose:
+        seeds = [seed for seed in study.seeds if seed in study.tuning_seeds] or study.seeds
+    known = {result["cell"]: result for result in results}
+    return {seed: known.get(Cell(method, setting, seed).name) for seed in seeds}
+
+
+def validation_scores(results: Iterable[Result | None], metric: str) -> list[float]:
+    """Score on the validation classes what was trained; what is missing or failed is left out.
+
+    Parameters
+    ----------
+    results
+        From `tuning_results`, say.
+    metric
+        ``recall@1`` or ``map@r``.
+
+    Examples
+    --------
+    >>> scores = {"classes": ["a"], "queries": [9], "trained": {"recall@1": [0.5]}}
+    >>> validation_scores([None, {"validation": scores}, {"failed": "the loss is nan"}], "recall@1")
+    [0.5]
+    """
+    return [score_of(result, "validation", metric) for result in results if result and not result.get("failed")]
+
+
+def check_alike(results: Sequence[Result], part: str) -> None:
+    """See that results were scored on the same classes, with as many queries.
+
+    Parameters
+    ----------
+    results
+        With scores of that part.
+    part
+        ``validation`` or ``test``.
+
+    Raises
+    ------
+    InputError
+        If two were not.
+
+    Examples
+    --------
+    >>> scored = [{"cell": x, "test": {"classes": [x], "queries": [9]}} for x in ("a", "b")]
+    >>> check_alike(scored, "test")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: a and b were scored on different test classes or queries; ...
+    """
+    for result in results[1:]:
+        if any(result[part][what] != results[0][part][what] for what in ("classes", "queries")):
+            cells = f"{results[0]['cell']} and {result['cell']}"
+            raise InputError(
+                f"{cells} were scored on different {part} classes or queries; run all cells of a study on the same data"
+            )
 
 
 def read_study(path: str | Path) -> Study:
@@ -289,7 +376,7 @@ def _study(given: Any, path: Path) -> Study:
         name=path.stem,
         path=path,
         title=given["title"],
-        question=str(given.get("question", "")),
+        question=str(given.get("question") or ""),
         base=path.parent / given["base"],
         set=_mapping(given.get("set", {}), "set"),
         seeds=seeds,
@@ -300,10 +387,28 @@ def _study(given: Any, path: Path) -> Study:
         methods=methods,
         expected_seconds=_expected(given.get("expected_seconds")),
     )
-    names = [cell.name for cell in study.first_cells]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"methods: {twice[0]} comes twice; give every value once")
+    _check_cells(study)
     return study
+
+
+def _check_cells(study: Study) -> None:
+    """See that each cell has a name of its own, and its seed from nowhere else."""
+    given = {"set": study.set}
+    for name, method in study.methods.items():
+        given |= {f"methods.{name}.set": method.set, f"methods.{name}.choose": method.choose}
+    for where, options in given.items():
+        if SEED in options:
+            raise InputError(f"{where}.{SEED}: a cell has its seed from seeds and tuning_seeds; leave it out")
+    owners: dict[str, str] = {}
+    for name, method in study.methods.items():
+        for setting in method.settings:
+            for seed in dict.fromkeys([*study.tuning_seeds, *study.seeds]):
+                cell = Cell(name, setting, seed).name
+                if (owner := owners.setdefault(cell, name)) != name:
+                    raise InputError(f"methods: {owner} and {name} both have a cell {cell}; give one another name")
+        names = [Cell(name, setting, 0).name for setting in method.settings]
+        if len({*names}) < len(names):
+            raise InputError(f"methods.{name}.choose: a value comes twice; give every value once")
 
 
 def _expected(seconds: Any) -> float | None:
@@ -333,13 +438,13 @@ def _check_names(given: Options, methods: Mapping[str, Method]) -> None:
 def _method(name: Any, given: Any, folder: Path, names: Sequence[str]) -> Method:
     if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 60:
         raise InputError(f"methods: the name {name!r} cannot be one of a file; use letters, digits, - and .")
-    given = _mapping(given or {}, f"methods.{name}", {"set", "choose", "recipe", "against"})
+    given = _mapping(given, f"methods.{name}", {"set", "choose", "recipe", "against"})
     choose = _mapping(given.get("choose", {}), f"methods.{name}.choose")
     for option, values in choose.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"methods.{name}.choose.{option}: {values!r}; give a list of values to choose from")
     recipe = given.get("recipe")
-    if recipe is not None and not (folder / str(recipe)).is_file():
+    if recipe is not None and not is_file(folder / str(recipe)):
         raise InputError(f"methods.{name}.recipe: no file {folder / str(recipe)}; give it from the study's folder")
     others, against = [other for other in names if other != name], given.get("against")
     if against not in (None, *others):

@@ -222,8 +222,8 @@ def sign_flip_p(
 
     Examples
     --------
-    >>> sign_flip_p(np.full((1, 20), 0.1), np.full(20, 5))  # better on each of 20 classes
-    0.0001
+    >>> f"{sign_flip_p(np.full((1, 20), 0.1), np.full(20, 5)):.4f}"  # better on each of 20 classes
+    '0.0001'
     >>> sign_flip_p(np.zeros((1, 20)), np.full(20, 5))
     1.0
     """
@@ -236,7 +236,7 @@ def sign_flip_p(
     for start in range(0, draws, AT_ONCE):
         signs = 2.0 * generator.integers(2, size=(min(AT_ONCE, draws - start), len(weighted))) - 1
         count += int((np.abs(signs @ weighted) >= as_large).sum())
-    return round((1 + count) / (1 + draws), 6)
+    return (1 + count) / (1 + draws)
 
 
 def compare(
@@ -312,7 +312,7 @@ def holm(p: Sequence[float]) -> list[float]:
     stepped = given[order] * np.arange(len(given), 0, -1)
     corrected = np.empty_like(given)
     corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1)
-    return [round(float(value), 6) for value in corrected]
+    return corrected.tolist()
 
 
 def reach(seeds: int) -> str:

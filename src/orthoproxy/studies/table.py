@@ -116,7 +116,7 @@ def displayed(row: Row) -> dict[str, str]:
     Returns
     -------
     dict
-        Scores in percent with one digit after the point; a dash where there is nothing.
+        Scores in percent with one digit after the point, two where one would hide a sign; a dash where nothing is.
 
     Examples
     --------
@@ -180,15 +180,15 @@ def _numbers(row: Row) -> dict[str, Any]:
     gain = row.difference
     nothing = Estimate(math.nan, math.nan, math.nan)
     mean = row.mean or nothing
-    change, training = (x.estimate if x else nothing for x in (gain, row.gain))
+    change, training = gain.estimate if gain else nothing, row.gain or nothing
     return {
         "method": row.method,
         "metric": row.metric,
         "baseline": row.baseline,
         "against": row.against,
         "setting": setting_words(row.setting),
-        "chosen_on": "validation classes",
-        "judged_on": "test classes, once",
+        "chosen_on": "validation classes" if row.setting else "",
+        "judged_on": "test classes" if row.seeds else "",
         "n": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
         "scores": " ".join(str(_hundredfold(score)) for score in row.scores),
@@ -201,8 +201,8 @@ def _numbers(row: Row) -> dict[str, Any]:
         "difference_high": _hundredfold(change.high),
         "seeds_compared": len(gain.by_seed) if gain else 0,
         "seeds_ahead": gain.ahead if gain else 0,
-        "p": row.p,
-        "p_holm": row.holm_p,
+        "p": round(row.p, 6),
+        "p_holm": round(row.holm_p, 6),
         "untrained": _hundredfold(row.untrained),
         "gain": _hundredfold(training.value),
         "gain_low": _hundredfold(training.low),

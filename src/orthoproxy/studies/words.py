@@ -1,22 +1,19 @@
-"""What the page of a study says: the answers, what is missing, which settings were tried, how fast a method learns."""
+"""What the page of a study says: the answers, what is missing, which settings were tried."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import yaml
-from scipy import stats
 
 from orthoproxy.plain import plain_yaml
 from orthoproxy.reports.words import FEW_CLASSES, metric_name, negated, points
-from orthoproxy.studies.comparison import Row, judged_results, tuning_scores
-from orthoproxy.studies.figures import curves_of
-from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting
+from orthoproxy.studies.comparison import Row, judged_results
+from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, tuning_results, validation_scores
 from orthoproxy.studies.statistics import SEEDS_TO_SPEAK_OF_NEW_ONES, reach
 from orthoproxy.studies.table import p_words, setting_words
 
@@ -28,34 +25,19 @@ BUSY = 2  # times as long for the same work is more than noise
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting and its scores on the validation classes, as fractions; `scores` is empty where no cell is there."""
+    """A setting and its scores on the validation classes, as fractions; how many cells are missing, or failed."""
 
     method: str
     setting: str
     scores: list[float]
     missing: int
+    failed: int
     chosen: bool
 
     @property
     def mean(self) -> float:
         """Over the tuning seeds."""
         return float(np.mean(self.scores)) if self.scores else math.nan
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How long a method takes to `level_to_reach`: the median over all seeds, infinite where half of them never do.
-
-    `fewer` is how many images fewer than the baseline with the same seed: the mean, and a 95 % interval by Student's
-    t over seeds; None for the baseline itself, and where a seed never gets there or has no partner.
-    """
-
-    method: str
-    seconds: float
-    images: float
-    reached: int
-    seeds: int
-    fewer: tuple[float, float, float] | None = None
 
 
 def answers(rows: Sequence[Row], compared: Sequence[str]) -> list[tuple[str, str]]:
@@ -80,12 +62,14 @@ def answers(rows: Sequence[Row], compared: Sequence[str]) -> list[tuple[str, str
     """
     by_name = {row.method: row for row in rows}
     baseline = next((row.method for row in rows if row.baseline), "the baseline")
-    return [_answer(by_name[name], by_name[name].against or baseline) for name in compared]
+    partners = {name: by_name[name].against or baseline for name in compared}
+    return [_answer(by_name[name], partner, by_name.get(partner)) for name, partner in partners.items()]
 
 
-def _answer(row: Row, baseline: str) -> tuple[str, str]:
+def _answer(row: Row, baseline: str, partner: Row | None) -> tuple[str, str]:
     if row.difference is None:
-        return "none", f"{row.method}: not judged yet."
+        lacking = row if partner is None or not row.seeds else partner
+        return "none", f"{row.method}: {'' if lacking is row else f'{baseline} '}{_why_not(lacking)}."
     gain, seeds = row.difference.estimate, len(row.difference.by_seed)
     score, p = metric_name(row.metric), f"p = {p_words(row.holm_p)} after Holm"
     with_seeds = f"ahead with {row.difference.ahead} of {seeds} seed{'s' if seeds > 1 else ''}"
@@ -104,6 +88,12 @@ def _answer(row: Row, baseline: str) -> tuple[str, str]:
         )
     loss = f"{score} lower by {points(negated(gain))}"
     return "worse", f"{row.method} is worse than {baseline}{these}: {loss}, {p}, {with_seeds}."
+
+
+def _why_not(row: Row) -> str:
+    if row.seeds:
+        return "was judged with other seeds"
+    return "could not be trained" if row.failed else "not judged yet"
 
 
 def notes(study: Study, results: Sequence[Result]) -> list[str]:
@@ -148,7 +138,7 @@ def frozen_methods(study: Study, results: Sequence[Result]) -> list[str]:
     >>> frozen_methods(Study("so", {"off": Method(), "on": Method({"encoder.freeze": True})}, "off"), [])
     ['on']
     """
-    named = {result["method"]: result["options"].get(FREEZE, False) for result in results if "options" in result}
+    named = {result["method"]: result["options"].get(FREEZE, False) for result in results}
     return [name for name in study.methods if named.get(name, _to_be_frozen(study, name))]
 
 
@@ -186,102 +176,11 @@ def tried_settings(study: Study, results: Sequence[Result]) -> list[Tried]:
     for name, method in study.methods.items():
         chosen = chosen_setting(study, results, name)
         for setting in method.settings:
-            by_seed = tuning_scores(study, results, name, setting)
-            scores = [score for score in by_seed.values() if score is not None]
-            listed.append(Tried(name, _words(setting), scores, len(by_seed) - len(scores), setting == chosen))
+            found = tuning_results(study, results, name, setting).values()
+            scores, missing = validation_scores(found, study.metric), sum(result is None for result in found)
+            failed = len(found) - missing - len(scores)
+            listed.append(Tried(name, _words(setting), scores, missing, failed, setting == chosen))
     return listed
-
-
-def level_to_reach(study: Study, results: Sequence[Result]) -> float | None:
-    """Find the score that the baseline has after half its training: the mean over seeds, on validation classes.
-
-    Parameters
-    ----------
-    study, results
-        As in `rows_of`.
-
-    Returns
-    -------
-    float or None
-        As a fraction; None without curves of the baseline.
-
-    Examples
-    --------
-    >>> from orthoproxy.studies.plan import Method
-    >>> curve = [{"epoch": n, "recall@1": n / 10, "seconds": n, "images": n} for n in (1, 2, 3, 4)]
-    >>> level_to_reach(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": curve}])
-    0.2
-    """
-    curves = curves_of(study, results, study.baseline)
-    halves = [curve[math.ceil(len(curve) / 2) - 1][study.metric] for curve in curves.values()]
-    return float(np.mean(halves)) if halves else None
-
-
-def speeds(study: Study, results: Sequence[Result]) -> list[Speed]:
-    """Measure how long each method takes to `level_to_reach`, between two epochs by a straight line.
-
-    Parameters
-    ----------
-    study, results
-        As in `rows_of`.
-
-    Returns
-    -------
-    list of Speed
-        Of methods with curves; empty where there is no level.
-
-    Examples
-    --------
-    >>> from orthoproxy.studies.plan import Method
-    >>> curve = [{"epoch": n, "recall@1": n / 10, "seconds": n, "images": 100 * n} for n in (1, 2, 3, 4)]
-    >>> speeds(Study("so", {"off": Method()}, "off"), [{"cell": "off_seed0", "curve": curve}])
-    [Speed(method='off', seconds=2.0, images=200.0, reached=1, seeds=1, fewer=None)]
-    """
-    level, found = level_to_reach(study, results), []
-    if level is None:
-        return []
-    times = {method: _times(study, results, method, level) for method in study.methods}
-    for method, by_seed in times.items():
-        if by_seed:
-            seconds, images = (float(statistics.median(column)) for column in zip(*by_seed.values(), strict=True))
-            reached = sum(math.isfinite(images) for _, images in by_seed.values())
-            fewer = None if method == study.baseline else _fewer(by_seed, times[study.baseline])
-            found.append(Speed(method, seconds, images, reached, len(by_seed), fewer))
-    return found
-
-
-def _times(study: Study, results: Sequence[Result], method: str, level: float) -> dict[int, tuple[float, float]]:
-    """Seconds and images to a level by seed; infinite where a curve never reaches it."""
-    never = (math.inf, math.inf)
-    curves = curves_of(study, results, method)
-    return {seed: _time_to(level, curve, study.metric) or never for seed, curve in curves.items()}
-
-
-def _fewer(
-    ours: Mapping[int, tuple[float, float]], baseline: Mapping[int, tuple[float, float]]
-) -> tuple[float, float, float] | None:
-    """Compare images with the same seeds: the mean of what the baseline needs more, and Student's interval."""
-    if len(ours) < 2 or not ours.keys() <= baseline.keys():
-        return None
-    saved = np.array([baseline[seed][1] - images for seed, (_, images) in ours.items()])
-    if not np.isfinite(saved).all():
-        return None
-    half = stats.t.ppf(0.975, len(saved) - 1) * saved.std(ddof=1) / math.sqrt(len(saved))
-    return float(saved.mean()), float(saved.mean() - half), float(saved.mean() + half)
-
-
-def _time_to(level: float, curve: Sequence[Options], metric: str) -> tuple[float, float] | None:
-    """Return seconds and images at which a curve first reaches a level; the first epoch's, if it starts above."""
-    before = None
-    for point in curve:
-        if point[metric] >= level:
-            if before is None:
-                return point["seconds"], point["images"]
-            share = (level - before[metric]) / (point[metric] - before[metric])
-            seconds, images = (before[key] + share * (point[key] - before[key]) for key in ("seconds", "images"))
-            return seconds, images
-        before = point
-    return None
 
 
 def _missing(study: Study, results: Sequence[Result]) -> str:
@@ -291,7 +190,8 @@ def _missing(study: Study, results: Sequence[Result]) -> str:
         cell for name, setting in chosen.items() if setting is not None for cell in study.later_cells(name, setting)
     ]
     not_yet = [cell.name for cell in [*study.first_cells, *later] if cell.name not in known]
-    unknown = sum(len(study.later_cells(name, {})) for name, setting in chosen.items() if setting is None)
+    open_yet = {cell.method for cell in study.first_cells if cell.name not in known}
+    unknown = sum(len(study.later_cells(name, {})) for name in open_yet if chosen[name] is None)
     judged = sum(len(judged_results(study, results, name)) for name in study.methods)
     to_judge = len(study.seeds) * len(study.methods)
     if not not_yet and not unknown and judged == to_judge:
@@ -334,8 +234,8 @@ def _first_kept(study: Study, results: Sequence[Result]) -> str:
 
 def _kept_first(result: Result) -> bool | None:
     """Tell whether the first epoch was kept; None where the curve does not have what it was chosen by."""
-    monitor = result["options"].get("training.monitor", "map@r") if "options" in result else "map@r"
-    scores = [point[monitor] for point in result.get("curve") or () if monitor in point]
+    monitor = result["options"].get("training.monitor", "map@r")
+    scores = [point[monitor] for point in result["curve"] if monitor in point]
     return scores[0] == max(scores) if len(scores) > 1 else None
 
 
@@ -395,11 +295,11 @@ def worse_than_untrained(rows: Sequence[Row]) -> str:
     >>> worse_than_untrained([Row("on", "recall@1", False, None)])
     ''
     """
-    worse = [row for row in rows if row.gain and row.gain.estimate.high < 0]
+    worse = [row for row in rows if row.gain and row.gain.high < 0]
     if not worse:
         return ""
     score = metric_name(worse[0].metric)
-    told = [f"{row.method} (lower by {points(negated(row.gain.estimate))})" for row in worse if row.gain]
+    told = [f"{row.method} (lower by {points(negated(row.gain))})" for row in worse if row.gain]
     return f"Worse than the untrained encoder with all its features, by {score} on new classes: {_some(told)}."
 
 
