@@ -131,6 +131,28 @@ def test_planted_wrong_labels_are_found() -> None:
     assert check.finding is not None and [shot.asked for shot in check.finding.shots[0]] == [True, False, False]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_five_percent_wrong_labels_of_three_thousand_are_told_and_most_are_found(seed: int) -> None:
+    training = side("seen", centres(1, classes=375, latent=32), 0.3, 0.8, 10)
+    labels, planted = plant(training.labels, 0.05, seed)
+    check = check_labels(replace(healthy(), training=relabelled(training, labels)))
+    assert check.state == "found" and 0.03 < size_of(check) < 0.07
+    listed = {suspect["path"] for suspect in check.measured["suspects"]}
+    changed = set(training.table["path"][planted])
+    precision, recall = len(listed & changed) / len(listed), len(listed & changed) / len(changed)
+    assert precision > 0.95 and recall > 0.5
+
+
+def test_very_many_wrong_labels_are_said_to_be_many_and_listed_in_the_file() -> None:
+    model = healthy()
+    labels, planted = plant(model.training.labels, 0.4, seed=1)
+    check = check_labels(replace(model, training=relabelled(model.training, labels)))
+    assert check.state == "cannot be told" and check.finding is None
+    assert "of the training labels look wrong; so many are, or the untrained features know little" in check.summary
+    listed = {suspect["path"] for suspect in check.measured["suspects"]}
+    assert len(listed & set(model.training.table["path"][planted])) > 0.9 * len(listed) > 50
+
+
 def test_features_that_know_nothing_of_the_classes_accuse_nobody() -> None:
     model = healthy()
     noise = np.random.default_rng(0).standard_normal((len(model.training.table), 96))

@@ -30,16 +30,16 @@ CROWDED = 0.5  # cosine of two proxies, 60 degrees apart
 LEAST_SHARE = 0.01  # of the training images that are nearer to a wrong proxy: without that there is no harm
 ROWS_AT_ONCE, SHOWN = 4096, 6
 ADVICE = [
-    "Turn Soft Orthogonality on, or up: loss.orthogonality.weight 0.3 to 3 with scaling excess. That spreads them, but "
-    "did not raise Recall@1 in the studies of the documentation: let validation classes decide.",
     "Set initialisation.proxies to class_means, and check that training.rates.proxies is some 100 times the encoder's.",
+    "Soft Orthogonality spreads them: loss.orthogonality.weight 0.3 to 3 with scaling excess. From class means that "
+    "did not raise Recall@1 in the studies of the documentation: let validation classes decide.",
 ]
 SAME = "Look whether the closest classes are one and the same thing; merge those that are."
 
 
 @dataclass(frozen=True)
 class Crowding:
-    """How the proxies lie; `astray` and `to_crowded` are shares of the training images, None where none was given.
+    """How the proxies lie; `astray` and `to_crowded` are shares of the training images.
 
     `astray`: nearer to another class's proxy than to their own; `to_crowded`: and that one has a cosine of at least
     0.5 with their own.

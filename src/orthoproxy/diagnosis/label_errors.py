@@ -96,7 +96,7 @@ def check_labels(subject: Subject) -> Check:
     Check
         With a finding if surely one label in a hundred is wrong, and wrong labels can be told: with 5 % of the labels
         changed at random, at least three quarters of the new suspects are changed ones; and no more than a quarter of
-        all labels seems wrong.
+        all labels seems wrong, which may say as much of the features as of the labels.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def check_labels(subject: Subject) -> Check:
         return Check(NAME, f"not looked at: it takes {LEAST_CLASSES} training classes with two images or more")
     features = evened(images.untrained)
     seen = out_of_sample(features, images.labels)
-    found, trial = suspects(seen), plant_and_find(features, images.labels)
+    found, trial = suspects(seen), plant_and_find(features, images.labels, seen)
     told = (
         f"with {100 * PLANTED:.0f} % of the labels changed at random, {100 * trial.precision:.0f} % of those newly "
         f"listed were changed ones, and {100 * trial.recall:.0f} % of the changed ones were listed"
@@ -119,9 +119,15 @@ def check_labels(subject: Subject) -> Check:
     summary = f"{percent(found.share)} of the training labels look wrong, {len(found.rows):,} of them listed; {told}"
     listed = [_entry(images, seen, row) for row in found.rows.tolist()]
     measured = {"share": asdict(found.share), "judged": found.judged, "suspects": listed, "planting": _told(trial)}
-    if trial.precision < LEAST_PRECISION or found.share.low > MOST:
+    if trial.precision < LEAST_PRECISION:
         summary = f"cannot be told: the untrained features are too weak for it; {told}"
         return Check(NAME, summary, {**measured, "suspects": []}, unclear=True)
+    if found.share.low > MOST:
+        so_many = f"cannot be told: {percent(found.share)} of the training labels look wrong"
+        either = (
+            "so many are, or the untrained features know little of these classes; --json FILE lists suspects to look at"
+        )
+        return Check(NAME, f"{so_many}; {either}", measured, unclear=True)
     enough = len(found.rows) >= FEWEST and found.share.low >= LEAST_SHARE
     finding = _finding(images, seen, found, told) if enough else None
     return Check(NAME, summary, measured, finding)
@@ -273,7 +279,9 @@ def plant(
     return changed, rows
 
 
-def plant_and_find(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " N"], trials: int = TRIALS) -> Planting:
+def plant_and_find(
+    features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " N"], seen: OutOfSample, trials: int = TRIALS
+) -> Planting:
     """Check the check: change 5 % of the labels, and count how many of these are found.
 
     Parameters
@@ -282,6 +290,8 @@ def plant_and_find(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, "
         From `evened`; they do not depend on labels, so that nothing has to be computed again.
     labels
         As they are.
+    seen
+        From `out_of_sample`, with these.
     trials
         How many times, each from the labels as they are.
 
@@ -294,11 +304,10 @@ def plant_and_find(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, "
     --------
     >>> labels = np.repeat(np.arange(30), 20)
     >>> centres = np.random.default_rng(0).standard_normal((30, 50))
-    >>> trial = plant_and_find(centres[labels], labels)
+    >>> trial = plant_and_find(centres[labels], labels, out_of_sample(centres[labels], labels))
     >>> trial.planted, round(trial.precision, 1)
     (150, 1.0)
     """
-    seen = out_of_sample(features, labels)
     found = suspects(seen)
     before = np.argsort(seen.margin, kind="stable")[: round(found.share.value * found.judged)]
     counts = np.zeros(3, dtype=int)

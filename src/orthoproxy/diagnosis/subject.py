@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -45,12 +46,12 @@ class Embedded:
                 f"{len(self.untrained)} untrained embeddings"
             )
 
-    @property
+    @cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
         """Class number of each row, in the order of the names."""
         return pd.factorize(self.table["label"], sort=True)[0]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The classes' names, by number."""
         return sorted(set(self.table["label"]))

@@ -23,7 +23,7 @@ from orthoproxy.studies.plan import METRICS, Result, Study
 from orthoproxy.studies.speed import level_to_reach, speeds
 from orthoproxy.studies.statistics import reach
 from orthoproxy.studies.table import RULE, SEEDS_LISTED, as_csv, as_latex, as_markdown, displayed
-from orthoproxy.studies.words import answers, notes, tried_settings, worse_than_untrained
+from orthoproxy.studies.words import answers, notes, section_of, tried_settings, worse_than_untrained
 
 
 def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
@@ -133,6 +133,7 @@ def render_page(study: Study, results: Sequence[Result], rows: dict[str, list[Ro
         costs=_cost_pictures(study, results),
         geometry=_geometry_pictures(study, results),
         commands=_commands(study, folder),
+        elsewhere=bool(_images_elsewhere(study)),
         machine=_machine(results),
         colours=COLOURS,
     )
@@ -213,7 +214,14 @@ def _commands(study: Study, folder: Path | None) -> str:
     command = f"orthoproxy study {shlex.quote(str(study.path))}"
     if folder is not None and folder != Path("docs/studies") / study.name:
         command += f" --results {shlex.quote(str(folder))}"
-    return f"{command}\n{command} --page"
+    images = "".join(f" --data.{key} {shlex.quote(place)}" for key, place in _images_elsewhere(study).items())
+    return f"{command}{images}\n{command} --page"
+
+
+def _images_elsewhere(study: Study) -> dict[str, str]:
+    """Return the options that name the images' place, which every machine has its own of."""
+    data = section_of(study.base, "data")
+    return {key: f"DIR/{Path(str(data[key])).name}" for key in ("root", "path") if data.get(key)}
 
 
 def _machine(results: Sequence[Result]) -> dict[str, str]:

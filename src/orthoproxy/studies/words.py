@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -146,10 +147,28 @@ def _to_be_frozen(study: Study, method: str) -> bool:
     """Look into the base recipe, the method's part of one, and the options, of which the last one counts."""
     frozen = False
     for path in filter(None, (study.base, study.methods[method].recipe)):
-        with contextlib.suppress(OSError, TypeError, AttributeError, KeyError, ValueError, yaml.YAMLError):
-            frozen = plain_yaml(path.read_text(encoding="utf-8"))["encoder"].get("freeze", frozen)
+        frozen = section_of(path, "encoder").get("freeze", frozen)
     setting = study.methods[method].settings[0]
     return bool(study.options(Cell(method, setting, 0)).get(FREEZE, frozen))
+
+
+def section_of(recipe: Path, name: str) -> Options:
+    """Read a section of a recipe; empty where that cannot be read, as a page is written without its recipes too.
+
+    Parameters
+    ----------
+    recipe, name
+        The file, and ``data`` or ``encoder``, say.
+
+    Examples
+    --------
+    >>> section_of(Path("nowhere.yaml"), "data")
+    {}
+    """
+    with contextlib.suppress(OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
+        section = plain_yaml(recipe.read_text(encoding="utf-8"))[name]
+        return section if isinstance(section, dict) else {}
+    return {}
 
 
 def tried_settings(study: Study, results: Sequence[Result]) -> list[Tried]:
