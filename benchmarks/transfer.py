@@ -35,15 +35,15 @@ def main() -> None:
     columns: dict[str, dict[tuple[str, float], float]] = {}
     for study, where in STUDIES.items():
         read = [json.loads(path.read_text(encoding="utf-8")) for path in (CELLS / study / "cells").glob("*.json")]
-        cells = [cell for cell in read if cell["method"] in FORMS]
-        tuning = set.intersection(*seeds_of_settings(cells).values())
+        cells = [cell for cell in read if cell["method"] in FORMS and not cell.get("failed")]
+        shared = set.intersection(*seeds_of_settings(cells).values())
         (classes,) = {cell["geometry"]["classes"] for cell in cells}
         left = defaultdict(list)
         for cell in cells:
-            if cell["seed"] in tuning:
+            if cell["seed"] in shared:
                 geometry = cell["geometry"]
                 left[setting_of(cell)].append((geometry["squares"] - geometry["floor"]) / geometry["classes"])
-        title = f"{where}, C = {classes}, {len(tuning)} seed{'s' if len(tuning) > 1 else ''}"
+        title = f"{where}, C = {classes}, {len(shared)} seed{'s' if len(shared) > 1 else ''}"
         columns[title] = {setting: statistics.mean(several) for setting, several in left.items()}
     settings = {setting for column in columns.values() for setting in column}
     rows: list[dict[str, Any]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -32,6 +31,7 @@ from orthoproxy.data import only
 from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
+from orthoproxy.studies.page import write_page
 from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, read_study, score_of
 from orthoproxy.studies.table import setting_words
 from orthoproxy.study_cells import Place, judge_cell, read_result, train_cell
@@ -265,8 +265,7 @@ def _warn_of_strangers(job: Job) -> None:
 def _write_page(job: Job) -> None:
     if not job.results:
         job.read()
-    page = importlib.import_module("orthoproxy.studies.page")  # with its figures it takes a second to import
-    page.write_page(job.study, list(job.results.values()), job.place.results)
+    write_page(job.study, list(job.results.values()), job.place.results)
     print(f"page: {job.place.results / 'index.html'}")
 
 

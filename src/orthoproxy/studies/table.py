@@ -179,7 +179,7 @@ def p_words(p: float) -> str:
 def _numbers(row: Row) -> dict[str, Any]:
     gain = row.difference
     nothing = Estimate(math.nan, math.nan, math.nan)
-    mean = row.mean or nothing
+    score = row.mean or nothing
     change, training = gain.estimate if gain else nothing, row.gain or nothing
     return {
         "method": row.method,
@@ -192,10 +192,10 @@ def _numbers(row: Row) -> dict[str, Any]:
         "n": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
         "scores": " ".join(str(_hundredfold(score)) for score in row.scores),
-        "mean": _hundredfold(mean.value),
+        "mean": _hundredfold(score.value),
         "sd": _hundredfold(row.deviation),
-        "low": _hundredfold(mean.low),
-        "high": _hundredfold(mean.high),
+        "low": _hundredfold(score.low),
+        "high": _hundredfold(score.high),
         "difference": _hundredfold(change.value),
         "difference_low": _hundredfold(change.low),
         "difference_high": _hundredfold(change.high),
