@@ -176,7 +176,10 @@ def read_result(study: Study, cell: Cell, place: Place) -> dict[str, Any] | None
     >>> read_result(study, Cell("on", {}, 0), Place(Path("runs/so"), Path("nowhere"))) is None
     True
     """
-    return results.read_result(place.file(cell), cell, changed_options(config_of_cell(study, cell)))
+    path = place.file(cell)
+    if not path.is_file():
+        return None
+    return results.read_result(path, cell, changed_options(config_of_cell(study, cell)))
 
 
 def _about(study: Study, cell: Cell, config: Config) -> dict[str, Any]:

@@ -30,10 +30,6 @@ def test_what_is_written_is_read(path, result):
     assert len(path.read_text().splitlines()) == len(result) + 2
 
 
-def test_there_may_be_none(tmp_path):
-    assert read_result(tmp_path / "none.json", CELL, {}) is None
-
-
 @pytest.mark.parametrize("content", ["{", "", "\x00"])
 def test_what_is_no_json_is_damaged(path, content):
     path.write_text(content)

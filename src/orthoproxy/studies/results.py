@@ -38,13 +38,13 @@ def write_result(result: Options, path: Path) -> None:
     write_whole(path, f"{{\n{lines}\n}}\n")
 
 
-def read_result(path: Path, cell: Cell, options: Options) -> Options | None:
+def read_result(path: Path, cell: Cell, options: Options) -> Options:
     """Read a cell's result.
 
     Parameters
     ----------
     path
-        Of the file.
+        Of the file, which is there.
     cell
         Whose result it has to be.
     options
@@ -52,8 +52,8 @@ def read_result(path: Path, cell: Cell, options: Options) -> Options | None:
 
     Returns
     -------
-    dict or None
-        None where there is none.
+    dict
+        As it was written.
 
     Raises
     ------
@@ -62,11 +62,14 @@ def read_result(path: Path, cell: Cell, options: Options) -> Options | None:
 
     Examples
     --------
-    >>> read_result(Path("nowhere.json"), Cell("on", {}, 0), {}) is None
-    True
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "on_seed0.json"
+    >>> write_result({"format_version": 1, "cell": "off_seed0"}, path)
+    >>> read_result(path, Cell("on", {}, 0), {})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    orthoproxy.errors.InputError: ...on_seed0.json: damaged, method is missing; remove it, and its cell is trained again
     """
-    if not path.is_file():
-        return None
     again = "remove it, and its cell is trained again"
     try:
         result = plain_json(path.read_text(encoding="utf-8"))
