@@ -32,7 +32,8 @@ from orthoproxy.errors import InputError, WorkerLost, refusals_of_the_disk
 from orthoproxy.progress import duration
 from orthoproxy.recipes import parse
 from orthoproxy.studies.page import write_page
-from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, read_study, score_of
+from orthoproxy.studies.plan import Cell, Options, Study, chosen_setting, score_of
+from orthoproxy.studies.study_file import read_study
 from orthoproxy.studies.table import setting_words
 from orthoproxy.study_cells import Place, judge_cell, read_result, train_cell
 from orthoproxy.study_configs import check_classes, config_of_cell, images_an_epoch

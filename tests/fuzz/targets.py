@@ -32,7 +32,7 @@ from orthoproxy.models.weights import read_tensors
 from orthoproxy.recipes import config_of, options_parser, parse
 from orthoproxy.search.embed import embed_collection
 from orthoproxy.search.parts import read_parts
-from orthoproxy.studies.plan import read_study
+from orthoproxy.studies.study_file import read_study
 from orthoproxy.study_configs import config_of_cell
 from orthoproxy.training.checkpoint import Checkpoints, Position
 

@@ -21,7 +21,7 @@ from orthoproxy.config import Config, flat
 from orthoproxy.errors import InputError
 from orthoproxy.plain import plain_yaml
 from orthoproxy.recipes import GROUPS, config_of, options_parser, parse
-from orthoproxy.studies.plan import read_study
+from orthoproxy.studies.study_file import read_study
 from orthoproxy.study_configs import config_of_cell
 from records import record
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.errors import InputError
-from orthoproxy.studies.plan import Cell, Method, Study, chosen_setting, read_study, score_of
+from orthoproxy.studies.plan import Cell, Method, Study, chosen_setting, score_of
+from orthoproxy.studies.study_file import read_study
 
 WEIGHT = "loss.orthogonality.weight"
 GIVEN = {

@@ -21,7 +21,8 @@ from PIL import Image
 from orthoproxy import study_verb
 from orthoproxy.cli import main
 from orthoproxy.errors import InputError
-from orthoproxy.studies.plan import Cell, read_study
+from orthoproxy.studies.plan import Cell
+from orthoproxy.studies.study_file import read_study
 from orthoproxy.study_cells import Place
 from orthoproxy.study_configs import changed_options, config_of_cell
 from orthoproxy.study_verb import Job

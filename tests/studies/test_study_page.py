@@ -21,9 +21,10 @@ from orthoproxy.reports.words import MINUS
 from orthoproxy.studies import figures
 from orthoproxy.studies.comparison import Row, rows_of
 from orthoproxy.studies.page import all_rows, render_page, write_page
-from orthoproxy.studies.plan import Method, Study, read_study, score_of
+from orthoproxy.studies.plan import Method, Study, score_of
 from orthoproxy.studies.speed import level_to_reach, speeds
 from orthoproxy.studies.statistics import Difference
+from orthoproxy.studies.study_file import read_study
 from orthoproxy.studies.words import answers, frozen_methods, notes, tried_settings, worse_than_untrained
 
 PAGES = ROOT / "docs/studies"

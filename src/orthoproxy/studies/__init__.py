@@ -2,7 +2,7 @@
 
 from orthoproxy.studies.comparison import Row, judged_results, matrix_of, rows_of
 from orthoproxy.studies.page import write_page
-from orthoproxy.studies.plan import Cell, Method, Study, chosen_setting, read_study, score_of
+from orthoproxy.studies.plan import Cell, Method, Study, chosen_setting, score_of
 from orthoproxy.studies.statistics import (
     Difference,
     compare,
@@ -12,6 +12,7 @@ from orthoproxy.studies.statistics import (
     scores_of_seeds,
     sign_flip_p,
 )
+from orthoproxy.studies.study_file import read_study
 from orthoproxy.studies.table import as_csv, as_latex, as_markdown, frame_of
 
 __all__ = [
