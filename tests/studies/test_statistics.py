@@ -232,3 +232,12 @@ def test_eight_seeds_are_needed_to_speak_of_new_seeds() -> None:
     assert "need 8 or more" in reach(7) and "the 7 seeds" in reach(7)
     assert "the one seed that was trained" in reach(1)
     assert "with 8 seeds, of new seeds" in reach(8)
+
+
+def test_a_seed_with_as_many_hits_is_not_ahead() -> None:
+    """Scores of classes are kept with six digits, so equal sums of hits need not give equal means."""
+    queries = np.array([3, 6])
+    ours, theirs = np.array([[0.666667, 0.0]]), np.array([[0.0, 0.333333]])  # two hits of nine each
+    assert scores_of_seeds(ours, queries) > scores_of_seeds(theirs, queries)
+    assert compare(ours, theirs, queries).ahead == 0
+    assert compare(ours + np.array([0, 1 / 6]), theirs, queries).ahead == 1

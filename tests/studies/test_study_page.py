@@ -266,7 +266,7 @@ def test_every_setting_is_listed_with_the_same_seeds_and_the_chosen_one_is_marke
     tried = tried_settings(study, its_cells(study))
     assert [t.method for t in tried] == ["proxy-anchor"] + ["so-excess"] * 5 + ["so-sum"] * 3
     assert {len(t.scores) for t in tried} == {2}
-    assert [t.setting for t in tried if t.chosen] == ["as the recipe", f"{WEIGHT} 0.3", f"{WEIGHT} 0.0001"]
+    assert [t.setting for t in tried if t.chosen] == [f"{WEIGHT} 0", f"{WEIGHT} 0.3", f"{WEIGHT} 0.0001"]
     best = max((t for t in tried if t.method == "so-excess"), key=lambda t: t.mean)
     assert best.chosen
     cell = next(c for c in its_cells(study) if c["method"] == "proxy-anchor" and c["seed"] == 1)

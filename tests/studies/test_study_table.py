@@ -158,6 +158,14 @@ def test_markdown_and_latex_hold_the_same_cells() -> None:
     assert latex.count("{") == latex.count("}")
 
 
+def test_what_a_method_has_in_any_case_is_shown_beside_what_was_chosen() -> None:
+    given, chosen = {"loss.orthogonality.scaling": "excess"}, {"loss.orthogonality.weight": 0.3}
+    text = "loss.orthogonality.scaling excess, loss.orthogonality.weight 0.3"
+    assert displayed(Row("on", "recall@1", False, chosen, given=given))["setting"] == text
+    assert displayed(Row("on", "recall@1", False, {}, given=given))["setting"] == "loss.orthogonality.scaling excess"
+    assert displayed(Row("on", "recall@1", False, None, given=given))["setting"] == "", "not chosen yet"
+
+
 def test_names_cannot_break_the_tables() -> None:
     row = Row("a|b_c&d%e#f$g{h}~^\\", "recall@1", False, {"x_y": "1|2"}, [0], [0.5], Estimate(0.5, 0.4, 0.6))
     assert len(re.findall(r"(?<!\\)\|", as_markdown([row]).splitlines()[2])) == 15

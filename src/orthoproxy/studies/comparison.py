@@ -28,6 +28,8 @@ class Row:
         What the method is compared with, where that is not the baseline.
     setting
         Options that were chosen.
+    given
+        Those that the method has with every setting.
     seeds, scores
         Those that were judged on the test classes, and the score of each, as a fraction.
     mean, deviation
@@ -51,6 +53,8 @@ class Row:
     --------
     >>> Row("on", "recall@1", baseline=False, setting=None).mean is None
     True
+    >>> Row("on", "recall@1", False, {"loss.margin": 0.2}, given={"loss.alpha": 16}).options
+    {'loss.alpha': 16, 'loss.margin': 0.2}
     """
 
     method: str
@@ -71,6 +75,12 @@ class Row:
     images: float = math.nan
     against: str = ""
     failed: bool = False
+    given: Options = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        """All that the method differs in from the study, chosen or not; nothing while no setting is chosen."""
+        return {} if self.setting is None else {**self.given, **self.setting}
 
 
 def rows_of(study: Study, results: Sequence[Result], metric: str) -> list[Row]:
@@ -211,6 +221,7 @@ def _row(study: Study, judged: Mapping[str, Sequence[Result]], method: str, metr
         seconds=float(np.median([cell["seconds"] for cell in ours])),
         images=float(np.median([cell["images"] for cell in ours])),
         against=against,
+        given=study.methods[method].set,
     )
 
 

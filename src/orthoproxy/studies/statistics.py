@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from orthoproxy.evaluation import Estimate, class_draws, estimate
+from orthoproxy.studies.plan import TIE
 
 DRAWS = 10_000
 AT_ONCE = 500  # draws, which bounds memory with thousands of classes
@@ -44,8 +45,8 @@ class Difference:
 
     @property
     def ahead(self) -> int:
-        """The number of seeds with which the first method is better."""
-        return sum(value > 0 for value in self.by_seed)
+        """The number of seeds with which the first method is better, not counting those with as many hits."""
+        return sum(value > TIE for value in self.by_seed)
 
 
 def scores_of_seeds(values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"]) -> Float[np.ndarray, " S"]:

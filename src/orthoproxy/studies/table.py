@@ -128,7 +128,7 @@ def displayed(row: Row) -> dict[str, str]:
     listed = " ".join(number(100 * score) for score in row.scores)
     return {
         "method": row.method + role,
-        "setting": setting_words(row.setting),
+        "setting": setting_words(row.options),
         "seeds": str(len(row.seeds)),
         metric_name(row.metric): _percent(row.mean),
         "sd": _or_dash(100 * row.deviation),
@@ -186,7 +186,7 @@ def _numbers(row: Row) -> dict[str, Any]:
         "metric": row.metric,
         "baseline": row.baseline,
         "against": row.against,
-        "setting": setting_words(row.setting),
+        "setting": setting_words(row.options),
         "chosen_on": "validation classes" if row.setting else "",
         "judged_on": "test classes" if row.seeds else "",
         "n": len(row.seeds),

@@ -198,7 +198,7 @@ def tried_settings(study: Study, results: Sequence[Result]) -> list[Tried]:
             found = tuning_results(study, results, name, setting).values()
             scores, missing = validation_scores(found, study.metric), sum(result is None for result in found)
             failed = len(found) - missing - len(scores)
-            listed.append(Tried(name, _words(setting), scores, missing, failed, setting == chosen))
+            listed.append(Tried(name, _words(setting or method.set), scores, missing, failed, setting == chosen))
     return listed
 
 
