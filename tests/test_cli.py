@@ -243,6 +243,26 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on(folder, tmp_path):
     assert steps == sorted(set(steps)) and (out / "report.html").is_file()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [["evaluate", "RUN"], ["data", "describe", "--data.name", "csv", "--data.path", "CSV"], ["--help"]]
+)
+def test_output_that_nobody_reads_ends_without_a_traceback(folder, run, arguments, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    places = {"RUN": str(run), "CSV": str(folder / "train.csv")}
+    done = subprocess.run(
+        [sys.executable, "-m", "orthoproxy", *(places.get(x, x) for x in arguments)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_what_works_in_one_process_refuses_to_be_started_by_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["evaluate", "runs/nowhere"]) == 2

@@ -123,16 +123,26 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0: done; 1: `reproduce` found a difference, or another process that was needed was killed; 2: bad input, with
-        the reason in a line or two; 130: stopped by Ctrl-C; 143: by SIGTERM. A fault of ours raises, which Python turns
-        into exit code 1.
+        0: done; 1: `reproduce` found a difference, another process that was needed was killed, or nobody reads the
+        output any more, as after `| head`; 2: bad input, with the reason in a line or two; 130: stopped by Ctrl-C;
+        143: by SIGTERM. A fault of ours raises, which Python turns into exit code 1.
 
     Examples
     --------
     >>> main(["report", "runs/nowhere"])
     2
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 1  # as rich has it, which prints the tables
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -168,6 +178,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print("orthoproxy: stopped", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more; if so, what is left of it goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 class _Terminated(KeyboardInterrupt):
