@@ -321,7 +321,7 @@ def test_images_are_compared_with_those_of_the_same_seed() -> None:
 def test_figures_show_the_numbers_of_the_table() -> None:
     study = a_study()
     cells = its_cells(study)
-    rows, looks = rows_of(study, cells, "recall@1"), figures.looks(study)
+    rows, looks = rows_of(study, cells, "recall@1"), figures.looks_of(study)
     (axes,) = figures.scores_figure(rows, looks).axes
     drawn = {round(float(x), 6) for line in axes.lines for x in np.atleast_1d(line.get_xdata())}
     assert {round(100 * score, 6) for row in rows for score in row.scores} <= drawn
@@ -359,7 +359,7 @@ def test_geometry_is_of_all_cells_with_proxies() -> None:
 
 def test_many_methods_can_be_told_apart() -> None:
     study = a_study(methods={f"method-{i}": Method() for i in range(17)}, baseline="method-0", compare=[])
-    assert len(set(figures.looks(study).values())) == 17
+    assert len(set(figures.looks_of(study).values())) == 17
 
 
 def test_tables_stand_beside_the_page(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Look(NamedTuple):
     marker: str
 
 
-def looks(study: Study) -> dict[str, Look]:
+def looks_of(study: Study) -> dict[str, Look]:
     """Give each method a colour, a line and a marker; the baseline is in ink.
 
     Parameters
@@ -49,7 +49,7 @@ def looks(study: Study) -> dict[str, Look]:
     Examples
     --------
     >>> from orthoproxy.studies.plan import Method
-    >>> looks(Study("so", {"off": Method(), "on": Method()}, "off"))["on"].colour == COLOURS["blue"]
+    >>> looks_of(Study("so", {"off": Method(), "on": Method()}, "off"))["on"].colour == COLOURS["blue"]
     True
     """
     names = ("blue", "orange", "green", "purple", "red")
@@ -67,7 +67,7 @@ def scores_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     rows
         From `rows_of`; at least one with scores.
     looks
-        From `looks`.
+        From `looks_of`.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def differences_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     rows
         From `rows_of`; at least one with a difference.
     looks
-        From `looks`.
+        From `looks_of`.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def setting_figure(study: Study, results: Sequence[Result], field: str) -> Figur
     'loss.margin'
     """
     figure, (axes,) = panels()
-    look = looks(study)
+    look = looks_of(study)
     values = _ordered([value for method in study.methods.values() for value in method.choose.get(field, [])])
     places = _places(values)
     ours = chosen_setting(study, results, study.baseline)
@@ -220,7 +220,7 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
     figure, (axes,) = panels()
     curves_by_method = {name: list(curves_of(study, results, name).values()) for name in study.methods}
     few = sum(map(len, curves_by_method.values())) <= CURVES_OF_SEEDS
-    for name, look in looks(study).items():
+    for name, look in looks_of(study).items():
         curves = curves_by_method[name]
         if not curves:
             continue
@@ -265,7 +265,7 @@ def geometry_figure(study: Study, results: Sequence[Result], quantity: str) -> F
     """
     figure, (axes,) = panels()
     everywhere = []
-    for name, look in looks(study).items():
+    for name, look in looks_of(study).items():
         x, y = geometry_points([result for result in results if result["method"] == name], study.metric, quantity)
         everywhere += x
         if x:

@@ -156,7 +156,7 @@ def _facts(study: Study, results: Sequence[Result]) -> list[str]:
 
 
 def _pictures(study: Study, rows: Sequence[Row]) -> list[Plot]:
-    looks, plots = figures.looks(study), []
+    looks, plots = figures.looks_of(study), []
     if any(row.difference for row in rows):
         caption = "Difference on the test classes. Large dot and bar: mean and interval. Small dots: pairs of seeds."
         drawn = figures.differences_figure(rows, looks)
