@@ -38,7 +38,8 @@ def main() -> None:
         "Icons in bfloat16 and float32",
         list(rows[0]),
         rows,
-        "In percent; the intervals are over classes, at 95 %. Speed is in the table of training.",
+        "In percent; the intervals are over classes, at 95 %. One seed of each; seeds alone differ by up to 2.1 points "
+        "(docs/studies/icons-pairs). Speed is in the table of training.",
     )
 
 
