@@ -32,7 +32,7 @@ from orthoproxy.errors import InputError
 from orthoproxy.search.app import PAGE, make_app
 from orthoproxy.search.catalog import Catalog, image_id
 from orthoproxy.search.limits import Limits, Refused
-from orthoproxy.search.service import Recent, Service
+from orthoproxy.search.service import Service
 
 SECRET = "the words of a file that nobody may read"
 GREEN, RED = image_id("green/0.png"), image_id("red/0.png")
@@ -479,14 +479,28 @@ def test_uploads_are_kept_for_the_page(client: TestClient, service: Service, roo
     assert client.post("/uploads", json={}).status_code == 415
 
 
-def test_what_is_recent_is_bounded() -> None:
-    recent = Recent(10)
-    for number in range(100):
-        recent.put(number, number, 3)
-        recent.get(98)
-    assert [number for number in range(100) if recent.get(number) is not None] == [98, 99] or recent.size <= 10
-    recent.put(99, "again", 1)
-    assert recent.size <= 10 and recent.get(99) == "again"
+def test_uploads_and_thumbnails_used_last_are_kept(
+    service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(service.thumbnail(GREEN, "first", 24))
+    monkeypatch.setattr("orthoproxy.search.service.UPLOADS_KEPT", 2)
+    monkeypatch.setattr("orthoproxy.search.service.THUMBNAIL_BYTES", int(2.5 * size))
+    small = Service({"first": service.shelf("first").catalog}, list(service.models.values()), QUICK)
+    try:
+        first, second = small.keep(png(root)), small.keep(png(root))
+        assert small.search_upload(first, None, k=1).results
+        third = small.keep(png(root))
+        assert small.search_upload(first, None, k=1).results and small.search_upload(third, None, k=1).results
+        with pytest.raises(Refused, match="choose it again"):
+            small.search_upload(second, None)
+        made, make = [], small.decoders.thumbnail
+        monkeypatch.setattr(small.decoders, "thumbnail", lambda *args: made.append(args) or make(*args))
+        greens = [image_id(path) for path in GREENS[:3]]
+        for turn in (0, 1, 0, 2, 0, 2, 1):
+            assert small.thumbnail(greens[turn], None, 24) == service.thumbnail(greens[turn], "first", 24)
+        assert len(made) == 4  # 0, 1, 2, and 1 again, for which there was no room beside 0 and 2
+    finally:
+        small.decoders.close()
 
 
 def test_catalogs_are_listed(client: TestClient, service: Service) -> None:

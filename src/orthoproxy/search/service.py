@@ -6,7 +6,6 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 import numpy as np
 import pandas as pd
 import torch
+from cachetools import LRUCache
 from jaxtyping import Float
 
 from orthoproxy.data.transforms import Resize
@@ -92,59 +92,6 @@ class Shelf:
     some: tuple[str, ...]  # ids to begin with
 
 
-class Recent:
-    """The entries used last, in so many bytes.
-
-    Parameters
-    ----------
-    most
-        Bytes, or entries where each counts as one.
-
-    Examples
-    --------
-    >>> recent = Recent(most=5)
-    >>> recent.put("a", b"123", 3)
-    >>> recent.put("b", b"456", 3)
-    >>> recent.get("a"), recent.get("b")
-    (None, b'456')
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.size = most, 0
-        self._entries: OrderedDict[object, tuple[object, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: object) -> object | None:
-        """Return an entry, or None.
-
-        Parameters
-        ----------
-        key
-            As it was put in.
-        """
-        with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-
-    def put(self, key: object, value: object, size: int) -> None:
-        """Keep an entry, and forget the oldest ones beyond the size.
-
-        Parameters
-        ----------
-        key, value
-            The entry.
-        size
-            What it counts.
-        """
-        with self._lock:
-            self.size += size - self._entries.pop(key, (None, 0))[1]
-            self._entries[key] = (value, size)
-            while self.size > self.most:
-                self.size -= self._entries.popitem(last=False)[1][1]
-
-
 class Service:
     """The served catalogs.
 
@@ -175,8 +122,9 @@ class Service:
         self._batches = {name: _batches(shelf.catalog, self.limits) for name, shelf in self.shelves.items()}
         self._embedding = Turns(1, self.limits.waiting, self.limits.wait_seconds)  # a model uses all cores by itself
         self._embedder = ThreadPoolExecutor(1)  # for each thread that calls PyTorch, it keeps memory and threads
-        self._uploads = Recent(UPLOADS_KEPT)
-        self._thumbnails = Recent(THUMBNAIL_BYTES)
+        self._uploads = LRUCache[str, dict[str, np.ndarray]](UPLOADS_KEPT)
+        self._thumbnails = LRUCache[tuple[str, str, str, int], bytes](THUMBNAIL_BYTES, getsizeof=len)
+        self._keeping = threading.Lock()  # of both, which are not made for threads
 
     def shelf(self, name: str | None) -> Shelf:
         """Return a catalog by name.
@@ -267,8 +215,9 @@ class Service:
             404 if the picture is not kept any more, and as from `search`.
         """
         shelf = self.shelf(catalog)
-        kept = self._uploads.get(key)
-        if not isinstance(kept, dict):
+        with self._keeping:
+            kept = self._uploads.get(key)
+        if kept is None:
             raise Refused(404, "the picture is not kept any more; choose it again")
         if shelf.model is None:
             raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
@@ -293,7 +242,9 @@ class Service:
             413, 415, 422 for the picture; 503.
         """
         key = secrets.token_urlsafe(16)
-        self._uploads.put(key, {name: self._embed(content, model) for name, model in self.models.items()}, 1)
+        embeddings = {name: self._embed(content, model) for name, model in self.models.items()}
+        with self._keeping:
+            self._uploads[key] = embeddings
         return key
 
     def search(
@@ -422,11 +373,13 @@ class Service:
         """
         row = self.row(key, catalog)
         entry = (self.shelf(catalog).name, key, row["content"], side)
-        kept = self._thumbnails.get(entry)
-        if isinstance(kept, bytes):
+        with self._keeping:
+            kept = self._thumbnails.get(entry)
+        if kept is not None:
             return kept
         made = self.decoders.thumbnail(self.picture(key, catalog)[0], side)
-        self._thumbnails.put(entry, made, len(made))
+        with self._keeping:
+            self._thumbnails[entry] = made
         return made
 
     def close(self) -> None:
