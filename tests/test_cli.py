@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orthoproxy.cli import main
+from orthoproxy.cli import VERBS, main
 
 RECIPE = """
 data: {workers: 0, resize: 32, test_fraction: 0.5, validation_fraction: 0.0}
@@ -261,6 +261,15 @@ def test_output_that_nobody_reads_ends_without_a_traceback(folder, run, argument
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_another_pipe_that_breaks_is_a_fault(monkeypatch, capsys):
+    def broken(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(VERBS, "report", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["report", "runs/x"])
 
 
 def test_what_works_in_one_process_refuses_to_be_started_by_torchrun(monkeypatch, capsys):

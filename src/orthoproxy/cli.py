@@ -183,7 +183,7 @@ def _run(arguments: list[str]) -> int:
 def _reader_is_gone() -> bool:
     """Whether nobody reads standard output any more; if so, what is left of it goes nowhere."""
     try:
-        print(flush=True)
+        print(flush=True)  # flushing alone tells nothing where nothing is left
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
