@@ -39,8 +39,8 @@ lint: .venv/installed-dev
 check: lint test
 
 slow: .venv/installed-dev
-	$(BIN)/pytest -n $(JOBS) -m "slow and not server" --ignore tests/test_demo.py tests
-	$(BIN)/pytest -m slow tests/test_demo.py  # alone, since it measures its time
+	$(BIN)/pytest -n $(JOBS) -m "slow and not server" --ignore tests/cli/test_demo.py tests
+	$(BIN)/pytest -m slow tests/cli/test_demo.py  # alone, since it measures its time
 
 server: .venv/installed-dev
 	$(BIN)/pytest -m server tests

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from measure import MIB, arguments, in_fresh_process, memory, paired_seconds, report
 
-from orthoproxy.search.catalog import Catalog, image_id
-from orthoproxy.search.index import fit_index
+from orthoproxy.catalog.catalog import Catalog, image_id
+from orthoproxy.catalog.index import fit_index
 
 D = 384
 K = 10

@@ -21,11 +21,11 @@ import torch
 from loading import photograph
 from measure import arguments, paired_seconds, report, times_faster
 
-from orthoproxy.embedder import Embedder
-from orthoproxy.exporting import export_run
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.onnx_embedder import INPUT, make_session, read_description
+from orthoproxy.export.onnx_export import quantize, write_onnx
 from orthoproxy.models import Encoder
-from orthoproxy.search.export import quantize, write_onnx
-from orthoproxy.search.onnx import INPUT, make_session, read_description
+from orthoproxy.runs.export import export_run
 
 BACKBONE = "deit_small_patch16_224"
 Row = dict[str, Any]

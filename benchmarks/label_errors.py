@@ -24,8 +24,8 @@ from orthoproxy import Embedder, Run, train
 from orthoproxy.data import only
 from orthoproxy.diagnosis import evened, out_of_sample, plant, suspects
 from orthoproxy.diagnosis.label_errors import PLANTED, OutOfSample
-from orthoproxy.judging import images_of
 from orthoproxy.reports.geometry import unit_rows
+from orthoproxy.runs.evaluate import images_of
 
 SEEDS = range(5)
 NEIGHBOURS = 5

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orthoproxy.environment import environment
+from orthoproxy.core.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20

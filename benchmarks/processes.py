@@ -22,6 +22,7 @@ import torch.distributed as dist
 from measure import MIB, arguments, memory_of, report
 from torch import Tensor
 
+from orthoproxy.core.distributed import average_gradients, gather_rows, own_share, shares
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,
@@ -29,7 +30,6 @@ from orthoproxy.losses import (
     ShardedSoftOrthogonality,
     SoftOrthogonality,
 )
-from orthoproxy.processes import average_gradients, gather_rows, own_share, shares
 
 B, D = 256, 128
 STEPS = 3

@@ -23,10 +23,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from catalog import D, K, collection
 from measure import arguments, memory, report
 
-from orthoproxy.search.catalog import Catalog
+from catalog import D, K, collection
+from orthoproxy.catalog.catalog import Catalog
 
 WARM = 20  # requests that do not count
 

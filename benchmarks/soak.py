@@ -34,9 +34,9 @@ import torch
 from measure import RESULTS, arguments, children, memory, report
 from serve import ask
 
-from orthoproxy.builders import split_table
-from orthoproxy.config import Config
 from orthoproxy.data import only
+from orthoproxy.runs.build import split_table
+from orthoproxy.runs.config import Config
 
 EVERY = 5  # seconds between two looks
 WARM = 0.5  # share of the run that does not count

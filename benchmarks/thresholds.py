@@ -14,10 +14,10 @@ import argparse
 from measure import report
 
 from orthoproxy import Run
-from orthoproxy.builders import make_scoring
 from orthoproxy.data import only
 from orthoproxy.evaluation import matching_of
-from orthoproxy.judging import images_of
+from orthoproxy.runs.build import make_scoring
+from orthoproxy.runs.evaluate import images_of
 
 RATES = (0.01, 0.05, 0.1)
 

@@ -30,9 +30,9 @@ from torch import nn
 
 import orthoproxy
 from orthoproxy import Config
-from orthoproxy.builders import make_encoder, make_objective
-from orthoproxy.config import Data, Encoder, Initialisation, Loss, Orthogonality, Training
-from orthoproxy.recipes import read_config, write_config
+from orthoproxy.runs.build import make_encoder, make_objective
+from orthoproxy.runs.config import Data, Encoder, Initialisation, Loss, Orthogonality, Training
+from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.training import make_optimizer
 
 WARM_UP = 2  # steps that are not counted
@@ -85,7 +85,7 @@ def in_turns(recipe: str, out: str, blocks: int) -> dict[str, float]:
         if len(seconds["bare"]) > blocks:
             raise EnoughError
 
-    with mock.patch("orthoproxy.jobs._log", log), contextlib.suppress(EnoughError):
+    with mock.patch("orthoproxy.runs.train._log", log), contextlib.suppress(EnoughError):
         orthoproxy.train(config, out)
     counted = {name: values[1:] for name, values in seconds.items()}  # the first block warms up
     images = steps * config.training.batch_size

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from orthoproxy import soft_orthogonality
-from orthoproxy.judging import results_of
 from orthoproxy.losses import koleo, mutual_coherence
 from orthoproxy.reports import retrieval_strip
 from orthoproxy.reports.style import COLOURS, SERIES, finish, in_house_style
-from orthoproxy.run import Run
+from orthoproxy.runs.evaluate import results_of
+from orthoproxy.runs.run_folder import Run
 from orthoproxy.studies.plan import score_of
 
 DOCS = Path(__file__).parent

@@ -18,11 +18,11 @@ import yaml
 from PIL import Image
 
 from orthoproxy import Embedder, cli, data_verbs, diagnose_verb, evaluate_verb, reproduce_verb, search_verbs, study_verb
-from orthoproxy.builders import make_objective
 from orthoproxy.models import Encoder
-from orthoproxy.recipes import config_of, parse, read_config
+from orthoproxy.runs.build import make_objective
+from orthoproxy.runs.recipes import config_of, parse, read_config
+from orthoproxy.runs.study_configs import config_of_cell
 from orthoproxy.studies import read_study
-from orthoproxy.study_configs import config_of_cell
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import orthoproxy
-from orthoproxy import config as c
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
+from orthoproxy.runs import config as c
 
 pytestmark = pytest.mark.gpu
 

@@ -4,16 +4,16 @@ What the command line does takes a few lines here: `train` a `Config` (`read_con
 run's model and `embed` images with it, `evaluate` it on a table of images (`read_table`).
 """
 
-from orthoproxy.builders import read_table
-from orthoproxy.config import Config
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_table
-from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import evaluate
-from orthoproxy.jobs import train
 from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss, soft_orthogonality
-from orthoproxy.recipes import read_config
-from orthoproxy.run import Run
+from orthoproxy.runs.build import read_table
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.recipes import read_config
+from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.train import train
 
 load = Embedder.load
 

@@ -1,5 +1,5 @@
 """`python -m orthoproxy`, the same as the command `orthoproxy`."""
 
-from orthoproxy.cli import main
+from orthoproxy.cli.main import main
 
 raise SystemExit(main())

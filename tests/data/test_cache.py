@@ -18,8 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import orthoproxy
-from orthoproxy import builders
-from orthoproxy import config as c
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import (
     BatchSampler,
     EvaluationImages,
@@ -32,7 +31,8 @@ from orthoproxy.data import (
     training_transform,
 )
 from orthoproxy.data.transforms import Resize
-from orthoproxy.errors import InputError
+from orthoproxy.runs import build as builders
+from orthoproxy.runs import config as c
 
 SIZES = [(80, 60), (60, 80), (47, 131), (20, 30), (40, 40), (200, 41)]
 

@@ -20,8 +20,8 @@ from stand_ins import (
 )
 from torchvision.datasets import StanfordCars
 
-from orthoproxy.data.cars import cars_table
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
+from orthoproxy.data.sources.cars import cars_table
 
 CARD = Path(__file__).parents[2] / "docs" / "data" / "cars.md"
 LAYOUTS = {"A": write_cars_in_one_folder, "B": write_cars_in_two_folders, "C": write_cars_by_class}

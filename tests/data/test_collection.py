@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_collection, read_collection
-from orthoproxy.errors import InputError
 
 
 def touch(root: Path, *names: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import csv_table
-from orthoproxy.errors import InputError
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from stand_ins import run_card, write_cub
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_image
-from orthoproxy.data.cub import cub_table
-from orthoproxy.errors import InputError
+from orthoproxy.data.sources.cub import cub_table
 
 CARD = Path(__file__).parents[2] / "docs" / "data" / "cub.md"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import download as module
-from orthoproxy.data.download import ARCHIVES, Archive, download, fetch
-from orthoproxy.errors import InputError
+from orthoproxy.data.sources.download import ARCHIVES, Archive, download, fetch
 
 FILES = {
     "birds/images.txt": b"1 a.jpg\n",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.data import exact_duplicates, near_duplicates
-from orthoproxy.data.duplicates import near_groups, relation
+from orthoproxy.data.audit.duplicates import near_groups, relation
 
 
 def groups_by_brute_force(hashes: list[int], distance: int) -> set[frozenset[int]]:

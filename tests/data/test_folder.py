@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import folder_table
-from orthoproxy.errors import InputError
 
 
 def touch(root: Path, *names: str) -> None:

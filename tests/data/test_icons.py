@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFont, ImageOps
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import icon_names, icons
-from orthoproxy.data.icon_fonts import FONTS, package_file, read_glyph_map
-from orthoproxy.data.icon_names import concept
-from orthoproxy.data.icons import EM, INK, SIZE, draw, icons_table
-from orthoproxy.errors import InputError
+from orthoproxy.data.sources.icon_fonts import FONTS, package_file, read_glyph_map
+from orthoproxy.data.sources.icon_names import concept
+from orthoproxy.data.sources.icons import EM, INK, SIZE, draw, icons_table
 
 CARD = Path(__file__).parents[2] / "docs" / "data" / "icons.md"
 FEW = ("eva", "ion", "typicons")  # the three smallest families: rendered in a second

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import Picture, images, read_image, read_picture, to_rgb
-from orthoproxy.errors import InputError
 
 COLOURS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
                    dtype=np.uint8)  # fmt: skip

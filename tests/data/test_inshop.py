@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from stand_ins import run_card, write_inshop
 
-from orthoproxy.data.inshop import inshop_table
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
+from orthoproxy.data.sources.inshop import inshop_table
 
 CARD = Path(__file__).parents[2] / "docs" / "data" / "inshop.md"
 HEADER = "image_name item_id evaluation_status"

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import difference_hash, find_unreadable, leave_out, make_table, scan, scan_images
-from orthoproxy.data.duplicates import NEAR
-from orthoproxy.errors import InputError
+from orthoproxy.data.audit.duplicates import NEAR
 
 
 def picture(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:

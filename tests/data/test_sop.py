@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from stand_ins import run_card, write_sop
 
-from orthoproxy.data.sop import sop_table
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
+from orthoproxy.data.sources.sop import sop_table
 
 CARD = Path(__file__).parents[2] / "docs" / "data" / "sop.md"
 HEADER = "image_id class_id super_class_id path"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import assign_split, hold_out_validation, make_table, only, rank_by_hash
 from orthoproxy.data.table import COLUMNS
-from orthoproxy.errors import InputError
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from constructed import centres, healthy, relabelled, side
+from pages import assert_fits_and_stays_at_home
 from PIL import Image
 
 from orthoproxy.diagnosis import Diagnosis, Subject, diagnose, plant, render_diagnosis
-from pages import assert_fits_and_stays_at_home
 
 
 def ill(folder: Path) -> Subject:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from brute_force import metrics_of
-
 from many import in_processes
+
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import folder_table, make_table
-from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import (
     Scoring,
     class_draws,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_runs import RECIPE, make_photos, training
 
-from orthoproxy.cli import main
+from orthoproxy.cli.main import main
 
 
 @pytest.fixture(scope="session")

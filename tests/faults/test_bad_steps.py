@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from records import record
 from small_runs import difference, lines_of, saved_step, trained_on, training
 
-from orthoproxy.builders import split_table
-from orthoproxy.cli import main
+from orthoproxy.cli.main import main
 from orthoproxy.models import read_tensors
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.runs.build import split_table
+from orthoproxy.runs.run_folder import Run
 
 # features are computed once and kept, where a disk may damage them
 FROZEN = ("--encoder.freeze=true", "--initialisation.projection=random", "--initialisation.proxies=random")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import record
 from small_runs import STEPS_AN_EPOCH, Started, difference, lines_of, training
 from torch import nn
 
-from orthoproxy.cli import main
-from orthoproxy.errors import InputError
-from orthoproxy.run import Run
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
+from orthoproxy.runs.run_folder import Run
 from orthoproxy.training import Checkpoints, Position
-from records import record
 
 FLIPS = 200
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from records import record
 from small_runs import STEPS_AN_EPOCH, Started, difference, disk, lines_of, mount, training
 
-from orthoproxy.cli import main
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import cache
 from orthoproxy.data.cache import cached_images
-from orthoproxy.errors import InputError
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.runs.run_folder import Run
 
 PAGE = 4096  # of which a tmpfs gives space
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from records import record
 from small_runs import STEPS_AN_EPOCH, Started, children_of, difference, lines_of, saved_step, trained_on, training
 
-from orthoproxy.cli import main
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import scan_images
-from orthoproxy.data.watch import VARIABLE, reading
-from orthoproxy.errors import InputError
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.data.read_timeout import VARIABLE, reading
+from orthoproxy.runs.run_folder import Run
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from records import record
 from small_runs import Started, difference
 
-from orthoproxy.builders import split_table
-from orthoproxy.cli import main
-from orthoproxy.config import Config
-from orthoproxy.failpoints import VARIABLE
-from orthoproxy.jobs import train
-from orthoproxy.recipes import read_config
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.cli.main import main
+from orthoproxy.core.failpoints import VARIABLE
+from orthoproxy.runs.build import split_table
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.recipes import read_config
+from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.train import train
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "icons.yaml"
 CLASSES, COPIES = 24, 8  # of the icons: enough for several steps an epoch, and few enough for thirty runs

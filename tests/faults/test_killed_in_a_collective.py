@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from many import in_processes
+from records import record
 from small_runs import RECIPE, difference, make_photos, training
 
 import orthoproxy.training.loop as loop
-from many import in_processes
-from orthoproxy.cli import main
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.cli.main import main
+from orthoproxy.runs.run_folder import Run
 
 PROCESSES, VICTIM, STEP = (
     4,

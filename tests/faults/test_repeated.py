@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from records import record
 from small_runs import Started, difference, lines_of, make_photos, training
 
-from orthoproxy import jobs
-from orthoproxy.cli import main
+from orthoproxy.cli.main import main
 from orthoproxy.models import read_tensors
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.runs import train as jobs
+from orthoproxy.runs.run_folder import Run
 
 
 def test_it_does_not_depend_on_who_drew_before(recipe: Path, photos: Path, whole: Path, tmp_path: Path) -> None:

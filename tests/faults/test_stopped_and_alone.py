@@ -11,14 +11,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from records import record
 from small_runs import STEPS_AN_EPOCH, Started, difference, lines_of, saved_step, training
 
-from orthoproxy import jobs, judging
-from orthoproxy.cli import main
-from orthoproxy.errors import InputError
-from orthoproxy.locks import locked
-from orthoproxy.run import Run
-from records import record
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.locks import locked
+from orthoproxy.runs import evaluate as judging
+from orthoproxy.runs import train as jobs
+from orthoproxy.runs.run_folder import Run
 
 GRACE = 30  # seconds that clusters give at least
 

@@ -22,18 +22,18 @@ from PIL import Image
 from scipy.io import savemat
 from torch import nn
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import cached_images, cars_table, csv_table, cub_table, inshop_table, read_collection, sop_table
 from orthoproxy.data.images import read_image, read_picture
-from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
-from orthoproxy.features import pooled_features
+from orthoproxy.embedding.collections import embed_collection
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.feature_cache import pooled_features
+from orthoproxy.embedding.parquet_store import read_parts
 from orthoproxy.models import Encoder
 from orthoproxy.models.weights import read_tensors
-from orthoproxy.recipes import config_of, options_parser, parse
-from orthoproxy.search.embed import embed_collection
-from orthoproxy.search.parts import read_parts
+from orthoproxy.runs.recipes import config_of, options_parser, parse
+from orthoproxy.runs.study_configs import config_of_cell
 from orthoproxy.studies.study_file import read_study
-from orthoproxy.study_configs import config_of_cell
 from orthoproxy.training.checkpoint import Checkpoints, Position
 
 Folder = Mapping[str, bytes]  # files by name, a change of which is the input

@@ -17,13 +17,13 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import HealthCheck
+from records import record
 from serving import QUICK, client_of, make_catalog, make_images, make_model
 from starlette.testclient import TestClient
 from targets import EVIL, TARGETS, inputs, requests, run
 
-from orthoproxy.search.app import make_app
-from orthoproxy.search.service import Service
-from records import record
+from orthoproxy.server.app import make_app
+from orthoproxy.server.service import Service
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # of each target; 0: the same few examples each time
 EXAMPLES = 60

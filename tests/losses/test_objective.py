@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orthoproxy.builders import make_objective
-from orthoproxy.config import Config, flat
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses import Objective
 from orthoproxy.losses.objective import CLASS_VECTORS
-from orthoproxy.recipes import read_config
+from orthoproxy.runs.build import make_objective
+from orthoproxy.runs.config import Config, flat
+from orthoproxy.runs.recipes import read_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in (RECIPES / "losses").glob("*.yaml"))

@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning import distances, miners
 from pytorch_metric_learning import losses as peers
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from many import in_processes
 from torch import Tensor
 
-from many import in_processes
+from orthoproxy.core.distributed import collect_rows, gather_rows, own_share, shares
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,
@@ -22,7 +23,6 @@ from orthoproxy.losses import (
 )
 from orthoproxy.losses.proxy_anchor import proxy_anchor_part
 from orthoproxy.losses.soft_orthogonality import distance_of_gram, gram_of_dims
-from orthoproxy.processes import collect_rows, gather_rows, own_share, shares
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

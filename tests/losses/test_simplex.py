@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy import config as c
-from orthoproxy.builders import make_objective
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses import simplex, simplex_near, soft_orthogonality
+from orthoproxy.runs import config as c
+from orthoproxy.runs.build import make_objective
 
 SIZES = [(2, 1), (2, 6), (3, 2), (5, 4), (5, 9), (129, 128)]
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.models import Encoder
 
 DISTILLED = "deit_tiny_distilled_patch16_224"

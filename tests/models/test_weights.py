@@ -18,9 +18,9 @@ from sklearn.datasets import load_sample_images
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
-from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import Encoder, load_weights, read_tensors
 
 PLAIN, DISTILLED, CNN = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "test_efficientnet"
@@ -364,7 +364,7 @@ def test_what_the_hub_has_is_loaded_at_the_size_asked_for(
 
 def test_really_offline_it_is_an_input_error_without_delay(tmp_path: Path) -> None:
     script = (
-        "from orthoproxy.errors import InputError\n"
+        "from orthoproxy.core.errors import InputError\n"
         "from orthoproxy.models import Encoder, load_weights\n"
         f"encoder = Encoder({PLAIN!r}, image_size=32)\n"
         "try:\n    load_weights(encoder, 'hub')\n"

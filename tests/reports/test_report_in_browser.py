@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pages import assert_fits_and_stays_at_home
 from synthetic_run import synthetic_run
 
 from orthoproxy.reports import render_report
-from pages import assert_fits_and_stays_at_home
 
 pytestmark = pytest.mark.browser
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from hostile import WAYS, Trap, as_npz, as_numpy, as_pickle, as_torch, change_json, is_live, refused
 from PIL import Image
-
-from orthoproxy.cli import main
-from orthoproxy.data import cached_images, cars_table, read_collection
-from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
-from orthoproxy.features import pooled_features
-from orthoproxy.models import Encoder
-from orthoproxy.search.embed import embed_collection
-from orthoproxy.search.parts import read_parts
 from records import record
+
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import cached_images, cars_table, read_collection
+from orthoproxy.embedding.collections import embed_collection
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.feature_cache import pooled_features
+from orthoproxy.embedding.parquet_store import read_parts
+from orthoproxy.models import Encoder
 
 RECIPE = """
 data: {name: folder, test_fraction: 0.4, validation_fraction: 0.34, workers: 0, resize: 32}

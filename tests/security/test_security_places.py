@@ -20,15 +20,15 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from orthoproxy.builders import read_table
-from orthoproxy.cli import main
-from orthoproxy.config import Data
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import cars_table, cub_table, inshop_table, read_collection, read_image, sop_table
-from orthoproxy.data.download import ARCHIVES
-from orthoproxy.data.folder import labelled_files
-from orthoproxy.data.transfer import StayEncrypted, _RefusedError, transfer
-from orthoproxy.errors import InputError
-from orthoproxy.search.onnx import make_session
+from orthoproxy.data.sources.download import ARCHIVES
+from orthoproxy.data.sources.folder import labelled_files
+from orthoproxy.data.sources.transfer import StayEncrypted, _RefusedError, transfer
+from orthoproxy.embedding.onnx_embedder import make_session
+from orthoproxy.runs.build import read_table
+from orthoproxy.runs.config import Data
 
 
 def cub(root: Path, name: str) -> pd.DataFrame:

@@ -13,17 +13,18 @@ import pytest
 import yaml
 from hostile import refused
 from jsonargparse import ArgumentParser
-
-from orthoproxy import cli, recipes
-from orthoproxy.card import license_of
-from orthoproxy.cli import main
-from orthoproxy.config import Config, flat
-from orthoproxy.errors import InputError
-from orthoproxy.plain import plain_yaml
-from orthoproxy.recipes import GROUPS, config_of, options_parser, parse
-from orthoproxy.studies.study_file import read_study
-from orthoproxy.study_configs import config_of_cell
 from records import record
+
+from orthoproxy.cli import main as cli
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.safe_parsing import plain_yaml
+from orthoproxy.runs import recipes
+from orthoproxy.runs.config import Config, flat
+from orthoproxy.runs.model_card import license_of
+from orthoproxy.runs.recipes import GROUPS, config_of, options_parser, parse
+from orthoproxy.runs.study_configs import config_of_cell
+from orthoproxy.studies.study_file import read_study
 
 EVIL = "evil_for_the_tests"
 KEYS = sorted({*flat(Config()), *GROUPS, "environment"})
@@ -36,7 +37,7 @@ CLASSES: list[Any] = [
     {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "MARKER"]}},
     {"deep": [{"class_path": f"{EVIL}.X"}]},
     [{"class_path": f"{EVIL}.X"}],
-    {"class_path": "orthoproxy.config.Data"},
+    {"class_path": "orthoproxy.runs.config.Data"},
 ]
 TAGS = [
     "!!python/object/apply:os.system [touch MARKER]",

@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 import orthoproxy
-from orthoproxy import config as c
-from orthoproxy import study_cells
-from orthoproxy.builders import make_scoring, split_table
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import only
-from orthoproxy.errors import InputError
 from orthoproxy.evaluation import mean_scores
-from orthoproxy.recipes import write_config
 from orthoproxy.reports import effective_rank, orthogonality_distance, welch_floor
+from orthoproxy.runs import config as c
+from orthoproxy.runs import study_trials as study_cells
+from orthoproxy.runs.build import make_scoring, split_table
+from orthoproxy.runs.recipes import write_config
+from orthoproxy.runs.study_configs import OF_THE_MACHINE, check_classes, config_of_cell
+from orthoproxy.runs.study_trials import Place, judge_cell, read_result, train_cell
 from orthoproxy.studies.plan import Cell, Method, Study, score_of
-from orthoproxy.study_cells import Place, judge_cell, read_result, train_cell
-from orthoproxy.study_configs import OF_THE_MACHINE, check_classes, config_of_cell
 from orthoproxy.training import Diverged
 
 WEIGHT = "loss.orthogonality.weight"
@@ -169,7 +169,7 @@ def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
 
     judged = judge_cell(study, cell, place)
     assert judged == result | {"test": judged["test"], "trained_again": None}
-    orthoproxy.judging.judge(run)  # what `orthoproxy report` would say
+    orthoproxy.runs.evaluate.judge(run)  # what `orthoproxy report` would say
     for who in ("trained", "untrained"):
         for metric in ("recall@1", "map@r"):
             assert score_of(judged, "test", metric, who) == pytest.approx(run.scores[who][metric]["value"], abs=2e-6)

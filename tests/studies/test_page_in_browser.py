@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pages import assert_fits_and_stays_at_home
 from synthetic_study import a_study, its_cells
 
 from orthoproxy.studies.page import write_page
 from orthoproxy.studies.plan import Method
-from pages import assert_fits_and_stays_at_home
 
 pytestmark = pytest.mark.browser
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.studies.plan import Cell, Method, Study, chosen_setting, score_of
 from orthoproxy.studies.study_file import read_study
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from synthetic_study import a_cell, a_study
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.studies.plan import Cell
 from orthoproxy.studies.results import CHECKS, read_result, write_result
 

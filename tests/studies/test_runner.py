@@ -18,16 +18,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from orthoproxy import study_verb
-from orthoproxy.cli import main
-from orthoproxy.errors import InputError
+from orthoproxy.cli import study as study_verb
+from orthoproxy.cli.main import main
+from orthoproxy.cli.study import Job
+from orthoproxy.core.errors import InputError
+from orthoproxy.runs.study_configs import changed_options, config_of_cell
+from orthoproxy.runs.study_trials import Place
 from orthoproxy.studies.plan import Cell
 from orthoproxy.studies.study_file import read_study
-from orthoproxy.study_cells import Place
-from orthoproxy.study_configs import changed_options, config_of_cell
-from orthoproxy.study_verb import Job
 from orthoproxy.training import Interrupted
-from orthoproxy.training.stop import stop_on_signal
+from orthoproxy.training.signals import stop_on_signal
 
 WEIGHT = "loss.orthogonality.weight"
 METHODS = {"off": {"set": {WEIGHT: 0}}, "on": {"choose": {WEIGHT: [0.1, 1, 9]}}}
@@ -230,7 +230,7 @@ APART = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_runner
-from orthoproxy import study_verb
+from orthoproxy.cli import study as study_verb
 study_verb.train_cell, study_verb.check_classes = test_runner.one_until_stopped, lambda study: None
 sys.exit(test_runner.main(["study", "s.yaml", "--processes", "2"]))
 """

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 from synthetic_study import ROOT, WEIGHT, WEIGHTS, a_cell, a_study, its_cells
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.words import MINUS
 from orthoproxy.studies import figures

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from synthetic_study import WEIGHT, a_cell, a_study, its_cells
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.words import MINUS
 from orthoproxy.studies.comparison import Row, judged_results, matrix_of, rows_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.training import Checkpoints, Position
 
 

@@ -9,8 +9,8 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import BatchSampler, TrainingImages, evaluation_transform, folder_table, training_transform
-from orthoproxy.errors import InputError
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
 from orthoproxy.training import Checkpoints, Interrupted, Plan, fit, make_optimizer
 

@@ -1,23 +1,23 @@
 """From images on disk to one table, and from the table to batches of pixels."""
 
+from orthoproxy.data.audit.describe import count_images, describe_images
+from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates
+from orthoproxy.data.audit.scan import difference_hash, find_unreadable, leave_out, scan_images
+from orthoproxy.data.audit.verify import CopyCheck, verify_images
 from orthoproxy.data.cache import CachedImages, cached_images
-from orthoproxy.data.cars import cars_table
-from orthoproxy.data.collection import Collection, make_collection, read_collection
-from orthoproxy.data.csv import csv_table
-from orthoproxy.data.cub import cub_table
 from orthoproxy.data.datasets import EvaluationImages, TrainingFeatures, TrainingImages
-from orthoproxy.data.describe import count_images, describe_images
-from orthoproxy.data.duplicates import exact_duplicates, near_duplicates
-from orthoproxy.data.folder import folder_table
-from orthoproxy.data.icons import icons_table
 from orthoproxy.data.images import Picture, read_image, read_picture, to_rgb
-from orthoproxy.data.inshop import inshop_table
 from orthoproxy.data.samplers import BatchSampler
-from orthoproxy.data.scan import difference_hash, find_unreadable, leave_out, scan_images
-from orthoproxy.data.sop import sop_table
+from orthoproxy.data.sources.cars import cars_table
+from orthoproxy.data.sources.collection import Collection, make_collection, read_collection
+from orthoproxy.data.sources.csv import csv_table
+from orthoproxy.data.sources.cub import cub_table
+from orthoproxy.data.sources.folder import folder_table
+from orthoproxy.data.sources.icons import icons_table
+from orthoproxy.data.sources.inshop import inshop_table
+from orthoproxy.data.sources.sop import sop_table
 from orthoproxy.data.table import assign_split, hold_out_validation, make_table, only, rank_by_hash
 from orthoproxy.data.transforms import evaluation_size, evaluation_transform, training_transform
-from orthoproxy.data.verify import CopyCheck, verify_images
 
 __all__ = [
     "BatchSampler",

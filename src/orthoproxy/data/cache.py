@@ -26,14 +26,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.files import flush, write_whole
+from orthoproxy.core.progress import Progress
+from orthoproxy.core.safe_parsing import plain_array
 from orthoproxy.data.datasets import read_or_replace
 from orthoproxy.data.images import Picture, read_image
+from orthoproxy.data.read_timeout import watched, worker_options
 from orthoproxy.data.transforms import resizing
-from orthoproxy.data.watch import watched, worker_options
-from orthoproxy.errors import InputError
-from orthoproxy.files import flush, write_whole
-from orthoproxy.plain import plain_array
-from orthoproxy.progress import Progress
 
 FORMAT = 1  # of the two files
 BATCH = 16  # images that a worker hands over at once

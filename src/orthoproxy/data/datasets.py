@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data.images import Picture, read_image, read_picture, to_rgb
 from orthoproxy.data.samplers import Draw
 from orthoproxy.data.transforms import Augmentation, Transform
-from orthoproxy.errors import InputError
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from orthoproxy.data.watch import reading
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
+from orthoproxy.data.read_timeout import reading
 
 try:
     from simplejpeg import decode_jpeg
@@ -50,7 +50,7 @@ def read_image(path: str | Path) -> Image.Image:
     >>> read_image("nowhere.png")
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: cannot read the image nowhere.png: No such file or directory
+    orthoproxy.core.errors.InputError: cannot read the image nowhere.png: No such file or directory
     """
     with reading(path):
         return _read(path)
@@ -227,7 +227,7 @@ def read_picture(path: str | Path) -> Picture:
     >>> read_picture("nowhere.png")
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: cannot read the image nowhere.png: No such file or directory
+    orthoproxy.core.errors.InputError: cannot read the image nowhere.png: No such file or directory
     """
     with reading(path):
         pixels = _read_plain_jpeg(path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from orthoproxy.processes import shares
+from orthoproxy.core.distributed import shares
 
 Draw = tuple[int, int]  # row of the table, seed of its augmentation
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 
 COLUMNS = ("path", "label", "split", "role", "group")
 ALLOWED = {"split": ("train", "validation", "test", ""), "role": ("both", "query", "gallery")}

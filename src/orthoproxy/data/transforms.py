@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data.images import Picture
-from orthoproxy.errors import InputError
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
 Resize = int | Literal["squash"] | None

@@ -1,6 +1,6 @@
 """Exact retrieval metrics with class-bootstrap intervals, beside the untrained encoder."""
 
-from orthoproxy.evaluation.by_class import ClassScores, class_scores
+from orthoproxy.evaluation.bootstrap import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.evaluate import (
     Evaluation,
     Scoring,
@@ -10,11 +10,11 @@ from orthoproxy.evaluation.evaluate import (
     retrieval_of,
     score,
 )
-from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
-from orthoproxy.evaluation.matching import Matching, matching_of
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.nearest import nearest
 from orthoproxy.evaluation.neighbours import Retrieval, comparisons
+from orthoproxy.evaluation.no_match import Matching, matching_of
+from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
 
 __all__ = [

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.embedder import Embedder
-from orthoproxy.errors import InputError
-from orthoproxy.evaluation.intervals import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.core.distributed import agreed, gather_objects, own_share, shares
+from orthoproxy.core.errors import InputError
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.evaluation.bootstrap import Estimate, class_draws, estimate, resampled_means
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.neighbours import Retrieval
-from orthoproxy.processes import agreed, gather_objects, own_share, shares
 
 Embeddings = Float[np.ndarray, "N D"]
 
@@ -271,7 +271,7 @@ def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str) -> None:
     >>> require_scorable(make_table(["1", "2"], ["a", "b"]), Scoring(), "test")
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: test: no query has another image of its class in the gallery; give classes two images
+    orthoproxy.core.errors.InputError: test: no query has another image of its class in the gallery; give classes two images
     """
     in_gallery, is_query = table["role"] != "query", table["role"] != "gallery"
     gallery = table[in_gallery]

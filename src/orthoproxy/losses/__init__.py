@@ -4,7 +4,7 @@ from orthoproxy.losses.nearest import koleo, mutual_coherence
 from orthoproxy.losses.objective import Objective
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss, proxy_anchor_loss
 from orthoproxy.losses.registry import loss_names, make_loss, make_miner
-from orthoproxy.losses.regulariser import Regulariser, make_regulariser
+from orthoproxy.losses.regularizers import Regulariser, make_regulariser
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
 from orthoproxy.losses.simplex import simplex, simplex_near
 from orthoproxy.losses.soft_orthogonality import SoftOrthogonality, off_diagonal, soft_orthogonality

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orthoproxy.losses.precision import at_least_float32, unit_rows
+from orthoproxy.losses.full_precision import at_least_float32, unit_rows
 
 
 @at_least_float32

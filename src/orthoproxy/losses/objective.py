@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 # where a loss keeps its class vectors, and whether as rows (C D) or, several centres a class allowed, columns (D C*K)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 

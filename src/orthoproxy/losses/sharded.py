@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from orthoproxy.losses.precision import at_least_float32
+from orthoproxy.core.distributed import own_share, process_count, shares, sum_parts
+from orthoproxy.losses.full_precision import at_least_float32
 from orthoproxy.losses.proxy_anchor import proxy_anchor_part
 from orthoproxy.losses.soft_orthogonality import Scaling, distance_of_gram, gram_of_dims
-from orthoproxy.processes import own_share, process_count, shares, sum_parts
 
 BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, so that the numbers are those of a single draw
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 
 
 def simplex(num_classes: int, dim: int) -> Float[Tensor, "C D"]:

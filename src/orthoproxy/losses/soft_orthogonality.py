@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from orthoproxy.losses.precision import at_least_float32, row_lengths, unit_rows
+from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit_rows
 
 Form = Literal["auto", "classes", "dims"]
 Scaling = Literal["sum", "mean", "excess"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthoproxy.losses.precision import at_least_float32, unit_rows
+from orthoproxy.losses.full_precision import at_least_float32, unit_rows
 from orthoproxy.losses.soft_orthogonality import gram_of_dims
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 from orthoproxy.models.depthwise import with_fast_depthwise
 
 

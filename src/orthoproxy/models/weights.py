@@ -18,9 +18,9 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.safe_parsing import plain_json
 from orthoproxy.models.encoder import Encoder
-from orthoproxy.plain import plain_json
 
 CHOICES = "a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
 
@@ -85,7 +85,7 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
     >>> read_tensors(Path("nowhere.pth"), "encoder.weights")
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: encoder.weights: no file nowhere.pth
+    orthoproxy.core.errors.InputError: encoder.weights: no file nowhere.pth
     """
     if not path.is_file():
         raise InputError(f"{field}: no file {path}")

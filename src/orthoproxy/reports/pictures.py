@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_image
-from orthoproxy.errors import InputError
 
 
 def thumbnail(path: str | Path, side: int = 128) -> Image.Image | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orthoproxy.core.progress import duration
 from orthoproxy.evaluation import Estimate, Evaluation
-from orthoproxy.progress import duration
 from orthoproxy.reports.results import RunResults, finite
 
 MINUS = "\N{MINUS SIGN}"

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from orthoproxy.errors import refusals_of_the_disk
-from orthoproxy.files import write_whole
-from orthoproxy.progress import duration
+from orthoproxy.core.errors import os_errors_as_input_errors
+from orthoproxy.core.files import write_whole
+from orthoproxy.core.progress import duration
 from orthoproxy.reports.pages import template
 from orthoproxy.reports.sections import Plot
 from orthoproxy.reports.style import COLOURS, svg
@@ -60,7 +60,7 @@ def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
         "table.md": _markdown(study, results, rows),
         "table.tex": as_latex(main, _caption(study, main)),
     }
-    with refusals_of_the_disk(folder, "write the page again"):
+    with os_errors_as_input_errors(folder, "write the page again"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_whole(folder / name, text, others=True)  # parts of a study may end together

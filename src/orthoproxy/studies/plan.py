@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from orthoproxy.errors import InputError
+from orthoproxy.core.errors import InputError
 
 Options = dict[str, Any]  # dotted names of fields and their values
-Result = Mapping[str, Any]  # of a result file, see `orthoproxy.study_cells.read_result`
+Result = Mapping[str, Any]  # of a result file, see `orthoproxy.runs.study_trials.read_result`
 
 SEED = "training.seed"
 TIE = 1e-6  # scores of classes are kept with six digits: what differs by less may be as many hits
@@ -304,7 +304,7 @@ def check_alike(results: Sequence[Result], part: str) -> None:
     >>> check_alike(scored, "test")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: a and b were scored on different test classes or queries; ...
+    orthoproxy.core.errors.InputError: a and b were scored on different test classes or queries; ...
     """
     for result in results[1:]:
         if any(result[part][what] != results[0][part][what] for what in ("classes", "queries")):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orthoproxy.errors import InputError
-from orthoproxy.files import write_whole
-from orthoproxy.plain import plain_json
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.files import write_whole
+from orthoproxy.core.safe_parsing import plain_json
 from orthoproxy.studies.plan import METRICS, Cell, Options
 
 FORMAT_VERSION = 1
@@ -68,7 +68,7 @@ def read_result(path: Path, cell: Cell, options: Options) -> Options:
     >>> read_result(path, Cell("on", {}, 0), {})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: ...on_seed0.json: damaged, method is missing; remove it, and its cell is trained again
+    orthoproxy.core.errors.InputError: ...on_seed0.json: damaged, method is missing; remove it, and its cell is trained again
     """
     again = "remove it, and its cell is trained again"
     try:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from orthoproxy.errors import InputError
-from orthoproxy.files import is_file
-from orthoproxy.plain import plain_yaml
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.files import is_file
+from orthoproxy.core.safe_parsing import plain_yaml
 from orthoproxy.studies.plan import METRICS, SEED, Cell, Method, Options, Study
 
 REQUIRED = {"title", "base", "seeds", "metric", "baseline", "methods"}
@@ -43,7 +43,7 @@ def read_study(path: str | Path) -> Study:
     >>> read_study("nowhere.yaml")
     Traceback (most recent call last):
     ...
-    orthoproxy.errors.InputError: no study nowhere.yaml
+    orthoproxy.core.errors.InputError: no study nowhere.yaml
     """
     path = Path(path)
     try:

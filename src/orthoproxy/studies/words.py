@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from orthoproxy.plain import plain_yaml
+from orthoproxy.core.safe_parsing import plain_yaml
 from orthoproxy.reports.words import FEW_CLASSES, metric_name, negated, points
 from orthoproxy.studies.comparison import Row, judged_results
 from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, tuning_results, validation_scores

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from orthoproxy.errors import InputError
-from orthoproxy.failpoints import failpoint
-from orthoproxy.files import write_whole
+from orthoproxy.core.distributed import agreed, gather_objects, is_main, process_count, process_index
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.failpoints import failpoint
+from orthoproxy.core.files import write_whole
 from orthoproxy.losses import ShardedProxyAnchorLoss
-from orthoproxy.processes import agreed, gather_objects, is_main, process_count, process_index
-from orthoproxy.training.shards import Shards
+from orthoproxy.training.checkpoint_shards import Shards
 
 FORMAT_VERSION = 1
 

@@ -16,12 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
-from orthoproxy.data import BatchSampler
-from orthoproxy.data.watch import watched
-from orthoproxy.errors import InputError, WorkerLost
-from orthoproxy.losses import Objective
-from orthoproxy.models import Encoder
-from orthoproxy.processes import (
+from orthoproxy.core.distributed import (
     any_of,
     average_gradients,
     copy_from_main,
@@ -31,10 +26,15 @@ from orthoproxy.processes import (
     process_index,
     sum_parts,
 )
-from orthoproxy.progress import Progress
+from orthoproxy.core.errors import InputError, WorkerLost
+from orthoproxy.core.progress import Progress
+from orthoproxy.data import BatchSampler
+from orthoproxy.data.read_timeout import watched
+from orthoproxy.losses import Objective
+from orthoproxy.models import Encoder
 from orthoproxy.training.checkpoint import Checkpoints, Position
-from orthoproxy.training.guard import Batch, Diverged, Guard, Record, require_finite
-from orthoproxy.training.stop import Interrupted, Stop, StopNow, stop_on_signal
+from orthoproxy.training.nonfinite import Batch, Diverged, Guard, Record, require_finite
+from orthoproxy.training.signals import Interrupted, Stop, StopNow, stop_on_signal
 
 __all__ = ["Diverged", "Interrupted", "Plan", "fit"]
 

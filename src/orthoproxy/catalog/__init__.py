@@ -1,0 +1,1 @@
+"""Searchable catalogs of embeddings."""

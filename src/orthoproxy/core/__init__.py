@@ -1,0 +1,1 @@
+"""Foundations: errors, files, processes, progress."""

@@ -1,0 +1,146 @@
+"""Progress and time left: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from orthoproxy.core.distributed import is_main
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Shows how far a piece of long work is, on standard error; of several processes, the main one's part of it.
+
+    Parameters
+    ----------
+    what
+        What is done, for example ``embed``.
+    total
+        Number of steps of the whole work.
+    done
+        Steps done before, for example by a run that is resumed.
+    every
+        Seconds between two lines where standard error is not a terminal.
+    shown
+        Whether to show anything.
+
+    Examples
+    --------
+    >>> with Progress("count", total=2) as progress:
+    ...     progress.note = "one"
+    ...     progress.advance()
+    ...     progress.advance()
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0, shown: bool = True) -> None:
+        self.what, self.total, self.done, self.every = what, total, done, every
+        self.note = ""  # shown beside the count, for example a loss
+        self.shown = shown = shown and is_main()
+        self._first, self._start, self._last_line = done, time.monotonic(), time.monotonic()
+        console = Console(stderr=True)
+        self._bar: Bar | None = None
+        if shown and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Bar(*columns, *left, console=console)
+            self._task = self._bar.add_task(what, total=total, completed=done, note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, steps: int = 1, unit: str | None = None) -> None:
+        """Count steps as done.
+
+        Parameters
+        ----------
+        steps
+            How many.
+        unit
+            What a step is, to show how many are done in a second; None to show `note` alone.
+        """
+        self.done += steps
+        if not self.shown:
+            return
+        now = time.monotonic()
+        speed = f"{(self.done - self._first) / max(now - self._start, 1e-9):.0f} {unit}/s" if unit else ""
+        beside = "  ".join(part for part in (self.note, speed) if part)
+        if self._bar:
+            self._bar.update(self._task, advance=steps, note=beside)
+        elif now - self._last_line >= self.every:
+            self._last_line = now
+            times = f"{duration(now - self._start)} gone, {duration(self._seconds_left())} left"
+            self.say(f"{self.what} {self.done}/{self.total}, {times}  {beside}".rstrip())
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, above the bar."""
+        if not is_main():
+            return
+        if self._bar:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _seconds_left(self) -> float:
+        elapsed = time.monotonic() - self._start
+        return elapsed / max(1, self.done - self._first) * (self.total - self.done)
+
+
+def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Go through items while showing progress.
+
+    Parameters
+    ----------
+    items
+        Passed on as they are.
+    what, total
+        As in `Progress`.
+
+    Yields
+    ------
+    object
+        The items.
+
+    Examples
+    --------
+    >>> list(track("ab", "spell", total=2))
+    ['a', 'b']
+    """
+    with Progress(what, total) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def duration(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds.
+
+    Parameters
+    ----------
+    seconds
+        0 or more.
+
+    Examples
+    --------
+    >>> duration(75), duration(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""Checks of a dataset: scan, verify, duplicates, statistics."""

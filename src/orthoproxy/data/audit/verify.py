@@ -1,0 +1,181 @@
+"""Is a copy of a data set whole, and as it was published? Counts, files, and images that are there twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from orthoproxy.data.audit.describe import count_images, unreadable_images
+from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, relation
+from orthoproxy.data.images import readable_endings
+
+# Images and classes of each part in the protocol of retrieval, as the papers give them
+PUBLISHED = {
+    "cub": {"train": (5864, 100), "test": (5924, 100)},
+    "cars": {"train": (8054, 98), "test": (8131, 98)},
+    "sop": {"train": (59551, 11318), "test": (60502, 11316)},
+    "inshop": {"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985), "test": (26830, 3985)},
+}
+# The folder that is for the images of a data set and nothing else; of other sources, any that a listed image is in
+IMAGE_FOLDERS = {"cub": "images", "inshop": "img"}
+# What it means if a picture is there more than once, by how far apart
+MEANINGS = {
+    "within a class": "",
+    "across classes": "; one picture has several labels",
+    "across splits": "; splits share these pictures",
+}
+
+
+@dataclass
+class CopyCheck:
+    """What a check found.
+
+    Parameters
+    ----------
+    name
+        What was checked.
+    status
+        ``ok``; ``note`` where a person should look; ``failed`` where the copy is not as it should be.
+    summary
+        The finding in words and numbers.
+    items
+        All that it is about: paths, or dictionaries.
+
+    Examples
+    --------
+    >>> CopyCheck("missing files", "ok", "none").status
+    'ok'
+    """
+
+    name: str
+    status: Literal["ok", "note", "failed"]
+    summary: str
+    items: list[Any] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it, with the number of items."""
+        return {**asdict(self), "count": len(self.items)}
+
+
+def verify_images(
+    name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
+) -> list[CopyCheck]:
+    """Check a copy of a data set.
+
+    Parameters
+    ----------
+    name
+        Of the source; counts are compared for ``cub``, ``cars``, ``sop`` and ``inshop``.
+    table
+        As the source was read.
+    scan
+        From `scan_images` with hashes of its paths; None to go by the lists and the names of files.
+    root
+        The folder given, for a source whose classes are its sub-folders.
+
+    Returns
+    -------
+    list of CopyCheck
+        Failed are those of counts that differ, files that are missing, and images that cannot be read.
+
+    Examples
+    --------
+    >>> from orthoproxy.data.table import make_table
+    >>> for check in verify_images("csv", make_table(["nowhere/1.png", "nowhere/2.png"], ["cat", "dog"])):
+    ...     print(check.name, check.status, check.summary, sep=" | ")
+    counts | note | none are published for csv; found 2 images of 2 classes
+    missing files | failed | 2 of 2 listed
+    unlisted images | ok | none
+    """
+    checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root)]
+    if scan is not None:
+        checks += [_check_readable(table, scan), *_check_duplicates(table, scan)]
+    return checks
+
+
+def _check_counts(name: str, table: pd.DataFrame) -> list[CopyCheck]:
+    counts = {part: (x["images"], x["classes"]) for part, x in count_images(table).items()}
+    if name not in PUBLISHED:
+        found = "; ".join(f"{part} {_counted(*of_part)}".removeprefix("all ") for part, of_part in counts.items())
+        return [CopyCheck("counts", "note", f"none are published for {name}; found {found}")]
+    return [_check_count(part, counts.get(part, (0, 0)), published) for part, published in PUBLISHED[name].items()]
+
+
+def _check_count(part: str, found: tuple[int, int], published: tuple[int, int]) -> CopyCheck:
+    if found == published:
+        return CopyCheck(f"counts, {part}", "ok", f"{_counted(*found)}, as published")
+    item = {"found": found, "published": published}
+    item = {key: {"images": images, "classes": classes} for key, (images, classes) in item.items()}
+    return CopyCheck(f"counts, {part}", "failed", f"{_counted(*found)}; published are {_counted(*published)}", [item])
+
+
+def _counted(images: int, classes: int) -> str:
+    return f"{images:,} images of {classes:,} classes"
+
+
+def _check_missing(table: pd.DataFrame) -> CopyCheck:
+    missing = [path for path in table["path"] if not Path(path).is_file()]
+    if missing:
+        return CopyCheck("missing files", "failed", f"{len(missing):,} of {len(table):,} listed", missing)
+    return CopyCheck("missing files", "ok", f"none of {len(table):,} listed")
+
+
+def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
+    """Look for images beside those listed; files and folders whose names begin with a dot are litter of some system."""
+    listed = {Path(os.path.normpath(path)) for path in table["path"]}
+    pattern = "*" if name == "csv" else "**/*"  # a list may be of part of a disk
+    unlisted = sorted(
+        {
+            str(path)
+            for folder in _image_folders(name, listed, root)
+            for path in folder.glob(pattern)
+            if path.suffix.lower() in readable_endings()
+            and path not in listed
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and path.is_file()
+        }
+    )
+    return _note("unlisted images", unlisted, f"{len(unlisted):,} beside the listed ones; they are not used")
+
+
+def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[Path]:
+    """Return the folders in which every image should be listed."""
+    if name == "folder" and root is not None:
+        return {root.absolute()}
+    folders = {path.parent for path in listed}
+    if name not in IMAGE_FOLDERS:
+        return folders
+    lines = ((folder, *folder.parents) for folder in folders)
+    return {next((above for above in line if above.name == IMAGE_FOLDERS[name]), line[0]) for line in lines}
+
+
+def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
+    unreadable = [item for item in unreadable_images(table, scan) if Path(item["path"]).is_file()]
+    if unreadable:
+        return CopyCheck("unreadable images", "failed", f"{len(unreadable):,} of {len(table):,} listed", unreadable)
+    return CopyCheck("unreadable images", "ok", "none")
+
+
+def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck]:
+    content, appearance = scan["content"], scan["appearance"]
+    kinds = {"exact": exact_duplicates(content), "near": near_duplicates(content, appearance)}
+    checks = []
+    for kind, positions in kinds.items():
+        groups = [table.iloc[of_group] for of_group in positions]
+        places = [relation(rows) for rows in groups]
+        for place, meaning in MEANINGS.items():
+            there = [rows for rows, where in zip(groups, places, strict=True) if where == place]
+            items = [rows[["path", "split", "label"]].to_dict("records") for rows in there]
+            images = sum(len(rows) for rows in there)
+            summary = f"groups: {len(there):,}, images: {images:,}{meaning}"
+            checks.append(_note(f"{kind} duplicates {place}", items, summary))
+    return checks
+
+
+def _note(name: str, items: list[Any], summary: str) -> CopyCheck:
+    return CopyCheck(name, "note", summary, items) if items else CopyCheck(name, "ok", "none")

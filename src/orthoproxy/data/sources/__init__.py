@@ -1,0 +1,1 @@
+"""One reader a dataset: from files to a table."""

@@ -1,0 +1,1 @@
+"""A model in use: images in, embeddings out."""

@@ -1,0 +1,477 @@
+"""A catalog keeps what it is given and finds what is nearest: in a folder, and on a server."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from milvus_lite.engine.collection import Collection
+from milvus_server import milvus_server
+
+from orthoproxy.catalog.catalog import Catalog, Hit, image_id
+from orthoproxy.catalog.index import fit_index, index_recall
+from orthoproxy.core.errors import InputError
+
+DIM = 16
+AWKWARD = [
+    '"',
+    "'",
+    "\\",
+    "a\\",
+    "%",
+    "_",
+    "ä ö",
+    "日本",
+    "a\tb",
+    "a\nb",
+    " x ",
+    "']",
+    '" or path == "',
+    "null",
+    "\x7f",
+]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
+        yield address
+
+
+@pytest.fixture(params=["folder", pytest.param("server", marks=pytest.mark.server)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "catalog")
+    return f"{request.getfixturevalue('server')}/test_{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def catalog(address: str) -> Iterator[Catalog]:
+    with Catalog.create(address, DIM, "0123456789abcdef", "runs/x", "/pictures") as made:
+        yield made
+
+
+def some(count: int, seed: int = 0, dim: int = DIM) -> tuple[pd.DataFrame, np.ndarray]:
+    """Images in five classes and three groups, one in ten without a group."""
+    numbers = np.arange(count)
+    paths = [f"{number % 5}/{number}.png" for number in numbers]
+    rows = pd.DataFrame(
+        {
+            "id": [image_id(path) for path in paths],
+            "path": paths,
+            "label": [f"class {number % 5}" for number in numbers],
+            "group": ["" if number % 10 == 9 else f"camera {number % 3}" for number in numbers],
+            "content": [f"{number:032x}" for number in numbers],
+        }
+    )
+    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def nearest(rows: pd.DataFrame, embeddings: np.ndarray, query: np.ndarray, k: int) -> list[str]:
+    order = np.argsort(-(embeddings.astype(np.float64) @ query.astype(np.float64)), kind="stable")[:k]
+    return rows["id"].iloc[order].tolist()
+
+
+def keys(hits: list[Hit]) -> list[str]:
+    return [hit.id for hit in hits]
+
+
+def test_image_id_is_sixteen_bytes_of_the_hash_of_the_path() -> None:
+    assert image_id("a/b.png") == image_id("a/b.png") != image_id("a/c.png")
+    assert len(bytes.fromhex(image_id("ä/日本.png"))) == 16
+
+
+def test_what_is_written_is_there(catalog: Catalog) -> None:
+    rows, embeddings = some(100)
+    catalog.upsert(rows, embeddings)
+    found = catalog.get(rows["id"].tolist()[::-1], with_embeddings=True)
+    pd.testing.assert_frame_equal(found[rows.columns], rows[::-1].reset_index(drop=True), check_dtype=False)
+    np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings[::-1])
+    assert catalog.ids() == dict(zip(rows["id"], rows["content"], strict=True))
+    assert len(catalog) == 100
+    assert catalog.get(["f" * 32]).empty
+    assert catalog.get([]).empty
+
+
+def test_a_known_id_is_replaced(catalog: Catalog) -> None:
+    rows, embeddings = some(30)
+    catalog.upsert(rows, embeddings)
+    changed = rows.iloc[:10].assign(label="new", content="0" * 32)
+    catalog.upsert(changed, embeddings[10:20])
+    assert len(catalog) == 30
+    found = catalog.get(changed["id"].tolist(), with_embeddings=True)
+    assert (found["label"] == "new").all()
+    np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings[10:20])
+    hits = catalog.search(embeddings[10:11], 2)[0]
+    assert set(keys(hits)) == {rows["id"][0], rows["id"][10]}
+
+
+def test_search_is_exact(catalog: Catalog) -> None:
+    rows, embeddings = some(500)
+    catalog.upsert(rows, embeddings)
+    queries = some(20, seed=1)[1]
+    for query, hits in zip(queries, catalog.search(queries, 10), strict=True):
+        assert keys(hits) == nearest(rows, embeddings, query, 10)
+        by_id = rows.set_index("id")
+        for hit in hits:
+            row = by_id.loc[hit.id]
+            assert (hit.path, hit.label, hit.group) == (f"/pictures/{row['path']}", row["label"], row["group"])
+            assert hit.similarity == pytest.approx(float(embeddings[rows["id"] == hit.id][0] @ query), abs=1e-5)
+
+
+def test_fewer_images_than_asked_for(catalog: Catalog) -> None:
+    assert catalog.search(some(1)[1], 5) == [[]]
+    assert catalog.rows().empty and catalog.ids() == {}
+    rows, embeddings = some(3)
+    catalog.upsert(rows, embeddings)
+    assert len(catalog.search(embeddings[:1], 5)[0]) == 3
+    assert catalog.search(embeddings[:0], 5) == []
+
+
+def test_deleted_images_are_gone(catalog: Catalog) -> None:
+    rows, embeddings = some(50)
+    catalog.upsert(rows, embeddings)
+    assert catalog.delete([*rows["id"][:5], "f" * 32]) == 5
+    assert catalog.delete(rows["id"][:5].tolist()) == 0
+    assert set(catalog.ids()) == set(rows["id"][5:])
+    assert rows["id"][0] not in keys(catalog.search(embeddings[:1], 50)[0])
+    catalog.upsert(rows[:1], embeddings[:1])  # and come back
+    assert keys(catalog.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
+
+
+@pytest.mark.parametrize(
+    ("where", "meant"),
+    [
+        ('label == "class 1"', lambda row: row.label == "class 1"),
+        ('label != "class 1"', lambda row: row.label != "class 1"),
+        ('label in ["class 1", "class 2"]', lambda row: row.label in ("class 1", "class 2")),
+        ('label not in ["class 1", "class 2"]', lambda row: row.label not in ("class 1", "class 2")),
+        ('path like "3/%"', lambda row: row.path.startswith("3/")),
+        ('path not like "3/%"', lambda row: not row.path.startswith("3/")),
+        ('group == ""', lambda row: row.group == ""),
+        (
+            'not (label == "class 1" or group == "camera 0") and path != "2/2.png"',
+            lambda row: not (row.label == "class 1" or row.group == "camera 0") and row.path != "2/2.png",
+        ),
+    ],
+)
+def test_conditions(catalog: Catalog, where: str, meant: Callable[[pd.Series], bool]) -> None:
+    rows, embeddings = some(60)
+    catalog.upsert(rows, embeddings)
+    wanted = rows[[meant(row) for _, row in rows.iterrows()]]
+    hits = catalog.search(embeddings[:1], 60, where=where)[0]
+    assert sorted(keys(hits)) == sorted(wanted["id"])
+    assert keys(hits) == nearest(wanted, embeddings[wanted.index], embeddings[0], 60)
+
+
+def test_text_of_all_kinds_is_kept_and_found(catalog: Catalog) -> None:
+    rows, embeddings = some(len(AWKWARD))
+    rows["label"], rows["path"] = AWKWARD, [f"{text}.png" for text in AWKWARD]
+    rows["id"] = rows["path"].map(image_id)
+    catalog.upsert(rows, embeddings)
+    assert catalog.get(rows["id"].tolist())["label"].tolist() == AWKWARD
+    for label in AWKWARD:
+        text = label.replace("\\", "\\\\").replace("'", "\\'")
+        hits = catalog.search(embeddings[:1], 50, where=f"label == '{text}'")[0]
+        assert [hit.label for hit in hits] == [label]
+
+
+def test_bad_conditions_do_not_reach_milvus(catalog: Catalog) -> None:
+    for where in ("id == 'x'", "label == 'x' or 1 == 1", "count(*)"):
+        with pytest.raises(InputError, match="condition: "):
+            catalog.search(some(1)[1], 1, where=where)
+
+
+@pytest.mark.parametrize("where", [None, 'label != "class 0"'])
+def test_diverse_gives_one_result_a_group(catalog: Catalog, where: str | None) -> None:
+    rows, embeddings = some(200)
+    # all of one group nearest to the query, so that the first search finds nothing else
+    query = embeddings[0]
+    crowd = np.flatnonzero(rows["group"] == "camera 0")
+    embeddings[crowd] += 3 * query
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    catalog.upsert(rows, embeddings)
+    allowed = rows if where is None else rows[rows["label"] != "class 0"]
+    best: dict[tuple[str, str], str] = {}
+    for key in nearest(allowed, embeddings[allowed.index], query, 200):
+        row = rows[rows["id"] == key].iloc[0]
+        best.setdefault(("group", row.group) if row.group else ("label", row.label), key)
+    hits = catalog.search(query[None], 10, where=where, diverse=True)[0]
+    assert keys(hits) == list(best.values())[:10]
+    assert keys(catalog.search(query[None], 2, where=where, diverse=True)[0]) == list(best.values())[:2]
+    assert len({hit.group for hit in hits if hit.group}) == 3
+
+
+def test_diverse_takes_images_without_group_and_label_one_by_one(catalog: Catalog) -> None:
+    rows, embeddings = some(12)
+    catalog.upsert(rows.assign(group="", label=""), embeddings)
+    assert keys(catalog.search(embeddings[:1], 8, diverse=True)[0]) == nearest(rows, embeddings, embeddings[0], 8)
+
+
+def test_info(catalog: Catalog) -> None:
+    rows, embeddings = some(20)
+    rows.loc[3, "content"] = rows["content"][0]
+    rows.loc[4, "content"] = rows["content"][0]
+    catalog.upsert(rows, embeddings)
+    assert catalog.info() == {
+        "images": 20,
+        "labels": 5,
+        "groups": 3,
+        "duplicates": 2,
+        "dim": DIM,
+        "index": "FLAT",
+        "model": "0123456789abcdef",
+        "model_path": "runs/x",
+        "root": "/pictures",
+    }
+
+
+def test_reopened_it_has_everything(address: str) -> None:
+    rows, embeddings = some(300)
+    with Catalog.create(address, DIM, "0123456789abcdef", "runs/x", "/pictures") as catalog:
+        catalog.upsert(rows, embeddings)
+        catalog.upsert(rows[:20].assign(label="new"), embeddings[:20])
+        catalog.delete(rows["id"][290:].tolist())
+    with Catalog.open(address) as catalog:
+        facts = (catalog.dim, catalog.model, catalog.model_path, catalog.root)
+        assert facts == (DIM, "0123456789abcdef", "runs/x", "/pictures")
+        found = catalog.rows()
+        assert found["id"].tolist() == sorted(rows["id"][:290])
+        assert (found["label"] == "new").sum() == 20
+        hits = catalog.search(embeddings[100:101], 10)[0]
+        assert keys(hits) == nearest(rows[:290], embeddings[:290], embeddings[100], 10)
+
+
+def test_all_embeddings_can_be_read_again(catalog: Catalog) -> None:
+    rows, embeddings = some(2500)
+    catalog.upsert(rows, embeddings)
+    read = {key: vector for ids, vectors in catalog.vectors() for key, vector in zip(ids, vectors, strict=True)}
+    assert read.keys() == set(rows["id"])
+    np.testing.assert_array_equal(np.stack([read[key] for key in rows["id"]]), embeddings)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "said"),
+    [
+        (np.ones((1, DIM + 1)), "shape"),
+        (np.ones((1, DIM)), "unit length"),
+        (np.full((1, DIM), np.nan), "unit length"),
+        (np.zeros((1, DIM)), "unit length"),
+        (some(2)[1], "2, but 1 rows"),
+    ],
+)
+def test_bad_embeddings_are_refused(catalog: Catalog, embeddings: np.ndarray, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        catalog.upsert(some(1)[0], embeddings)
+    assert len(catalog) == 0
+
+
+def test_text_too_long_is_named(catalog: Catalog) -> None:
+    rows, embeddings = some(1)
+    with pytest.raises(InputError, match=r"label: xxx.* has 2000 bytes; at most 1024"):
+        catalog.upsert(rows.assign(label="x" * 2000), embeddings)
+
+
+@pytest.mark.parametrize("k", [0, -1, 100_000])
+def test_k_is_checked(catalog: Catalog, k: int) -> None:
+    with pytest.raises(InputError, match=f"k: {k}"):
+        catalog.search(some(1)[1], k)
+
+
+def test_there_is_one_catalog_at_an_address(address: str) -> None:
+    assert not Catalog.exists(address)
+    with pytest.raises(InputError, match="no catalog; make one with: orthoproxy index"):
+        Catalog.open(address)
+    Catalog.create(address, DIM, "m", "p").close()
+    assert Catalog.exists(address)
+    with pytest.raises(InputError, match="already"):
+        Catalog.create(address, DIM, "m", "p")
+    Catalog.open(address).close()
+
+
+def test_hnsw_above_a_size_with_its_recall_measured(catalog: Catalog) -> None:
+    rows, embeddings = some(3000)
+    catalog.upsert(rows, embeddings)
+    assert fit_index(catalog, flat_below=10_000) is None
+    assert catalog.index == "FLAT"
+    assert index_recall(catalog) == 1.0
+    recall = fit_index(catalog, flat_below=1000)
+    assert catalog.index == "HNSW"
+    assert recall is not None and 0.9 < recall <= 1
+    assert len(catalog.search(embeddings[:1], 10)[0]) == 10
+
+
+# ---- a folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "catalog"
+
+
+@pytest.mark.slow
+def test_a_call_of_minutes_is_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC's pings, with nothing else to send, make a server hang up after three minutes."""
+    calls, create_index = [], Collection.create_index
+
+    def slow(*arguments: Any) -> None:
+        calls.append(time.monotonic())
+        time.sleep(220)
+        create_index(*arguments)
+
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
+        monkeypatch.setattr(Collection, "create_index", slow)
+        catalog.set_index("HNSW")
+        assert catalog.index == "HNSW"
+    assert len(calls) == 1
+
+
+def test_a_second_process_is_told_in_a_line(folder: Path) -> None:
+    program = f"from orthoproxy.cli.main import main; raise SystemExit(main(['index', {str(folder)!r}, '--info']))"
+    with Catalog.create(str(folder), DIM, "m", "p"):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"orthoproxy: {folder} is open in another process (pid {os.getpid()}); stop it, or give the address of its "
+        "server\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_opened_twice_here(folder: Path) -> None:
+    with Catalog.create(str(folder), DIM, "m", "p"), pytest.raises(InputError, match="is open in this process"):
+        Catalog.open(str(folder))
+
+
+def test_opened_by_milvus_itself(folder: Path) -> None:
+    Catalog.create(str(folder), DIM, "m", "p").close()
+    program = (
+        "from pymilvus import MilvusClient; import sys\n"
+        f"client = MilvusClient({str(folder / 'milvus.db')!r}); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(InputError, match="perhaps since another program has"):
+            Catalog.open(str(folder))
+        other.stdin.close()
+    Catalog.open(str(folder)).close()
+
+
+def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
+    Catalog.create(str(folder), DIM, "m", "p").close()
+    (folder / "catalog.json").unlink()  # written last
+    with Catalog.create(str(folder), DIM + 1, "m", "p") as catalog:
+        catalog.upsert(*some(5, dim=DIM + 1))
+        assert len(catalog) == 5
+
+
+def test_what_somebody_else_keeps_there_is_left_alone(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"holds thesis.txt, but no catalog; give another folder"):
+        Catalog.create(str(folder), DIM, "m", "p")
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="a file; give another folder"):
+        Catalog.create(str(folder / "thesis.txt"), DIM, "m", "p")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{}", "not a catalog"), ("[]", "not a catalog"), ("{", "not a catalog"), ("9", "not a catalog")]
+)
+def test_a_damaged_description_is_named(folder: Path, text: str, said: str) -> None:
+    Catalog.create(str(folder), DIM, "m", "p").close()
+    (folder / "catalog.json").write_text(text)
+    with pytest.raises(InputError, match=f"catalog.json: {said}"):
+        Catalog.open(str(folder))
+
+
+def test_an_unknown_version_is_named(folder: Path) -> None:
+    Catalog.create(str(folder), DIM, "m", "p").close()
+    facts = json.loads((folder / "catalog.json").read_text())
+    (folder / "catalog.json").write_text(json.dumps({**facts, "format_version": 99}))
+    with pytest.raises(InputError, match="format_version 99 is unknown; this orthoproxy reads version 1"):
+        Catalog.open(str(folder))
+
+
+def _in_child(folder: str) -> None:
+    Catalog.open(folder).close()
+
+
+def test_closing_lets_another_process_in(folder: Path) -> None:
+    catalog = Catalog.create(str(folder), DIM, "m", "p")
+    catalog.close()
+    catalog.close()
+    process = multiprocessing.get_context("spawn").Process(target=_in_child, args=(str(folder),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+# ---- a server
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:9", "no Milvus server answers there"),
+        ("http://127.0.0.1:9/a-b", "'a-b' is no name of a collection"),
+    ],
+)
+def test_a_server_that_is_not_there(address: str, said: str) -> None:
+    for opens in (lambda: Catalog.open(address), lambda: Catalog.create(address, DIM, "m", "p")):
+        with pytest.raises(InputError, match=said) as error:
+            opens()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.server
+def test_another_collection_is_not_taken_for_a_catalog(server: str) -> None:
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(server)
+    client.create_collection("theirs", dimension=4)
+    with pytest.raises(InputError, match="theirs: not a catalog of orthoproxy"):
+        Catalog.open(f"{server}/theirs")
+    client.close()
+
+
+@pytest.mark.server
+def test_recall_of_hnsw_rises_with_ef(server: str) -> None:
+    rows, embeddings = some(20_000, dim=64)
+    with Catalog.create(f"{server}/rising", 64, "m", "p") as catalog:
+        catalog.upsert(rows, embeddings)
+        fit_index(catalog, flat_below=1000)
+        recalls = []
+        for ef in (10, 32, 128, 512):
+            catalog.ef = ef
+            recalls.append(index_recall(catalog, some(100, seed=1, dim=64)[1]))
+    assert recalls == sorted(recalls)
+    assert recalls[-1] > recalls[0] + 0.05
+    assert recalls[-1] > 0.98
+
+
+@pytest.mark.server
+def test_a_second_connection_reads_what_the_first_wrote(server: str) -> None:
+    rows, embeddings = some(50)
+    address = f"{server}/shared"
+    with Catalog.create(address, DIM, "m", "p") as one, Catalog.open(address) as other:
+        one.upsert(rows, embeddings)
+        assert other.ids().keys() == set(rows["id"])
+        assert keys(one.search(embeddings[:1], 1)[0]) == [rows["id"][0]]

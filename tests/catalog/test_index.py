@@ -1,0 +1,351 @@
+"""A catalog follows the images on disk; what was told to be safe is there after a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from orthoproxy.catalog.catalog import Catalog, image_id
+from orthoproxy.catalog.index import delete_paths, index_embeddings, index_images, prune
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import read_collection
+from orthoproxy.embedding.collections import embed_collection
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.parquet_store import read_parts
+from orthoproxy.models import Encoder
+
+
+@pytest.fixture
+def embedder(tiny_encoder: Encoder) -> Embedder:
+    return Embedder(tiny_encoder)
+
+
+@pytest.fixture
+def pictures(image_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the pictures, to change: blue, green and red, four each."""
+    return shutil.copytree(image_folder, tmp_path / "pictures")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "catalog"
+
+
+def create(place: Path, embedder: Embedder, root: Path) -> Catalog:
+    return Catalog.create(str(place), embedder.embedding_dim, embedder.identity, "", root)
+
+
+def paint(path: Path, colour: str) -> None:
+    Image.new("RGB", (40, 32), colour).save(path)
+
+
+def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: Path) -> None:
+    told: list[tuple[int, int]] = []
+    with create(place, embedder, pictures) as catalog:
+        changes = index_images(
+            catalog, read_collection(pictures), embedder, batch_size=2, told=lambda *step: told.append(step)
+        )
+        assert (changes.added, changes.replaced, changes.unchanged, changes.unreadable) == (12, 0, 0, [])
+        assert told == [(8, 12), (12, 12)]
+        rows = catalog.rows()
+        assert sorted(rows["path"]) == [f"{colour}/{n}.png" for colour in ("blue", "green", "red") for n in range(4)]
+        assert rows["label"].tolist() == [path.split("/")[0] for path in rows["path"]]
+        assert rows["id"].tolist() == [image_id(path) for path in rows["path"]]
+        kept = catalog.get(rows["id"].tolist(), with_embeddings=True)
+        files = [pictures / path for path in kept["path"]]
+        np.testing.assert_allclose(np.stack(kept["embedding"].tolist()), embedder.embed(files), atol=1e-5)
+
+
+def test_again_only_what_changed_is_embedded(
+    place: Path, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures), embedder)
+        before = catalog.rows()
+        paint(pictures / "red" / "0.png", "yellow")  # changed
+        paint(pictures / "red" / "new.png", "purple")  # new
+        shutil.copy(pictures / "blue" / "0.png", pictures / "red" / "copy.png")  # a copy elsewhere: a row of its own
+        (pictures / "blue" / "1.png").unlink()
+        embedded: list[str] = []
+        embed_files = sys.modules["orthoproxy.catalog.index"].embed_files
+        monkeypatch.setattr(
+            "orthoproxy.catalog.index.embed_files",
+            lambda model, files, *rest: (embedded.extend(files), embed_files(model, files, *rest))[1],
+        )
+        changes = index_images(catalog, read_collection(pictures), embedder)
+        assert sorted(Path(file).name for file in embedded) == ["0.png", "copy.png", "new.png"]
+        assert (changes.added, changes.replaced, changes.unchanged) == (2, 1, 10)
+        assert len(catalog) == 14
+        assert catalog.info()["duplicates"] == 1
+        key = image_id("red/0.png")
+        assert catalog.ids()[key] != before.set_index("id")["content"][key]
+        kept = catalog.get([key], with_embeddings=True)["embedding"][0]
+        np.testing.assert_allclose(kept, embedder.embed([pictures / "red" / "0.png"])[0], atol=1e-6)
+        # what is gone from the disk stays, until it is asked to go
+        assert image_id("blue/1.png") in catalog.ids()
+        assert prune(catalog, changes.ids) == 1
+        assert image_id("blue/1.png") not in catalog.ids()
+        assert len(catalog) == 13
+
+
+def test_another_label_keeps_the_embedding(
+    place: Path, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = pd.DataFrame({"path": ["red/0.png", "red/1.png"], "label": ["rose", "rose"], "group": ["a", "a"]})
+    listed.to_csv(pictures / "list.csv", index=False)
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures / "list.csv"), embedder)
+        before = catalog.get([image_id("red/0.png")], with_embeddings=True)
+        listed.assign(label=["tulip", "rose"]).to_csv(pictures / "list.csv", index=False)
+        monkeypatch.setattr("orthoproxy.catalog.index.embed_files", None)
+        changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
+        assert (changes.added, changes.replaced, changes.unchanged) == (0, 1, 1)
+        after = catalog.get([image_id("red/0.png")], with_embeddings=True)
+        assert after["label"][0] == "tulip"
+        np.testing.assert_array_equal(after["embedding"][0], before["embedding"][0])
+
+
+def test_unreadable_images_are_listed(place: Path, embedder: Embedder, pictures: Path) -> None:
+    (pictures / "red" / "1.png").write_bytes(b"no picture")
+    (pictures / "red" / "2.png").write_bytes((pictures / "red" / "3.png").read_bytes()[:100])
+    (pictures / "red" / "gone.png").symlink_to(pictures / "nowhere.png")
+    table = pd.DataFrame({"path": sorted(f"red/{path.name}" for path in (pictures / "red").iterdir()), "label": "red"})
+    table.to_csv(pictures / "list.csv", index=False)
+    with create(place, embedder, pictures) as catalog:
+        changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
+        assert sorted(Path(path).name for path, _ in changes.unreadable) == ["1.png", "2.png", "gone.png"]
+        assert all(reason for _, reason in changes.unreadable)
+        assert sorted(catalog.rows()["path"]) == ["red/0.png", "red/3.png"]
+
+
+def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    other = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32))
+    collection = read_collection(pictures)
+    embed_collection(other, "elsewhere", collection, tmp_path / "embeddings")
+    with create(place, embedder, pictures) as catalog:
+        with pytest.raises(InputError, match=f"--model: of model {other.identity}, but .* was made with"):
+            index_images(catalog, collection, other)
+        with pytest.raises(InputError, match=f"embeddings: of model {other.identity}, but"):
+            index_embeddings(catalog, tmp_path / "embeddings")
+        assert len(catalog) == 0
+
+
+def test_embeddings_are_taken_over(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    collection, folder = read_collection(pictures), tmp_path / "embeddings"
+    embed_collection(embedder, "runs/x", collection, folder, part_size=5)
+    told: list[tuple[int, int]] = []
+    with create(place, embedder, pictures) as catalog:
+        changes = index_embeddings(catalog, folder, lambda *step: told.append(step))
+        assert (changes.added, changes.replaced, changes.unchanged) == (12, 0, 0)
+        assert told == [(5, 12), (10, 12), (12, 12)]
+        for rows, embeddings in read_parts(folder):
+            kept = catalog.get(rows["path"].map(image_id).tolist(), with_embeddings=True)
+            pd.testing.assert_frame_equal(kept[rows.columns], rows, check_dtype=False)
+            np.testing.assert_array_equal(np.stack(kept["embedding"].tolist()), embeddings)
+        assert index_embeddings(catalog, folder).unchanged == 12
+        # the images themselves, afterwards, are what the embeddings said
+        assert index_images(catalog, collection, embedder).unchanged == 12
+
+
+def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder, pictures: Path) -> None:
+    with create(place, embedder, pictures / "red") as catalog:
+        with pytest.raises(InputError, match=r"blue/0.png lies outside of the catalog's root .*red"):
+            index_images(catalog, read_collection(pictures), embedder)
+        assert index_images(catalog, read_collection(pictures / "red"), embedder).added == 4
+        assert sorted(catalog.rows()["path"]) == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_images_and_folders_are_deleted(place: Path, embedder: Embedder, pictures: Path) -> None:
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures), embedder)
+        assert delete_paths(catalog, ["red/0.png", str(pictures / "red" / "1.png"), "blue"]) == 6
+        assert sorted(catalog.rows()["path"]) == [*(f"green/{n}.png" for n in range(4)), "red/2.png", "red/3.png"]
+        with pytest.raises(InputError, match="--delete: gree is not in"):
+            delete_paths(catalog, ["green/0.png", "gree"])
+        assert len(catalog) == 6
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32)).save(folder)
+    return folder
+
+
+def test_the_command_makes_adds_and_takes_out(
+    place: Path, pictures: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "red" / "1.png").write_bytes(b"no picture")
+    command = ["index", str(place), str(pictures), "--workers", "0"]
+    assert main(command) == 2
+    assert "--model: missing" in capsys.readouterr().err
+    assert main([*command, "--model", str(model)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "indexed 11/12"
+    assert said[1] == f"{place}: 11 images: 11 added, 0 replaced, 0 unchanged"
+    assert re.fullmatch(r"in \d+:\d\d, \d+ images/s", said[2])
+    assert said[3] == "note: unreadable images left out: 1"
+    assert said[4].startswith(f"  {pictures}/red/1.png: ")
+    paint(pictures / "red" / "1.png", "red")
+    (pictures / "red" / "2.png").unlink()
+    assert main([*command, "--prune"]) == 0  # the model is known
+    assert f"{place}: 11 images: 1 added, 0 replaced, 10 unchanged, 1 taken out" in capsys.readouterr().out
+    whole = (pictures / "red" / "1.png").read_bytes()
+    (pictures / "red" / "1.png").write_bytes(whole[:20])  # as while it is being copied
+    assert main([*command, "--prune"]) == 0
+    assert f"{place}: 11 images: 0 added, 0 replaced, 10 unchanged, 0 taken out" in capsys.readouterr().out
+    (pictures / "red" / "1.png").write_bytes(whole)
+    assert main(["index", str(place), "--delete", "blue", "red/0.png", "--info"]) == 0
+    said = capsys.readouterr().out
+    assert f"{place}: 5 taken out\n" in said
+    for line in ("images: 6", "labels: 2", "groups: 0", "duplicates: 0", "index: FLAT", f"root: {pictures}"):
+        assert f"{line}\n" in said
+
+
+def test_the_command_takes_embeddings(
+    place: Path, pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "embeddings"
+    assert main(["embed", str(model), str(pictures), "--out", str(out), "--workers", "0"]) == 0
+    assert main(["index", str(place), str(out)]) == 0
+    assert f"{place}: 12 images: 12 added" in capsys.readouterr().out
+    with Catalog.open(str(place)) as catalog:
+        assert (catalog.model_path, catalog.root) == (str(model), str(pictures))
+    assert main(["index", str(tmp_path / "above"), str(out), "--root", str(tmp_path)]) == 0
+    with Catalog.open(str(tmp_path / "above")) as catalog:
+        assert catalog.root == str(tmp_path)
+        assert sorted(catalog.rows()["path"])[0] == "pictures/blue/0.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "index: nothing to do"),
+        (["--prune"], "index: nothing to do"),
+        (["--prune", "--info"], "--prune: give the images that are to stay"),
+        (["--info"], "no catalog; make one with"),
+        (["nowhere", "--model", "nowhere"], "no"),
+        (["nowhere", "--batch-size", "0"], "--batch-size: 0; give 1 or more"),
+    ],
+)
+def test_what_the_command_refuses(
+    place: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", str(place), *options]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err and told.err.count("\n") == 1
+    assert not place.exists()
+
+
+def test_a_root_cannot_be_changed(
+    place: Path, pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["index", str(place), str(pictures), "--model", str(model), "--workers", "0"]
+    assert main(command) == 0
+    assert main([*command, "--root", str(tmp_path)]) == 2
+    assert f"--root: paths of {place} start from {pictures}" in capsys.readouterr().err
+
+
+# ---- kills
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame, np.ndarray]:
+    """A folder of 24,000 embeddings as `orthoproxy embed` writes them, of images that are not there."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder, count, dim = tmp_path_factory.mktemp("many"), 24_000, 32
+    x = np.random.default_rng(0).standard_normal((count, dim), dtype=np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    paths = [f"{number % 7}/{number}.png" for number in range(count)]
+    rows = pd.DataFrame({"path": paths, "label": [path[0] for path in paths], "group": ""})
+    rows["content"] = [f"{number:032x}" for number in range(count)]
+    facts = {"model": "0123456789abcdef", "digest": "d", "unreadable": []}
+    table = pa.table(
+        {
+            "path": paths,
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), dim),
+            **{name: rows[name].tolist() for name in ("label", "group", "content")},
+        }
+    ).replace_schema_metadata({"orthoproxy": json.dumps(facts)})
+    pq.write_table(table, folder / "part-00000.parquet")
+    about = {
+        "format_version": 1,
+        "model": "0123456789abcdef",
+        "model_path": "runs/x",
+        "dim": dim,
+        "root": "/pictures",
+        "images": count,
+        "part_size": count,
+        "parts": [{"file": "part-00000.parquet", "images": count, "digest": "d"}],
+    }
+    (folder / "embedding.json").write_text(json.dumps(about))
+    return folder, rows, x
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_what_was_told_is_there(
+    many: tuple[Path, pd.DataFrame, np.ndarray], tmp_path: Path
+) -> None:
+    folder, rows, x = many
+    ids = rows["path"].map(image_id).tolist()
+    place, moments = tmp_path / "catalog", random.Random(0)
+    command = [sys.executable, "-m", "orthoproxy", "index", str(place), str(folder)]
+    unfinished = 0
+    for kill in range(20):
+        before_work = kill % 5 == 4  # while the catalog is made or opened
+        told = killed(command, 0 if before_work else moments.randint(1, 4), moments.uniform(0, 3 if before_work else 1))
+        if not Catalog.exists(str(place)):
+            assert told == 0
+            continue
+        with Catalog.open(str(place)) as catalog:
+            kept = catalog.get(ids, with_embeddings=True).set_index("id")
+        numbers = [number for number, key in enumerate(ids) if key in kept.index]
+        assert set(range(told)) <= set(numbers), f"told of {told}, {len(numbers)} are there"
+        if numbers:
+            chosen = [ids[number] for number in numbers]
+            np.testing.assert_array_equal(np.stack(kept["embedding"][chosen].tolist()), x[numbers])
+            assert kept["content"][chosen].tolist() == rows["content"].iloc[numbers].tolist()
+        if len(numbers) == len(ids):
+            shutil.rmtree(place)  # and from the start
+        else:
+            unfinished += 1
+    assert unfinished
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Catalog.open(str(place)) as catalog:
+        assert catalog.ids() == dict(zip(ids, rows["content"], strict=True))
+        hits = catalog.search(x[:3], 1)
+        assert [found[0].id for found in hits] == ids[:3]
+
+
+def killed(command: list[str], after_lines: int, seconds: float) -> int:
+    """Run a command, kill it some seconds after so many lines, and return how many rows it said were safe."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = [process.stdout.readline() for _ in range(after_lines)]
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        said += process.stdout.read().splitlines()
+        assert "Traceback" not in process.stderr.read()  # it may have told of its progress
+    return max((int(found[1]) for line in said if (found := re.fullmatch(r"indexed (\d+)/24000\n?", line))), default=0)

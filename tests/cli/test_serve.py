@@ -1,0 +1,102 @@
+"""orthoproxy serve, as it is started: an address, answers, Ctrl-C; and what it refuses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from serving import make_catalog, make_images, make_model
+
+from orthoproxy.cli.main import main
+from orthoproxy.server.serve import _named
+
+TOKEN = "a-token-for-the-tests"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalog, with its model beside it."""
+    folder = tmp_path_factory.mktemp("serve")
+    paths, model = make_images(folder / "images", each=2), make_model()
+    model.save(folder / "model")
+    make_catalog(folder / "squares", model, folder / "images", paths).close()
+    path = folder / "squares" / "catalog.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_path": str(folder / "model")}))
+    return folder
+
+
+def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.FixtureRequest) -> None:
+    environment = {**os.environ, "ORTHOPROXY_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "orthoproxy", "serve", str(folder / "squares"), "--port", "0"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    request.addfinalizer(process.kill)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert said.startswith("http://127.0.0.1:") and TOKEN not in said
+    connection = http.client.HTTPConnection(said.split("/")[2], timeout=120)
+    picture = (folder / "images" / "red" / "1.png").read_bytes()
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    ask = {"content-type": "multipart/form-data; boundary=x", "authorization": f"Bearer {TOKEN}"}
+    connection.request("POST", "/search", head + picture + b"\r\n--x--\r\n", ask)
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    assert answer.status == 200 and found["results"][0]["path"] == "red/1.png"
+    assert answer.getheader("server") is None
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (401, True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.03  # a small answer does not wait for the client's acknowledgement, 40 ms
+    connection.close()
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["squares", "--host", "0.0.0.0"], "needs a token"),
+        (["squares", "--token", "short"], "--token"),
+        (["squares", "--port", "70000"], "--port"),
+        (["squares", "--megapixels", "0"], "--megapixels"),
+        (["squares", "--model", "nowhere"], "no model in nowhere"),
+        (["nowhere"], "nowhere: no catalog"),
+        ([], "catalog"),
+    ],
+)
+def test_what_it_refuses(
+    folder: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("ORTHOPROXY_TOKEN", raising=False)
+    port = [] if "--port" in arguments else ["--port", "0"]
+    assert main(["serve", *arguments, *port]) == 2
+    said = capsys.readouterr().err
+    assert says in said and len(said.splitlines()) <= 2
+
+
+def test_a_port_that_is_taken_is_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(folder / "squares"), "--port", str(port)]) == 2
+    assert f"--port {port}: address already in use" in capsys.readouterr().err
+
+
+def test_catalogs_are_named_by_the_end_of_their_address() -> None:
+    addresses = ["a/birds", "b/birds/", "http://host:19530/birds", "http://host:19530", "."]
+    assert list(_named(addresses)) == ["birds", "birds-2", "birds-3", "host", Path.cwd().name]
+    assert list(_named(addresses).values()) == addresses

@@ -1,0 +1,94 @@
+"""Lines in a log, a bar in a terminal, and times."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from orthoproxy.core import progress
+from orthoproxy.core.progress import Progress, duration, track
+
+
+class Clock:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("embed", total=100, every=10) as shown:
+        shown.note = "loss 2.5"
+        for _ in range(50):
+            clock.now += 1
+            shown.advance()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "embed 10/100, 0:10 gone, 1:30 left  loss 2.5"
+    assert lines[-1] == "embed 50/100, 0:50 gone, 0:50 left  loss 2.5"
+
+
+def test_time_left_counts_only_what_this_run_has_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("train", total=100, done=80, every=1) as shown:
+        for _ in range(10):
+            clock.now += 2
+            shown.advance()
+    assert capsys.readouterr().err.splitlines()[-1] == "train 90/100, 0:20 gone, 0:20 left"
+
+
+def test_said_lines_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("train", total=2) as shown:
+        shown.say("epoch 1: [loss] 2.5")
+    assert capsys.readouterr().err == "epoch 1: [loss] 2.5\n"
+
+
+def test_a_terminal_gets_a_bar_with_count_and_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True, width=100))
+    with Progress("embed", total=4, done=1) as shown:
+        shown.note = "loss 2.5"
+        shown.advance()
+        shown.say("epoch 1: [loss] 2.5")
+    written = capsys.readouterr().err
+    assert "embed" in written and "2/4" in written and "loss 2.5" in written
+    assert "epoch 1: [loss] 2.5" in written
+
+
+def test_track_passes_items_on_and_counts_them(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for item in track("abc", "spell", total=3):
+        seen.append(item)
+        clock.now += 11
+    assert seen == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines() == [
+        "spell 1/3, 0:11 gone, 0:22 left", "spell 2/3, 0:22 gone, 0:11 left", "spell 3/3, 0:33 gone, 0:00 left",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (0.4, "0:00"),
+        (59.6, "1:00"),
+        (75, "1:15"),
+        (3599.5, "1:00:00"),
+        (3675, "1:01:15"),
+        (90061, "25:01:01"),
+    ],
+)
+def test_durations_read_as_clocks(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

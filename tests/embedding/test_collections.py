@@ -1,0 +1,465 @@
+"""Embeddings as Parquet parts: what they hold, how a stopped job goes on, and that no kill leaves half a part."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from orthoproxy.cli import main as cli
+from orthoproxy.core import files
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import Collection, make_collection, read_collection
+from orthoproxy.embedding.collections import EmbedResult, embed_collection, embed_files
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.parquet_store import embedding_meta, read_parts
+from orthoproxy.export.onnx_export import describe, write_onnx
+from orthoproxy.models import Encoder
+
+
+@pytest.fixture
+def embedder(tiny_encoder: Encoder) -> Embedder:
+    return Embedder(tiny_encoder, resize=32)
+
+
+@pytest.fixture
+def run(embedder: Embedder, image_folder: Path, tmp_path: Path) -> Callable[..., EmbedResult]:
+    """Embed the twelve images, four a batch and five a part."""
+
+    def embed_images(**options: Any) -> EmbedResult:
+        given = {"embedder": embedder, "model_path": "runs/x", "collection": read_collection(image_folder)}
+        given |= {"out": tmp_path / "out", "batch_size": 4, "part_size": 5}
+        return embed_collection(**{**given, **options})
+
+    return embed_images
+
+
+def everything(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    rows, embeddings = zip(*read_parts(folder), strict=True)
+    return pd.concat(rows, ignore_index=True), np.concatenate(embeddings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("part-*")}
+
+
+def test_parts_hold_each_image_with_its_embedding_label_and_content(run, embedder, image_folder, tmp_path) -> None:
+    done = run()
+    rows, embeddings = everything(tmp_path / "out")
+    names = [f"{colour}/{number}.png" for colour in ("blue", "green", "red") for number in range(4)]
+    assert rows["path"].tolist() == names
+    assert rows["label"].tolist() == [name.partition("/")[0] for name in names]
+    assert set(rows["group"]) == {""}
+    digests = [hashlib.sha256((image_folder / name).read_bytes()).hexdigest()[:32] for name in names]
+    assert rows["content"].tolist() == digests
+    paths = [image_folder / name for name in names]
+    alone = [embedder.embed(paths[first : first + 5], batch_size=4) for first in (0, 5, 10)]
+    assert embeddings.dtype == np.float32 and np.array_equal(embeddings, np.concatenate(alone))
+    assert (done.images, done.made, len(done.unreadable)) == (12, 12, 0) and done.rate > 0
+
+
+def test_the_files_are_plain_parquet_of_a_fixed_size(run, tmp_path) -> None:
+    run()
+    schema = pq.read_schema(tmp_path / "out" / "part-00002.parquet")
+    assert schema.names == ["path", "embedding", "label", "group", "content"]
+    assert schema.field("embedding").type == pa.list_(pa.float32(), 8)
+    assert {schema.field(name).type for name in ("path", "label", "group", "content")} == {pa.string()}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")) == [
+        "embedding.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet",
+    ]  # fmt: skip
+
+
+def test_the_folder_says_what_it_holds(run, embedder, image_folder, tmp_path) -> None:
+    run()
+    meta = embedding_meta(tmp_path / "out")
+    assert (meta["model"], meta["model_path"], meta["dim"]) == (embedder.identity, "runs/x", 8)
+    assert (meta["root"], meta["images"]) == (str(image_folder), 12)
+    assert [(part["file"][5:10], part["images"]) for part in meta["parts"]] == [
+        ("00000", 5),
+        ("00001", 5),
+        ("00002", 2),
+    ]
+
+
+def test_what_is_finished_is_kept_and_what_is_not_is_made_again_to_the_same_bits(run, tmp_path) -> None:
+    run()
+    before = contents(tmp_path / "out")
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    cut = tmp_path / "out" / "part-00002.parquet"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (tmp_path / "out" / ".part-00000.parquet.0.tmp").write_bytes(b"PAR1")
+    done = run()
+    assert (done.images, done.made) == (12, 7)
+    assert contents(tmp_path / "out") == before
+    assert (tmp_path / "out" / "part-00001.parquet").stat().st_mtime_ns == times["part-00001.parquet"]
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+    assert run().made == 0
+
+
+def test_a_part_of_other_images_under_the_right_name_is_made_again(run, tmp_path) -> None:
+    run()
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "part-00000.parquet").write_bytes(before["part-00001.parquet"])
+    assert run().made == 5
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_does_not_belong_together_is_refused(run, image_folder, tmp_path) -> None:
+    run()
+    before = contents(tmp_path / "out")
+    other = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
+    with pytest.raises(InputError, match=r"--out: .* of another model, runs/x; .* another folder"):
+        run(embedder=other)
+    with pytest.raises(InputError, match=r"--part-size: .* begun with 5"):
+        run(part_size=6)
+    collection = read_collection(image_folder)
+    with pytest.raises(InputError, match=r"other images or labels \(12 images, now 11\); give another folder"):
+        run(collection=Collection(collection.root, collection.images[:-1]))
+    with pytest.raises(InputError, match="other images or labels"):
+        run(collection=Collection(collection.root, collection.images.assign(label="x")))
+    with pytest.raises(InputError, match=f"images in {image_folder}"):
+        run(collection=Collection(tmp_path, collection.images))
+    assert contents(tmp_path / "out") == before
+
+
+def test_another_view_of_the_same_weights_is_another_model(run, tiny_encoder) -> None:
+    run()
+    with pytest.raises(InputError, match="another model"):
+        run(embedder=Embedder(tiny_encoder, resize="squash"))
+
+
+def test_a_folder_of_something_else_is_refused(run, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; give a folder"):
+        run(out=tmp_path / "file")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "part-0.parquet").touch()
+    with pytest.raises(InputError, match=r"holds parts, but no embedding\.json"):
+        run(out=tmp_path / "theirs")
+    (tmp_path / "theirs" / "embedding.json").write_text('{"format_version": 99}')
+    with pytest.raises(InputError, match="format_version 99 is unknown"):
+        run(out=tmp_path / "theirs")
+    (tmp_path / "theirs" / "embedding.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        run(out=tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("part_size", 0), ("workers", -1)])
+def test_numbers_out_of_range_are_refused(run, name, value) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: {value}"):
+        run(**{name: value})
+
+
+def test_two_jobs_do_not_write_to_one_folder(run) -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        os.fsync = lambda _: (sender.send("at work"), time.sleep(600))
+        run(workers=1)
+
+    first = in_a_process(work)
+    receiver.recv()
+    try:
+        with pytest.raises(InputError, match="another job is writing to"):
+            run()
+    finally:
+        first.kill()
+        first.join()
+    assert run().images == 12  # at once, though a process that reads files may outlive the killed one for seconds
+
+
+@pytest.fixture
+def damaged(image_folder: Path, tmp_path: Path) -> Path:
+    """Seven images in two classes and one loose, of which three cannot be read."""
+    root = tmp_path / "damaged"
+    (root / "a" / "deep" / "er").mkdir(parents=True)
+    (root / "b").mkdir()
+    whole = (image_folder / "red" / "0.png").read_bytes()
+    for name in ("a/1.png", "a/deep/er/2.png", "b/4.png", "loose.png"):
+        (root / name).write_bytes(whole)
+    (root / "a" / "0.png").write_bytes(b"")
+    (root / "b" / "3.jpg").write_bytes(b"no image")
+    (root / "b" / "5.png").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_listed_and_the_others_embedded(run, embedder, damaged, tmp_path, workers) -> None:
+    done = run(collection=read_collection(damaged), part_size=3, workers=workers)
+    rows, embeddings = everything(tmp_path / "out")
+    assert dict(zip(rows["path"], rows["label"], strict=True)) == {
+        "a/1.png": "a", "a/deep/er/2.png": "a", "b/4.png": "b", "loose.png": "",
+    }  # fmt: skip
+    one = embedder.embed([damaged / "loose.png"])
+    np.testing.assert_allclose(embeddings, np.repeat(one, 4, axis=0), atol=1e-5)
+    assert (done.images, done.made) == (4, 7)
+    listed = pd.read_csv(tmp_path / "out" / "unreadable.csv")
+    assert listed.to_dict("list") == done.unreadable.to_dict("list")
+    assert [Path(path).relative_to(damaged).as_posix() for path in listed["path"]] == ["a/0.png", "b/3.jpg", "b/5.png"]
+    assert listed["part"].tolist() == ["part-00000.parquet", "part-00001.parquet", "part-00001.parquet"]
+    assert listed["reason"][0] == "the file is empty" and listed["reason"].notna().all()
+
+
+def test_a_part_without_readable_images_is_a_part_and_a_repaired_one_is_made_on_demand(run, damaged, tmp_path) -> None:
+    collection = read_collection(damaged)
+    run(collection=collection, part_size=1)
+    assert [len(rows) for rows, _ in read_parts(tmp_path / "out")] == [0, 1, 1, 0, 1, 0, 1]
+    for name in ("a/0.png", "b/3.jpg", "b/5.png"):
+        (damaged / name).write_bytes((damaged / "loose.png").read_bytes())
+    assert run(collection=collection, part_size=1).made == 0
+    for part in pd.read_csv(tmp_path / "out" / "unreadable.csv")["part"]:
+        (tmp_path / "out" / part).unlink()
+    done = run(collection=collection, part_size=1)
+    assert (done.images, done.made) == (7, 3)
+    assert not (tmp_path / "out" / "unreadable.csv").exists()
+
+
+def test_no_readable_image_at_all_is_an_error(run, tmp_path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"no image can be read, beginning with .*1\.png: it is no image"):
+        run(collection=read_collection(tmp_path / "bad"))
+
+
+def test_names_that_are_no_text_are_listed_as_such(run, image_folder, tmp_path) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    picture = (image_folder / "red" / "0.png").read_bytes()
+    (folder / 'Möwe "1", ü.png').write_bytes(picture)
+    try:
+        (folder / os.fsdecode(b"\xff.png")).write_bytes(picture)
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    done = run(collection=read_collection(folder))
+    assert everything(tmp_path / "out")[0]["path"].tolist() == ['Möwe "1", ü.png']
+    assert done.unreadable["reason"].tolist() == ["its name is not UTF-8; rename it"]
+    assert run(collection=read_collection(folder)).made == 0
+
+
+def test_files_are_embedded_in_their_order(embedder, damaged) -> None:
+    paths = [damaged / name for name in ("b/4.png", "a/0.png", "loose.png", "nowhere.png")]
+    embeddings, found, reasons = embed_files(embedder, paths, batch_size=3)
+    assert embeddings.shape == (2, 8) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert [bool(text) for text in found] == [True, False, True, False]
+    assert reasons == ["", "the file is empty", "", "No such file or directory"]
+
+
+def test_unfinished_embeddings_are_not_read(run, tmp_path) -> None:
+    with pytest.raises(InputError, match="no embeddings in"):
+        read_parts(tmp_path)
+    run()
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    with pytest.raises(InputError, match=r"unfinished, part-00001\.parquet is missing \(1 of 3 parts\); finish it"):
+        read_parts(tmp_path / "out")
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_full_disk_leaves_whole_parts_only(run, tmp_path, monkeypatch, fails) -> None:
+    run()
+    before = contents(tmp_path / "out")
+    for name in ("part-00001.parquet", "part-00002.parquet"):
+        (tmp_path / "out" / name).unlink()
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if fails == "fsync" else (Path, "replace")), refuse)
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    monkeypatch.undo()
+    assert contents(tmp_path / "out") == {"part-00000.parquet": before["part-00000.parquet"]}
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+    assert run().made == 7
+    assert contents(tmp_path / "out") == before
+
+
+def in_a_process(function: Callable[[], Any]) -> multiprocessing.context.ForkProcess:
+    with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of forking beside threads
+        process = multiprocessing.get_context("fork").Process(target=function)
+        process.start()
+    return process
+
+
+def test_killed_at_any_moment_no_part_is_lost_and_none_is_half_written(run, tmp_path) -> None:
+    options = {"part_size": 1, "batch_size": 1}
+    run(**options, out=tmp_path / "reference")
+    whole = contents(tmp_path / "reference")
+    moments = random.Random(0)
+    out, kept = tmp_path / "out", 0
+    left: set[Path] = set()  # what kills left unfinished
+
+    def work() -> None:
+        os.fsync = lambda _: time.sleep(0.02)  # a slow disk
+        run(**options)
+
+    for kill in range(10):
+        process = in_a_process(work)
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:
+            if kill % 2 and set(out.glob(".part-*.tmp")) - left:
+                break  # while a part is written
+            if not kill % 2 and len(contents(out)) > kept:
+                time.sleep(moments.uniform(0, 0.1))
+                break
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        found = contents(out)
+        assert len(found) >= kept, kill  # none was lost
+        assert all(found[name] == whole[name] for name in found), kill  # none is half-written
+        left |= set(out.glob(".part-*.tmp"))
+        kept = len(found)
+    assert len(left) >= 3  # else no kill came while a part was written
+    done = run(**options)
+    assert done.images == 12 and contents(tmp_path / "out") == whole
+    assert done.made == 12 - kept and not list(out.glob(".*.tmp"))
+
+
+def peak_of(embedder: Embedder, collection: Collection, out: Path, sender: Any) -> None:
+    embed_collection(embedder, "x", Collection(collection.root, collection.images[:32]), out / "warm", 16, 0, 16)
+    before = own_peak()
+    embed_collection(embedder, "x", collection, out / "out", 16, 0, 64)
+    sender.send((own_peak() - before) / 1024)
+
+
+def own_peak() -> int:
+    """Read what this process held at most, in KiB; ru_maxrss would be at least that of the process that started it."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, image_folder) -> None:
+    embedder = Embedder(Encoder("test_vit", embedding_dim=8, image_size=160), resize=160)
+    table = pd.DataFrame({"path": [str(image_folder / "red" / "0.png")]})
+    one = make_collection(table, image_folder)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(1024):  # 79 MB of pixels at the encoder's size
+        (folder / f"{number}.png").symlink_to(one.root / one.images["path"][0])
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    collection = read_collection(folder)
+    in_a_process(lambda: peak_of(embedder, collection, tmp_path, sender)).join()
+    assert receiver.recv() < 25  # MiB; a part of 64 images has 5
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main(["embed", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def model(embedder: Embedder, tmp_path: Path) -> Path:
+    embedder.save(tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+def test_the_command_embeds_a_folder_and_goes_on(model, embedder, image_folder, damaged, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    code, printed, shown = command(capsys, model, image_folder, "--out", out, "--workers", 0, "--part-size", 8)
+    assert code == 0, shown
+    assert f"{out}: 12 images embedded, 12 of them now in 0:0" in printed and "images/s" in printed
+    meta = embedding_meta(out)
+    assert (meta["model"], meta["model_path"]) == (embedder.identity, str(model))
+    (out / "part-00001.parquet").unlink()
+    code, printed, shown = command(capsys, model, image_folder, "--out", out, "--workers", 0, "--part-size", 8)
+    assert code == 0 and "12 images embedded, 4 of them now" in printed and "1 of 2 parts are there already" in shown
+    code, printed, shown = command(capsys, model, damaged, "--out", tmp_path / "other", "--workers", 0)
+    assert code == 0
+    assert f"note: unreadable images left out: 3, listed in {tmp_path / 'other' / 'unreadable.csv'}" in printed
+
+
+def test_the_command_takes_an_exported_model_which_is_the_same_model(image_folder, tmp_path, capsys) -> None:
+    embedder = Embedder(Encoder("test_vit", embedding_dim=8, image_size=32), resize=32)
+    write_onnx(embedder, tmp_path / "plain.onnx")
+    content = onnx.load(tmp_path / "plain.onnx")
+    onnx.helper.set_model_props(content, describe(embedder).metadata())
+    onnx.save(content, tmp_path / "model.onnx")
+    out = tmp_path / "out"
+    assert command(capsys, tmp_path / "model.onnx", image_folder, "--out", out, "--workers", 0)[0] == 0
+    rows, embeddings = everything(out)
+    paths = [image_folder / path for path in rows["path"]]
+    np.testing.assert_allclose(embeddings, embedder.embed(paths), atol=1e-5)
+    assert np.ptp(embeddings, axis=0).max() > 1e-3
+    meta = embedding_meta(out)
+    assert (meta["model"], meta["model_path"]) == (embedder.identity, str(tmp_path / "model.onnx"))
+
+
+def test_the_command_takes_lists_and_data_sets(model, image_folder, tmp_path, capsys) -> None:
+    lines = ["path,label,split,group"]
+    lines += [
+        f"{colour}/0.png,{colour},{'train' if colour == 'red' else 'test'},g" for colour in ("red", "blue", "green")
+    ]
+    (image_folder / "list.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "paths.csv").write_text("path\nred/1.png\nblue/1.png\n")
+    rest = ("--workers", 0, "--out")
+    assert command(capsys, model, image_folder / "list.csv", *rest, tmp_path / "1")[0] == 0
+    assert everything(tmp_path / "1")[0][["path", "label", "group"]].to_numpy().tolist() == [
+        ["red/0.png", "red", "g"], ["blue/0.png", "blue", "g"], ["green/0.png", "green", "g"],
+    ]  # fmt: skip
+    code = command(capsys, model, tmp_path / "paths.csv", "--data.root", image_folder, *rest, tmp_path / "2")[0]
+    assert code == 0 and everything(tmp_path / "2")[0]["label"].tolist() == ["", ""]
+    source = ("--data.name", "csv", "--data.path", image_folder / "list.csv")
+    assert command(capsys, model, *source, "--split", "test", *rest, tmp_path / "3")[0] == 0
+    assert everything(tmp_path / "3")[0]["path"].tolist() == ["blue/0.png", "green/0.png"]
+    source = ("--data.name", "folder", "--data.root", image_folder)
+    assert command(capsys, model, *source, *rest, tmp_path / "4")[0] == 0
+    assert len(everything(tmp_path / "4")[0]) == 12
+    (image_folder / "list.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "images: give either a folder or CSV file, or a data set by --data.name"),
+        (["IMAGES", "--data.name", "icons"], "images: give either"),
+        (["IMAGES", "--split", "test"], "--split: goes with --data.name"),
+        (["IMAGES", "--data.path", "x.csv"], "--data.path: goes with --data.name"),
+        (
+            ["--data.name", "folder", "--data.root", "IMAGES", "--split", "test"],
+            "--split: folder has no images of test",
+        ),
+        (["nowhere"], "nowhere: no such folder or CSV file"),
+        (["EMPTY"], "no image in this folder or below it"),
+        (["IMAGES", "--batch-size", "0"], "--batch-size: 0; give 1 or more"),
+        (["IMAGES", "--data.root", "nowhere"], r"not in the folder .*nowhere; .* --data\.root"),
+    ],
+)
+def test_what_cannot_be_embedded_is_said_in_a_line(arguments, message, model, image_folder, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    words = [{"IMAGES": image_folder, "EMPTY": tmp_path / "empty"}.get(word, word) for word in arguments]
+    code, _, shown = command(capsys, model, *words, "--out", tmp_path / "out")
+    assert code == 2 and len(shown.splitlines()) == 1 and re.search(message, shown), shown
+    with contextlib.suppress(FileNotFoundError):
+        assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_a_disk_that_refuses_is_bad_input(model, image_folder, tmp_path, capsys, monkeypatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "flush", refuse)
+    code, _, shown = command(capsys, model, image_folder, "--out", tmp_path / "out", "--workers", 0)
+    assert code == 2 and shown.endswith(
+        f"{tmp_path / 'out'}: no space left on device; free some space and run it again\n"
+    )
+
+
+def test_a_model_that_is_not_there_is_named(image_folder, tmp_path, capsys) -> None:
+    code, _, shown = command(capsys, tmp_path / "nowhere", image_folder, "--out", tmp_path / "out")
+    assert code == 2 and "no model in" in shown and not (tmp_path / "out").exists()

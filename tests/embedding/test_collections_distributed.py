@@ -1,0 +1,165 @@
+"""Embedding by several processes: the files of one, one that prints, errors that end all, and a killed job finished."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from many import in_processes
+
+from orthoproxy.cli import main as cli
+from orthoproxy.core.distributed import StoppedElsewhere, process_index
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import Collection, read_collection
+from orthoproxy.embedding.collections import embed_collection
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.parquet_store import read_parts
+from orthoproxy.models import Encoder
+
+
+def tiny() -> Embedder:
+    torch.manual_seed(0)
+    return Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
+
+
+def embed(images: Path, out: Path, without_last_in: int | None = None) -> tuple[str, int]:
+    """Embed the twelve images, three a part; return what this process reports, or the kind of the error it meets."""
+    collection = read_collection(images)
+    if process_index() == without_last_in:
+        collection = Collection(collection.root, collection.images[:-1])
+    try:
+        done = embed_collection(tiny(), "runs/x", collection, out, batch_size=2, part_size=3)
+    except InputError as error:
+        return type(error).__name__, 0
+    return f"{done.images} images, {len(done.unreadable)} unreadable", done.made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def photos(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The twelve images, one of them damaged."""
+    folder = tmp_path_factory.mktemp("photos") / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "green" / "2.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of one process."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    assert in_processes(1, embed, photos, out) == [("11 images, 1 unreadable", 12)]
+    return files(out)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])  # 5: more than there are parts
+def test_any_number_of_processes_writes_the_same_files(photos, tmp_path, one, count, capfd) -> None:
+    reports = in_processes(count, embed, photos, tmp_path / "out")
+    assert reports == [("11 images, 1 unreadable", 12)] * count
+    assert files(tmp_path / "out") == one
+    assert len(one) == 6  # four parts, their list, the unreadable image
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
+def test_another_number_of_processes_finishes_what_is_missing(photos, tmp_path, one, before, after) -> None:
+    in_processes(before, embed, photos, tmp_path / "out")
+    for name in ("part-00000.parquet", "part-00002.parquet", "unreadable.csv"):
+        (tmp_path / "out" / name).unlink()
+    kept = (tmp_path / "out" / "part-00003.parquet").stat().st_mtime_ns
+    assert in_processes(after, embed, photos, tmp_path / "out") == [("11 images, 1 unreadable", 6)] * after
+    assert files(tmp_path / "out") == one
+    assert (tmp_path / "out" / "part-00003.parquet").stat().st_mtime_ns == kept
+
+
+def test_an_error_in_one_process_ends_all(photos, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    ended = in_processes(2, embed, photos, tmp_path / "file")
+    assert [kind for kind, _ in ended] == [InputError.__name__, StoppedElsewhere.__name__]
+    ended = in_processes(2, embed, photos, tmp_path / "out", 1)
+    assert [kind for kind, _ in ended] == [StoppedElsewhere.__name__, InputError.__name__]
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def command(model: Path, images: Path, out: Path) -> int:
+    options = ["--out", out, "--part-size", 3, "--batch-size", 2, "--workers", 0]
+    return cli.main(["embed", *map(str, [model, images, *options])])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny().save(folder)
+    return folder
+
+
+def test_only_the_main_process_prints(photos, model, tmp_path, one, capfd) -> None:
+    assert in_processes(2, command, model, photos, tmp_path / "out") == [0, 0]
+    printed, shown = capfd.readouterr()
+    assert printed.count("11 images embedded, 12 of them now") == 1
+    assert printed.count("unreadable images left out: 1") == 1 and len(printed.splitlines()) == 2
+    assert shown == ""
+    parts = {name: content for name, content in files(tmp_path / "out").items() if name.startswith("part-")}
+    assert parts == {name: content for name, content in one.items() if name.startswith("part-")}
+    assert in_processes(2, command, model, photos / "nowhere", tmp_path / "out") == [2, 2]
+    assert capfd.readouterr().err.count("no such folder or CSV file") == 1
+
+
+def test_other_verbs_are_still_of_one_process(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["index", "x", "y"]) == 2
+    assert "works in one process" in capsys.readouterr().err
+
+
+def start(processes: int, model: Path, images: Path, out: Path) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    options = ["--part-size", "2", "--batch-size", "2", "--workers", "1", "--out", str(out)]
+    return subprocess.Popen(
+        [*program, "-m", "orthoproxy", "embed", str(model), str(images), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_killed_job_is_finished_by_another_number_of_processes(photos, model, tmp_path) -> None:
+    """With torchrun: all of its processes are killed, twice, then others finish the work."""
+    many = tmp_path / "many"
+    for copy in range(40):
+        shutil.copytree(photos, many / f"{copy}")
+    out, seen = tmp_path / "out", {}
+    for processes, parts in ((2, 5), (3, 60)):
+        job = start(processes, model, many, out)
+        while len(list(out.glob("part-*"))) < parts:
+            assert job.poll() is None, job.communicate()[0]
+            time.sleep(0.01)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        for process in (job.pid, *map(int, children)):
+            os.kill(process, signal.SIGKILL)
+        job.communicate()  # returns when all have ended
+        found = files(out)
+        assert all(found[name] == content for name, content in seen.items())
+        assert len(found) < 241
+        seen = found
+    job = start(1, model, many, out)
+    printed = job.communicate(timeout=500)[0]
+    assert job.returncode == 0, printed
+    found = files(out)
+    assert all(found[name] == content for name, content in seen.items())
+    assert sum(len(rows) for rows, _ in read_parts(out)) == 440
+    made = re.search(r"440 images embedded, (\d+) of them now", printed)
+    assert made is not None and int(made[1]) == 480 - 2 * sum(name.startswith("part-") for name in seen)

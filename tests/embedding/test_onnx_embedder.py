@@ -1,0 +1,199 @@
+"""An exported model as a thing to use: the same results as the original, whatever goes in."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from orthoproxy.core.errors import InputError
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.onnx_embedder import (
+    INPUT,
+    Description,
+    OnnxEmbedder,
+    load_model,
+    make_session,
+    read_description,
+)
+from orthoproxy.export.onnx_export import describe, write_onnx
+from orthoproxy.models import Encoder
+
+
+def exported(model: Embedder, path: Path, **changes: object) -> Path:
+    """Write a model with its metadata, unchecked."""
+    write_onnx(model, path)
+    content = onnx.load(path)
+    onnx.helper.set_model_props(content, {**describe(model).metadata(), **changes})
+    onnx.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> Embedder:
+    torch.manual_seed(0)
+    return Embedder(Encoder("test_vit", embedding_dim=8, image_size=32), resize=36)
+
+
+@pytest.fixture(scope="module")
+def file(model: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(model, tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+@pytest.fixture
+def paths(image_folder: Path) -> list[Path]:
+    return sorted(image_folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 128])
+def test_it_gives_the_embeddings_of_the_original(
+    batch_size: int, file: Path, model: Embedder, paths: list[Path]
+) -> None:
+    embeddings = OnnxEmbedder(file).embed(paths, batch_size)
+    assert embeddings.shape == (12, 8) and embeddings.dtype == np.float32
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
+    np.testing.assert_allclose(embeddings, model.embed(paths), atol=1e-5)
+    assert np.ptp(embeddings, axis=0).max() > 1e-3
+
+
+def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: Embedder, paths: list[Path]) -> None:
+    ours = OnnxEmbedder(file)
+    files = ours.embed(paths)
+    pixels = torch.stack([model.transform(Image.open(path)) for path in paths])
+    for given in ([Image.open(path) for path in paths], pixels, pixels / 255):
+        np.testing.assert_array_equal(ours.embed(given), files)
+    assert ours.embed([]).shape == (0, 8)
+
+
+def test_what_cannot_be_read_is_named(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot read the image .*broken\.png"):
+        OnnxEmbedder(file).embed([tmp_path / "broken.png"])
+    with pytest.raises(InputError, match="images: a str"):
+        OnnxEmbedder(file).embed("one.png")
+
+
+@pytest.mark.parametrize("resize", [None, 40, "squash"])
+@pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet"])
+def test_the_view_goes_along(backbone: str, resize: object, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = Embedder(Encoder(backbone, embedding_dim=8, image_size=32), resize=resize)
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(50, 90, 3), dtype=np.uint8))
+    ours = OnnxEmbedder(exported(model, tmp_path / "model.onnx"))
+    np.testing.assert_allclose(ours.embed([image, image.rotate(90)]), model.embed([image, image.rotate(90)]), atol=1e-5)
+    assert (ours.image_size, ours.embedding_dim) == (32, 8)
+    assert ours.resize == {None: 37, 40: 40, "squash": "squash"}[resize]
+    assert ours.about.mean == pytest.approx(model.encoder.mean.flatten().tolist())
+    assert ours.about.std == pytest.approx(model.encoder.std.flatten().tolist())
+
+
+def test_a_model_without_projection(tmp_path: Path, paths: list[Path]) -> None:
+    model = Embedder(Encoder("test_vit", image_size=32))
+    ours = OnnxEmbedder(exported(model, tmp_path / "model.onnx"))
+    np.testing.assert_allclose(ours.embed(paths), model.embed(paths), atol=1e-5)
+
+
+def test_the_metadata_say_what_goes_in_and_comes_out(file: Path, model: Embedder) -> None:
+    content = onnx.load(file)
+    about = {entry.key: entry.value for entry in content.metadata_props}
+    assert about["image_size"] == "32" and about["resize"] == "36" and about["interpolation"] == '"bicubic"'
+    assert about["crop"] == '"center"' and about["mean"] == "[0.5, 0.5, 0.5]" and about["std"] == "[0.5, 0.5, 0.5]"
+    assert about["identity"] == f'"{model.identity}"' and "threshold" not in about
+    (taken,), (given,) = content.graph.input, content.graph.output
+    assert (taken.name, given.name) == ("images", "embeddings")
+    assert taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    shapes = [[d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in (taken, given)]
+    assert shapes == [["batch", 3, 32, 32], ["batch", 8]]
+
+
+def test_the_file_stands_alone_and_keeps_the_identity(file: Path, model: Embedder) -> None:
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]  # no weights beside it
+    assert OnnxEmbedder(file).identity == model.identity == read_description(file).identity
+    assert OnnxEmbedder(file).threshold is None
+
+
+def test_load_model_takes_all_kinds(file: Path, model: Embedder, tmp_path: Path, paths: list[Path]) -> None:
+    model.save(tmp_path / "run" / "model")
+    loaded = [load_model(file), load_model(str(file)), load_model(tmp_path / "run"), load_model(tmp_path / "run/model")]
+    assert [type(one) for one in loaded] == [OnnxEmbedder, OnnxEmbedder, Embedder, Embedder]
+    for one in loaded:
+        assert one.identity == model.identity and one.image_size == 32 and one.embedding_dim == 8
+        np.testing.assert_allclose(one.embed(paths), model.embed(paths), atol=1e-5)
+    with pytest.raises(InputError, match=r"no model in .*nowhere"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_what_is_no_exported_model_is_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file .*nowhere\.onnx"):
+        OnnxEmbedder(tmp_path / "nowhere.onnx")
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"no model at all")
+    with pytest.raises(InputError, match=r"garbage\.onnx: cannot be read as ONNX"):
+        OnnxEmbedder(garbage)
+    half = tmp_path / "half.onnx"
+    half.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"half\.onnx: cannot be read as ONNX"):
+        OnnxEmbedder(half)
+    content = onnx.load(file)
+    onnx.helper.set_model_props(content, {"author": "somebody"})
+    onnx.save(content, tmp_path / "foreign.onnx")
+    with pytest.raises(InputError, match=r"foreign\.onnx: its metadata are not those of orthoproxy export"):
+        OnnxEmbedder(tmp_path / "foreign.onnx")
+    with pytest.raises(InputError, match="device: onnxruntime has no toaster here; use cpu"):
+        OnnxEmbedder(file, "toaster")
+
+
+def test_a_newer_format_is_refused_by_name(model: Embedder, tmp_path: Path) -> None:
+    path = exported(model, tmp_path / "model.onnx", format_version="2")
+    with pytest.raises(InputError, match=r"model\.onnx: format_version 2 is unknown; this orthoproxy reads version 1"):
+        OnnxEmbedder(path)
+
+
+@pytest.mark.parametrize("change", [{}, {"threshold": 0.5, "false_match_rate": 0.01, "resize": "squash"}])
+def test_a_description_comes_back_from_its_metadata(change: dict, model: Embedder) -> None:
+    about = Description(**{**vars(describe(model, license="mit")), **change})
+    assert Description.of(about.metadata(), "x.onnx") == about
+
+
+def test_without_onnxruntime_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"onnxruntime is not installed; run: pip install 'orthoproxy\[onnx\]'"):
+        OnnxEmbedder(file)
+
+
+def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    session = make_session(file)
+    session.run(None, {INPUT: np.zeros((8, 3, 32, 32), np.uint8)})
+    time.sleep(1)  # its threads sleep now, too
+    left: list[object] = [session]
+    left.append(left)  # a cycle, which only the garbage collector can free
+    gc.disable()
+    try:
+        del left, session
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(0)
+        ended = (0, 0)
+        until = time.monotonic() + 20
+        while ended[0] == 0 and time.monotonic() < until:
+            time.sleep(0.05)
+            ended = os.waitpid(child, os.WNOHANG)
+        if ended[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    finally:
+        gc.enable()
+    assert ended == (child, 0)

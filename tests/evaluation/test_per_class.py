@@ -1,0 +1,51 @@
+"""Scores of each class, against a plain reading of the definition and against the mean over all queries."""
+
+import numpy as np
+import pytest
+
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import make_table
+from orthoproxy.evaluation import Scoring, class_scores, mean_scores
+
+
+def table_and_points(groups: bool = False):
+    generator = np.random.default_rng(0)
+    labels = generator.choice(["d", "a", "c", "b"], size=40).tolist()
+    table = make_table(
+        [str(number) for number in range(41)],
+        [*labels, "alone"],
+        group=generator.choice(["", "x", "y"], size=41).tolist() if groups else "",
+        role=generator.choice(["query", "gallery", "both"], size=41).tolist(),
+    )
+    return table, generator.normal(size=(41, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("exclude_group", [False, True])
+def test_their_mean_over_queries_is_the_score(exclude_group):
+    table, points = table_and_points(groups=True)
+    scoring = Scoring(recall_at=(1, 3), exclude_group=exclude_group)
+    scores, means = class_scores(points, table, scoring), mean_scores(points, table, scoring)
+    assert set(scores.values) == set(means)
+    for name, mean in means.items():
+        assert scores.mean(name) == pytest.approx(mean, abs=1e-12)
+
+
+def test_each_is_the_mean_of_its_own_queries():
+    table, points = table_and_points()
+    scores = class_scores(points, table, Scoring(recall_at=(1,)))
+    assert scores.classes == ["a", "b", "c", "d"]  # sorted, without the class that has nothing to find
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    gallery = np.flatnonzero(table["role"] != "query")
+    for label, queries, value in zip(scores.classes, scores.queries, scores.values["recall@1"], strict=True):
+        rows = np.flatnonzero((table["label"] == label) & (table["role"] != "gallery"))
+        hits = []
+        for row in rows:
+            others = gallery[gallery != row]
+            hits.append(table["label"][others[np.argmax(unit[others] @ unit[row])]] == label)
+        assert queries == len(rows)
+        assert value == pytest.approx(np.mean(hits))
+
+
+def test_nothing_to_score_is_an_error():
+    with pytest.raises(InputError, match="no query has another image of its class"):
+        class_scores(np.eye(2), make_table(["1", "2"], ["a", "b"]), Scoring())

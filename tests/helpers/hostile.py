@@ -1,0 +1,94 @@
+"""Files that would run a program if anything in them were unpickled or imported."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orthoproxy.cli.main import main
+
+
+class Trap:
+    """Unpickling it would write a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def as_torch(content: object, path: Path) -> None:
+    torch.save(content, path)
+
+
+def as_old_torch(content: object, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def as_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, 2))
+
+
+def as_numpy(content: object, path: Path) -> None:
+    """An array of objects, which NumPy would unpickle if it were allowed to."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    header += b" " * (118 - len(header) - 1) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + pickle.dumps(content, 2))
+
+
+def as_npz(content: object, path: Path) -> None:
+    """A zip archive in an array's place, with such an array in it."""
+    as_numpy(content, path)
+    inner = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", inner)
+
+
+WAYS: dict[str, Callable[[object, Path], None]] = {
+    "torch": as_torch,
+    "old torch": as_old_torch,
+    "pickle": as_pickle,
+    "array of objects": as_numpy,
+    "archive of arrays": as_npz,
+}
+
+
+def is_live(way: Callable[[object, Path], None], folder: Path) -> bool:
+    """Whether the trap springs where somebody does unpickle such a file."""
+    marker, path = folder / "sprung", folder / "live"
+    way({"model": Trap(marker)}, path)
+    if way in (as_numpy, as_npz):
+        loaded = np.load(path, allow_pickle=True)
+        _ = loaded["a"] if way is as_npz else loaded
+    elif way is as_pickle:
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    found = marker.exists()
+    marker.unlink(missing_ok=True)
+    return found
+
+
+def refused(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command line, which must refuse in two lines at most; return what it says."""
+    capsys.readouterr()
+    code, said = main([str(word) for word in arguments]), capsys.readouterr()
+    assert code == 2, said.err
+    assert "Traceback" not in said.err
+    message = said.err[said.err.index("orthoproxy: ") :].strip()
+    assert len(message.splitlines()) <= 2, message
+    return message
+
+
+def change_json(path: Path, **values: object) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
