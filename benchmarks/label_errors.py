@@ -21,7 +21,7 @@ import pandas as pd
 from measure import arguments, report
 
 from orthoproxy import Embedder, Run, train
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.diagnosis import evened, out_of_sample, plant, suspects
 from orthoproxy.diagnosis.label_errors import PLANTED, OutOfSample
 from orthoproxy.reports.geometry import unit_rows
@@ -35,7 +35,7 @@ def main() -> None:
     options = arguments(__doc__ or "", run="runs/icons", planted="")
     run = Run(options.run)
     table = images_of(run)
-    images = only(table, "train")
+    images = select_split(table, "train")
     labels = pd.factorize(images["label"], sort=True)[0]
     features = Embedder.load(run.folder / "untrained").embed(
         images["path"].tolist(), workers=1, what="embed, untrained"

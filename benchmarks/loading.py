@@ -23,7 +23,7 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from orthoproxy.data import TrainingImages, cached_images, images, read_image, read_picture, training_transform
+from orthoproxy.data import TrainingImages, cached_images, images, read_croppable_image, read_image, training_transform
 
 WIDTH, HEIGHT, SIDE = 500, 375, 224
 BATCH = 16
@@ -96,7 +96,7 @@ def candidates_for(folder: str, paths: list[str]) -> dict[str, Callable[[int], o
     view, labels = training_transform(SIDE), [0] * len(paths)
     files = TrainingImages(paths, labels, view)
     copies = TrainingImages(cached_images(paths, f"{folder}/cache", 256), labels, view)
-    pictures, before = [read_picture(path) for path in paths], Before(paths)
+    pictures, before = [read_croppable_image(path) for path in paths], Before(paths)
     bicubic = folder_with(InterpolationMode.BICUBIC, f"{folder}/jpeg", tv.ToTensor())
     in_bytes = folder_with(InterpolationMode.BICUBIC, f"{folder}/jpeg", tv.PILToTensor())
     bilinear = folder_with(InterpolationMode.BILINEAR, f"{folder}/jpeg", tv.ToTensor())
@@ -108,7 +108,7 @@ def candidates_for(folder: str, paths: list[str]) -> dict[str, Callable[[int], o
         "ours": lambda row: files[row, row][0],
         "ours without simplejpeg": lambda row: without_simplejpeg(lambda row: files[row, row][0], row),
         "ours from the cache, 341 x 256": lambda row: copies[row, row][0],
-        "  of ours: read and decode": lambda row: (read_picture(paths[row]), None),
+        "  of ours: read and decode": lambda row: (read_croppable_image(paths[row]), None),
         "  of ours: crop, resize, flip": lambda row: view(pictures[row]),
     }
 

@@ -34,7 +34,7 @@ import torch
 from measure import RESULTS, arguments, children, memory, report
 from serve import ask
 
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.runs.build import split_table
 from orthoproxy.runs.config import Config
 
@@ -81,7 +81,7 @@ def crowd(port: int, clients: int, seconds: float, pause: float) -> None:
 
 
 def test_images() -> list[str]:
-    return only(split_table(Config()), "test")["path"].tolist()
+    return select_split(split_table(Config()), "test")["path"].tolist()
 
 
 def with_children(pid: int, count: Callable[[int], int]) -> int:

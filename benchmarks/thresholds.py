@@ -14,7 +14,7 @@ import argparse
 from measure import report
 
 from orthoproxy import Run
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.evaluation import matching_of
 from orthoproxy.runs.build import make_scoring
 from orthoproxy.runs.evaluate import images_of
@@ -29,7 +29,7 @@ def main() -> None:
     table, scoring, model = images_of(run), make_scoring(run.config.evaluation), run.model
     found = {}
     for split in ("validation", "test"):
-        images = only(table, split)
+        images = select_split(table, split)
         embeddings = model.embed(images["path"].tolist(), workers=1, what=f"embed, {split}")
         found[split] = matching_of(embeddings, images, scoring)
         if found[split] is None:

@@ -14,7 +14,7 @@ import pytest
 from orthoproxy import read_table
 from orthoproxy.cli import main as cli
 from orthoproxy.cli import search as search_verbs
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.runs.config import Data
 from orthoproxy.runs.recipes import parse
 
@@ -81,5 +81,5 @@ def test_the_demo_gains_on_unseen_icons_within_its_time_and_memory(tmp_path):
     command = [sys.executable, "-m", "orthoproxy", *index]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     info = subprocess.run([*command[:5], "--info"], env=environment, check=True, capture_output=True, text=True).stdout
-    judged = len(only(read_table(Data("icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons"))), "test"))
+    judged = len(select_split(read_table(Data("icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons"))), "test"))
     assert f"images: {judged}\n" in info

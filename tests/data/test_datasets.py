@@ -60,7 +60,7 @@ def test_the_random_state_of_a_gpu_is_left_alone_too(images: TrainingImages, mon
 
 
 def test_workers_make_the_same_views(images: TrainingImages) -> None:
-    sampler = BatchSampler(images.labels, batch_size=4, per_class=2, seed=5)
+    sampler = BatchSampler(images.labels, batch_size=4, images_per_class=2, seed=5)
     epochs = []
     for workers in (0, 2):
         torch.manual_seed(workers)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import Picture, images, read_image, read_picture, to_rgb
+from orthoproxy.data import CroppableImage, images, read_croppable_image, read_image, to_rgb
 
 COLOURS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
                    dtype=np.uint8)  # fmt: skip
@@ -225,7 +225,7 @@ def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
     options: dict[str, object], size: tuple[int, int], tmp_path: Path
 ) -> None:
     photograph(size).save(tmp_path / "photo.jpg", **options)
-    picture = read_picture(tmp_path / "photo.jpg")
+    picture = read_croppable_image(tmp_path / "photo.jpg")
     assert (picture.width, picture.height) == size
     assert np.array_equal(picture.pixels, np.asarray(read_image(tmp_path / "photo.jpg")))
 
@@ -241,16 +241,16 @@ def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path)
     photo.save(tmp_path / "png.jpg", "PNG")
     Image.fromarray(WIDE.astype(np.uint16)).save(tmp_path / "wide.png")
     for path in tmp_path.iterdir():
-        assert np.array_equal(read_picture(path).pixels, np.asarray(read_image(path))), path.name
-    assert read_picture(tmp_path / "turned.jpg").width == 50
+        assert np.array_equal(read_croppable_image(path).pixels, np.asarray(read_image(path))), path.name
+    assert read_croppable_image(tmp_path / "turned.jpg").width == 50
 
 
-def outcome(path: Path, read: Callable[[Path], Picture | Image.Image]) -> str | bytes:
+def outcome(path: Path, read: Callable[[Path], CroppableImage | Image.Image]) -> str | bytes:
     try:
         found = read(path)
     except InputError as error:
         return str(error)
-    return np.asarray(found.pixels if isinstance(found, Picture) else found).tobytes()
+    return np.asarray(found.pixels if isinstance(found, CroppableImage) else found).tobytes()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -265,7 +265,7 @@ def test_a_damaged_jpeg_is_read_or_refused_as_pillow_does(tmp_path: Path) -> Non
             damaged[place] = generator.integers(256)
         path.write_bytes(damaged)
         expected = outcome(path, read_image)
-        assert outcome(path, read_picture) == expected
+        assert outcome(path, read_croppable_image) == expected
         kinds.add(type(expected))
     assert kinds == {str, bytes}
 
@@ -277,12 +277,12 @@ def test_a_jpeg_of_too_many_megapixels_is_refused_before_it_is_decoded(
     photograph((1500, 1000)).save(tmp_path / "large.jpg")
     monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
     with pytest.raises(InputError, match=r"large\.jpg: 2 megapixels, and the limit is 1"):
-        read_picture(tmp_path / "large.jpg")
+        read_croppable_image(tmp_path / "large.jpg")
 
 
 def test_a_crop_is_what_lies_in_the_box_and_an_array_of_its_own() -> None:
     pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    picture = Picture(pixels, width=8, height=6)
+    picture = CroppableImage(pixels, width=8, height=6)
     assert np.array_equal(picture.crop(1, 2, 3, 4), pixels[1:4, 2:6])
     picture.crop(0, 0, 6, 8)[:] = 0
     assert pixels.any()
@@ -295,7 +295,7 @@ def test_a_crop_of_a_smaller_copy_is_never_empty_and_lies_where_the_box_does(
     start = data.draw(st.integers(0, whole - 1))
     length = data.draw(st.integers(1, whole - start))
     columns = np.repeat(np.arange(copy, dtype=np.uint8)[None, :, None], 3, axis=2)
-    found = Picture(columns, width=whole, height=1).crop(0, start, 1, length)[0, :, 0]
+    found = CroppableImage(columns, width=whole, height=1).crop(0, start, 1, length)[0, :, 0]
     assert len(found) >= 1
     assert abs(int(found[0]) - start * copy / whole) <= 1
     assert abs(int(found[-1]) + 1 - (start + length) * copy / whole) <= 1

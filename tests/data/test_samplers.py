@@ -45,24 +45,24 @@ def test_what_one_epoch_leaves_out_comes_in_others() -> None:
     st.lists(st.integers(1, 12), min_size=1, max_size=15), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31)
 )
 def test_balanced_batches_hold_m_images_of_each_of_their_classes(
-    sizes: list[int], per_class: int, classes_a_batch: int, seed: int
+    sizes: list[int], images_per_class: int, classes_a_batch: int, seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(sizes)) * 10, sizes)  # class numbers need not be contiguous
-    sampler = BatchSampler(labels.tolist(), per_class * classes_a_batch, per_class, seed)
+    sampler = BatchSampler(labels.tolist(), images_per_class * classes_a_batch, images_per_class, seed)
     batches = epoch_of(sampler)
-    assert len(batches) == len(sampler) == max(1, len(labels) // (per_class * classes_a_batch))
+    assert len(batches) == len(sampler) == max(1, len(labels) // (images_per_class * classes_a_batch))
     for batch in batches:
         counts = Counter(labels[rows_of([batch])].tolist())
         assert len(counts) == min(classes_a_batch, len(sizes))  # distinct, and fewer where there are no more
-        assert set(counts.values()) == {per_class}
+        assert set(counts.values()) == {images_per_class}
         for c in counts:  # an image comes twice only where the class has too few
             repeats = Counter(row for row, _ in batch if labels[row] == c)
-            assert max(repeats.values()) == -(-per_class // sizes[c // 10])
+            assert max(repeats.values()) == -(-images_per_class // sizes[c // 10])
 
 
 @given(st.integers(0, 2**31))
 def test_the_images_of_a_class_come_round_in_turn(seed: int) -> None:
-    rows = rows_of(epoch_of(BatchSampler(LABELS * 4, batch_size=4, per_class=2, seed=seed)))
+    rows = rows_of(epoch_of(BatchSampler(LABELS * 4, batch_size=4, images_per_class=2, seed=seed)))
     for c in range(6):
         members = [row for row in rows if (LABELS * 4)[row] == c]
         size = 4 * LABELS.count(c)
@@ -74,7 +74,7 @@ def test_the_images_of_a_class_come_round_in_turn(seed: int) -> None:
 def test_classes_come_round_in_turn(num_classes: int, classes_a_batch: int) -> None:
     """After any number of batches no class is more than two turns ahead of another."""
     labels = [row % num_classes for row in range(num_classes * 40)]
-    batches = epoch_of(BatchSampler(labels, classes_a_batch * 2, per_class=2))
+    batches = epoch_of(BatchSampler(labels, classes_a_batch * 2, images_per_class=2))
     turns = np.zeros(num_classes, dtype=int)
     for batch in batches:
         turns[list({labels[row] for row, _ in batch})] += 1
@@ -82,28 +82,30 @@ def test_classes_come_round_in_turn(num_classes: int, classes_a_batch: int) -> N
     assert len(batches) * classes_a_batch >= 10 * num_classes
 
 
-@pytest.mark.parametrize("per_class", [None, 2])
+@pytest.mark.parametrize("images_per_class", [None, 2])
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), start=st.integers(0, 8))
 def test_starting_from_a_batch_gives_the_tail_of_the_epoch(
-    per_class: int | None, seed: int, epoch: int, start: int
+    images_per_class: int | None, seed: int, epoch: int, start: int
 ) -> None:
-    whole = epoch_of(BatchSampler(LABELS, 4, per_class, seed), epoch)
-    assert epoch_of(BatchSampler(LABELS, 4, per_class, seed), epoch, start) == whole[start:]
-    used = BatchSampler(LABELS, 4, per_class, seed)
+    whole = epoch_of(BatchSampler(LABELS, 4, images_per_class, seed), epoch)
+    assert epoch_of(BatchSampler(LABELS, 4, images_per_class, seed), epoch, start) == whole[start:]
+    used = BatchSampler(LABELS, 4, images_per_class, seed)
     next(iter(used))  # what was drawn before does not matter
     assert epoch_of(used, epoch) == whole
 
 
-@pytest.mark.parametrize("per_class", [None, 2])
-def test_epochs_and_seeds_differ(per_class: int | None) -> None:
-    epochs = [epoch_of(BatchSampler(LABELS, 4, per_class, seed), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+@pytest.mark.parametrize("images_per_class", [None, 2])
+def test_epochs_and_seeds_differ(images_per_class: int | None) -> None:
+    epochs = [
+        epoch_of(BatchSampler(LABELS, 4, images_per_class, seed), epoch) for seed in (0, 1) for epoch in (0, 1, 2)
+    ]
     assert len({str([rows_of([batch]) for batch in batches]) for batches in epochs}) == 6
     seeds = [seed for batches in epochs for batch in batches for _, seed in batch]
     assert len(set(seeds)) == len(seeds)
 
 
 def test_repeated_images_get_views_of_their_own() -> None:
-    (batch,) = epoch_of(BatchSampler([0, 1], batch_size=8, per_class=4))
+    (batch,) = epoch_of(BatchSampler([0, 1], batch_size=8, images_per_class=4))
     assert Counter(row for row, _ in batch) == {0: 4, 1: 4}
     assert len({seed for _, seed in batch}) == 8
 
@@ -114,7 +116,7 @@ def test_shuffled_batches_are_not_in_the_order_of_the_table() -> None:
 
 
 def test_it_drives_a_data_loader() -> None:
-    sampler = BatchSampler(LABELS, 4, per_class=2, seed=3)
+    sampler = BatchSampler(LABELS, 4, images_per_class=2, seed=3)
     dataset = {draw: draw[0] for batch in epoch_of(sampler) for draw in batch}
     sampler.set_position(0, 2)
     loaded = [batch.tolist() for batch in DataLoader(dataset, batch_sampler=sampler)]
@@ -122,18 +124,20 @@ def test_it_drives_a_data_loader() -> None:
 
 
 def test_a_batch_that_classes_do_not_fill_is_refused() -> None:
-    with pytest.raises(ValueError, match="per_class 3 does not divide batch_size 8"):
-        BatchSampler(LABELS, 8, per_class=3)
-    with pytest.raises(ValueError, match="per_class 4 does not divide batch_size 2"):
-        BatchSampler(LABELS, 2, per_class=4)
+    with pytest.raises(ValueError, match="images_per_class 3 does not divide batch_size 8"):
+        BatchSampler(LABELS, 8, images_per_class=3)
+    with pytest.raises(ValueError, match="images_per_class 4 does not divide batch_size 2"):
+        BatchSampler(LABELS, 2, images_per_class=4)
 
 
-@pytest.mark.parametrize("per_class", [None, 2])
+@pytest.mark.parametrize("images_per_class", [None, 2])
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_the_parts_of_processes_make_up_the_batches_of_one(per_class: int | None, count: int) -> None:
+def test_the_parts_of_processes_make_up_the_batches_of_one(images_per_class: int | None, count: int) -> None:
     labels = [row % 5 for row in range(33)]
-    whole = list(BatchSampler(labels, 10, per_class, seed=3))
-    samplers = [BatchSampler(labels, 10, per_class, seed=3, process=process, of=count) for process in range(count)]
+    whole = list(BatchSampler(labels, 10, images_per_class, seed=3))
+    samplers = [
+        BatchSampler(labels, 10, images_per_class, seed=3, process=process, of=count) for process in range(count)
+    ]
     for batch, *parts in zip(whole, *samplers, strict=True):
         assert [draw for part in parts for draw in part] == batch
         assert [len(part) for part in parts] == samplers[0].sizes and max(samplers[0].sizes) - min(
@@ -147,5 +151,5 @@ def test_a_process_without_a_part_takes_an_image_that_does_not_count() -> None:
     samplers = [BatchSampler(labels, 10, process=process, of=5) for process in range(5)]
     assert samplers[0].sizes == [0, 1, 0, 1, 1]
     assert [batch for sampler in samplers for batch in sampler] == [[first], [first], [first], [second], [third]]
-    balanced = BatchSampler(labels, 8, per_class=2, process=1, of=4)
+    balanced = BatchSampler(labels, 8, images_per_class=2, process=1, of=4)
     assert balanced.sizes == [1, 2, 1, 2] and len(next(iter(balanced))) == 2  # three classes for four places

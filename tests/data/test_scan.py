@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import difference_hash, find_unreadable, leave_out, make_table, scan, scan_images
+from orthoproxy.data import difference_hash, drop_rows, find_unreadable, make_table, scan, scan_images
 from orthoproxy.data.audit.duplicates import NEAR
 
 
@@ -102,14 +102,14 @@ def test_unreadable_images_are_left_out_of_their_split(damaged: dict[str, str]) 
     unreadable = find_unreadable(table)
     assert [Path(path).stem for path in unreadable["path"]] == ["truncated", "empty", "text", "missing"]
     assert set(unreadable["split"]) == {"train"} and set(unreadable["label"]) == {"a"}
-    assert leave_out(table, unreadable)["path"].tolist() == [damaged["good"], damaged["last"]]
-    assert leave_out(table, unreadable.iloc[:0]).equals(table)
+    assert drop_rows(table, unreadable)["path"].tolist() == [damaged["good"], damaged["last"]]
+    assert drop_rows(table, unreadable.iloc[:0]).equals(table)
 
 
 def test_a_split_of_which_nothing_is_left_is_named(damaged: dict[str, str]) -> None:
     table = make_table([damaged["good"], damaged["missing"]], ["a", "b"], split=["train", "test"])
     with pytest.raises(InputError, match=r"^data: no image of test can be read, .*missing\.jpg: No such file"):
-        leave_out(table, find_unreadable(table))
+        drop_rows(table, find_unreadable(table))
     table = make_table([damaged["missing"]], ["b"])
     with pytest.raises(InputError, match=r"^data: no image can be read, .*; check data\.root and data\.path"):
-        leave_out(table, find_unreadable(table))
+        drop_rows(table, find_unreadable(table))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import assign_split, hold_out_validation, make_table, only, rank_by_hash
+from orthoproxy.data import assign_split, hold_out_validation, make_table, rank_by_hash, select_split
 from orthoproxy.data.table import COLUMNS
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
@@ -67,7 +67,7 @@ def test_salts_give_unrelated_orders() -> None:
 @given(NAMES, st.floats(0, 1))
 def test_the_share_of_test_classes_is_exact_and_every_class_is_in_one_split(names: list[str], share: float) -> None:
     table = assign_split(table_of(names), share)
-    test, train = (set(only(table, split).label) for split in ("test", "train"))
+    test, train = (set(select_split(table, split).label) for split in ("test", "train"))
     assert len(test) == round(share * len(names))
     assert not test & train and test | train == set(names)
     assert table.drop(columns="split").equals(table_of(names).drop(columns="split"))
@@ -77,13 +77,13 @@ def test_the_share_of_test_classes_is_exact_and_every_class_is_in_one_split(name
 def test_splits_do_not_depend_on_the_order_of_the_rows(names: list[str], share: float, random) -> None:
     shuffled = names.copy()
     random.shuffle(shuffled)
-    first, second = (set(only(assign_split(table_of(n), share), "test").label) for n in (names, shuffled))
+    first, second = (set(select_split(assign_split(table_of(n), share), "test").label) for n in (names, shuffled))
     assert first == second
 
 
 @given(NAMES, st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_keeps_the_test_classes_of_a_smaller_one(names: list[str], one: float, other: float) -> None:
-    small, large = (set(only(assign_split(table_of(names), s), "test").label) for s in sorted([one, other]))
+    small, large = (set(select_split(assign_split(table_of(names), s), "test").label) for s in sorted([one, other]))
     assert small <= large
 
 
@@ -102,11 +102,11 @@ def test_validation_takes_an_exact_share_of_the_training_classes_or_none(names: 
     held = hold_out_validation(table, share)
     training = {name for name, split in zip(names, splits, strict=True) if split == "train"}
     count = round(share * len(training))
-    validation = set(only(held, "validation").label)
+    validation = set(select_split(held, "validation").label)
     assert len(validation) == (count if count >= 2 else 0)
     assert validation <= training
-    assert set(only(held, "train").label) == training - validation
-    assert only(held, "test").equals(only(table, "test"))
+    assert set(select_split(held, "train").label) == training - validation
+    assert select_split(held, "test").equals(select_split(table, "test"))
     assert held.drop(columns="split").equals(table.drop(columns="split"))
 
 
@@ -121,14 +121,14 @@ def test_splits_of_known_names_never_change() -> None:
     table = hold_out_validation(assign_split(table_of(names), 0.3), 0.3)
     expected = sorted(names, key=lambda n: hashlib.sha256(f"test/{n}".encode()).hexdigest())
     rest = sorted(expected[3:], key=lambda n: hashlib.sha256(f"validation/{n}".encode()).hexdigest())
-    assert set(only(table, "test").label) == set(expected[:3])
-    assert set(only(table, "validation").label) == set(rest[:2])
+    assert set(select_split(table, "test").label) == set(expected[:3])
+    assert set(select_split(table, "validation").label) == set(rest[:2])
 
 
 def test_only_starts_a_fresh_index() -> None:
     table = make_table(list("123"), list("abc"), split=["test", "train", "test"])
-    assert only(table, "test").index.tolist() == [0, 1]
-    assert only(table, "validation").empty
+    assert select_split(table, "test").index.tolist() == [0, 1]
+    assert select_split(table, "validation").empty
 
 
 def test_test_classes_are_named_instead_of_drawn():

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
-from orthoproxy.data import Picture, evaluation_transform, training_transform
+from orthoproxy.data import CroppableImage, evaluation_transform, training_transform
 
 SIDE = 256
 
@@ -57,7 +57,7 @@ def test_crops_stay_within_their_bounds_and_use_them(
     assert ratio.min() < 0.95 and ratio.max() > 1.05
 
 
-class Watched(Picture):
+class Watched(CroppableImage):
     """Notes the boxes that are cut out of it, as top, left, height, width."""
 
     boxes: list[tuple[int, int, int, int]] = []  # noqa: RUF012
@@ -137,7 +137,7 @@ def test_colours_change_as_in_torchvision(map_image: Image.Image) -> None:
 
 
 def test_a_smaller_copy_gives_the_same_crop_only_softer(map_image: Image.Image) -> None:
-    copy = Picture(np.asarray(map_image.resize((128, 64), Image.Resampling.BICUBIC)), *map_image.size)
+    copy = CroppableImage(np.asarray(map_image.resize((128, 64), Image.Resampling.BICUBIC)), *map_image.size)
     for seed in range(20):
         views = []
         for image in (map_image, copy):

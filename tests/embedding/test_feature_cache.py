@@ -10,7 +10,7 @@ from PIL import Image
 
 import orthoproxy
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.embedding import feature_cache as features
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import Encoder, read_tensors
@@ -86,7 +86,7 @@ def _without_rates(config: c.Config) -> c.Config:
 def test_scores_are_those_of_the_model_on_the_images(config, tmp_path):
     run = orthoproxy.train(config, tmp_path / "run")
     scoring = orthoproxy.runs.build.make_scoring(config.evaluation)
-    again = orthoproxy.evaluate(run.model, only(split_table(config), "test"), scoring=scoring)
+    again = orthoproxy.evaluate(run.model, select_split(split_table(config), "test"), scoring=scoring)
     for who in ("trained", "untrained"):
         for name, estimate in getattr(again, who).items():
             assert run.scores[who][name]["value"] == pytest.approx(estimate.value, abs=1e-6)

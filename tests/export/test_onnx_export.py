@@ -21,7 +21,7 @@ from PIL import Image
 from orthoproxy import Run
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import make_table, only
+from orthoproxy.data import make_table, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_description
 from orthoproxy.evaluation import Estimate, Evaluation
@@ -128,7 +128,7 @@ def test_the_threshold_goes_into_file_and_folder(run: Path, tmp_path: Path, fold
     assert export(run, out, "--false-match-rate", "0.1") == 0
     ours, model = OnnxEmbedder(out), Embedder.load(out.parent)
     assert ours.threshold == pytest.approx(model.threshold, abs=1e-6) and model.false_match_rate == 0.1
-    table = only(split_table(Run(run).config), "validation")
+    table = select_split(split_table(Run(run).config), "validation")
     embeddings, labels = model.embed(table["path"].tolist()), table["label"].to_numpy()
     similarity = embeddings @ embeddings.T
     best = np.where(labels[:, None] == labels, -1.0, similarity).max(axis=1)

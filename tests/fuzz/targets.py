@@ -24,7 +24,7 @@ from torch import nn
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import cached_images, cars_table, csv_table, cub_table, inshop_table, read_collection, sop_table
-from orthoproxy.data.images import read_image, read_picture
+from orthoproxy.data.images import read_croppable_image, read_image
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.feature_cache import pooled_features
@@ -223,7 +223,7 @@ def images(root: Path) -> Callable[[], object]:
     def read() -> None:
         for name in FORMATS:
             path = root / f"a.{name.lower()}"
-            picture, image = read_picture(path), read_image(path)
+            picture, image = read_croppable_image(path), read_image(path)
             assert picture.pixels.shape == (image.height, image.width, 3)
 
     return read

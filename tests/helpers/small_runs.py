@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from orthoproxy.cli.main import main
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.runs.build import split_table
 from orthoproxy.runs.reproduce import without_seconds
 from orthoproxy.runs.run_folder import Run
@@ -49,7 +49,7 @@ def training(recipe: Path, root: Path, out: Path, *more: object) -> list[str]:
 
 def trained_on(out: Path) -> list[Path]:
     """The images that a run learns from."""
-    return [Path(path) for path in only(split_table(Run(out).config), "train")["path"]]
+    return [Path(path) for path in select_split(split_table(Run(out).config), "train")["path"]]
 
 
 class Started:

@@ -22,7 +22,7 @@ import orthoproxy
 from many import in_processes
 from orthoproxy.runs import config as c
 from orthoproxy.runs.build import split_table
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.distributed import StoppedElsewhere
 from orthoproxy.runs.recipes import write_config
@@ -149,7 +149,7 @@ def damage(photos: Path, folder: Path) -> Path:
     """A copy of the photos with one broken file, of the class that sorts last among those trained on."""
     shutil.copytree(photos, folder)
     config = make_config(folder)
-    broken = Path(only(split_table(config), "train")["path"].iloc[-1])
+    broken = Path(select_split(split_table(config), "train")["path"].iloc[-1])
     broken.write_bytes(b"not an image")
     return broken
 

@@ -14,7 +14,7 @@ from PIL import Image
 import orthoproxy
 from orthoproxy.runs import config as c
 from orthoproxy.runs.build import split_table
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.core.errors import InputError
 from orthoproxy.models import read_tensors
 from orthoproxy.runs.recipes import read_config
@@ -91,12 +91,12 @@ def test_the_configuration_repeats_the_run(finished, config, tmp_path):
 
 def test_test_and_validation_classes_get_no_proxy(finished, config):
     table = split_table(config)
-    assert {split: only(table, split)["label"].nunique() for split in ("train", "validation", "test")} == {
+    assert {split: select_split(table, split)["label"].nunique() for split in ("train", "validation", "test")} == {
         "train": 4,
         "validation": 2,
         "test": 4,
     }
-    assert finished.model.classes == sorted(set(only(table, "train")["label"]))
+    assert finished.model.classes == sorted(set(select_split(table, "train")["label"]))
     assert finished.model.proxies.shape == (4, 8)
 
 
@@ -112,7 +112,7 @@ def test_scores_stand_beside_the_untrained_encoder(finished):
 
 
 def test_the_untrained_encoder_has_the_starting_weights(finished, config):
-    table = only(split_table(config), "test")
+    table = select_split(split_table(config), "test")
     untrained = orthoproxy.load(finished.folder / "untrained")
     scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.runs.build.make_scoring(config.evaluation))
     assert scores.trained["map@r"].value == finished.scores["untrained"]["map@r"]["value"]
@@ -145,7 +145,7 @@ def test_a_run_can_be_judged_later(finished, config, tmp_path, monkeypatch):
     monkeypatch.setattr(orthoproxy.Embedder, "embed_together", noting)
     run = orthoproxy.train(config, tmp_path / "run", judged=False)
     table = split_table(config)
-    assert embedded == set(table["path"]) - set(only(table, "test")["path"])
+    assert embedded == set(table["path"]) - set(select_split(table, "test")["path"])
     assert run.trained
     assert not run.finished
     assert run.scores is None
@@ -267,7 +267,7 @@ def own_photos(config, photos, tmp_path) -> dict[str, list[Path]]:
     shutil.copytree(photos, tmp_path / "photos")
     config.data.root = str(tmp_path / "photos")
     table = split_table(config)
-    return {split: [Path(path) for path in only(table, split)["path"]] for split in ("train", "validation", "test")}
+    return {split: [Path(path) for path in select_split(table, split)["path"]] for split in ("train", "validation", "test")}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -439,7 +439,7 @@ def test_a_simplex_is_turned_towards_the_classes_and_stays_as_it_is(config, tmp_
     proxies, count = embedder.proxies, len(embedder.classes)
     expected = torch.full((count, count), -1 / (count - 1)).fill_diagonal_(1)
     torch.testing.assert_close(proxies @ proxies.T, expected, rtol=0, atol=1e-5)
-    table = only(split_table(config), "train")
+    table = select_split(split_table(config), "train")
     embeddings = torch.from_numpy(embedder.embed(table["path"].tolist()))
     own = torch.tensor([embedder.classes.index(label) for label in table["label"]])
     similarity = embeddings @ proxies.T

@@ -11,7 +11,7 @@ from PIL import Image
 
 import orthoproxy
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.evaluation import mean_scores
 from orthoproxy.reports import effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs import config as c
@@ -139,7 +139,7 @@ def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
     assert run.trained
     assert not run.finished
     config = config_of_cell(study, cell)
-    held_out, scoring = only(split_table(config), "validation"), make_scoring(config.evaluation)
+    held_out, scoring = select_split(split_table(config), "validation"), make_scoring(config.evaluation)
     assert result["validation"]["classes"] == sorted(set(held_out["label"]))
     assert sum(result["validation"]["queries"]) == len(held_out)
     for who, model in (("trained", run.model), ("untrained", orthoproxy.load(run.folder / "untrained"))):

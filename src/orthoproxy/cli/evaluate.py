@@ -14,7 +14,7 @@ from rich.table import Table
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.files import write_whole
-from orthoproxy.data import find_unreadable, leave_out, only
+from orthoproxy.data import drop_rows, find_unreadable, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, evaluate
 from orthoproxy.runs import build as builders
@@ -120,7 +120,7 @@ def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd
         same = (data.name, data.root, data.path) == (own.name, own.root, own.path)
         if same or source.name is None:
             moved = replace(own, root=data.root, path=data.path, outside_root=data.outside_root)
-            table = only(builders.split_table(replace(run.config, data=moved)), "test")
+            table = select_split(builders.split_table(replace(run.config, data=moved)), "test")
             if table.empty:
                 raise InputError(
                     f"{run.folder}: the run kept no test classes apart; say which images to judge on, for example "
@@ -128,7 +128,7 @@ def _judged_images(run: Run | None, source: Namespace) -> tuple[pd.DataFrame, pd
                 )
             return _readable(table, source.on_error or own.on_error, source.workers, run.unreadable if same else None)
     table = builders.read_table(data)
-    table = only(table, "test") if (table["split"] == "test").any() else table
+    table = select_split(table, "test") if (table["split"] == "test").any() else table
     return _readable(table, source.on_error or "raise", source.workers)
 
 
@@ -142,4 +142,4 @@ def _readable(
         unreadable = find_unreadable(table, workers)
     else:
         unreadable = known[known["path"].isin(table["path"])].reset_index(drop=True)
-    return leave_out(table, unreadable), unreadable
+    return drop_rows(table, unreadable), unreadable

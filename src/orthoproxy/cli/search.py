@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from orthoproxy.core.distributed import agreed, is_first_of_machine, is_main, meet, process_count
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.progress import duration
-from orthoproxy.data import Collection, make_collection, only, read_collection
+from orthoproxy.data import Collection, make_collection, read_collection, select_split
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
@@ -137,7 +137,7 @@ def read_images(options: Namespace) -> Collection:
     )  # icons lie in a folder of their version
     if options.split is None:
         return collection
-    chosen = only(table, options.split)
+    chosen = select_split(table, options.split)
     if chosen.empty:
         there = ", ".join(sorted(set(table["split"]) - {""})) or "none"
         raise InputError(f"--split: {data.name} has no images of {options.split}; its splits: {there}")

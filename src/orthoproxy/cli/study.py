@@ -28,7 +28,7 @@ from rich.table import Table
 
 from orthoproxy.core.errors import InputError, WorkerLost, os_errors_as_input_errors
 from orthoproxy.core.progress import duration
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.runs import build as builders
 from orthoproxy.runs.recipes import parse
 from orthoproxy.runs.study_configs import check_classes, config_of_cell, images_an_epoch
@@ -429,7 +429,7 @@ class _Images:
         training = config.training
         key = repr((config.data, training.batch_size, training.per_class))
         if key not in self.known:
-            self.known[key] = images_an_epoch(config, only(builders.split_table(config), "train"))
+            self.known[key] = images_an_epoch(config, select_split(builders.split_table(config), "train"))
         return training.epochs * self.known[key]
 
 

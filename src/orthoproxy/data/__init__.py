@@ -2,11 +2,11 @@
 
 from orthoproxy.data.audit.describe import count_images, describe_images
 from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates
-from orthoproxy.data.audit.scan import difference_hash, find_unreadable, leave_out, scan_images
+from orthoproxy.data.audit.scan import difference_hash, drop_rows, find_unreadable, scan_images
 from orthoproxy.data.audit.verify import CopyCheck, verify_images
 from orthoproxy.data.cache import CachedImages, cached_images
 from orthoproxy.data.datasets import EvaluationImages, TrainingFeatures, TrainingImages
-from orthoproxy.data.images import Picture, read_image, read_picture, to_rgb
+from orthoproxy.data.images import CroppableImage, read_croppable_image, read_image, to_rgb
 from orthoproxy.data.samplers import BatchSampler
 from orthoproxy.data.sources.cars import cars_table
 from orthoproxy.data.sources.collection import Collection, make_collection, read_collection
@@ -16,7 +16,7 @@ from orthoproxy.data.sources.folder import folder_table
 from orthoproxy.data.sources.icons import icons_table
 from orthoproxy.data.sources.inshop import inshop_table
 from orthoproxy.data.sources.sop import sop_table
-from orthoproxy.data.table import assign_split, hold_out_validation, make_table, only, rank_by_hash
+from orthoproxy.data.table import assign_split, hold_out_validation, make_table, rank_by_hash, select_split
 from orthoproxy.data.transforms import evaluation_size, evaluation_transform, training_transform
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "CachedImages",
     "Collection",
     "CopyCheck",
+    "CroppableImage",
     "EvaluationImages",
-    "Picture",
     "TrainingFeatures",
     "TrainingImages",
     "assign_split",
@@ -36,6 +36,7 @@ __all__ = [
     "cub_table",
     "describe_images",
     "difference_hash",
+    "drop_rows",
     "evaluation_size",
     "evaluation_transform",
     "exact_duplicates",
@@ -44,16 +45,15 @@ __all__ = [
     "hold_out_validation",
     "icons_table",
     "inshop_table",
-    "leave_out",
     "make_collection",
     "make_table",
     "near_duplicates",
-    "only",
     "rank_by_hash",
     "read_collection",
+    "read_croppable_image",
     "read_image",
-    "read_picture",
     "scan_images",
+    "select_split",
     "sop_table",
     "to_rgb",
     "training_transform",

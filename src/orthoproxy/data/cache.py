@@ -31,7 +31,7 @@ from orthoproxy.core.files import flush, write_whole
 from orthoproxy.core.progress import Progress
 from orthoproxy.core.safe_parsing import plain_array
 from orthoproxy.data.datasets import read_or_replace
-from orthoproxy.data.images import Picture, read_image
+from orthoproxy.data.images import CroppableImage, read_image
 from orthoproxy.data.read_timeout import watched, worker_options
 from orthoproxy.data.transforms import resizing
 
@@ -45,7 +45,7 @@ ENTRY = np.dtype(
 Size = int | tuple[int, int]
 
 
-class CachedImages(Sequence[Picture]):
+class CachedImages(Sequence[CroppableImage]):
     """Copies of images in a cache, read when they are asked for.
 
     Processes share the file's memory; a pickle holds no pixels.
@@ -74,15 +74,15 @@ class CachedImages(Sequence[Picture]):
         return len(self.entries)
 
     @overload
-    def __getitem__(self, row: int) -> Picture: ...
+    def __getitem__(self, row: int) -> CroppableImage: ...
     @overload
     def __getitem__(self, row: slice) -> CachedImages: ...
-    def __getitem__(self, row: int | slice) -> Picture | CachedImages:
+    def __getitem__(self, row: int | slice) -> CroppableImage | CachedImages:
         if isinstance(row, slice):
             return CachedImages(self.file, self.entries[row])
         _, start, rows, columns, height, width = self.entries[row].item()
         pixels = self._pixels[start : start + rows * columns * 3].reshape(rows, columns, 3)
-        return Picture(pixels, width=width, height=height)
+        return CroppableImage(pixels, width=width, height=height)
 
     @cached_property
     def _pixels(self) -> UInt8[np.ndarray, " bytes"]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.images import Picture, read_image, read_picture, to_rgb
-from orthoproxy.data.samplers import Draw
+from orthoproxy.data.images import CroppableImage, read_croppable_image, read_image, to_rgb
+from orthoproxy.data.samplers import SampleSeed
 from orthoproxy.data.transforms import Augmentation, Transform
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class TrainingImages(Dataset):
 
     def __init__(
         self,
-        images: Sequence[str | Path | Picture],
+        images: Sequence[str | Path | CroppableImage],
         labels: Sequence[int],
         transform: Augmentation | Transform,
         files: Sequence[str] | None = None,
@@ -57,15 +57,15 @@ class TrainingImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: Draw) -> tuple[UInt8[Tensor, "3 H W"], int]:
+    def __getitem__(self, draw: SampleSeed) -> tuple[UInt8[Tensor, "3 H W"], int]:
         row, seed = draw
         image = self.images[row]
-        picture = image if isinstance(image, Picture) else read_or_replace(read_picture, image)
+        picture = image if isinstance(image, CroppableImage) else read_or_replace(read_croppable_image, image)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
             return self._view(picture), self.labels[row]
 
-    def _view(self, picture: Picture) -> UInt8[Tensor, "3 H W"]:
+    def _view(self, picture: CroppableImage) -> UInt8[Tensor, "3 H W"]:
         if isinstance(self.transform, Augmentation):
             return self.transform(picture)
         return self.transform(Image.fromarray(picture.pixels))
@@ -100,11 +100,11 @@ class TrainingFeatures(Dataset):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, draw: Draw) -> tuple[Float[Tensor, " F"], int]:
+    def __getitem__(self, draw: SampleSeed) -> tuple[Float[Tensor, " F"], int]:
         row, _ = draw
         return self.features[row], int(self.labels[row])
 
-    def __getitems__(self, draws: list[Draw]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
+    def __getitems__(self, draws: list[SampleSeed]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
         rows = torch.tensor([row for row, _ in draws])
         return self.features[rows], self.labels[rows]
 
@@ -126,7 +126,7 @@ class EvaluationImages(Dataset):
     2
     """
 
-    def __init__(self, images: Sequence[str | Path | Image.Image | Picture], transform: Transform) -> None:
+    def __init__(self, images: Sequence[str | Path | Image.Image | CroppableImage], transform: Transform) -> None:
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"]:
         image = self.images[row]
-        if isinstance(image, Picture):
+        if isinstance(image, CroppableImage):
             return self.transform(Image.fromarray(image.pixels))
         return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_or_replace(read_image, image))
 

@@ -164,7 +164,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CroppableImage:
     """The pixels of an image, or of a smaller copy of it, and the size that the image itself has.
 
     Parameters
@@ -176,7 +176,7 @@ class Picture:
 
     Examples
     --------
-    >>> half = Picture(np.zeros((30, 40, 3), dtype=np.uint8), width=80, height=60)
+    >>> half = CroppableImage(np.zeros((30, 40, 3), dtype=np.uint8), width=80, height=60)
     >>> half.crop(top=10, left=20, height=50, width=40).shape
     (25, 20, 3)
     """
@@ -204,7 +204,7 @@ def _stretch(start: int, length: int, whole: int, copy: int) -> slice:
     return slice(first, max(round((start + length) * copy / whole), first + 1))
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_croppable_image(path: str | Path) -> CroppableImage:
     """Read an image file to the pixels that `read_image` gives, faster where it is a plain JPEG.
 
     Parameters
@@ -214,7 +214,7 @@ def read_picture(path: str | Path) -> Picture:
 
     Returns
     -------
-    Picture
+    CroppableImage
         All of the image.
 
     Raises
@@ -224,7 +224,7 @@ def read_picture(path: str | Path) -> Picture:
 
     Examples
     --------
-    >>> read_picture("nowhere.png")
+    >>> read_croppable_image("nowhere.png")
     Traceback (most recent call last):
     ...
     orthoproxy.core.errors.InputError: cannot read the image nowhere.png: No such file or directory
@@ -233,7 +233,7 @@ def read_picture(path: str | Path) -> Picture:
         pixels = _read_plain_jpeg(path)
         if pixels is None:
             pixels = np.asarray(_read(path))
-    return Picture(pixels, width=pixels.shape[1], height=pixels.shape[0])
+    return CroppableImage(pixels, width=pixels.shape[1], height=pixels.shape[0])
 
 
 def _read_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:

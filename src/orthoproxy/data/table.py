@@ -187,7 +187,7 @@ def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     return table
 
 
-def only(table: pd.DataFrame, split: str) -> pd.DataFrame:
+def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return the rows of one split, with a fresh index from 0.
 
     Parameters
@@ -205,7 +205,7 @@ def only(table: pd.DataFrame, split: str) -> pd.DataFrame:
     Examples
     --------
     >>> table = make_table(["1.png", "2.png"], ["a", "b"], split=["train", "test"])
-    >>> only(table, "test")["path"].tolist()
+    >>> select_split(table, "test")["path"].tolist()
     ['2.png']
     """
     return table[table.split == split].reset_index(drop=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.images import Picture
+from orthoproxy.data.images import CroppableImage
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
 Resize = int | Literal["squash"] | None
@@ -50,7 +50,7 @@ def training_transform(
     Returns
     -------
     Augmentation
-        From an RGB image or a `Picture` to uint8 pixels; draws from torch's random state. Where the crop lies depends
+        From an RGB image or a `CroppableImage` to uint8 pixels; draws from torch's random state. Where the crop lies depends
         on that state and the image's size alone, not on the other options.
 
     Examples
@@ -73,9 +73,9 @@ class Augmentation:
     def __init__(self, image_size: int, box: v2.RandomResizedCrop, flip: float, colour: list[Callable]) -> None:
         self.size, self.box, self.flip, self.colour = [image_size, image_size], box, flip, colour
 
-    def __call__(self, image: Image.Image | Picture) -> UInt8[Tensor, "3 H W"]:
+    def __call__(self, image: Image.Image | CroppableImage) -> UInt8[Tensor, "3 H W"]:
         if isinstance(image, Image.Image):
-            image = Picture(np.asarray(image), *image.size)
+            image = CroppableImage(np.asarray(image), *image.size)
         shape = torch.empty((1, image.height, image.width), device="meta")
         crop = image.crop(**self.box.make_params([shape]))
         flipped = bool(torch.rand(1) < self.flip)

@@ -24,7 +24,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import write_whole
 from orthoproxy.core.progress import Progress
 from orthoproxy.core.safe_parsing import plain_json
-from orthoproxy.data import EvaluationImages, Picture, evaluation_size, evaluation_transform
+from orthoproxy.data import CroppableImage, EvaluationImages, evaluation_size, evaluation_transform
 from orthoproxy.data.read_timeout import watched, worker_options
 from orthoproxy.data.transforms import Resize, Transform
 from orthoproxy.models import Encoder, read_tensors
@@ -35,7 +35,7 @@ LARGEST = 16_384  # embedding_dim, and pixels of resize; what a description says
 LARGEST_IMAGE = 4096  # pixels of image_size; a backbone is tried out at it
 FILES = ("config.json", "model.safetensors", "classes.json", "README.md", "proxies.safetensors")
 HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
-Images = Sequence[str | Path | Image.Image | Picture] | Tensor
+Images = Sequence[str | Path | Image.Image | CroppableImage] | Tensor
 
 
 class Embedder(

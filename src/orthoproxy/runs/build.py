@@ -16,7 +16,7 @@ from orthoproxy.runs.config import Config, Data, Training
 from orthoproxy.runs.config import Evaluation as EvaluationOptions
 from orthoproxy.data import (
     BatchSampler,
-    Picture,
+    CroppableImage,
     TrainingFeatures,
     TrainingImages,
     assign_split,
@@ -194,7 +194,7 @@ def make_objective(config: Config, num_classes: int, embedding_dim: int) -> Obje
     return objective
 
 
-def keep_images(config: Config, paths: list[str], evaluation: bool = False) -> Sequence[str | Picture]:
+def keep_images(config: Config, paths: list[str], evaluation: bool = False) -> Sequence[str | CroppableImage]:
     """Return what to read: the files; or with data.cache their smaller copies, made now where there are none.
 
     Parameters

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from orthoproxy.runs import build as builders
-from orthoproxy.data import only, rank_by_hash
+from orthoproxy.data import select_split, rank_by_hash
 from orthoproxy.diagnosis import Diagnosis, Embedded, Subject, diagnose, lines, render_diagnosis
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.core.errors import InputError
@@ -153,11 +153,11 @@ def subject_of(
     model = Embedder.load(run.folder, embeddings.device)
     untrained = Embedder.load(run.folder / "untrained", embeddings.device)
     if on is None:
-        on = "validation" if only(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
-    unseen = only(table, on)
+        on = "validation" if select_split(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
+    unseen = select_split(table, on)
     if on == "validation" and unseen.empty:
         raise InputError(f"--on: {run.folder} kept no validation classes apart; give test")
-    training = _whole_classes(only(table, "train"), most_images)
+    training = _whole_classes(select_split(table, "train"), most_images)
     _require_known(training, model, run)
     parts = [
         Embedded(

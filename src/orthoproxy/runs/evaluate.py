@@ -14,7 +14,7 @@ from orthoproxy.runs import build as builders
 from orthoproxy.runs.build import split_table
 from orthoproxy.runs.model_card import license_of, model_card, no_match_words
 from orthoproxy.runs.config import Config, with_absolute_paths
-from orthoproxy.data import leave_out, only
+from orthoproxy.data import drop_rows, select_split
 from orthoproxy.embedding.embedder import Embedder, Images, write_threshold
 from orthoproxy.evaluation import Evaluation, matching_of, score
 from orthoproxy.core.failpoints import failpoint
@@ -111,8 +111,8 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     untrained = Embedder.load(run.folder / "untrained", device)
     table, unreadable = split_together(config), run.unreadable
     if unreadable is not None:
-        table = leave_out(table, unreadable)
-    judged, validation, workers = only(table, "test"), only(table, "validation"), config.data.workers
+        table = drop_rows(table, unreadable)
+    judged, validation, workers = select_split(table, "test"), select_split(table, "validation"), config.data.workers
     views = views_of(config, untrained, table)
     ours = model.embed_together(views(judged), workers=workers, what="embed, trained")
     failpoint("judgement")
@@ -205,7 +205,7 @@ def images_of(run: Run, root: str | None = None, path: str | None = None) -> pd.
     data = replace(run.config.data, root=root or run.config.data.root, path=path or run.config.data.path)
     table = split_table(with_absolute_paths(replace(run.config, data=data)))
     unreadable = run.unreadable
-    return table if unreadable is None else leave_out(table, unreadable)
+    return table if unreadable is None else drop_rows(table, unreadable)
 
 
 def split_together(config: Config) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orthoproxy.runs import build as builders
 from orthoproxy.runs.model_card import license_of, model_card, no_match_words
-from orthoproxy.data import only, rank_by_hash
+from orthoproxy.data import select_split, rank_by_hash
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Evaluation, Matching, matching_of
@@ -70,13 +70,13 @@ def export_run(
     beside = out.parent / "model"
     _require_free(beside, model, run)
     table = images_of(run, root, path)
-    validation, training = only(table, "validation"), only(table, "train")["path"].tolist()
+    validation, training = select_split(table, "validation"), select_split(table, "train")["path"].tolist()
     scoring, license = builders.make_scoring(run.config.evaluation), license or license_of(model.card)
     with alone_in(run.folder, "export") if _is_own(beside, run) else nullcontext():
         exported = export_onnx(
             model,
             out,
-            test=only(table, "test"),
+            test=select_split(table, "test"),
             validation=validation,
             training=rank_by_hash(training, salt="calibration")[:CALIBRATION_IMAGES],
             int8=int8,

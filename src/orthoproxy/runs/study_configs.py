@@ -11,7 +11,7 @@ import pandas as pd
 
 from orthoproxy.runs import build as builders
 from orthoproxy.runs.config import Augmentation, Config, flat
-from orthoproxy.data import BatchSampler, only
+from orthoproxy.data import BatchSampler, select_split
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import is_file
 from orthoproxy.runs.recipes import config_of, options_parser, parse
@@ -102,7 +102,7 @@ def check_classes(study: Study) -> None:
         key = repr(replace(config.data, augmentation=Augmentation()))
         if key not in known:
             table = builders.split_table(config)
-            known[key] = {part: only(table, part)["path"].tolist() for part in ("validation", "test")}
+            known[key] = {part: select_split(table, part)["path"].tolist() for part in ("validation", "test")}
         for part, images in known[key].items():
             if not images:
                 raise InputError(

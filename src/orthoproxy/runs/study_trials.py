@@ -16,7 +16,7 @@ import torch
 
 from orthoproxy.runs import build as builders
 from orthoproxy.runs.config import Config
-from orthoproxy.data import only
+from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import class_scores
@@ -207,7 +207,7 @@ def _failed(error: Exception) -> dict[str, Any]:
 
 def _scores_and_costs(run: Run) -> dict[str, Any]:
     records, table = run.records(), images_of(run)
-    images = images_an_epoch(run.config, only(table, "train"))
+    images = images_an_epoch(run.config, select_split(table, "train"))
     return {
         "validation": _class_scores(run, table, "validation"),
         "test": None,
@@ -223,7 +223,7 @@ def _class_scores(run: Run, table: pd.DataFrame, split: str) -> dict[str, Any]:
     config, device = run.config, choose_accelerator(run.config.training.accelerator)
     model = Embedder.load(run.folder, device, with_proxies=False)
     untrained = Embedder.load(run.folder / "untrained", device)
-    judged, views = only(table, split), views_of(config, untrained, table)
+    judged, views = select_split(table, split), views_of(config, untrained, table)
     if not len(judged):
         raise InputError(f"data: there are no {split} classes, which a study needs; see data.{split}_fraction")
     scoring, workers = builders.make_scoring(config.evaluation), config.data.workers

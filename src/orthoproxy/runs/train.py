@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from orthoproxy.runs import build as builders
 from orthoproxy.runs.model_card import untrained_card
 from orthoproxy.runs.config import Config, with_absolute_paths
-from orthoproxy.data import find_unreadable, leave_out, only
+from orthoproxy.data import find_unreadable, drop_rows, select_split
 from orthoproxy.data.read_timeout import stamps
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.core.errors import InputError
@@ -152,12 +152,12 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
     unreadable = _unreadable(run, config, table)
     with agreed():
         if unreadable is not None:
-            table = leave_out(table, unreadable)
+            table = drop_rows(table, unreadable)
         _check_images(config, table)
     seed_everything(config.training.seed, verbose=False)
 
     # what is trained
-    images = only(table, "train")
+    images = select_split(table, "train")
     classes = sorted(set(images["label"]))
     number = {label: position for position, label in enumerate(classes)}
     paths, labels = images["path"].tolist(), [number[label] for label in images["label"]]
@@ -202,7 +202,7 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
 
     # the loop, and the choice of the checkpoint
     loader, sampler = builders.make_loader(config, paths, labels, kept if isinstance(kept, Tensor) else None)
-    chosen_on, before = only(table, config.training.select_on), stamps(paths)
+    chosen_on, before = select_split(table, config.training.select_on), stamps(paths)
     with _finalized(fabric.loggers):
         fit(
             fabric,
@@ -281,7 +281,7 @@ def _say(line: str) -> None:
 
 def _check_images(config: Config, table: pd.DataFrame) -> None:
     """Find out before the training what would spoil the judgement after it."""
-    counts = {name: only(table, name) for name in ("train", "validation", "test")}
+    counts = {name: select_split(table, name) for name in ("train", "validation", "test")}
     described = [f"{name} {len(set(x['label']))} classes, {len(x)} images" for name, x in counts.items() if len(x)]
     _say(f"{config.data.name}: {'; '.join(described)}")
     sizes = table["label"].value_counts()

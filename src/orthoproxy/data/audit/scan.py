@@ -144,7 +144,7 @@ def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
     return rows[errors != ""].reset_index(drop=True)
 
 
-def leave_out(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
+def drop_rows(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
     """Return a table without the images that cannot be read.
 
     Parameters
@@ -168,7 +168,7 @@ def leave_out(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> from orthoproxy.data.table import make_table
     >>> table = make_table(["1.png", "2.png"], ["a", "a"])
-    >>> leave_out(table, pd.DataFrame({"path": ["1.png"], "reason": "cut short"}))["path"].tolist()
+    >>> drop_rows(table, pd.DataFrame({"path": ["1.png"], "reason": "cut short"}))["path"].tolist()
     ['2.png']
     """
     kept = table[~table["path"].isin(unreadable["path"])].reset_index(drop=True)
