@@ -22,7 +22,7 @@ import torch.distributed as dist
 from measure import MIB, arguments, memory_of, report
 from torch import Tensor
 
-from orthoproxy.core.distributed import average_gradients, gather_rows, own_share, shares
+from orthoproxy.core.distributed import all_gather_rows, average_gradients, local_slice, split_sizes
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,
@@ -53,9 +53,9 @@ class Traffic:
 
 
 def step(objective: Objective, optimizer: torch.optim.Optimizer, labels: Tensor) -> None:
-    sizes = shares(B)
+    sizes = split_sizes(B)
     own = torch.randn(sizes[dist.get_rank()], D, requires_grad=True)
-    objective(gather_rows(own, sizes), gather_rows(labels[own_share(sizes)], sizes))["loss"].backward()
+    objective(all_gather_rows(own, sizes), all_gather_rows(labels[local_slice(sizes)], sizes))["loss"].backward()
     if objective.sharded is None:
         average_gradients(objective.parameters())
     optimizer.step()
@@ -75,7 +75,7 @@ def train(classes: int, sharded: bool) -> None:
 def measure(classes: int, sharded: bool) -> dict[str, float]:
     """What one process measures."""
     dist.init_process_group("gloo")
-    gather_rows(torch.zeros(1, 1), [1] * dist.get_world_size())  # what the connections take is not counted
+    all_gather_rows(torch.zeros(1, 1), [1] * dist.get_world_size())  # what the connections take is not counted
     traffic = Traffic()
     dist.all_reduce = traffic.count(dist.all_reduce, lambda x, *_: x, times=2)
     dist.all_gather = traffic.count(dist.all_gather, lambda parts, x, *_: x.repeat(len(parts), 1), times=1)

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.distributed import (
-    agreed,
-    any_of,
-    collect_rows,
-    copy_from_main,
-    from_main,
-    gather_rows,
-    own_share,
+    all_gather_rows,
+    all_reduce_sum,
+    any_process,
+    broadcast_,
+    broadcast_object,
+    broadcast_rows,
+    gather_to_main,
+    local_slice,
     process_count,
     process_index,
-    rows_in_order,
-    shares,
-    sum_parts,
+    raise_together,
+    split_sizes,
 )
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import BatchSampler
@@ -129,7 +129,7 @@ class Case:
         found = {name: of(parameter) for name, parameter in encoder.named_parameters()}
         vectors = of(next(objective.parameters()))
         if objective.sharded is not None:
-            vectors = collect_rows(vectors, objective.sharded.sizes)
+            vectors = gather_to_main(vectors, objective.sharded.sizes)
         return {**found, "proxies": vectors}
 
 
@@ -296,35 +296,35 @@ def test_live_batch_norm_leaves_the_same_encoder_in_all_processes() -> None:
 def test_what_processes_exchange(count: int) -> None:
     for seen in in_processes(count, exchange):
         assert seen == {
-            "shares": shares(10, count),
+            "shares": split_sizes(10, count),
             "gathered": list(range(10)),
             "sum": sum(range(count)),
             "any": [True, False],
-            "from_main": 0,
+            "broadcast_object": 0,
             "in_order": list(range(10)),
             "copied": 0.0,
         }
 
 
 def exchange() -> dict[str, Any]:
-    rank, sizes = process_index(), shares(10)
-    own = torch.arange(10)[own_share(sizes)]
+    rank, sizes = process_index(), split_sizes(10)
+    own = torch.arange(10)[local_slice(sizes)]
     copied = torch.full((2, 2), float(rank))
-    copy_from_main([copied])
+    broadcast_([copied])
     return {
         "shares": sizes,
-        "gathered": gather_rows(own, sizes).tolist(),
-        "sum": int(sum_parts(torch.tensor(rank))),
-        "any": [any_of(rank == 0), any_of(False)],
-        "from_main": from_main(rank),
-        "in_order": [int(x) for _, rows in rows_in_order(own, sizes, block=2) for x in rows],
+        "gathered": all_gather_rows(own, sizes).tolist(),
+        "sum": int(all_reduce_sum(torch.tensor(rank))),
+        "any": [any_process(rank == 0), any_process(False)],
+        "broadcast_object": broadcast_object(rank),
+        "in_order": [int(x) for _, rows in broadcast_rows(own, sizes, block=2) for x in rows],
         "copied": float(copied.mean()),
     }
 
 
 def fail_in(process: int) -> tuple[str, str]:
     try:
-        with agreed():
+        with raise_together():
             if process_index() >= process:
                 raise InputError("no such file")
     except InputError as error:
@@ -335,7 +335,7 @@ def fail_in(process: int) -> tuple[str, str]:
 def test_an_error_in_one_process_is_raised_in_all() -> None:
     ours, theirs = in_processes(2, fail_in, 1)
     assert theirs == ("InputError", "no such file")
-    assert ours == ("StoppedElsewhere", "process 1 of 2: no such file")
+    assert ours == ("RemoteProcessError", "process 1 of 2: no such file")
     ours, theirs = in_processes(2, fail_in, 0)
-    assert ours == ("InputError", "no such file") and theirs[0] == "StoppedElsewhere"
+    assert ours == ("InputError", "no such file") and theirs[0] == "RemoteProcessError"
     assert in_processes(2, fail_in, 2) == [("", "")] * 2

@@ -15,14 +15,14 @@ from records import record
 
 from orthoproxy.core import files
 from orthoproxy.core.failpoints import VARIABLE
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 
 LONG = 200_000
 
 
 def _rewrite(path: Path, times: int) -> None:
     for number in range(times):
-        write_whole(path, json.dumps([number] * (LONG // 100)))
+        atomic_write(path, json.dumps([number] * (LONG // 100)))
 
 
 def test_a_reader_sees_one_version_or_the_other(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ def test_two_writers_of_one_file_do_not_get_into_each_others_way(tmp_path: Path)
 
     def meanwhile(file: BinaryIO) -> None:
         file.write(b"first")
-        write_whole(path, "second", others=True)
+        atomic_write(path, "second")
         assert path.read_text() == "second"
 
-    write_whole(path, meanwhile, others=True)
+    atomic_write(path, meanwhile)
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
@@ -63,7 +63,7 @@ def test_killed_before_the_renaming_the_file_is_as_before(tmp_path: Path, place:
 
     def work() -> None:
         os.environ[VARIABLE] = f"a.txt {place}:1"
-        write_whole(path, content)  # pyright: ignore[reportArgumentType]
+        atomic_write(path, content)  # pyright: ignore[reportArgumentType]
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -71,7 +71,7 @@ def test_killed_before_the_renaming_the_file_is_as_before(tmp_path: Path, place:
     size = (tmp_path / "a.txt.tmp").stat().st_size
     assert process.exitcode == -signal.SIGKILL and path.read_text() == "before"
     assert size == 5 * LONG // 2 if place == "half" else size <= 5 * LONG
-    write_whole(path, "again")
+    atomic_write(path, "again")
     assert path.read_text() == "again" and list(tmp_path.iterdir()) == [path]
 
 
@@ -82,10 +82,10 @@ def test_a_disk_that_is_full_when_it_is_flushed_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "a.txt"
-    write_whole(path, "before")
+    atomic_write(path, "before")
     monkeypatch.setattr(files, "flush", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(path, "after")
+        atomic_write(path, "after")
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
@@ -93,5 +93,5 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     link, path = tmp_path / "link", tmp_path / "a.txt"
     path.write_text("before")
     link.symlink_to(path)
-    write_whole(link, "after")
+    atomic_write(link, "after")
     assert link.is_symlink() and path.read_text() == "after"

@@ -16,7 +16,7 @@ import torch
 from many import in_processes
 
 from orthoproxy.cli import main as cli
-from orthoproxy.core.distributed import StoppedElsewhere, process_index
+from orthoproxy.core.distributed import RemoteProcessError, process_index
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import Collection, read_collection
 from orthoproxy.embedding.collections import embed_collection
@@ -86,9 +86,9 @@ def test_another_number_of_processes_finishes_what_is_missing(photos, tmp_path, 
 def test_an_error_in_one_process_ends_all(photos, tmp_path) -> None:
     (tmp_path / "file").touch()
     ended = in_processes(2, embed, photos, tmp_path / "file")
-    assert [kind for kind, _ in ended] == [InputError.__name__, StoppedElsewhere.__name__]
+    assert [kind for kind, _ in ended] == [InputError.__name__, RemoteProcessError.__name__]
     ended = in_processes(2, embed, photos, tmp_path / "out", 1)
-    assert [kind for kind, _ in ended] == [StoppedElsewhere.__name__, InputError.__name__]
+    assert [kind for kind, _ in ended] == [RemoteProcessError.__name__, InputError.__name__]
     assert not list((tmp_path / "out").glob("part-*"))
 
 

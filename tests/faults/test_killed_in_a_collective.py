@@ -30,7 +30,7 @@ PROCESSES, VICTIM, STEP = (
 def _train(arguments: list[str], errors: Path, killed: bool) -> int:
     """Train in this process; the victim dies where the others already gather the embeddings of a step."""
     sys.stdout = sys.stderr = (errors / f"{dist.get_rank()}.txt").open("a", buffering=1)
-    gather, calls = loop.gather_rows, 0
+    gather, calls = loop.all_gather_rows, 0
 
     def gather_or_die(*args: Any) -> torch.Tensor:
         nonlocal calls
@@ -40,7 +40,7 @@ def _train(arguments: list[str], errors: Path, killed: bool) -> int:
         return gather(*args)
 
     if killed:
-        loop.gather_rows = gather_or_die
+        loop.all_gather_rows = gather_or_die
     return main(arguments)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from many import in_processes
 from torch import Tensor
 
-from orthoproxy.core.distributed import collect_rows, gather_rows, own_share, shares
+from orthoproxy.core.distributed import all_gather_rows, gather_to_main, local_slice, split_sizes
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,
@@ -43,7 +43,7 @@ def test_parts_of_proxy_anchor_sum_up_to_it_and_so_do_their_gradients(batch: Bat
     whole = proxy_anchor_loss(x, labels, p)
     expected = torch.autograd.grad(whole, (x, p))
     total, first = torch.zeros(()), 0
-    for size in shares(len(p), parts):  # some are empty
+    for size in split_sizes(len(p), parts):  # some are empty
         total = total + proxy_anchor_part(x, labels, p[first : first + size], first, len(p), 32.0, 0.1, memory)
         first += size
     torch.testing.assert_close(total, whole, rtol=1e-12, atol=1e-12)
@@ -54,7 +54,7 @@ def test_parts_of_proxy_anchor_sum_up_to_it_and_so_do_their_gradients(batch: Bat
 @given(batches(), st.integers(1, 5), st.booleans(), st.sampled_from(["sum", "mean", "excess"]))
 def test_gram_matrices_of_parts_give_the_orthogonality_of_all(batch: Batch, parts: int, unit: bool, scaling) -> None:
     p = torch.cat([batch[2], torch.ones(1, batch[2].shape[1])])  # at least two
-    sizes = shares(len(p), parts)
+    sizes = split_sizes(len(p), parts)
     gram = sum(gram_of_dims(part, unit) for part in p.split(sizes))
     value = distance_of_gram(gram, len(p), p.shape[1], unit, scaling)
     torch.testing.assert_close(value, soft_orthogonality(p, unit, "dims", scaling), rtol=1e-9, atol=1e-9)
@@ -71,17 +71,17 @@ def objective(classes: int, divided: bool) -> Objective:
 
 def in_parts(classes: int, labels: list[int]) -> dict[str, Tensor]:
     """Compute loss and gradients; each process brings some of the images."""
-    made, x, sizes = objective(classes, divided=True), images(len(labels)), shares(len(labels))
-    own = x[own_share(sizes)].clone().requires_grad_()
-    parts = made(gather_rows(own, sizes), gather_rows(torch.tensor(labels)[own_share(sizes)], sizes))
+    made, x, sizes = objective(classes, divided=True), images(len(labels)), split_sizes(len(labels))
+    own = x[local_slice(sizes)].clone().requires_grad_()
+    parts = made(all_gather_rows(own, sizes), all_gather_rows(torch.tensor(labels)[local_slice(sizes)], sizes))
     parts["loss"].backward()
     loss = made.sharded
     assert loss is not None and own.grad is not None and loss.proxies.grad is not None
     return {
         **{name: part.detach() for name, part in parts.items()},
-        "by_images": gather_rows(own.grad, sizes) / len(sizes),  # DDP's mean
-        "by_proxies": collect_rows(loss.proxies.grad, loss.sizes),
-        "proxies": collect_rows(loss.proxies.detach(), loss.sizes),
+        "by_images": all_gather_rows(own.grad, sizes) / len(sizes),  # DDP's mean
+        "by_proxies": gather_to_main(loss.proxies.grad, loss.sizes),
+        "proxies": gather_to_main(loss.proxies.detach(), loss.sizes),
         "kept": torch.tensor(len(loss.proxies)),
     }
 
@@ -107,7 +107,7 @@ def test_processes_with_a_part_each_compute_the_loss_and_gradients_of_one(
     expected["loss"].backward()
     proxies = next(whole.parameters())
     several = in_processes(count, in_parts, classes, labels)
-    assert [int(seen["kept"]) for seen in several] == shares(classes, count)
+    assert [int(seen["kept"]) for seen in several] == split_sizes(classes, count)
     for seen in several:
         for name, part in expected.items():
             torch.testing.assert_close(seen[name], part.detach(), rtol=1e-12, atol=1e-12)

@@ -24,7 +24,7 @@ from orthoproxy.runs import config as c
 from orthoproxy.runs.build import split_table
 from orthoproxy.data import select_split
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.distributed import StoppedElsewhere
+from orthoproxy.core.distributed import RemoteProcessError
 from orthoproxy.runs.recipes import write_config
 from orthoproxy.runs.run_folder import Run
 
@@ -158,13 +158,13 @@ def test_bad_input_in_one_process_ends_all(photos, tmp_path) -> None:
     broken = damage(photos, tmp_path / "photos")
     config = make_config(tmp_path / "photos")
     ended = in_processes(2, train, config, tmp_path / "run")
-    assert {seen["error"] for seen in ended} == {InputError, StoppedElsewhere}
+    assert {seen["error"] for seen in ended} == {InputError, RemoteProcessError}
     for seen in ended:
         assert f"cannot read the image {broken}" in seen["message"]
     config = make_config(photos)
     config.encoder.embedding_dim = 4096  # all meet this one
     ended = in_processes(2, train, config, tmp_path / "run")
-    assert [seen["error"] for seen in ended] == [InputError, StoppedElsewhere]
+    assert [seen["error"] for seen in ended] == [InputError, RemoteProcessError]
 
 
 def test_unreadable_images_are_looked_for_by_all_and_left_out(photos, tmp_path) -> None:

@@ -18,7 +18,7 @@ from records import record
 from orthoproxy.cli import main as cli
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_parsing import plain_yaml
+from orthoproxy.core.safe_parsing import parse_yaml
 from orthoproxy.runs import recipes
 from orthoproxy.runs.config import Config, flat
 from orthoproxy.runs.model_card import license_of
@@ -205,10 +205,10 @@ def test_what_would_grow_without_end(name: str, parser: ArgumentParser, tmp_path
 
 
 def test_aliases_of_reasonable_size_are_fine() -> None:
-    assert plain_yaml("a: &a [1, 2]\nb: [*a, *a]")["b"] == [[1, 2], [1, 2]]
-    assert plain_yaml("a: {x: 1}\nb: {x: 2}\n1: c\n'1': d") == {"a": {"x": 1}, "b": {"x": 2}, 1: "c", "1": "d"}
+    assert parse_yaml("a: &a [1, 2]\nb: [*a, *a]")["b"] == [[1, 2], [1, 2]]
+    assert parse_yaml("a: {x: 1}\nb: {x: 2}\n1: c\n'1': d") == {"a": {"x": 1}, "b": {"x": 2}, 1: "c", "1": "d"}
     with pytest.raises(ValueError, match="line 3: the key 'x' is there already"):
-        plain_yaml("a:\n- x: 1\n  x: 1")
+        parse_yaml("a:\n- x: 1\n  x: 1")
 
 
 STUDY = """

@@ -35,8 +35,8 @@ from orthoproxy.catalog.milvus import (
     open_lite,
 )
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import write_whole
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.safe_parsing import parse_json
 
 FORMAT_VERSION = 1
 FLAT_BELOW = 200_000  # rows; with more, an index of another kind answers faster than a look at every row
@@ -142,7 +142,7 @@ class Catalog:
             client = open_lite(folder)
             create_collection(client, COLLECTION, dim, "")
             # the last step: without it, there is no catalog
-            write_whole(folder / "catalog.json", json.dumps(facts, indent=2) + "\n")
+            atomic_write(folder / "catalog.json", json.dumps(facts, indent=2) + "\n")
             return cls._of_folder(client, folder, facts, lock)
 
     @classmethod
@@ -537,7 +537,7 @@ def _not_ours(folder: Path) -> str | None:
 def _checked(text: str, where: str) -> dict[str, Any]:
     """The facts of a catalog, if they are of a version that this code knows."""
     try:
-        facts = plain_json(text)
+        facts = parse_json(text)
     except ValueError:
         facts = None
     version = facts.get("format_version") if isinstance(facts, dict) else None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.data import CopyCheck, describe_images, scan_images, verify_images
 from orthoproxy.data.sources.download import download
 from orthoproxy.runs.build import read_table
@@ -126,7 +126,7 @@ def _title(data: Data) -> str:
 
 def _write(result: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        write_whole(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        atomic_write(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def _print_counts(data: Data, description: dict[str, Any]) -> None:

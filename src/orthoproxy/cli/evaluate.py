@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.data import drop_rows, find_unreadable, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, evaluate
@@ -51,7 +51,7 @@ def run_evaluate(arguments: list[str]) -> None:
         print("note: these scores say little about unseen classes")
     if options.json:
         with os_errors_as_input_errors(options.json, "run it again"):
-            write_whole(Path(options.json), json.dumps(scores, indent=2) + "\n")
+            atomic_write(Path(options.json), json.dumps(scores, indent=2) + "\n")
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from orthoproxy.cli.data import run_data
 from orthoproxy.cli.evaluate import print_scores, run_evaluate
-from orthoproxy.core.distributed import StoppedElsewhere, is_main, is_of_lost_process
+from orthoproxy.core.distributed import RemoteProcessError, is_connection_loss, is_main
 from orthoproxy.core.errors import InputError, WorkerLost, os_errors_as_input_errors
 from orthoproxy.core.locks import alone_in
 from orthoproxy.runs.evaluate import judge
@@ -155,7 +155,7 @@ def _run(arguments: list[str]) -> int:
             raise InputError(f"{arguments[0]}: works in one process; start it without torchrun")
         with nullcontext() if arguments[0] == "serve" else _ended_by_sigterm():  # a server sees to it itself
             return VERBS[arguments[0]](arguments[1:]) or 0
-    except StoppedElsewhere:  # the process that met the error tells
+    except RemoteProcessError:  # the process that met the error tells
         return 2
     except InputError as error:
         # raised in a loader's worker, the message comes back inside the text of a traceback
@@ -170,7 +170,7 @@ def _run(arguments: list[str]) -> int:
         print(f"orthoproxy: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not is_of_lost_process(error):
+        if not is_connection_loss(error):
             raise
         remedy = "Go on from the last checkpoint with --resume" if arguments[0] == "train" else "Run it again to go on"
         print(_LOST.format(rank=os.environ.get("RANK"), remedy=remedy), file=sys.stderr)

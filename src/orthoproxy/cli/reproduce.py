@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from orthoproxy.core.distributed import agreed, from_main, is_main
+from orthoproxy.core.distributed import broadcast_object, is_main, raise_together
 from orthoproxy.core.errors import os_errors_as_input_errors
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.runs.recipes import parse
 from orthoproxy.runs.reproduce import Comparison, compare, reproduce
 from orthoproxy.runs.run_folder import Run
@@ -60,15 +60,15 @@ def run_reproduce(arguments: list[str]) -> int:
     with os_errors_as_input_errors(out, "run it again to go on"):
         again = reproduce(run, out, options.data.root, options.data.path)
     different = False
-    with agreed():
+    with raise_together():
         if is_main():
             comparison = compare(run, again)
             different = comparison.verdict == "different"
             _tell(comparison, run, again)
             if options.json:
                 with os_errors_as_input_errors(options.json, "run it again"):
-                    write_whole(Path(options.json), json.dumps(comparison.to_dict(), indent=2) + "\n")
-    return int(from_main(different))
+                    atomic_write(Path(options.json), json.dumps(comparison.to_dict(), indent=2) + "\n")
+    return int(broadcast_object(different))
 
 
 def _tell(comparison: Comparison, run: Run, again: Run) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, get_type_hints
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from orthoproxy.core.distributed import agreed, is_first_of_machine, is_main, meet, process_count
+from orthoproxy.core.distributed import init_process_group, is_first_of_machine, is_main, process_count, raise_together
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.progress import duration
 from orthoproxy.data import Collection, make_collection, read_collection, select_split
@@ -87,7 +87,7 @@ def run_embed(arguments: list[str]) -> None:
     parser.add_argument("--part-size", type=int, default=10_000, help="Images of a part.")
     parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
     options = parse(parser, arguments)
-    meet(torch.device("cpu"))  # all that is exchanged is small
+    init_process_group(torch.device("cpu"))  # all that is exchanged is small
     collection = _of_first_process(lambda: read_images(options))
     model = _of_first_process(lambda: load_model(options.model, _device(options.accelerator)))
     with os_errors_as_input_errors(options.out, "run it again"):
@@ -148,7 +148,7 @@ def _of_first_process(make: Callable[[], T]) -> T:
     """Let one process of a machine come first, which fills caches: rendered icons, a model from the hub."""
     made: list[T] = []
     for turn in (is_first_of_machine(), True):
-        with agreed():
+        with raise_together():
             if turn and not made:
                 made.append(make())
     return made[0]

@@ -34,11 +34,11 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 
 
-class StoppedElsewhere(InputError):  # noqa: N818 -- the error itself is another process's
+class RemoteProcessError(InputError):
     """Another process of the job met an error, and says which; this one stops because of it."""
 
 
-def meet(device: torch.device) -> None:
+def init_process_group(device: torch.device) -> None:
     """Find the other processes that torchrun started, if it did.
 
     Parameters
@@ -48,7 +48,7 @@ def meet(device: torch.device) -> None:
 
     Examples
     --------
-    >>> meet(torch.device("cpu"))
+    >>> init_process_group(torch.device("cpu"))
     """
     if not dist.is_available() or dist.is_initialized() or not dist.is_torchelastic_launched():
         return
@@ -116,7 +116,7 @@ def is_first_of_machine() -> bool:
     return process_count() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def shares(total: int, parts: int | None = None, unit: int = 1) -> list[int]:
+def split_sizes(total: int, parts: int | None = None, unit: int = 1) -> list[int]:
     """Divide things among processes, as evenly as whole units allow.
 
     Parameters
@@ -135,9 +135,9 @@ def shares(total: int, parts: int | None = None, unit: int = 1) -> list[int]:
 
     Examples
     --------
-    >>> shares(10, parts=4)
+    >>> split_sizes(10, parts=4)
     [2, 3, 2, 3]
-    >>> shares(10, parts=4, unit=4)
+    >>> split_sizes(10, parts=4, unit=4)
     [0, 4, 4, 2]
     """
     parts, units = parts or process_count(), -(-total // unit)
@@ -145,7 +145,7 @@ def shares(total: int, parts: int | None = None, unit: int = 1) -> list[int]:
     return [end - start for start, end in itertools.pairwise(ends)]
 
 
-def own_share(sizes: Sequence[int]) -> slice:
+def local_slice(sizes: Sequence[int]) -> slice:
     """Return where this process's things lie among all.
 
     Parameters
@@ -155,14 +155,14 @@ def own_share(sizes: Sequence[int]) -> slice:
 
     Examples
     --------
-    >>> list("abc")[own_share(shares(3))]
+    >>> list("abc")[local_slice(split_sizes(3))]
     ['a', 'b', 'c']
     """
     start = sum(sizes[: process_index()])
     return slice(start, start + sizes[process_index()])
 
 
-def gather_rows(x: Shaped[Tensor, "b ..."], sizes: Sequence[int]) -> Shaped[Tensor, "B ..."]:
+def all_gather_rows(x: Shaped[Tensor, "b ..."], sizes: Sequence[int]) -> Shaped[Tensor, "B ..."]:
     """Put the rows of all processes together, in the order of the processes; gradients find their way back.
 
     On the way back, the gradients that the processes have for the rows of one of them are summed there. This is done by
@@ -183,7 +183,7 @@ def gather_rows(x: Shaped[Tensor, "b ..."], sizes: Sequence[int]) -> Shaped[Tens
 
     Examples
     --------
-    >>> gather_rows(torch.eye(2), sizes=[2])
+    >>> all_gather_rows(torch.eye(2), sizes=[2])
     tensor([[1., 0.],
             [0., 1.]])
     """
@@ -212,7 +212,7 @@ class _GatherRows(torch.autograd.Function):
         return total.split(ctx.sizes)[process_index()], None
 
 
-def sum_parts(part: Tensor) -> Tensor:
+def all_reduce_sum(part: Tensor) -> Tensor:
     """Sum a tensor over the processes; each gets the sum, and its own part gets the sum's gradient.
 
     Parameters
@@ -222,7 +222,7 @@ def sum_parts(part: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> sum_parts(torch.tensor(2.0))
+    >>> all_reduce_sum(torch.tensor(2.0))
     tensor(2.)
     """
     if process_count() == 1:
@@ -246,7 +246,7 @@ class _SumParts(torch.autograd.Function):
         return by_total[0]
 
 
-def rows_in_order(
+def broadcast_rows(
     x: Shaped[Tensor, "b ..."], sizes: Sequence[int], block: int = 8192
 ) -> Iterator[tuple[int, Shaped[Tensor, "n ..."]]]:
     """Show every process the rows of all, some at a time and in the order of the processes, so that none holds all.
@@ -269,7 +269,7 @@ def rows_in_order(
 
     Examples
     --------
-    >>> [(first, len(rows)) for first, rows in rows_in_order(torch.zeros(5, 2), [5], block=3)]
+    >>> [(first, len(rows)) for first, rows in broadcast_rows(torch.zeros(5, 2), [5], block=3)]
     [(0, 3), (3, 2)]
     """
     first = 0
@@ -284,7 +284,7 @@ def rows_in_order(
             first += rows
 
 
-def collect_rows(x: Shaped[Tensor, "b ..."], sizes: Sequence[int]) -> Shaped[Tensor, "B ..."] | None:
+def gather_to_main(x: Shaped[Tensor, "b ..."], sizes: Sequence[int]) -> Shaped[Tensor, "B ..."] | None:
     """Put the rows of all processes together in the memory of the main one.
 
     Parameters
@@ -301,11 +301,11 @@ def collect_rows(x: Shaped[Tensor, "b ..."], sizes: Sequence[int]) -> Shaped[Ten
 
     Examples
     --------
-    >>> collect_rows(torch.ones(2, 1), [2]).shape
+    >>> gather_to_main(torch.ones(2, 1), [2]).shape
     torch.Size([2, 1])
     """
     rows = torch.empty(sum(sizes), *x.shape[1:], dtype=x.dtype) if is_main() else None
-    for first, part in rows_in_order(x, sizes):
+    for first, part in broadcast_rows(x, sizes):
         if rows is not None:
             rows[first : first + len(part)] = part
     return rows
@@ -334,7 +334,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def copy_from_main(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors with those of the main process.
 
     Parameters
@@ -344,7 +344,7 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
 
     Examples
     --------
-    >>> copy_from_main(nn.Linear(2, 2).parameters())
+    >>> broadcast_(nn.Linear(2, 2).parameters())
     """
     if process_count() == 1:
         return
@@ -354,7 +354,7 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
         x.copy_(sent)
 
 
-def from_main(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """Return the main process's value.
 
     Parameters
@@ -364,7 +364,7 @@ def from_main(value: T) -> T:
 
     Examples
     --------
-    >>> from_main("here")
+    >>> broadcast_object("here")
     'here'
     """
     return gather_objects(value if is_main() else None)[0]  # pyright: ignore[reportReturnType]
@@ -390,7 +390,7 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def any_of(holds: bool) -> bool:
+def any_process(holds: bool) -> bool:
     """Whether something holds in any process.
 
     Parameters
@@ -400,7 +400,7 @@ def any_of(holds: bool) -> bool:
 
     Examples
     --------
-    >>> any_of(False)
+    >>> any_process(False)
     False
     """
     if process_count() == 1:
@@ -411,7 +411,7 @@ def any_of(holds: bool) -> bool:
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def raise_together() -> Iterator[None]:
     """Leave the block when all processes have come to its end; an error in one ends it in all.
 
     Inside, processes must not wait for each other. The process that met the error raises it, and if several did, the
@@ -419,12 +419,12 @@ def agreed() -> Iterator[None]:
 
     Raises
     ------
-    StoppedElsewhere
+    RemoteProcessError
         In the other processes, with the message of that error.
 
     Examples
     --------
-    >>> with agreed():
+    >>> with raise_together():
     ...     raise InputError("no such file")
     Traceback (most recent call last):
     ...
@@ -443,10 +443,10 @@ def agreed() -> Iterator[None]:
     if first == process_index() and error is not None:
         raise error
     if first is not None:
-        raise StoppedElsewhere(f"process {first} of {process_count()}: {said[first]}") from error
+        raise RemoteProcessError(f"process {first} of {process_count()}: {said[first]}") from error
 
 
-def is_of_lost_process(error: BaseException) -> bool:
+def is_connection_loss(error: BaseException) -> bool:
     """Whether an error says that another process of the job has gone.
 
     Parameters
@@ -456,7 +456,7 @@ def is_of_lost_process(error: BaseException) -> bool:
 
     Examples
     --------
-    >>> is_of_lost_process(RuntimeError("[pair.cc:534] Connection closed by peer [127.0.1.1]:4711"))
+    >>> is_connection_loss(RuntimeError("[pair.cc:534] Connection closed by peer [127.0.1.1]:4711"))
     False
     """
     if process_count() == 1:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.core.failpoints import failpoint
 
 
-def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object], others: bool = False) -> None:
+def atomic_write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file under another name, flush it to the disk, and rename it: a reader never sees half of it.
 
     Where that fails, what was there before still is, and after a power cut there is the one or the other.
@@ -23,8 +24,6 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object],
         The file, or a terminal or a pipe. Its folder is there.
     content
         What it is to hold, text as UTF-8; or what writes it.
-    others
-        Other processes may write the same file at the same time: each to a name of its own, and the last one stays.
 
     Raises
     ------
@@ -35,7 +34,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object],
     --------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "scores.json"
-    >>> write_whole(path, "{}")
+    >>> atomic_write(path, "{}")
     >>> path.read_text()
     '{}'
     """
@@ -44,7 +43,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object],
             _write(file, content, path.name)
         return
     path = path.resolve()  # where a link leads
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if others else f"{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with unfinished.open("wb") as file:
             _write(file, content, path.name)
@@ -107,7 +106,7 @@ def flush(file: BinaryIO) -> None:
 
     Examples
     --------
-    See `write_whole`.
+    See `atomic_write`.
     """
     file.flush()
     os.fsync(file.fileno())
@@ -140,3 +139,28 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def path_inside(folder: Path, name: str) -> str | None:
+    """Return the path of a listed file if it lies inside an absolute folder, None if it leads out.
+
+    Decided by the name alone, so ``link/../x`` cannot mean another file than it seems. A link inside the folder may
+    lead out of it: whoever made the link could also have moved the files.
+    """
+    if ".." not in name and not os.path.isabs(name):  # noqa: PTH117 -- many names; Path takes ten times as long
+        return str(folder / name)
+    path = os.path.normpath(folder / name)
+    roots = (str(root).rstrip(os.sep) + os.sep for root in (os.path.normpath(folder), folder.resolve()))
+    return path if path.startswith(tuple(roots)) else None
+
+
+def paths_inside(folder: Path, names: Iterable[str], source: Path) -> list[str]:
+    """Return the paths of the files that `source` lists; raises InputError for the first that leads out of `folder`."""
+    paths = []
+    for name in names:
+        path = path_inside(folder, name)
+        if path is None:
+            problem = f"lists {name!r}, which is outside of {folder}"
+            raise InputError(problem, path=source, hint="use the list as it was published")
+        paths.append(path)
+    return paths

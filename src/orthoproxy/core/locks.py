@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from orthoproxy.core.distributed import agreed, is_main
+from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.errors import InputError
 
 try:
@@ -34,7 +34,7 @@ def alone_in(folder: Path, name: str = "--out") -> Iterator[None]:
     Raises
     ------
     InputError
-        If another job is writing to it; in the other processes `StoppedElsewhere`.
+        If another job is writing to it; in the other processes `RemoteProcessError`.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def alone_in(folder: Path, name: str = "--out") -> Iterator[None]:
     2
     """
     with ExitStack() as stack:
-        with agreed():
+        with raise_together():
             if is_main():
                 stack.enter_context(locked(folder, name))
         yield

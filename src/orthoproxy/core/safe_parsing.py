@@ -16,7 +16,7 @@ PLAIN_TAGS = {None, "!", "tag:yaml.org,2002:str"}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def plain_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Parse JSON.
 
     Parameters
@@ -36,9 +36,9 @@ def plain_json(text: str | bytes) -> Any:
 
     Examples
     --------
-    >>> plain_json('{"dim": 8}')
+    >>> parse_json('{"dim": 8}')
     {'dim': 8}
-    >>> plain_json("[" * 100_000)
+    >>> parse_json("[" * 100_000)
     Traceback (most recent call last):
     ...
     ValueError: nested too deeply
@@ -49,7 +49,7 @@ def plain_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def plain_array(path: Path) -> np.ndarray:
+def open_npy(path: Path) -> np.ndarray:
     """Open an array in NumPy's format; nothing in it is unpickled, and what is not there takes no memory.
 
     Parameters
@@ -74,7 +74,7 @@ def plain_array(path: Path) -> np.ndarray:
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "index.npy"
     >>> np.save(path, np.arange(3))
-    >>> plain_array(path).tolist()
+    >>> open_npy(path).tolist()
     [0, 1, 2]
     """
     try:
@@ -89,7 +89,7 @@ def plain_array(path: Path) -> np.ndarray:
     return array
 
 
-def plain_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Parse YAML that holds values only: no tag that would make a Python object, no alias that would fill the memory.
 
     Parameters
@@ -111,13 +111,13 @@ def plain_yaml(text: str) -> Any:
 
     Examples
     --------
-    >>> plain_yaml("training: {epochs: 3}")
+    >>> parse_yaml("training: {epochs: 3}")
     {'training': {'epochs': 3}}
-    >>> plain_yaml("loss: !!python/object/apply:os.system [ls]")
+    >>> parse_yaml("loss: !!python/object/apply:os.system [ls]")
     Traceback (most recent call last):
     ...
     ValueError: line 1: the tag !!python/object/apply:os.system; give plain values
-    >>> plain_yaml("epochs: 3\\nepochs: 8")
+    >>> parse_yaml("epochs: 3\\nepochs: 8")
     Traceback (most recent call last):
     ...
     ValueError: line 2: the key 'epochs' is there already; keep one

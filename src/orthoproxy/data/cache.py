@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import flush, write_whole
+from orthoproxy.core.files import atomic_write, flush
 from orthoproxy.core.progress import Progress
-from orthoproxy.core.safe_parsing import plain_array
+from orthoproxy.core.safe_parsing import open_npy
 from orthoproxy.data.datasets import read_or_replace
 from orthoproxy.data.images import CroppableImage, read_image
 from orthoproxy.data.read_timeout import watched, worker_options
@@ -243,7 +243,7 @@ class _Store:
     def read(self) -> None:
         """Read the index; one that is damaged is as good as none, and what it names must be there."""
         try:
-            entries, length = plain_array(self.index).astype(ENTRY, casting="no"), self.file.stat().st_size
+            entries, length = open_npy(self.index).astype(ENTRY, casting="no"), self.file.stat().st_size
             self.entries = entries[_is_sound(entries, length)]
         except (OSError, ValueError, TypeError, IndexError):
             self.entries = np.empty(0, ENTRY)
@@ -302,7 +302,7 @@ class _Store:
     def _save(self) -> None:
         flush(self._output)  # else a power cut might keep the index without the pixels
         entries = np.concatenate([self.entries, np.array(self._added, ENTRY)])
-        write_whole(self.index, lambda file: np.save(file, entries))
+        atomic_write(self.index, lambda file: np.save(file, entries))
         self.entries, self._added, self._saved_at = entries, [], time.monotonic()
         self.rows = {key: row for row, key in enumerate(entries["key"].tolist())}
 

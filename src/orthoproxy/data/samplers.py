@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from orthoproxy.core.distributed import shares
+from orthoproxy.core.distributed import split_sizes
 
 SampleSeed = tuple[int, int]  # row of the table, seed of its augmentation
 
@@ -76,7 +76,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
         rows = len(self.labels)
         if self.images_per_class:
             rows = self.images_per_class * len(np.unique(self.labels))
-        return shares(min(self.batch_size, rows), self.of)
+        return split_sizes(min(self.batch_size, rows), self.of)
 
     def __iter__(self) -> Iterator[list[SampleSeed]]:
         """Yield the batches of epoch `self.epoch`, from number `self.batch` on."""

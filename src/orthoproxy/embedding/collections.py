@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from orthoproxy.core.distributed import agreed, from_main, is_main, process_count, process_index
+from orthoproxy.core.distributed import broadcast_object, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.locks import locked
 from orthoproxy.core.progress import Progress
@@ -129,19 +129,19 @@ def embed_collection(
     out, plan = Path(out), make_plan(embedder, model_path, collection, part_size)
     parts = plan["parts"]
     with ExitStack() as stack:
-        with agreed():
+        with raise_together():
             if is_main():
                 if out.exists() and not out.is_dir():
                     raise InputError(f"--out: {out} is a file; give a folder")
                 stack.enter_context(locked(out))
                 begin(out, plan)
-        planned = from_main(parts)
-        with agreed():
+        planned = broadcast_object(parts)
+        with raise_together():
             if parts != planned:
                 raise InputError(f"{collection.root}: not the same images in all processes; give all the same ones")
-        missing = from_main([n for n, part in enumerate(parts) if not is_whole(out, part)] if is_main() else [])
+        missing = broadcast_object([n for n, part in enumerate(parts) if not is_whole(out, part)] if is_main() else [])
         start = time.monotonic()
-        with agreed():
+        with raise_together():
             if is_main() and len(missing) < len(parts):
                 print(f"{out}: {len(parts) - len(missing)} of {len(parts)} parts are there already", file=sys.stderr)
             own = missing[process_index() :: process_count()]
@@ -234,10 +234,10 @@ def _embed_parts(
 def _unreadable_of_all(out: Path, plan: dict[str, Any]) -> pd.DataFrame:
     """The images that could not be read, in every process; the main one writes them down."""
     unreadable = None
-    with agreed():
+    with raise_together():
         if is_main():
             unreadable = list_unreadable(out, plan)
-    unreadable = from_main(unreadable)
+    unreadable = broadcast_object(unreadable)
     assert unreadable is not None
     return unreadable
 

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from orthoproxy.core.distributed import agreed, gather_rows, own_share, shares
+from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import Progress
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data import CroppableImage, EvaluationImages, evaluation_size, evaluation_transform
 from orthoproxy.data.read_timeout import watched, worker_options
 from orthoproxy.data.transforms import Resize, Transform
@@ -188,10 +188,10 @@ class Embedder(
         InputError
             As from `embed`, in all processes.
         """
-        sizes = shares(len(images), unit=batch_size)
-        with agreed():
-            own = self.embed(images[own_share(sizes)], batch_size, workers, what)
-        return gather_rows(torch.from_numpy(own), sizes).numpy()
+        sizes = split_sizes(len(images), unit=batch_size)
+        with raise_together():
+            own = self.embed(images[local_slice(sizes)], batch_size, workers, what)
+        return all_gather_rows(torch.from_numpy(own), sizes).numpy()
 
     def save(self, folder: Path, card: str | None = None) -> None:
         """Write the model folder: all that is needed to embed.
@@ -217,15 +217,15 @@ class Embedder(
             description |= {"threshold": self.threshold, "false_match_rate": self.false_match_rate}
         (folder / "config.json").unlink(missing_ok=True)  # written last, it says that the rest is whole
         classes = json.dumps(self.classes, indent=0, ensure_ascii=False)
-        write_whole(folder / "classes.json", classes + "\n")
-        write_whole(folder / "README.md", self.card if card is None else card)
+        atomic_write(folder / "classes.json", classes + "\n")
+        atomic_write(folder / "README.md", self.card if card is None else card)
         tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
         _write_tensors(tensors, folder / "model.safetensors")
         (folder / "proxies.safetensors").unlink(missing_ok=True)
         if self.proxies is not None:
             proxies = self.proxies.detach().cpu().contiguous()
             _write_tensors({"proxies": proxies}, folder / "proxies.safetensors")
-        write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
+        atomic_write(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", with_proxies: bool = True) -> Embedder:
@@ -370,7 +370,7 @@ def write_threshold(folder: Path, threshold: float | None, false_match_rate: flo
     given = {"threshold": threshold, "false_match_rate": false_match_rate}
     kept = {name: value for name, value in description.items() if name not in given}
     text = json.dumps(kept if threshold is None else {**kept, **given}, indent=2) + "\n"
-    write_whole(path, text)
+    atomic_write(path, text)
 
 
 def _is_of_the_hub(path: str | Path) -> bool:
@@ -435,11 +435,11 @@ def _threshold_of(description: dict[str, Any], folder: Path) -> tuple[float | No
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    write_whole(path, safetensors.torch.save(tensors))  # save_file tells a full disk in an exception of its own
+    atomic_write(path, safetensors.torch.save(tensors))  # save_file tells a full disk in an exception of its own
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return plain_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from error

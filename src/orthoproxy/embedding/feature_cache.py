@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthoproxy.core.distributed import agreed, any_of, gather_rows, is_main, own_share, shares
+from orthoproxy.core.distributed import all_gather_rows, any_process, is_main, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import os_errors_as_input_errors
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import Progress
-from orthoproxy.core.safe_parsing import plain_array
+from orthoproxy.core.safe_parsing import open_npy
 from orthoproxy.data.cache import file_key
 from orthoproxy.embedding.embedder import Embedder, batches_of
 
@@ -100,17 +100,17 @@ def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers
     --------
     See `frozen_views`.
     """
-    with agreed():
+    with raise_together():
         path = folder / f"v{FORMAT}-{model.identity}-{_digest(paths)}.npy"
         kept = _read(path, len(paths), model.encoder.feature_dim)
-    missing = any_of(kept is None)
+    missing = any_process(kept is None)
     if kept is not None and not missing:
         return kept
-    sizes = shares(len(paths), unit=BATCH)
-    with agreed():
-        own = _compute(model, paths[own_share(sizes)], workers)
-    features = gather_rows(own, sizes)
-    with agreed(), os_errors_as_input_errors(folder, "run it again"):
+    sizes = split_sizes(len(paths), unit=BATCH)
+    with raise_together():
+        own = _compute(model, paths[local_slice(sizes)], workers)
+    features = all_gather_rows(own, sizes)
+    with raise_together(), os_errors_as_input_errors(folder, "run it again"):
         if is_main():
             _write(features.numpy(), path)
     return features
@@ -126,7 +126,7 @@ def _digest(paths: Sequence[str]) -> str:
 def _read(path: Path, rows: int, width: int) -> Float[Tensor, "N F"] | None:
     """Read a file of features; one that is damaged is as good as none."""
     try:
-        features = plain_array(path)
+        features = open_npy(path)
     except (OSError, ValueError):
         return None
     sound = features.shape == (rows, width) and features.dtype == np.float32
@@ -148,4 +148,4 @@ def _compute(model: Embedder, paths: Sequence[str], workers: int) -> Float[Tenso
 
 def _write(features: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: np.save(file, features), others=True)
+    atomic_write(path, lambda file: np.save(file, features))

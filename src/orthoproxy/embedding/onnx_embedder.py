@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.embedder import LARGEST, Embedder, Images, batches_of
@@ -110,7 +110,7 @@ class Description:
             If the file is not one that `orthoproxy export` wrote, or of a newer version.
         """
         try:
-            values = {name: plain_json(text) for name, text in metadata.items()}
+            values = {name: parse_json(text) for name, text in metadata.items()}
             version = values["format_version"]
             if version == FORMAT_VERSION:
                 about = cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})

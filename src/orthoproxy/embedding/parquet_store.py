@@ -16,8 +16,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import write_whole
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data import Collection
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
@@ -60,7 +60,7 @@ def embedding_meta(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no embeddings in {folder}: {META} is not there")
     try:
-        meta = plain_json(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_text(encoding="utf-8"))
         version = meta["format_version"]
         sound = version != FORMAT_VERSION or _is_plan(meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -170,7 +170,7 @@ def begin(out: Path, plan: dict[str, Any]) -> None:
     if not (out / META).is_file():
         if any(out.glob("part-*.parquet")):
             raise InputError(f"--out: {out} holds parts, but no {META}; give another folder")
-        write_whole(out / META, (json.dumps(plan, indent=1) + "\n").encode(), others=True)
+        atomic_write(out / META, (json.dumps(plan, indent=1) + "\n").encode())
         return
     before = embedding_meta(out)
     if before["model"] != plan["model"]:
@@ -200,7 +200,7 @@ def is_whole(out: Path, part: dict[str, Any]) -> bool:
 def _facts(path: Path) -> tuple[int, dict[str, Any]]:
     """How many rows a part has, and what it says of itself."""
     found = _parquet().read_metadata(path)
-    return found.num_rows, plain_json(found.metadata[b"orthoproxy"])
+    return found.num_rows, parse_json(found.metadata[b"orthoproxy"])
 
 
 def write_part(
@@ -219,7 +219,7 @@ def write_part(
     def write(file: BinaryIO) -> None:
         _parquet().write_table(table, file, use_dictionary=["label", "group"])  # embeddings do not repeat
 
-    write_whole(out / part["file"], write, others=True)
+    atomic_write(out / part["file"], write)
 
 
 def list_unreadable(out: Path, plan: dict[str, Any]) -> pd.DataFrame:
@@ -234,7 +234,7 @@ def list_unreadable(out: Path, plan: dict[str, Any]) -> pd.DataFrame:
         (out / UNREADABLE).unlink(missing_ok=True)
     else:
         text = unreadable.to_csv(index=False).encode("utf-8", errors="surrogateescape")
-        write_whole(out / UNREADABLE, text, others=True)
+        atomic_write(out / UNREADABLE, text)
     return unreadable
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.core.distributed import agreed, gather_objects, own_share, shares
+from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.bootstrap import Estimate, class_draws, estimate, resampled_means
@@ -372,8 +372,8 @@ def _query_metrics(retrieval: Retrieval, scoring: Scoring) -> dict[str, Float[np
 
 def _shared_query_metrics(retrieval: Retrieval, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
     """Score some of the queries and hear of the others; a query's values do not depend on which others are scored."""
-    own = retrieval.queries[own_share(shares(len(retrieval.queries)))]
-    with agreed():
+    own = retrieval.queries[local_slice(split_sizes(len(retrieval.queries)))]
+    with raise_together():
         metrics = _query_metrics(replace(retrieval, queries=own), scoring)
     parts = [part for part in gather_objects(metrics) if part]  # a process without queries has no metrics
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

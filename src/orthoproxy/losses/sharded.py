@@ -6,7 +6,7 @@ whole batch and C over all processes. Soft Orthogonality is a function of ``P^T 
 processes' ``P_r^T P_r``.
 
 The gradients: dL/dP_r is da_r/dP_r, which process r has whole. dL/dX is the sum over r of da_r/dX, which
-`processes.gather_rows` forms on the way back, so that each process gets that of its own images. Through the encoder it
+`all_gather_rows` forms on the way back, so that each process gets that of its own images. Through the encoder it
 becomes a part of the gradient by the weights; the whole is the sum of the parts. DDP takes their mean instead, which is
 1/W of it. So each process hands W times its da_r/dX to the way back. (Where the proxies are not divided, each process
 computes L itself, the sum is of W equal gradients, and the factor is there already.)
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from orthoproxy.core.distributed import own_share, process_count, shares, sum_parts
+from orthoproxy.core.distributed import all_reduce_sum, local_slice, process_count, split_sizes
 from orthoproxy.losses.full_precision import at_least_float32
 from orthoproxy.losses.proxy_anchor import proxy_anchor_part
 from orthoproxy.losses.soft_orthogonality import Scaling, distance_of_gram, gram_of_dims
@@ -53,8 +53,8 @@ class ShardedProxyAnchorLoss(nn.Module):
     def __init__(self, num_classes: int, embedding_dim: int, scale: float = 32.0, margin: float = 0.1) -> None:
         super().__init__()
         self.num_classes, self.scale, self.margin = num_classes, scale, margin
-        self.sizes = shares(num_classes)
-        self.classes = range(num_classes)[own_share(self.sizes)]
+        self.sizes = split_sizes(num_classes)
+        self.classes = range(num_classes)[local_slice(self.sizes)]
         self.proxies = nn.Parameter(_own_rows_of_kaiming_normal(num_classes, embedding_dim, self.classes))
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -68,7 +68,7 @@ class ShardedProxyAnchorLoss(nn.Module):
             self.scale,
             self.margin,
         )
-        return sum_parts(part)
+        return all_reduce_sum(part)
 
     def extra_repr(self) -> str:
         """Show the classes and settings when printed."""
@@ -111,7 +111,7 @@ class ShardedSoftOrthogonality(nn.Module):
 def _of_parts(proxies: Float[Tensor, "c D"], num_classes: int, normalize: bool, scaling: Scaling) -> Float[Tensor, ""]:
     if num_classes == 1:
         return (proxies * 0).sum()
-    gram = sum_parts(gram_of_dims(proxies, normalize))
+    gram = all_reduce_sum(gram_of_dims(proxies, normalize))
     return distance_of_gram(gram, num_classes, proxies.shape[1], normalize, scaling)
 
 

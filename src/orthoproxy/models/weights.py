@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.models.encoder import Encoder
 
 CHOICES = "a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
@@ -183,7 +183,7 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
 def _trained_with(config: Path) -> object:
     """Read which backbone a model's description names."""
     try:
-        description = plain_json(config.read_text(encoding="utf-8"))
+        description = parse_json(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"encoder.weights: {config}: cannot be read as JSON: {error}; get the file again") from error
     return description.get("encoder") if isinstance(description, dict) else None

@@ -17,7 +17,7 @@ from orthoproxy.data import select_split, rank_by_hash
 from orthoproxy.diagnosis import Diagnosis, Embedded, Subject, diagnose, lines, render_diagnosis
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.runs.evaluate import images_of
 from orthoproxy.reports.words import FEW_CLASSES
 from orthoproxy.runs.run_folder import Run
@@ -102,11 +102,11 @@ def diagnose_runs(
         yield from lines(diagnoses[-1])
     out.mkdir(parents=True, exist_ok=True)
     page = out / "diagnosis.html"
-    write_whole(page, render_diagnosis(diagnoses))
+    atomic_write(page, render_diagnosis(diagnoses))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         told = {"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]}
-        write_whole(json_file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        atomic_write(json_file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     yield f"page: {page}"
 
 

@@ -18,8 +18,8 @@ from orthoproxy.data import drop_rows, select_split
 from orthoproxy.embedding.embedder import Embedder, Images, write_threshold
 from orthoproxy.evaluation import Evaluation, matching_of, score
 from orthoproxy.core.failpoints import failpoint
-from orthoproxy.core.files import write_whole
-from orthoproxy.core.distributed import agreed, is_first_of_machine, is_main
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.distributed import raise_together, is_first_of_machine, is_main
 from orthoproxy.reports import RunResults, render_report
 from orthoproxy.reports.words import FEW_CLASSES
 from orthoproxy.runs.run_folder import Run
@@ -54,7 +54,7 @@ def judge(run: Run, device: str | torch.device = "cpu") -> None:
     orthoproxy.core.errors.InputError: no run in runs/nowhere: config.yaml is not there
     """
     results = results_of(run, device)
-    with agreed():  # the others wait, and can read the scores afterwards
+    with raise_together():  # the others wait, and can read the scores afterwards
         if is_main():
             _write_results(run, results)
 
@@ -64,9 +64,9 @@ def _write_results(run: Run, results: RunResults) -> None:
     if results.evaluation is not None:
         labels = {"chosen_on": config.training.select_on, "notes": results.notes}
         scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
-        write_whole(run.folder / "evaluation.json", scores + "\n")
+        atomic_write(run.folder / "evaluation.json", scores + "\n")
     _write_card(run, results)
-    write_whole(run.report, render_report(results))
+    atomic_write(run.report, render_report(results))
 
 
 def _write_card(run: Run, results: RunResults) -> None:
@@ -78,7 +78,7 @@ def _write_card(run: Run, results: RunResults) -> None:
     words = no_match_words(results.matching, rate) if results.matching else ""
     write_threshold(folder, threshold, rate)
     card = model_card(run.config, results.evaluation, license_of(model.card), words)
-    write_whole(folder / "README.md", card)
+    atomic_write(folder / "README.md", card)
 
 
 def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
@@ -237,10 +237,10 @@ def split_together(config: Config) -> pd.DataFrame:
     orthoproxy.core.errors.InputError: data.root: no folder nowhere; give one that has a sub-folder of images a class
     """
     table = None
-    with agreed():
+    with raise_together():
         if is_first_of_machine():
             table = split_table(config)
-    with agreed():
+    with raise_together():
         return split_table(config) if table is None else table
 
 

@@ -12,7 +12,7 @@ from orthoproxy.data import select_split, rank_by_hash
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Evaluation, Matching, matching_of
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, images_of
 from orthoproxy.core.locks import alone_in
 from orthoproxy.runs.run_folder import Run
@@ -110,7 +110,7 @@ def _put_beside(
     threshold = matching.threshold(false_match_rate) if matching else None
     if _is_own(folder, run):
         write_threshold(folder, threshold, false_match_rate)
-        write_whole(folder / "README.md", card)
+        atomic_write(folder / "README.md", card)
     else:
         model.threshold = threshold
         model.false_match_rate = None if threshold is None else false_match_rate

@@ -50,7 +50,7 @@ def choose_accelerator(wanted: str, field: str = "training.accelerator") -> str:
 def make_fabric(training: Training, folder: Path) -> Fabric:
     """Choose device, precision and trackers; under torchrun, also what the processes talk through.
 
-    With several processes, let them `processes.meet`, and `launch` what is returned, before anything is exchanged.
+    With several processes, let them `init_process_group`, and `launch` what is returned, before anything is exchanged.
 
     Parameters
     ----------

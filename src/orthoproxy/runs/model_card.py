@@ -8,7 +8,7 @@ import yaml
 
 from orthoproxy.runs.config import Config
 from orthoproxy.evaluation import Evaluation, Matching
-from orthoproxy.core.safe_parsing import plain_yaml
+from orthoproxy.core.safe_parsing import parse_yaml
 
 UNKNOWN = "unknown"  # what the hub calls a licence that nobody has named
 _TEMPLATE = """\
@@ -143,7 +143,7 @@ def license_of(card: str) -> str:
     ('mit', 'unknown')
     """
     try:
-        header: Any = plain_yaml(card.split("---\n")[1]) if card.startswith("---\n") else None
+        header: Any = parse_yaml(card.split("---\n")[1]) if card.startswith("---\n") else None
     except (ValueError, yaml.YAMLError):
         header = None
     named = header.get("license") if isinstance(header, dict) else None

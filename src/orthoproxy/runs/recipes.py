@@ -14,8 +14,8 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from orthoproxy.runs.config import Config, flat, to_dict
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import write_whole
-from orthoproxy.core.safe_parsing import plain_yaml
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.safe_parsing import parse_yaml
 
 # the parser imports whatever class a value names, before it finds that none belongs there; here none ever does
 set_parsing_settings(
@@ -110,9 +110,9 @@ def _require_plain(arguments: list[str]) -> None:
     for name, value in _options(arguments):
         try:
             if name == "config" and Path(value).is_file():
-                _require_values("", plain_yaml(Path(value).read_text(encoding="utf-8")), f"{value}: ")
+                _require_values("", parse_yaml(Path(value).read_text(encoding="utf-8")), f"{value}: ")
             elif name in GROUPS or (name.partition(".")[0] in GROUPS and re.match(r"\s*[\[{]", value)):
-                _require_values(name, plain_yaml(value), "")
+                _require_values(name, parse_yaml(value), "")
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue  # which the parser tells
         except InputError:
@@ -212,4 +212,4 @@ def write_config(config: Config, path: Path) -> None:
     >>> read_config(path) == Config()
     True
     """
-    write_whole(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    atomic_write(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))

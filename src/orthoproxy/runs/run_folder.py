@@ -18,8 +18,8 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.core.environment import DATA, environment, fingerprint
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.failpoints import failpoint
-from orthoproxy.core.files import flush, flush_half, write_whole
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.files import flush, flush_half, atomic_write
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.training import has_checkpoint
 
@@ -110,7 +110,7 @@ class Run:
         """The scores on the test classes, as evaluation.json holds them; None where there were no test classes."""
         path = self.folder / "evaluation.json"
         try:
-            return plain_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
         except ValueError as error:
             raise InputError(f"{path}: damaged; write it anew with: orthoproxy report {self.folder}") from error
 
@@ -181,7 +181,7 @@ class Run:
         told = {**environment(), DATA: fingerprint(images)}
         write_config(replace(config, environment=told), self.folder / "config.yaml")
         if unreadable is not None:
-            write_whole(self.skipped, unreadable.to_csv(index=False))
+            atomic_write(self.skipped, unreadable.to_csv(index=False))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl, and wait until the disk has it: a checkpoint may count on it."""
@@ -198,11 +198,11 @@ class Run:
 
     def drop_records_after(self, step: int) -> None:
         """Forget records of steps that a checkpoint does not know, since resuming takes these steps again."""
-        write_whole(self.metrics, "".join(line for line, record in self._lines() if record["step"] <= step))
+        atomic_write(self.metrics, "".join(line for line, record in self._lines() if record["step"] <= step))
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each line of metrics.jsonl and its record, without what a full disk or a power cut left in pieces."""
         text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
         for line in text.split("\n")[:-1]:
             with suppress(ValueError):
-                yield f"{line}\n", plain_json(line)
+                yield f"{line}\n", parse_json(line)

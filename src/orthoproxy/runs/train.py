@@ -34,18 +34,18 @@ from orthoproxy.core.locks import alone_in
 from orthoproxy.losses import Objective, simplex_near
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.core.distributed import (
-    agreed,
-    collect_rows,
-    copy_from_main,
-    from_main,
+    raise_together,
+    gather_to_main,
+    broadcast_,
+    broadcast_object,
     gather_objects,
     is_main,
-    meet,
-    own_share,
+    init_process_group,
+    local_slice,
     process_count,
     process_index,
-    rows_in_order,
-    shares,
+    broadcast_rows,
+    split_sizes,
 )
 from orthoproxy.runs.run_folder import Run
 from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
@@ -132,10 +132,10 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, j
     if run.finished or (run.trained and not judged):
         return run
     fabric = make_fabric(config.training, run.folder)
-    meet(fabric.device)
+    init_process_group(fabric.device)
     fabric.launch()
     with alone_in(run.folder), _deterministic(config.training.deterministic):
-        with agreed():
+        with raise_together():
             if is_main():
                 run.check(config, resume)  # again, as another job may have been here since
         return _train(fabric, config, run, judged)
@@ -143,14 +143,14 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, j
 
 def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
     """Train where nobody else writes."""
-    if from_main(run.finished or (run.trained and not judged)):
+    if broadcast_object(run.finished or (run.trained and not judged)):
         return run
-    if from_main(run.trained):
+    if broadcast_object(run.trained):
         judge(run, fabric.device)
         return run
     table = split_together(config)
     unreadable = _unreadable(run, config, table)
-    with agreed():
+    with raise_together():
         if unreadable is not None:
             table = drop_rows(table, unreadable)
         _check_images(config, table)
@@ -161,7 +161,7 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
     classes = sorted(set(images["label"]))
     number = {label: position for position, label in enumerate(classes)}
     paths, labels = images["path"].tolist(), [number[label] for label in images["label"]]
-    with agreed():
+    with raise_together():
         encoder = builders.make_encoder(config).to(fabric.device)
         objective = builders.make_objective(config, len(classes), encoder.embedding_dim).to(fabric.device)
     rates = config.training.rates
@@ -173,7 +173,7 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
     # where it starts: where it was left, or from the data
     frozen, position = config.encoder.freeze, None
     checkpoints = Checkpoints(run.checkpoints, encoder.projection if frozen else encoder, objective, optimizer)
-    resumed = from_main(run.has_state)
+    resumed = broadcast_object(run.has_state)
     if resumed:
         if frozen:
             _take_backbone(encoder, run)
@@ -181,20 +181,20 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
         if is_main():
             run.drop_records_after(position.step)
     else:
-        with agreed():
+        with raise_together():
             if is_main():
                 load_weights(encoder, config.encoder.weights)
                 run.start(config, table, unreadable)
         _require_common(run)
-        copy_from_main(encoder.state_dict().values())
+        broadcast_(encoder.state_dict().values())
     untrained = Embedder(builders.make_untrained(encoder), config.data.resize, device=fabric.device)
-    with agreed():
+    with raise_together():
         views = builders.fixed_views(config, untrained, table["path"].tolist())
         kept = views(paths)
     if not resumed:
         _start(run, encoder, objective, untrained, kept, labels, classes)
         if objective.sharded is None:
-            copy_from_main(objective.state_dict().values())
+            broadcast_(objective.state_dict().values())
         if process_index():  # drop-out and the like draw differently in each process
             seed_everything(config.training.seed + process_index(), verbose=False)
     if not frozen:
@@ -218,13 +218,13 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
             position=position,
         )
     _note_changes(paths, before)
-    if from_main(checkpoints.path("best").is_file()):
+    if broadcast_object(checkpoints.path("best").is_file()):
         position = checkpoints.load("best", model_only=True)
         _say(f"kept epoch {position.best_epoch}, the best on {config.training.select_on} classes")
 
     # the result
     proxies = _all_class_vectors(objective)
-    with agreed():
+    with raise_together():
         if is_main():
             Embedder(encoder, config.data.resize, classes, proxies).save(run.folder / "model")
     if judged:
@@ -260,7 +260,7 @@ def _unreadable(run: Run, config: Config, table: pd.DataFrame) -> pd.DataFrame |
     """The images to leave out, where that is wanted: as the run began, or looked for now."""
     if config.data.on_error == "raise":
         return None
-    unreadable = run.unreadable if from_main(run.has_state) else _find_unreadable(config, table)
+    unreadable = run.unreadable if broadcast_object(run.has_state) else _find_unreadable(config, table)
     if unreadable is not None and len(unreadable):
         first = f"for example {unreadable['path'][0]}: {unreadable['reason'][0]}"
         _say(f"{config.data.name}: unreadable images left out: {len(unreadable)}, {first}")
@@ -269,8 +269,8 @@ def _unreadable(run: Run, config: Config, table: pd.DataFrame) -> pd.DataFrame |
 
 def _find_unreadable(config: Config, table: pd.DataFrame) -> pd.DataFrame:
     """Look for them with all processes."""
-    with agreed():
-        found = find_unreadable(table.iloc[own_share(shares(len(table)))], config.data.workers)
+    with raise_together():
+        found = find_unreadable(table.iloc[local_slice(split_sizes(len(table)))], config.data.workers)
     return pd.concat(gather_objects(found), ignore_index=True)
 
 
@@ -322,16 +322,16 @@ def _start(
     """
     config, device = run.config, encoder.mean.device
     options, workers, weights = config.initialisation, config.data.workers, config.encoder.weights
-    with agreed():
+    with raise_together():
         if is_main():
             untrained.save(run.folder / "untrained", untrained_card(config))
     continued = weights.startswith("run:")
     if options.projection == "principal" and isinstance(encoder.projection, nn.Linear) and not continued:
         features = untrained.embed_together(images, workers=workers, what="principal directions")
-        with agreed():
+        with raise_together():
             weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
         encoder.projection.weight.data.copy_(weight)
-        copy_from_main([encoder.projection.weight])
+        broadcast_([encoder.projection.weight])
     if options.proxies != "random" and objective.class_vectors() is not None:
         embedder = Embedder(encoder, config.data.resize, device=device)
         if objective.sharded is not None:
@@ -349,11 +349,11 @@ def _start(
 
 def _own_class_means(embedder: Embedder, images: Images, labels: list[int], classes: range, workers: int) -> Tensor:
     """The means of the classes that this process keeps; no process holds all embeddings."""
-    sizes = shares(len(images), unit=128)
-    with agreed():
-        own = embedder.embed(images[own_share(sizes)], 128, workers, "class means")
+    sizes = split_sizes(len(images), unit=128)
+    with raise_together():
+        own = embedder.embed(images[local_slice(sizes)], 128, workers, "class means")
     sums = torch.zeros(len(classes), own.shape[1])
-    for first, rows in rows_in_order(torch.from_numpy(own), sizes):
+    for first, rows in broadcast_rows(torch.from_numpy(own), sizes):
         numbers = torch.tensor(labels[first : first + len(rows)]) - classes.start
         here = (numbers >= 0) & (numbers < len(classes))
         sums.index_add_(0, numbers[here], rows[here])
@@ -365,12 +365,12 @@ def _all_class_vectors(objective: Objective) -> Tensor | None:
     vectors = objective.class_vectors()
     if vectors is None or objective.sharded is None:
         return None if vectors is None else vectors.detach()
-    return collect_rows(vectors.detach(), objective.sharded.sizes)
+    return gather_to_main(vectors.detach(), objective.sharded.sizes)
 
 
 def _require_common(run: Run) -> None:
     """Make sure that all processes see the folder which the main one has just made."""
-    with agreed():
+    with raise_together():
         if not run.exists:
             raise InputError(
                 f"--out: {socket.gethostname()} does not see {run.folder.resolve()}, which the main process has made; "
@@ -399,7 +399,7 @@ def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tens
 
 def _take_backbone(encoder: Encoder, run: Run) -> None:
     """Take the backbone from the run's untrained encoder; checkpoints do not hold what is not trained."""
-    with agreed():
+    with raise_together():
         untrained = Embedder.load(run.folder / "untrained")
         encoder.backbone.load_state_dict(untrained.encoder.backbone.state_dict())
 
@@ -412,7 +412,7 @@ def _validate(
     failpoint("validation")
     device = str(encoder.mean.device)
     scoring = replace(builders.make_scoring(config.evaluation), nmi=False, device=device, shared=True)
-    return from_main(mean_scores(embeddings, table, scoring))  # to the last bit, or the processes would part ways
+    return broadcast_object(mean_scores(embeddings, table, scoring))  # to the last bit, or the processes would part ways
 
 
 def _log(run: Run, fabric: Fabric, record: dict[str, Any]) -> None:

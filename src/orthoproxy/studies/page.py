@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from orthoproxy.core.errors import os_errors_as_input_errors
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import duration
 from orthoproxy.reports.pages import template
 from orthoproxy.reports.sections import Plot
@@ -63,7 +63,7 @@ def write_page(study: Study, results: Sequence[Result], folder: Path) -> None:
     with os_errors_as_input_errors(folder, "write the page again"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            write_whole(folder / name, text, others=True)  # parts of a study may end together
+            atomic_write(folder / name, text)  # parts of a study may end together
 
 
 def all_rows(study: Study, results: Sequence[Result]) -> dict[str, list[Row]]:

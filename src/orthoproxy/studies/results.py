@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import write_whole
-from orthoproxy.core.safe_parsing import plain_json
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.studies.plan import METRICS, Cell, Options
 
 FORMAT_VERSION = 1
@@ -35,7 +35,7 @@ def write_result(result: Options, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in result.items())
-    write_whole(path, f"{{\n{lines}\n}}\n")
+    atomic_write(path, f"{{\n{lines}\n}}\n")
 
 
 def read_result(path: Path, cell: Cell, options: Options) -> Options:
@@ -72,7 +72,7 @@ def read_result(path: Path, cell: Cell, options: Options) -> Options:
     """
     again = "remove it, and its cell is trained again"
     try:
-        result = plain_json(path.read_text(encoding="utf-8"))
+        result = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: damaged; {again}") from error
     version = result.get("format_version") if isinstance(result, dict) else None

@@ -12,7 +12,7 @@ import yaml
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import is_file
-from orthoproxy.core.safe_parsing import plain_yaml
+from orthoproxy.core.safe_parsing import parse_yaml
 from orthoproxy.studies.plan import METRICS, SEED, Cell, Method, Options, Study
 
 REQUIRED = {"title", "base", "seeds", "metric", "baseline", "methods"}
@@ -47,7 +47,7 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     try:
-        given = plain_yaml(path.read_text(encoding="utf-8"))
+        given = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"no study {path}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from orthoproxy.core.safe_parsing import plain_yaml
+from orthoproxy.core.safe_parsing import parse_yaml
 from orthoproxy.reports.words import FEW_CLASSES, metric_name, negated, points
 from orthoproxy.studies.comparison import Row, judged_results
 from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, tuning_results, validation_scores
@@ -166,7 +166,7 @@ def section_of(recipe: Path, name: str) -> Options:
     {}
     """
     with contextlib.suppress(OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
-        section = plain_yaml(recipe.read_text(encoding="utf-8"))[name]
+        section = parse_yaml(recipe.read_text(encoding="utf-8"))[name]
         return section if isinstance(section, dict) else {}
     return {}
 

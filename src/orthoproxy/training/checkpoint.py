@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from orthoproxy.core.distributed import agreed, gather_objects, is_main, process_count, process_index
+from orthoproxy.core.distributed import gather_objects, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.failpoints import failpoint
-from orthoproxy.core.files import write_whole
+from orthoproxy.core.files import atomic_write
 from orthoproxy.losses import ShardedProxyAnchorLoss
 from orthoproxy.training.checkpoint_shards import Shards
 
@@ -149,9 +149,9 @@ class Checkpoints:
         if process_count() > 1:
             state["random_of_others"] = gather_objects(state["random"])[1:]
         if self.shards is not None:
-            with agreed():
+            with raise_together():
                 state = self.shards.save(name, position.step, state, _write)
-        with agreed():
+        with raise_together():
             if is_main():
                 if name == "last":
                     self._keep_last()
@@ -196,7 +196,7 @@ class Checkpoints:
             If the file is damaged and there is none before it, or it is of another version or configuration.
         """
         position, damage = Position(), None
-        with agreed():
+        with raise_together():
             try:
                 position = self._load(name, model_only)
             except Damaged as error:  # perhaps of a part that this process alone reads
@@ -206,7 +206,7 @@ class Checkpoints:
         found = [error for error in gather_objects(damage and str(damage)) if error]
         if not found:
             return position
-        with agreed():
+        with raise_together():
             if is_main():
                 self._fall_back(found[0])
         return self.load("last", model_only)
@@ -269,7 +269,7 @@ class Checkpoints:
 
 def _write(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: _save(state, file))
+    atomic_write(path, lambda file: _save(state, file))
 
 
 def _require_checksums(path: Path) -> None:

@@ -17,14 +17,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
 from orthoproxy.core.distributed import (
-    any_of,
+    all_gather_rows,
+    all_reduce_sum,
+    any_process,
     average_gradients,
-    copy_from_main,
-    gather_rows,
+    broadcast_,
     is_main,
     process_count,
     process_index,
-    sum_parts,
 )
 from orthoproxy.core.errors import InputError, WorkerLost
 from orthoproxy.core.progress import Progress
@@ -189,7 +189,7 @@ def fit(
                     loss = f"loss {record['loss']:.3f}  "
                 progress.note = f"{loss}{meter.speed():.0f} images/s"
                 progress.advance()
-                if any_of(stop.asked):
+                if any_process(stop.asked):
                     require_finite(encoder, objective, position)
                     position.seconds += meter.record()[1]
                     checkpoints.save("last", position)
@@ -198,7 +198,7 @@ def fit(
             guard.end(position)
             position.epoch, position.batch = position.epoch + 1, 0
             require_finite(encoder, objective, position)
-            copy_from_main(encoder.buffers())  # live batch norm's, which each process has of its own images
+            broadcast_(encoder.buffers())  # live batch norm's, which each process has of its own images
             line = f"epoch {position.epoch}/{plan.epochs}  {progress.note}"
             if validate is not None and (position.epoch % plan.validate_every == 0 or position.epoch == plan.epochs):
                 scores = _validated(validate, stop, checkpoints, position, len(sampler))
@@ -209,7 +209,7 @@ def fit(
                 line += f"  validation {plan.monitor} {100 * scores[plan.monitor]:.1f}"
             progress.say(line)
             checkpoints.save("last", position)
-            if any_of(stop.asked):
+            if any_process(stop.asked):
                 raise Interrupted(f"stopped after epoch {position.epoch}; the run is saved", stop.number)
     return position
 
@@ -263,8 +263,8 @@ def _forward_backward(
     images, labels = fabric.to_device(batch)
     own = sizes[process_index()]  # fewer than the images where there is no part for this process
     with forward.averaging(last):
-        embeddings = gather_rows(forward(images)[:own], sizes)
-        parts = objective(embeddings, gather_rows(labels[:own], sizes))
+        embeddings = all_gather_rows(forward(images)[:own], sizes)
+        parts = objective(embeddings, all_gather_rows(labels[:own], sizes))
         fabric.backward(parts["loss"] / batches)
     return {name: value.detach() for name, value in parts.items()}
 
@@ -341,7 +341,7 @@ def _clip(optimizer: torch.optim.Optimizer, objective: Objective, plan: Plan) ->
     elif plan.clip_norm is not None:
         elsewhere = set(objective.parameters())  # of which other processes keep the rest
         squares = get_total_norm([p.grad for p in parameters if p.grad is not None and p not in elsewhere]) ** 2
-        squares += sum_parts(get_total_norm([p.grad for p in elsewhere if p.grad is not None]) ** 2)
+        squares += all_reduce_sum(get_total_norm([p.grad for p in elsewhere if p.grad is not None]) ** 2)
         clip_grads_with_norm_(parameters, plan.clip_norm, squares.sqrt())
     if plan.clip_value is not None:
         torch.nn.utils.clip_grad_value_(parameters, plan.clip_value)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
-from orthoproxy.core.distributed import agreed, any_of, is_main
+from orthoproxy.core.distributed import any_process, is_main, raise_together
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import BatchSampler
@@ -86,11 +86,11 @@ class Guard:
             batches = next(groups, [])
         except Exception as found:  # whatever it is, the weights are as the last step left them
             error = found
-        if any_of(error is not None):
+        if any_process(error is not None):
             if position.step > self.first:  # else it is saved already, or there is nothing to save
                 self._save(position)
                 progress.say(f"saved after step {position.step}; --resume goes on from there")
-            with agreed():
+            with raise_together():
                 if error is not None:
                     raise error
         return batches
@@ -105,18 +105,18 @@ class Guard:
     def leaves_out(self, parts: list[dict[str, Tensor]], position: Position, progress: Progress, batches: int) -> bool:
         """Whether the step is not to be taken; it is told and counted, and one too many ends the training."""
         trouble = self._trouble(parts)
-        if not any_of(bool(trouble)):
+        if not any_process(bool(trouble)):
             return False
         step = position.step + 1
         trouble = trouble or "the loss or a gradient of another process is not finite"
         for x, before in zip(self._live_buffers(), self.buffers, strict=True):
             x.copy_(before)
-        with agreed():
+        with raise_together():
             if not _all_finite(self.encoder, self.objective):
                 raise Diverged(_DIVERGED.format(what=trouble, step=step))
         self.bad += 1
         files = self._files(position, batches)
-        with agreed():
+        with raise_together():
             if is_main():
                 self._note(step, files)
         some = ", ".join(files[:3]) + f" and {len(files) - 3} more" * (len(files) > 3)
@@ -199,6 +199,6 @@ def require_finite(encoder: Encoder, objective: Objective, position: Position) -
     --------
     Used by `fit`.
     """
-    with agreed():
+    with raise_together():
         if not _all_finite(encoder, objective):
             raise Diverged(_DIVERGED.format(what="the weights are not finite", step=position.step))

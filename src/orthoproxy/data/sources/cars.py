@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_parsing import plain_json
-from orthoproxy.core.safe_paths import place_all
+from orthoproxy.core.files import paths_inside
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data.sources.folder import folder_table
 from orthoproxy.data.sources.text_lists import find_file
 from orthoproxy.data.table import make_table
@@ -118,7 +118,7 @@ def _read_mat(path: Path, variable: str) -> Any:
     command = [sys.executable, "-I", str(Path(__file__).with_name("mat_reader.py")), str(path), variable]
     try:
         done = subprocess.run(command, capture_output=True, timeout=READ_SECONDS)
-        answer = plain_json(done.stdout)
+        answer = parse_json(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
         answer = {"error": "reading it failed or took too long"}
     if "error" in answer:
@@ -141,7 +141,7 @@ def _read_annotations(folder: Path, name: str, field: str, images: Path) -> list
     for row, number in enumerate(numbers, start=1):
         if not 1 <= number <= CLASSES:
             raise InputError(f"data.root: annotation {row} of {path}: class is {number}; it must be 1 to {CLASSES}")
-    return list(zip(place_all(images, map(str, rows[field]), path), numbers, strict=True))
+    return list(zip(paths_inside(images, map(str, rows[field]), path), numbers, strict=True))
 
 
 def _read_names(folder: Path, name: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_paths import place_inside
+from orthoproxy.core.files import path_inside
 from orthoproxy.data.table import make_table
 
 
@@ -55,7 +55,7 @@ def _places(names: Sequence[str], folder: Path, path: Path, outside_root: bool) 
     """Where the images lie; an empty name stays empty, for `make_table` to name its row."""
     places = []
     for row, name in enumerate(names, start=1):
-        place = str(folder / name) if outside_root else place_inside(folder, name)
+        place = str(folder / name) if outside_root else path_inside(folder, name)
         if place is None:
             raise InputError(
                 f"data.path: row {row} of {path} lists {name!r}, which is not in {folder}\n"

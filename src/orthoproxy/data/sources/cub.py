@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_paths import place_all
+from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import check_values, find_file, read_list
 from orthoproxy.data.table import make_table
 
@@ -76,7 +76,7 @@ def cub_table(root: Path) -> pd.DataFrame:
             "take both lists from one archive"
         )
     return make_table(
-        place_all(images.parent / "images", paths, images),
+        paths_inside(images.parent / "images", paths, images),
         folders.tolist(),
         split=["train" if number <= TRAIN_CLASSES else "test" for number in numbers],
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_paths import place_all
+from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import check_values, find_file, read_list
 from orthoproxy.data.table import make_table
 
@@ -72,5 +72,5 @@ def inshop_table(root: Path) -> pd.DataFrame:
     rows = read_list(path, COLUMNS, header=True, counted=True)
     check_values(rows, "evaluation_status", PLACES, "train, query or gallery", path)
     split, role = zip(*rows["evaluation_status"].map(PLACES), strict=True)
-    paths = place_all(folder.absolute(), rows["image_name"], path)
+    paths = paths_inside(folder.absolute(), rows["image_name"], path)
     return make_table(paths, rows["item_id"].tolist(), split=split, role=role)

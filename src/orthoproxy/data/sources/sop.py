@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from orthoproxy.core.safe_paths import place_all
+from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import find_file, read_list
 from orthoproxy.data.table import make_table
 
@@ -59,6 +59,6 @@ def sop_table(root: Path) -> pd.DataFrame:
     )
     lists = {"train": train, "test": train.with_name("Ebay_test.txt")}
     rows = {split: read_list(path, COLUMNS, header=True) for split, path in lists.items()}
-    paths = [place for split, path in lists.items() for place in place_all(train.parent, rows[split]["path"], path)]
+    paths = [place for split, path in lists.items() for place in paths_inside(train.parent, rows[split]["path"], path)]
     table = pd.concat([read.assign(split=split) for split, read in rows.items()])
     return make_table(paths, table["class_id"].tolist(), split=table["split"].tolist())
