@@ -37,8 +37,8 @@ def main() -> None:
     table = images_of(run)
     images = select_split(table, "train")
     labels = pd.factorize(images["label"], sort=True)[0]
-    features = Embedder.load(run.folder / "untrained").embed(
-        images["path"].tolist(), workers=1, what="embed, untrained"
+    features = Embedder.load(run.folder / "baseline").embed(
+        images["path"].tolist(), workers=1, progress="embed, untrained"
     )
     ways = {
         "class means, pooled features": unit_rows(features),
@@ -120,7 +120,7 @@ def by_a_run_that_saw_them(run: Run, table: pd.DataFrame, labels: np.ndarray, fo
     )
     earlier = train(replace(run.config, data=data), folder, resume=True)
     model = earlier.model
-    x = unit_rows(model.embed(table["path"][training].tolist(), workers=1, what="embed, trained"))
+    x = unit_rows(model.embed(table["path"][training].tolist(), workers=1, progress="embed, trained"))
     seen = out_of_sample(x, changed)
     results = [row("class means, encoder trained on them", [compared(seen, suspects(seen).rows, planted)])]
     if model.proxies is not None:

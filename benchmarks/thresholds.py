@@ -30,7 +30,7 @@ def main() -> None:
     found = {}
     for split in ("validation", "test"):
         images = select_split(table, split)
-        embeddings = model.embed(images["path"].tolist(), workers=1, what=f"embed, {split}")
+        embeddings = model.embed(images["path"].tolist(), workers=1, progress=f"embed, {split}")
         found[split] = matching_of(embeddings, images, scoring)
         if found[split] is None:
             parser.error(f"--run: {run.folder} has no {split} images to compare")

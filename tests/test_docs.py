@@ -93,7 +93,7 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(pixels).save(tmp_path / "birds" / bird / f"{number}.jpg")
     encoder = Encoder("test_vit", embedding_dim=128, image_size=32)
     Embedder(encoder, classes=["robin", "wren"], proxies=torch.randn(2, 128)).save(tmp_path / "runs/birds/model")
-    Embedder(Encoder("test_vit", image_size=32)).save(tmp_path / "runs/birds/untrained")
+    Embedder(Encoder("test_vit", image_size=32)).save(tmp_path / "runs/birds/baseline")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     return tmp_path

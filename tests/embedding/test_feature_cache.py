@@ -64,7 +64,7 @@ def no_computing(*args):
 
 def test_the_projection_is_trained_and_the_backbone_is_not(config, tmp_path):
     run = orthoproxy.train(config, tmp_path / "run")
-    trained, untrained = weights(run), weights(run, "untrained")
+    trained, untrained = weights(run), weights(run, "baseline")
     assert all(torch.equal(trained[name], tensor) for name, tensor in untrained.items())
     state = {path.stem: torch.load(path, weights_only=True)["encoder"] for path in run.checkpoints.iterdir()}
     assert {name: set(tensors) for name, tensors in state.items()} == {

@@ -223,7 +223,7 @@ def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_mo
     trained.save(tmp_path / "model")
     alone = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(draws=20))
     assert alone.untrained is None and alone.difference is None
-    untrained.save(tmp_path / "untrained")
+    untrained.save(tmp_path / "baseline")
     both = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(draws=20))
     expected = score(trained.embed(list(table.path)), untrained.embed(list(table.path)), table, Scoring(draws=20))
     assert (both.trained, both.untrained, both.difference) == (

@@ -636,7 +636,7 @@ def weights_of_another_backbone(finished: Path, folder: Path) -> list[str]:
 
 
 def corrupt_safetensors(finished: Path, folder: Path) -> list[str]:
-    shutil.copy(finished / "untrained" / "model.safetensors", folder / "start.safetensors")
+    shutil.copy(finished / "baseline" / "model.safetensors", folder / "start.safetensors")
     cut_in_half(folder / "start.safetensors")
     return ["--encoder.weights", str(folder / "start.safetensors")]
 

@@ -63,7 +63,7 @@ def train(config: c.Config, folder: Path, resume: bool = False) -> dict[str, Any
         run = orthoproxy.train(config, folder, resume)
     except InputError as error:
         return {"error": type(error), "message": str(error)}
-    start = orthoproxy.load(run.folder / "untrained").encoder.backbone.state_dict()
+    start = orthoproxy.load(run.folder / "baseline").encoder.backbone.state_dict()
     moved = {name: x - start[name] for name, x in run.model.encoder.backbone.state_dict().items()}
     return {"scores": run.scores, "proxies": run.model.proxies, "moved": moved}
 

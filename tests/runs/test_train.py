@@ -28,8 +28,8 @@ FILES = {
     "checkpoints/last.ckpt",
     "checkpoints/previous.ckpt",
     "checkpoints/best.ckpt",
-    *(f"{folder}/{name}" for folder in ("model", "untrained") for name in ("config.json", "model.safetensors")),
-    *(f"{folder}/{name}" for folder in ("model", "untrained") for name in ("classes.json", "README.md")),
+    *(f"{folder}/{name}" for folder in ("model", "baseline") for name in ("config.json", "model.safetensors")),
+    *(f"{folder}/{name}" for folder in ("model", "baseline") for name in ("classes.json", "README.md")),
     "model/proxies.safetensors",
 }
 
@@ -113,10 +113,10 @@ def test_scores_stand_beside_the_untrained_encoder(finished):
 
 def test_the_untrained_encoder_has_the_starting_weights(finished, config):
     table = select_split(split_table(config), "test")
-    untrained = orthoproxy.load(finished.folder / "untrained")
+    untrained = orthoproxy.load(finished.folder / "baseline")
     scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.runs.build.make_scoring(config.evaluation))
     assert scores.trained["map@r"].value == finished.scores["untrained"]["map@r"]["value"]
-    trained, start = weights(finished), read_tensors(finished.folder / "untrained" / "model.safetensors", "")
+    trained, start = weights(finished), read_tensors(finished.folder / "baseline" / "model.safetensors", "")
     assert not torch.equal(trained["backbone.cls_token"], start["backbone.cls_token"])
 
 
@@ -136,13 +136,13 @@ def test_the_card_and_the_report_show_the_score(finished):
 
 
 def test_a_run_can_be_judged_later(finished, config, tmp_path, monkeypatch):
-    embedded, embed_together = set(), orthoproxy.Embedder.embed_together
+    embedded, embed_distributed = set(), orthoproxy.Embedder.embed_distributed
 
     def noting(self, images, *args, **options):
         embedded.update(images)
-        return embed_together(self, images, *args, **options)
+        return embed_distributed(self, images, *args, **options)
 
-    monkeypatch.setattr(orthoproxy.Embedder, "embed_together", noting)
+    monkeypatch.setattr(orthoproxy.Embedder, "embed_distributed", noting)
     run = orthoproxy.train(config, tmp_path / "run", judged=False)
     table = split_table(config)
     assert embedded == set(table["path"]) - set(select_split(table, "test")["path"])

@@ -131,7 +131,7 @@ def test_as_a_model_to_judge(name: str, run: Path, marker: Path, capsys) -> None
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_as_the_untrained_model_beside_it(name: str, run: Path, marker: Path, capsys) -> None:
-    as_torch(Trap(marker), run / "untrained" / name)
+    as_torch(Trap(marker), run / "baseline" / name)
     refused(["evaluate", run], capsys)
     kept_out(marker, "the untrained model")
 

@@ -142,7 +142,7 @@ def test_a_trained_cell_leaves_its_scores_and_costs(study, place):
     held_out, scoring = select_split(split_table(config), "validation"), make_scoring(config.evaluation)
     assert result["validation"]["classes"] == sorted(set(held_out["label"]))
     assert sum(result["validation"]["queries"]) == len(held_out)
-    for who, model in (("trained", run.model), ("untrained", orthoproxy.load(run.folder / "untrained"))):
+    for who, model in (("trained", run.model), ("untrained", orthoproxy.load(run.folder / "baseline"))):
         scores = mean_scores(model.embed(held_out["path"].tolist()), held_out, scoring)
         for metric in ("recall@1", "map@r"):
             assert score_of(result, "validation", metric, who) == pytest.approx(scores[metric], abs=2e-6)

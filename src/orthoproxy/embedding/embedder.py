@@ -1,4 +1,4 @@
-"""A trained model as a thing to use: images in, embeddings out; saved as a folder, loaded from one or from the hub."""
+"""A trained model in use: images in, embeddings out; saved to and loaded from a folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -16,6 +17,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
 from PIL import Image
+from pydantic import BaseModel, RootModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,19 +25,30 @@ from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_toge
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import Progress
-from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data import CroppableImage, EvaluationImages, evaluation_size, evaluation_transform
 from orthoproxy.data.read_timeout import watched, worker_options
 from orthoproxy.data.transforms import Resize, Transform
+from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder, read_tensors
 from orthoproxy.models.weights import cache_alone_without_network
 
-FORMAT_VERSION = 1
-LARGEST = 16_384  # embedding_dim, and pixels of resize; what a description says is believed before tensors can prove it
-LARGEST_IMAGE = 4096  # pixels of image_size; a backbone is tried out at it
 FILES = ("config.json", "model.safetensors", "classes.json", "README.md", "proxies.safetensors")
 HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
+EXPORT_AGAIN = "update orthoproxy, or train or export the model again"
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 Images = Sequence[str | Path | Image.Image | CroppableImage] | Tensor
+
+
+class ModelConfig(BaseModel, frozen=True):
+    """The config.json of a model folder."""
+
+    format_version: Literal[2] = 2
+    encoder: str
+    embedding_dim: Dim | None
+    image_size: ImageSize
+    resize: ResizeField = None
+    threshold: Finite | None = None
+    false_match_rate: Finite | None = None
 
 
 class Embedder(
@@ -44,34 +57,33 @@ class Embedder(
     pipeline_tag="image-feature-extraction",
     tags=["metric-learning", "image-retrieval"],
 ):
-    """An encoder together with the view of an image that it expects.
+    """An encoder with the image transform that it expects.
 
-    As the models of other libraries, it also has `save_pretrained`, `from_pretrained` and `push_to_hub` of
-    huggingface_hub.
+    It also has `save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub.
 
     Parameters
     ----------
     encoder
         Put into evaluation mode.
     resize
-        Shorter side in pixels before the centre crop, or ``"squash"``; see `data.evaluation_transform`.
+        Shorter side in pixels before the center crop, or ``"squash"``; see `data.evaluation_transform`.
     classes
         Names of the training classes, in the order of `proxies`.
     proxies
-        One row a class, or None.
+        One row per class, or None.
     device
         Where to compute.
 
     Attributes
     ----------
     threshold
-        Similarity below which a search has found nothing, or None: not known. See `evaluation.Matching`.
+        Similarity below which a search result counts as no match; None if it was not calibrated.
     false_match_rate
-        The rate that the threshold was chosen for, as a fraction; None without one.
+        False match rate that the threshold was calibrated for, as a fraction.
     card
         Text of the model card.
     baseline_folder
-        Model folder of the untrained encoder, where there is one.
+        Model folder of the untrained encoder of the same run, if there is one.
 
     Examples
     --------
@@ -97,29 +109,37 @@ class Embedder(
         self.false_match_rate: float | None = None
         self.card = ""
         self.baseline_folder: Path | None = None
+        self._identity: tuple[Any, str] = (None, "")
 
     @property
     def embedding_dim(self) -> int:
-        """D, numbers in an embedding."""
+        """Embedding dimension D."""
         return self.encoder.embedding_dim
 
     @property
     def image_size(self) -> int:
-        """Side of the square that the encoder sees, in pixels."""
+        """Side of the square input, in pixels."""
         return self.encoder.image_size
 
     @property
     def identity(self) -> str:
-        """Sixteen hexadecimal digits that say which model this is; embeddings of two models cannot be compared.
+        """Hash of the weights, the backbone's name and the transform, 16 hexadecimal digits.
 
-        They are of the SHA-256 of the weights, the backbone's name and the view, computed anew each time: some 50 ms
-        for 20 million weights.
+        Embeddings are comparable only if their models have the same identity. It is computed once, and again after the
+        weights have changed.
         """
+        weights = self.encoder.state_dict()
+        versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights.values()]
+        if self._identity[0] != versions:
+            self._identity = versions, self._hash(weights)
+        return self._identity[1]
+
+    def _hash(self, weights: dict[str, Tensor]) -> str:
         encoder = self.encoder
-        view = [encoder.name, encoder.image_size, evaluation_size(encoder.image_size, self.resize)]
-        colours = [x.flatten().tolist() for x in (encoder.mean, encoder.std)]
-        digest = hashlib.sha256(json.dumps([*view, *colours]).encode())
-        for name, x in sorted(encoder.state_dict().items()):
+        size = evaluation_size(encoder.image_size, self.resize)
+        normalization = [x.flatten().tolist() for x in (encoder.mean, encoder.std)]
+        digest = hashlib.sha256(json.dumps([encoder.name, encoder.image_size, size, *normalization]).encode())
+        for name, x in sorted(weights.items()):
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
             digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
@@ -129,21 +149,24 @@ class Embedder(
         images: Images,
         batch_size: int = 128,
         workers: int = 0,
-        what: str | None = None,
+        progress: str | None = None,
+        precision: str = "32-true",
     ) -> Float[np.ndarray, "N D"]:
         """Embed images.
 
         Parameters
         ----------
         images
-            Files, PIL images of any mode, pictures such as `data.cached_images` returns, or a batch of pixels that is
-            already resized: RGB, uint8 or 0 to 1; or their pooled features, N x F.
+            Paths; PIL images of any mode; a B x 3 x H x W tensor of resized RGB pixels, uint8 or floating point from 0
+            to 1; or an N x F tensor of pooled features.
         batch_size
-            Images that go through the encoder at once.
+            Images per forward pass.
         workers
-            Processes that read files, besides this one.
-        what
-            What to call the work in the progress shown; None to show none.
+            Data loading processes; 0 loads in this process.
+        progress
+            Label of the progress bar; None shows none.
+        precision
+            ``"32-true"``, or ``"bf16-mixed"`` or ``"16-mixed"`` for autocast, as in Lightning Fabric.
 
         Returns
         -------
@@ -153,142 +176,163 @@ class Embedder(
         Raises
         ------
         InputError
-            For a file that cannot be read, or for what are no images.
+            If an image cannot be read, or an argument is invalid.
         """
+        batches = self.iterate_embeddings(images, batch_size, workers, progress, precision)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        with torch.inference_mode(), Progress(what or "embed", len(images), shown=what is not None) as progress:
-            for batch in batches_of(images, self.transform, batch_size, workers):
-                rows.append(self.encoder(batch.to(self.device)).float().cpu().numpy())
-                progress.advance(len(batch), unit="images")
-        return np.concatenate(rows)
+        return np.concatenate(rows + [batch.cpu().numpy() for _, batch in batches])
 
-    def embed_together(
+    def embed_distributed(
         self,
         images: Images,
         batch_size: int = 128,
         workers: int = 0,
-        what: str | None = None,
+        progress: str | None = None,
+        precision: str = "32-true",
     ) -> Float[np.ndarray, "N D"]:
-        """Embed images with all processes of a job: each embeds some of the batches, and gets all embeddings.
+        """Embed images with all processes of a distributed job; every process must call it and gets all rows.
 
-        Every process must call it. The batches are those of `embed`, and so are the embeddings.
-
-        Parameters
-        ----------
-        images, batch_size, workers, what
-            As in `embed`; the workers are of each process, and the progress shown is that of the main one.
-
-        Returns
-        -------
-        numpy.ndarray
-            As from `embed`, the same in every process.
-
-        Raises
-        ------
-        InputError
-            As from `embed`, in all processes.
+        Parameters and errors are those of `embed`. Batches, and so results, do not depend on the number of processes.
         """
         sizes = split_sizes(len(images), unit=batch_size)
         with raise_together():
-            own = self.embed(images[local_slice(sizes)], batch_size, workers, what)
-        return all_gather_rows(torch.from_numpy(own), sizes).numpy()
+            rows = self.embed(images[local_slice(sizes)], batch_size, workers, progress, precision)
+        return all_gather_rows(torch.from_numpy(rows), sizes).numpy()
+
+    def iterate_embeddings(
+        self,
+        images: Images,
+        batch_size: int = 128,
+        workers: int = 0,
+        progress: str | None = None,
+        precision: str = "32-true",
+    ) -> Iterator[tuple[int, Float[Tensor, "b D"]]]:
+        """Yield embeddings batch by batch, to accumulate statistics without storing all rows.
+
+        Each item is the index of the batch's first image and its unit-length float32 rows, on the model's device.
+        Parameters and errors are those of `embed`.
+        """
+        return self._iterate(self.encoder, images, batch_size, workers, progress, precision)
+
+    def iterate_features(
+        self,
+        images: Images,
+        batch_size: int = 128,
+        workers: int = 0,
+        progress: str | None = None,
+        precision: str = "32-true",
+    ) -> Iterator[tuple[int, Float[Tensor, "b F"]]]:
+        """Yield the backbone's pooled features, before projection and normalization, batch by batch.
+
+        Each item is the index of the batch's first image and its float32 rows, on the model's device. Rows of an N x F
+        tensor are yielded as they are. Parameters and errors are those of `embed`.
+        """
+
+        def features(batch: Tensor) -> Tensor:
+            return batch if batch.ndim == 2 else self.encoder.features(batch)
+
+        return self._iterate(features, images, batch_size, workers, progress, precision)
+
+    def _iterate(
+        self,
+        model: Callable[[Tensor], Tensor],
+        images: Images,
+        batch_size: int,
+        workers: int,
+        progress: str | None,
+        precision: str,
+    ) -> Iterator[tuple[int, Float[Tensor, "b _"]]]:
+        first = 0
+        with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
+            for batch in iterate_batches(images, self.transform, batch_size, workers):
+                with torch.no_grad(), _autocast(self.device, precision):
+                    rows = model(batch.to(self.device))
+                yield first, rows.float()
+                first += len(batch)
+                bar.advance(len(batch), unit="images")
 
     def save(self, folder: Path, card: str | None = None) -> None:
-        """Write the model folder: all that is needed to embed.
+        """Write a model folder.
 
         Parameters
         ----------
         folder
-            Created; holds config.json, model.safetensors, classes.json, README.md and, with proxies,
+            Created; gets config.json, model.safetensors, classes.json, README.md and, if there are proxies,
             proxies.safetensors.
         card
-            The model card's text; None for the one that the model has.
+            Text of the model card; None for the model's own.
         """
         folder.mkdir(parents=True, exist_ok=True)
         encoder = self.encoder
-        description = {
-            "format_version": FORMAT_VERSION,
-            "encoder": encoder.name,
-            "embedding_dim": encoder.embedding_dim if isinstance(encoder.projection, torch.nn.Linear) else None,
-            "image_size": encoder.image_size,
-            "resize": self.resize,
-        }
-        if self.threshold is not None:
-            description |= {"threshold": self.threshold, "false_match_rate": self.false_match_rate}
-        (folder / "config.json").unlink(missing_ok=True)  # written last, it says that the rest is whole
-        classes = json.dumps(self.classes, indent=0, ensure_ascii=False)
-        atomic_write(folder / "classes.json", classes + "\n")
-        atomic_write(folder / "README.md", self.card if card is None else card)
-        tensors = {name: x.contiguous() for name, x in encoder.state_dict().items()}
-        _write_tensors(tensors, folder / "model.safetensors")
+        config = ModelConfig(
+            encoder=encoder.name,
+            embedding_dim=encoder.embedding_dim if isinstance(encoder.projection, torch.nn.Linear) else None,
+            image_size=encoder.image_size,
+            resize=self.resize,
+            threshold=self.threshold,
+            false_match_rate=self.false_match_rate,
+        )
+        (folder / "config.json").unlink(missing_ok=True)  # written last: with it, the folder is complete
         (folder / "proxies.safetensors").unlink(missing_ok=True)
+        atomic_write(folder / "classes.json", json.dumps(self.classes, indent=0, ensure_ascii=False) + "\n")
+        atomic_write(folder / "README.md", self.card if card is None else card)
+        _write_tensors({name: x.contiguous() for name, x in encoder.state_dict().items()}, folder / "model.safetensors")
         if self.proxies is not None:
-            proxies = self.proxies.detach().cpu().contiguous()
-            _write_tensors({"proxies": proxies}, folder / "proxies.safetensors")
-        atomic_write(folder / "config.json", json.dumps(description, indent=2) + "\n")
+            _write_tensors({"proxies": self.proxies.detach().cpu().contiguous()}, folder / "proxies.safetensors")
+        _write_config(config, folder)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", with_proxies: bool = True) -> Embedder:
-        """Load a model from a run folder, a model folder or the hub.
+        """Load a model from a run folder, a model folder or the Hugging Face hub.
 
         Parameters
         ----------
         path
-            ``runs/NAME``, ``runs/NAME/model``, any other folder that `save` wrote, or ``OWNER/NAME`` on the Hugging
-            Face hub where the working folder has no ``OWNER``.
+            ``runs/NAME``, ``runs/NAME/model``, any other folder that `save` wrote, or ``OWNER/NAME`` on the hub if
+            there is no local folder ``OWNER``.
         device
             Where to compute.
         with_proxies
-            Read the proxies too; embedding needs none.
-
-        Returns
-        -------
-        Embedder
-            With `baseline_folder` set where the run's untrained encoder lies beside the model.
+            Load the proxies too; embedding does not need them.
 
         Raises
         ------
         InputError
-            If there is no model, or one of an unknown format version, or the hub does not give it.
+            If there is no model, it is damaged, its format version is unknown, or the hub cannot provide it.
 
         Examples
         --------
-        >>> Embedder.load("nowhere")
-        Traceback (most recent call last):
-        ...
-        orthoproxy.core.errors.InputError: no model in nowhere: neither config.json nor model/config.json is there
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=16, image_size=32), classes=["cat"]).save(folder)
+        >>> Embedder.load(folder).classes
+        ['cat']
         """
-        folder = (_from_hub(str(path)) if _is_of_the_hub(path) else Path(path)).resolve()
+        folder = (_download(str(path)) if _is_hub_id(path) else Path(path)).resolve()
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         if not (folder / "config.json").is_file():
-            raise InputError(f"no model in {path}: neither config.json nor model/config.json is there")
-        description = _read_json(folder / "config.json")
-        version = description.get("format_version") if isinstance(description, dict) else None
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{folder / 'config.json'}: format_version {version!r} is unknown; this orthoproxy reads version "
-                f"{FORMAT_VERSION}. Update orthoproxy, or export the model again"
-            )
-        _check_description(description, folder / "config.json")
+            raise InputError("no model: neither config.json nor model/config.json exists", path=path)
+        config = read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN)
         try:
-            encoder = Encoder(description["encoder"], description["embedding_dim"], description["image_size"])
+            encoder = Encoder(config.encoder, config.embedding_dim, config.image_size)
             encoder.load_state_dict(read_tensors(folder / "model.safetensors", "model"))
-        except (KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder}: config.json and model.safetensors do not fit together: {reason}") from error
-        has_proxies = with_proxies and (folder / "proxies.safetensors").is_file()
-        proxies = _read_proxies(folder / "proxies.safetensors") if has_proxies else None
-        embedder = cls(encoder, description.get("resize"), _read_classes(folder / "classes.json"), proxies, device)
-        embedder.threshold, embedder.false_match_rate = _threshold_of(description, folder)
-        card = folder / "README.md"
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 200)
+            raise InputError(f"model.safetensors does not match config.json: {reason}", path=folder) from error
+        proxies = folder / "proxies.safetensors"
+        proxies = _read_proxies(proxies) if with_proxies and proxies.is_file() else None
+        classes = read_json(RootModel[list[str]], folder / "classes.json", EXPORT_AGAIN).root
+        embedder = cls(encoder, config.resize, classes, proxies, device)
+        embedder.threshold, embedder.false_match_rate = config.threshold, config.false_match_rate
+        card, baseline = folder / "README.md", folder.parent / "baseline"
         embedder.card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-        beside = folder.parent / "untrained"
-        embedder.baseline_folder = beside if (beside / "config.json").is_file() and beside != folder else None
+        if (baseline / "config.json").is_file() and baseline != folder:
+            embedder.baseline_folder = baseline
         return embedder
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
-        if not self.card:  # then huggingface_hub writes one
+        if not self.card:  # huggingface_hub then writes one
             (save_directory / "README.md").unlink()
 
     @classmethod
@@ -296,150 +340,79 @@ class Embedder(
         cls,
         *,
         model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
         device: str | torch.device = "cpu",
-        **options: Any,  # what the mixin finds in config.json, which `load` reads itself
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **config: Any,  # the mixin passes config.json, which `load` reads itself
     ) -> Embedder:
         if Path(model_id).is_dir():
             return cls.load(model_id, device)
-        how = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download}
-        return cls.load(_from_hub(model_id, **how, local_files_only=local_files_only, token=token), device)
+        options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+        return cls.load(_download(model_id, local_files_only=local_files_only, **options), device)
 
 
-def batches_of(images: Images, transform: Transform, batch_size: int, workers: int) -> Iterable[Tensor]:
-    """Read images batch by batch.
-
-    Parameters
-    ----------
-    images, batch_size, workers
-        As in `Embedder.embed`.
-    transform
-        From image to pixels; a tensor of images is taken as it is.
-
-    Returns
-    -------
-    Iterable
-        Of pixels, b x 3 x H x W, or rows of features, as many at once as `batch_size` says and at last what is left.
-
-    Raises
-    ------
-    InputError
-        For what are no images.
-
-    Examples
-    --------
-    >>> [len(batch) for batch in batches_of(torch.zeros(5, 3, 8, 8), evaluation_transform(8), 2, workers=0)]
-    [2, 2, 1]
-    """
+def iterate_batches(images: Images, transform: Transform, batch_size: int, workers: int) -> Iterable[Tensor]:
+    """Yield batches of transformed images, b x 3 x H x W; tensors of pixels or features are only split."""
     if isinstance(images, Tensor):
         is_float = images.is_floating_point()
         if not (images.ndim == 4 and (is_float or images.dtype == torch.uint8)) and not (images.ndim == 2 and is_float):
-            given = f"{images.dtype} of shape {tuple(images.shape)}"
-            raise InputError(f"images: {given}; a tensor must be B x 3 x H x W, uint8 or from 0 to 1")
+            raise InputError(
+                f"a tensor of {images.dtype} and shape {tuple(images.shape)}",
+                field="images",
+                expected="B x 3 x H x W pixels, uint8 or floating point, or N x F features",
+            )
         return images.split(batch_size) if len(images) else []
     if isinstance(images, Sequence) and not isinstance(images, str):
         return watched(DataLoader(EvaluationImages(images, transform), batch_size, **worker_options(workers)))
-    raise InputError(f"images: a {type(images).__name__}; give a list of paths or PIL images, or a tensor")
+    raise InputError(type(images).__name__, field="images", expected="a list of paths or PIL images, or a tensor")
 
 
 def write_threshold(folder: Path, threshold: float | None, false_match_rate: float | None) -> None:
-    """Put the similarity below which a search has found nothing into a model folder, or take it out.
-
-    Parameters
-    ----------
-    folder
-        Of a model that was saved.
-    threshold, false_match_rate
-        As `Embedder` has them; None to take them out.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=16, image_size=32)).save(folder)
-    >>> write_threshold(folder, 0.7, 0.01)
-    >>> Embedder.load(folder).threshold
-    0.7
-    """
-    path = folder / "config.json"
-    description = _read_json(path)
-    given = {"threshold": threshold, "false_match_rate": false_match_rate}
-    kept = {name: value for name, value in description.items() if name not in given}
-    text = json.dumps(kept if threshold is None else {**kept, **given}, indent=2) + "\n"
-    atomic_write(path, text)
+    """Set or, with None, remove the no-match threshold of a model folder."""
+    config = read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN)
+    rate = None if threshold is None else false_match_rate
+    _write_config(config.model_copy(update={"threshold": threshold, "false_match_rate": rate}), folder)
 
 
-def _is_of_the_hub(path: str | Path) -> bool:
-    """Whether it has the form of a name on the hub, and is nothing here; ``runs/x`` is not, where there is ``runs``."""
-    form = HUB_ID.fullmatch(str(path))
-    return form is not None and not Path(form["owner"]).exists()
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    if precision not in AUTOCAST:
+        raise InputError(repr(precision), field="precision", expected=f"one of {', '.join(AUTOCAST)}")
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _from_hub(name: str, **options: Any) -> Path:
-    """Download a model folder, or find it in the hub client's cache; what goes wrong is the network's or the name's."""
+def _is_hub_id(path: str | Path) -> bool:
+    """Whether a path reads as OWNER/NAME and there is no local folder OWNER."""
+    match = HUB_ID.fullmatch(str(path))
+    return match is not None and not Path(match["owner"]).exists()
+
+
+def _download(name: str, **options: Any) -> Path:
+    """Download a model folder from the hub, or find it in the hub client's cache."""
     try:
         with cache_alone_without_network():
             return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
-    except Exception as error:  # of types that changed from version to version
+    except (OSError, ValueError) as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
         raise InputError(
-            f"no model {name}: there is no such folder, and the hub does not give it: {reason}\n"
-            "connect to the internet, or give a run folder or a model folder"
+            f"no model {name}: there is no such folder, and the Hugging Face hub cannot provide it: {reason}",
+            hint="connect to the internet, or give a run folder or a model folder",
         ) from error
-
-
-def _check_description(description: dict[str, Any], path: Path) -> None:
-    """Refuse what no model has, before an encoder of that size is built."""
-
-    def whole(name: str, most: int) -> bool:
-        value = description.get(name)
-        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-    resize = description.get("resize")
-    sound = {
-        "encoder": isinstance(description.get("encoder"), str),
-        "embedding_dim": description.get("embedding_dim", 0) is None or whole("embedding_dim", LARGEST),
-        "image_size": whole("image_size", LARGEST_IMAGE),
-        "resize": resize in (None, "squash") or whole("resize", LARGEST),
-    }
-    for name, holds in sound.items():
-        if not holds:
-            raise InputError(f"{path}: {name} is {description.get(name)!r}, which no model has; export the model again")
-
-
-def _read_classes(path: Path) -> list[str]:
-    classes = _read_json(path)
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise InputError(f"{path}: not a list of names; export the model again")
-    return classes
 
 
 def _read_proxies(path: Path) -> Tensor:
     proxies = read_tensors(path, "model").get("proxies")
     if proxies is None or proxies.ndim != 2 or not proxies.is_floating_point():
-        raise InputError(f"{path}: holds no proxies, one row a class; export the model again")
+        raise InputError("no C x D tensor named proxies", path=path, hint=EXPORT_AGAIN)
     return proxies
 
 
-def _threshold_of(description: dict[str, Any], folder: Path) -> tuple[float | None, float | None]:
-    values = [description.get(name) for name in ("threshold", "false_match_rate")]
-    for name, value in zip(("threshold", "false_match_rate"), values, strict=True):
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise InputError(f"{folder / 'config.json'}: {name} is {value!r}, no number; export the model again")
-    threshold, rate = (None if value is None else float(value) for value in values)
-    return threshold, rate
-
-
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    atomic_write(path, safetensors.torch.save(tensors))  # save_file tells a full disk in an exception of its own
+    atomic_write(path, safetensors.torch.save(tensors))  # save_file does not raise OSError on a full disk
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+def _write_config(config: ModelConfig, folder: Path) -> None:
+    atomic_write(folder / "config.json", json.dumps(config.model_dump(), indent=2) + "\n")

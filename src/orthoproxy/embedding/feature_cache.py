@@ -14,10 +14,9 @@ from torch import Tensor
 from orthoproxy.core.distributed import all_gather_rows, any_process, is_main, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.progress import Progress
 from orthoproxy.core.safe_parsing import open_npy
 from orthoproxy.data.cache import file_key
-from orthoproxy.embedding.embedder import Embedder, batches_of
+from orthoproxy.embedding.embedder import Embedder
 
 FORMAT = 1  # of the files
 BATCH = 128  # images that go through the backbone at once
@@ -134,16 +133,9 @@ def _read(path: Path, rows: int, width: int) -> Float[Tensor, "N F"] | None:
 
 
 def _compute(model: Embedder, paths: Sequence[str], workers: int) -> Float[Tensor, "N F"]:
-    rows = [torch.empty(0, model.encoder.feature_dim)]
-    with (
-        torch.inference_mode(),
-        torch.random.fork_rng(devices=[]),  # the loader draws, and a run must not depend on what was kept
-        Progress("features", len(paths)) as progress,
-    ):
-        for batch in batches_of(paths, model.transform, BATCH, workers):
-            rows.append(model.encoder.features(batch.to(model.device)).float().cpu())
-            progress.advance(len(batch), unit="images")
-        return torch.cat(rows)
+    with torch.random.fork_rng(devices=[]):  # the loader draws, and a run must not depend on what was kept
+        blocks = model.iterate_features(paths, BATCH, workers, progress="features")
+        return torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for _, block in blocks)])
 
 
 def _write(features: np.ndarray, path: Path) -> None:

@@ -19,7 +19,8 @@ from orthoproxy.core.progress import Progress
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
-from orthoproxy.embedding.embedder import LARGEST, Embedder, Images, batches_of
+from orthoproxy.embedding.embedder import Embedder, Images, iterate_batches
+from orthoproxy.embedding.file_formats import MAX_DIM as LARGEST
 
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "images", "embeddings"
@@ -201,13 +202,13 @@ class OnnxEmbedder:
         return self.about.threshold
 
     def embed(
-        self, images: Images, batch_size: int = 128, workers: int = 0, what: str | None = None
+        self, images: Images, batch_size: int = 128, workers: int = 0, progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
         """Embed images.
 
         Parameters
         ----------
-        images, batch_size, workers, what
+        images, batch_size, workers, progress
             As in `Embedder.embed`.
 
         Returns
@@ -221,10 +222,10 @@ class OnnxEmbedder:
             For a file that cannot be read, or for what are no images.
         """
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        with Progress(what or "embed", len(images), shown=what is not None) as progress:
-            for batch in batches_of(images, self.transform, batch_size, workers):
+        with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
+            for batch in iterate_batches(images, self.transform, batch_size, workers):
                 rows.append(self._run(batch))
-                progress.advance(len(batch), unit="images")
+                bar.advance(len(batch), unit="images")
         return np.concatenate(rows)
 
     def _run(self, pixels: torch.Tensor) -> Float[np.ndarray, "b D"]:

@@ -161,8 +161,8 @@ def evaluate(
     if untrained is None and model.baseline_folder is not None:
         untrained = Embedder.load(model.baseline_folder, model.device)
     paths = table["path"].tolist()
-    trained = model.embed(paths, workers=workers, what="embed, trained" if progress else None)
-    baseline = untrained and untrained.embed(paths, workers=workers, what="embed, untrained" if progress else None)
+    trained = model.embed(paths, workers=workers, progress="embed, trained" if progress else None)
+    baseline = untrained and untrained.embed(paths, workers=workers, progress="embed, untrained" if progress else None)
     return score(trained, baseline, table, replace(scoring or Scoring(), device=str(model.device)), start)
 
 

@@ -22,7 +22,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import evaluation_size
-from orthoproxy.embedding.embedder import Embedder, Images, batches_of
+from orthoproxy.embedding.embedder import Embedder, Images, iterate_batches
 from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, Description, OnnxEmbedder, imported, read_description
 from orthoproxy.evaluation import Evaluation, Matching, Scoring, matching_of, score
 
@@ -151,9 +151,9 @@ def export_onnx(
             path = quantize(path, model, training, workers, "calibrate" if progress else None)
             about = replace(about, precision="int8", identity=_identity_of(path))
         _write_metadata(path, about)
-        embed = {"workers": workers, "what": "embed, original" if progress else None}
+        embed = {"workers": workers, "progress": "embed, original" if progress else None}
         original = model.embed(images["path"].tolist(), **embed)
-        embed["what"] = "embed, exported" if progress else None
+        embed["progress"] = "embed, exported" if progress else None
         ours = OnnxEmbedder(path).embed(images["path"].tolist(), **embed)
         difference = float(np.abs(ours - original).max())
         scores = score(ours[: len(test)], original[: len(test)], test, scoring) if len(test) else None
@@ -325,7 +325,7 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, wh
         quantization.quantize_static(
             prepared,
             quantized,
-            _Calibration(batches_of(training, model.transform, CALIBRATED_AT_ONCE, workers), progress),
+            _Calibration(iterate_batches(training, model.transform, CALIBRATED_AT_ONCE, workers), progress),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=layers if transformer else [*layers, *BETWEEN_CONVOLUTIONS],
             nodes_to_exclude=[*attention, *convolutions[:2], *convolutions[-1:]],

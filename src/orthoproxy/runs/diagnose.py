@@ -38,7 +38,7 @@ class Embeddings:
         paths = table["path"].tolist()
         key = (model.identity, tuple(paths))
         if key not in self.known:
-            self.known[key] = model.embed(paths, workers=self.workers, what=what)
+            self.known[key] = model.embed(paths, workers=self.workers, progress=what)
         return self.known[key]
 
 
@@ -151,7 +151,7 @@ def subject_of(
     """
     table = images_of(run, root, path)
     model = Embedder.load(run.folder, embeddings.device)
-    untrained = Embedder.load(run.folder / "untrained", embeddings.device)
+    untrained = Embedder.load(run.folder / "baseline", embeddings.device)
     if on is None:
         on = "validation" if select_split(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
     unseen = select_split(table, on)

@@ -108,20 +108,20 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     """
     start, config = time.monotonic(), run.config
     model = Embedder.load(run.folder, device, with_proxies=is_main())
-    untrained = Embedder.load(run.folder / "untrained", device)
+    untrained = Embedder.load(run.folder / "baseline", device)
     table, unreadable = split_together(config), run.unreadable
     if unreadable is not None:
         table = drop_rows(table, unreadable)
     judged, validation, workers = select_split(table, "test"), select_split(table, "validation"), config.data.workers
     views = views_of(config, untrained, table)
-    ours = model.embed_together(views(judged), workers=workers, what="embed, trained")
+    ours = model.embed_distributed(views(judged), workers=workers, progress="embed, trained")
     failpoint("judgement")
-    theirs = untrained.embed_together(views(judged), workers=workers, what="embed, untrained")
+    theirs = untrained.embed_distributed(views(judged), workers=workers, progress="embed, untrained")
     scoring = replace(builders.make_scoring(config.evaluation), device=str(device), shared=True)
     evaluation = score(ours, theirs, judged, scoring, start) if len(judged) else None
     matching = None
     if len(validation):
-        embeddings = model.embed_together(views(validation), workers=workers, what="embed, validation")
+        embeddings = model.embed_distributed(views(validation), workers=workers, progress="embed, validation")
         matching = matching_of(embeddings, validation, scoring) if is_main() else None
     return RunResults(
         name=run.folder.name,

@@ -21,7 +21,7 @@ Verdict = Literal["equal", "within interval", "different"]
 
 # where things lie, which does not change what a run computes
 PLACES = {"data.root", "data.path", "data.cache"}
-TENSORS = ("untrained/model.safetensors", "model/model.safetensors", "model/proxies.safetensors")
+TENSORS = ("baseline/model.safetensors", "model/model.safetensors", "model/proxies.safetensors")
 COMPARED = ("trained", "untrained", "difference")
 
 

@@ -26,7 +26,7 @@ from orthoproxy.training import has_checkpoint
 # options that do not change what a run computes
 WITHOUT_EFFECT = {"data.workers", "evaluation.memory_mb"}
 # what a run makes besides config.yaml, which comes first
-MADE = ("skipped.csv", "checkpoints", "metrics.jsonl", "untrained", "model", "evaluation.json", "report.html")
+MADE = ("skipped.csv", "checkpoints", "metrics.jsonl", "baseline", "model", "evaluation.json", "report.html")
 
 
 class Run:

@@ -222,7 +222,7 @@ def _class_scores(run: Run, table: pd.DataFrame, split: str) -> dict[str, Any]:
     """Score the model and the untrained encoder on the classes of a split."""
     config, device = run.config, choose_accelerator(run.config.training.accelerator)
     model = Embedder.load(run.folder, device, with_proxies=False)
-    untrained = Embedder.load(run.folder / "untrained", device)
+    untrained = Embedder.load(run.folder / "baseline", device)
     judged, views = select_split(table, split), views_of(config, untrained, table)
     if not len(judged):
         raise InputError(f"data: there are no {split} classes, which a study needs; see data.{split}_fraction")

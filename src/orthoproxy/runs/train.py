@@ -19,34 +19,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.model_card import untrained_card
-from orthoproxy.runs.config import Config, with_absolute_paths
-from orthoproxy.data import find_unreadable, drop_rows, select_split
-from orthoproxy.data.read_timeout import stamps
-from orthoproxy.embedding.embedder import Embedder, Images
-from orthoproxy.core.errors import InputError
-from orthoproxy.evaluation import mean_scores, require_scorable
-from orthoproxy.runs.fabric import make_fabric
-from orthoproxy.core.failpoints import failpoint
-from orthoproxy.runs.evaluate import judge, split_together
-from orthoproxy.core.locks import alone_in
-from orthoproxy.losses import Objective, simplex_near
-from orthoproxy.models import Encoder, load_weights
 from orthoproxy.core.distributed import (
-    raise_together,
-    gather_to_main,
     broadcast_,
     broadcast_object,
+    broadcast_rows,
     gather_objects,
-    is_main,
+    gather_to_main,
     init_process_group,
+    is_main,
     local_slice,
     process_count,
     process_index,
-    broadcast_rows,
+    raise_together,
     split_sizes,
 )
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.failpoints import failpoint
+from orthoproxy.core.locks import alone_in
+from orthoproxy.data import drop_rows, find_unreadable, select_split
+from orthoproxy.data.read_timeout import stamps
+from orthoproxy.embedding.embedder import Embedder, Images
+from orthoproxy.evaluation import mean_scores, require_scorable
+from orthoproxy.losses import Objective, simplex_near
+from orthoproxy.models import Encoder, load_weights
+from orthoproxy.runs import build as builders
+from orthoproxy.runs.config import Config, with_absolute_paths
+from orthoproxy.runs.evaluate import judge, split_together
+from orthoproxy.runs.fabric import make_fabric
+from orthoproxy.runs.model_card import untrained_card
 from orthoproxy.runs.run_folder import Run
 from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, principal_weight
 
@@ -324,10 +324,10 @@ def _start(
     options, workers, weights = config.initialisation, config.data.workers, config.encoder.weights
     with raise_together():
         if is_main():
-            untrained.save(run.folder / "untrained", untrained_card(config))
+            untrained.save(run.folder / "baseline", untrained_card(config))
     continued = weights.startswith("run:")
     if options.projection == "principal" and isinstance(encoder.projection, nn.Linear) and not continued:
-        features = untrained.embed_together(images, workers=workers, what="principal directions")
+        features = untrained.embed_distributed(images, workers=workers, progress="principal directions")
         with raise_together():
             weight = principal_weight(torch.from_numpy(features), encoder.embedding_dim, options.whitening)
         encoder.projection.weight.data.copy_(weight)
@@ -338,7 +338,7 @@ def _start(
             classes = classes[objective.sharded.classes.start : objective.sharded.classes.stop]
             means = _own_class_means(embedder, images, labels, objective.sharded.classes, workers)
         else:
-            embeddings = embedder.embed_together(images, workers=workers, what="class means")
+            embeddings = embedder.embed_distributed(images, workers=workers, progress="class means")
             means = class_means(torch.from_numpy(embeddings), torch.tensor(labels), len(classes))
         if options.proxies == "simplex":
             means = simplex_near(means)
@@ -400,7 +400,7 @@ def _with_known_proxies(weights: str, means: Tensor, classes: list[str]) -> Tens
 def _take_backbone(encoder: Encoder, run: Run) -> None:
     """Take the backbone from the run's untrained encoder; checkpoints do not hold what is not trained."""
     with raise_together():
-        untrained = Embedder.load(run.folder / "untrained")
+        untrained = Embedder.load(run.folder / "baseline")
         encoder.backbone.load_state_dict(untrained.encoder.backbone.state_dict())
 
 
@@ -408,7 +408,7 @@ def _validate(
     config: Config, encoder: Encoder, table: pd.DataFrame, views: Callable[[list[str]], Images]
 ) -> dict[str, float]:
     embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
-    embeddings = embedder.embed_together(views(table["path"].tolist()), workers=config.data.workers)
+    embeddings = embedder.embed_distributed(views(table["path"].tolist()), workers=config.data.workers)
     failpoint("validation")
     device = str(encoder.mean.device)
     scoring = replace(builders.make_scoring(config.evaluation), nmi=False, device=device, shared=True)

@@ -1,0 +1,43 @@
+"""Validation of the JSON files that describe models, embeddings and catalogs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from orthoproxy.core.errors import InputError
+
+T = TypeVar("T", bound=BaseModel)
+
+MAX_DIM = 16_384  # bounds what an untrusted file can make us allocate
+MAX_IMAGE_SIZE = 4096
+Dim = Annotated[int, Field(ge=1, le=MAX_DIM)]
+ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+ResizeField = Annotated[int, Field(ge=1, le=MAX_DIM)] | Literal["squash"] | None
+
+
+def validate_json(schema: type[T], text: str | bytes, path: str | Path, hint: str) -> T:
+    """Parse and validate JSON; raises InputError with the first invalid field."""
+    try:
+        return schema.model_validate_json(text, strict=True)
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+        first = next((error for error in errors if error["loc"] == ("format_version",)), errors[0])
+        raise _input_error(first, path, hint) from invalid
+
+
+def read_json(schema: type[T], path: Path, hint: str) -> T:
+    """Parse and validate a JSON file."""
+    return validate_json(schema, path.read_bytes(), path, hint)
+
+
+def _input_error(error: Any, path: str | Path, hint: str) -> InputError:
+    field = ".".join(map(str, error["loc"])) or None
+    if field == "format_version":
+        version = None if error["type"] == "missing" else error["input"]
+        expected = error.get("ctx", {}).get("expected")
+        return InputError(f"unknown format version {version!r}", field=field, path=path, expected=expected, hint=hint)
+    return InputError(f"damaged: {error['msg']}", field=field, path=path, hint=hint)
