@@ -20,7 +20,7 @@ from measure import arguments, report
 from orthoproxy import read_config, train
 from orthoproxy.diagnosis import growth
 from orthoproxy.diagnosis.size import LEAST_GAIN, Growth
-from orthoproxy.reports.words import points
+from orthoproxy.reports.text import points
 from orthoproxy.runs.diagnose import Embeddings, subject_of
 
 SIZES = (32, 64, 128, 256, 512, 1024)

@@ -17,14 +17,14 @@ from matplotlib.ticker import PercentFormatter
 from orthoproxy import soft_orthogonality
 from orthoproxy.losses import koleo, mutual_coherence
 from orthoproxy.reports import retrieval_strip
-from orthoproxy.reports.style import COLOURS, SERIES, finish, in_house_style
+from orthoproxy.reports.figures import COLORS, SERIES, label_axes, report_style
 from orthoproxy.runs.evaluate import results_of
 from orthoproxy.runs.run_folder import Run
 from orthoproxy.studies.plan import score_of
 
 DOCS = Path(__file__).parent
 CLASSES, DIM, STEPS = 60, 16, 300
-DASHED = {"color": COLOURS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+DASHED = {"color": COLORS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
 WEIGHT = "loss.orthogonality.weight"
 SIZES = ["frozen-icons-d32", "frozen-icons-d64", "frozen-icons", "frozen-icons-d256", "frozen-icons-d512"]
 STRENGTHS = [0, 0.3, 10]
@@ -43,7 +43,7 @@ def moved(measure):
     return torch.nn.functional.normalize(rows.detach()).numpy()
 
 
-@in_house_style
+@report_style
 def spread_figure():
     """What becomes of random proxies: how evenly they use the directions, and how close pairs are."""
     measures = {
@@ -54,7 +54,7 @@ def spread_figure():
     }
     figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     directions, pairs = figure.subplots(1, 2)
-    for (name, measure), colour in zip(measures.items(), [COLOURS["ink"], *SERIES], strict=False):
+    for (name, measure), colour in zip(measures.items(), [COLORS["ink"], *SERIES], strict=False):
         rows = moved(measure)
         directions.plot(np.arange(1, DIM + 1), np.linalg.eigvalsh(rows.T @ rows)[::-1], color=colour, label=name)
         cosines = np.sort(np.abs(rows @ rows.T)[np.triu_indices(CLASSES, 1)])
@@ -64,8 +64,8 @@ def spread_figure():
     directions.set_ylim(0)
     pairs.axvline(np.sqrt((CLASSES - DIM) / (DIM * (CLASSES - 1))), **DASHED)
     pairs.yaxis.set_major_formatter(PercentFormatter(1))
-    finish(directions, "direction, from the most used", "eigenvalues of PᵀP")
-    finish(pairs, "|cosine|", "pairs up to here; dashed: Welch bound of the closest")
+    label_axes(directions, "direction, from the most used", "eigenvalues of PᵀP")
+    label_axes(pairs, "|cosine|", "pairs up to here; dashed: Welch bound of the closest")
     figure.legend(*directions.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
@@ -88,7 +88,7 @@ def by_weight(results, method, measure):
     return weights, [np.mean(runs[w]) for w in weights], [np.std(runs[w]) for w in weights]
 
 
-@in_house_style
+@report_style
 def weight_figure(studies):
     """What the weight does to trained proxies, and to what is found with them: a row of axes for each study."""
     measures = {
@@ -107,12 +107,12 @@ def weight_figure(studies):
                 if weights:
                     axes.errorbar(weights, means, deviations, color=colour, label=name, marker="o", markersize=4)
             axes.set_xscale("log")
-            finish(axes, "lambda" if axes.get_subplotspec().is_last_row() else "", f"{what}: {title}")
+            label_axes(axes, "lambda" if axes.get_subplotspec().is_last_row() else "", f"{what}: {title}")
     figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 
-@in_house_style
+@report_style
 def size_figure():
     """What the size of the embedding leaves of orthogonality: from far fewer dimensions than classes to more."""
     measures = {
@@ -139,7 +139,7 @@ def size_figure():
             axes.axhline(100 * np.mean(untrained), label="untrained, all features", **DASHED)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(studies), list(map(str, studies)))
-        finish(axes, "numbers of the embedding, D", title)
+        label_axes(axes, "numbers of the embedding, D", title)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 

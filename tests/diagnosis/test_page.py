@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from constructed import centres, healthy, relabelled, side
-from pages import assert_fits_and_stays_at_home
+from pages import assert_fits_and_loads_nothing
 from PIL import Image
 
 from orthoproxy.diagnosis import Diagnosis, Subject, diagnose, plant, render_diagnosis
@@ -86,7 +86,7 @@ def test_it_fits_and_stays_at_home(
     diagnoses: list[Diagnosis], tmp_path: Path, browser: Any, width: int, scheme: str
 ) -> None:
     (tmp_path / "page.html").write_text(render_diagnosis(diagnoses), encoding="utf-8")
-    assert_fits_and_stays_at_home(browser, (tmp_path / "page.html").as_uri(), width, scheme)
+    assert_fits_and_loads_nothing(browser, (tmp_path / "page.html").as_uri(), width, scheme)
 
 
 def test_numbers_for_machines_are_json_and_hold_no_pictures(diagnoses: list[Diagnosis]) -> None:

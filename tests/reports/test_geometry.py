@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from orthoproxy.evaluation import Retrieval
 from orthoproxy.reports import closest_pairs, effective_rank, orthogonality_distance, spectrum, structured_order
-from orthoproxy.reports.geometry import pair_cosines, row_cosines, unit_rows, welch_floor
+from orthoproxy.reports.geometry import (
+    compare_proxies,
+    nearest_rows,
+    pair_cosines,
+    pair_distances,
+    row_cosines,
+    separation,
+    unit_rows,
+    welch_floor,
+)
 
 
 @st.composite
@@ -20,6 +34,10 @@ def proxies(draw: st.DrawFn) -> np.ndarray:
 def gram(p: np.ndarray) -> np.ndarray:
     unit = p.astype(np.float64) / np.linalg.norm(p.astype(np.float64), axis=1, keepdims=True)
     return unit @ unit.T
+
+
+def numbered(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
 
 
 @given(proxies())
@@ -38,62 +56,108 @@ def test_length_and_rotation_of_the_proxies_do_not_matter(p: np.ndarray, scale: 
 
 
 @given(proxies())
-def test_spectrum_squares_sum_to_the_number_of_proxies(p: np.ndarray) -> None:
-    assert (spectrum(p) ** 2).sum() == pytest.approx(len(p))
-    assert len(spectrum(p)) == min(p.shape)
-    assert (np.diff(spectrum(p)) <= 1e-12).all()
+def test_the_spectrum_is_that_of_the_singular_value_decomposition(p: np.ndarray) -> None:
+    assert spectrum(p) == pytest.approx(np.linalg.svd(unit_rows(p), compute_uv=False), abs=1e-6)
 
 
 @given(proxies())
-def test_distance_is_as_defined_and_never_below_the_floor(p: np.ndarray) -> None:
+def test_distance_is_as_defined_and_never_below_the_welch_bound(p: np.ndarray) -> None:
     assert orthogonality_distance(p) == pytest.approx(((gram(p) - np.eye(len(p))) ** 2).sum(), abs=1e-6)
     assert orthogonality_distance(p) >= welch_floor(*p.shape) - 1e-6
 
 
 @pytest.mark.parametrize(("count", "dim"), [(3, 2), (7, 2), (12, 2)])
-def test_evenly_spread_directions_reach_the_welch_floor(count: int, dim: int) -> None:
+def test_evenly_spread_directions_reach_the_welch_bound(count: int, dim: int) -> None:
     angle = 2 * np.pi * np.arange(count) / count
     spread = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     assert orthogonality_distance(spread) == pytest.approx(welch_floor(count, dim))
     assert effective_rank(spread) == pytest.approx(dim)
 
 
-@given(proxies(), st.integers(1, 12))
-def test_closest_pairs_are_the_largest_cosines_above_the_diagonal(p: np.ndarray, k: int) -> None:
+@given(proxies(), st.integers(1, 12), st.sampled_from([1e-5, 1e-4, 64]))
+def test_closest_pairs_are_the_largest_cosines_whatever_the_block(p: np.ndarray, k: int, block_mb: float) -> None:
     rows, columns = np.triu_indices(len(p), 1)
     cosines = gram(p)[rows, columns]
-    pairs = closest_pairs(p, [str(number) for number in range(len(p))], k)
-    assert [pair.cosine for pair in pairs] == pytest.approx(sorted(cosines, reverse=True)[:k])
-    for pair in pairs:
+    found = compare_proxies(p, numbered(len(p)), k, block_mb=block_mb)
+    assert [pair.cosine for pair in found.pairs] == pytest.approx(sorted(cosines, reverse=True)[:k])
+    for pair in found.pairs:
         assert int(pair.first) < int(pair.second)
         assert gram(p)[int(pair.first), int(pair.second)] == pytest.approx(pair.cosine)
+    if len(p) > 1:
+        assert found.nearest == pytest.approx((gram(p) - 2 * np.eye(len(p))).max(axis=1), abs=1e-5)
 
 
-def test_closest_pairs_and_pair_cosines_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    p = np.random.default_rng(0).standard_normal((50, 4))
-    names = [str(number) for number in range(50)]
-    whole = closest_pairs(p, names, 10), np.sort(pair_cosines(p))
-    monkeypatch.setattr("orthoproxy.reports.geometry.ROWS_AT_ONCE", 7)
-    assert closest_pairs(p, names, 10) == whole[0]
-    assert np.sort(pair_cosines(p)) == pytest.approx(whole[1])
+def test_with_too_many_classes_a_sample_of_proxies_is_compared_with_all() -> None:
+    p = np.random.default_rng(0).standard_normal((400, 8))
+    p[123] = p[321]
+    found = compare_proxies(p, numbered(400), k=3, max_cosines=400 * 50)
+    assert len(found.nearest) == 50
+    largest = (gram(p) - 2 * np.eye(400)).max(axis=1)
+    assert all(np.isclose(largest, value, atol=1e-5).any() for value in found.nearest)
+    assert found.pairs[0].cosine == pytest.approx(found.nearest.max(), abs=1e-5)
+    every = closest_pairs(p, numbered(400), k=1)
+    assert every[0][:2] == ("123", "321")
+
+
+class Allocations(TorchDispatchMode):
+    """Records the bytes of the largest tensor that any operation returns, and the cosines computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.cosines = 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+        if function is torch.ops.aten.mm.default:
+            self.cosines += result.numel()
+        return result
+
+
+def test_memory_does_not_grow_with_the_square_of_the_classes(unchecked: None) -> None:
+    block_mb = 1
+    for count in (4000, 8000):
+        p = np.random.default_rng(0).standard_normal((count, 16)).astype(np.float32)
+        with Allocations() as used:
+            compare_proxies(p, numbered(count), block_mb=block_mb)
+            nearest_rows(p[:1000], p, block_mb=block_mb)
+        assert used.largest <= block_mb * 2**20  # the whole matrix: 61 and 244 MiB
+        assert used.cosines == count**2 + 1000 * count
+
+
+def test_work_stops_growing_above_the_limit_of_classes(unchecked: None) -> None:
+    for count in (4000, 8000):
+        p = np.random.default_rng(0).standard_normal((count, 16)).astype(np.float32)
+        with Allocations() as used:
+            compare_proxies(p, numbered(count), max_cosines=2_000_000)
+        assert used.cosines <= 2_000_000
+
+
+@given(proxies(), proxies())
+def test_the_nearest_row_has_the_largest_cosine(p: np.ndarray, q: np.ndarray) -> None:
+    dim = min(p.shape[1], q.shape[1])
+    p, q = p[:, :dim], q[:, :dim]
+    cosines = unit_rows(p) @ unit_rows(q).T
+    assert cosines[np.arange(len(p)), nearest_rows(p, q, block_mb=1e-4)] == pytest.approx(cosines.max(axis=1), abs=1e-6)
 
 
 def test_many_pairs_are_sampled_evenly_and_the_same_each_time() -> None:
     p = np.random.default_rng(0).standard_normal((400, 5))
-    drawn, every = pair_cosines(p, most=20_000), pair_cosines(p)
+    drawn, every = pair_cosines(p, max_pairs=20_000), pair_cosines(p)
     assert len(drawn) == 20_000 < len(every) == 400 * 399 / 2
     assert drawn.mean() == pytest.approx(every.mean(), abs=0.02)
     assert drawn.std() == pytest.approx(every.std(), abs=0.02)
     assert drawn.max() < 1 - 1e-9  # no proxy with itself
-    np.testing.assert_array_equal(drawn, pair_cosines(p, most=20_000))
+    np.testing.assert_array_equal(drawn, pair_cosines(p, max_pairs=20_000))
 
 
-def test_groups_of_alike_proxies_stand_together() -> None:
+def test_groups_of_similar_proxies_are_adjacent() -> None:
     generator = np.random.default_rng(0)
     group = generator.permutation(np.repeat(np.arange(4), 6))
     p = np.eye(4)[group] + 0.05 * generator.standard_normal((24, 4))
-    changes = np.diff(group[structured_order(p)]) != 0
-    assert changes.sum() == 3
+    assert (np.diff(group[structured_order(p)]) != 0).sum() == 3
     assert sorted(structured_order(p)) == list(range(24))
 
 
@@ -111,3 +175,44 @@ def test_row_cosines_over_blocks() -> None:
     x = generator.standard_normal((60, 3))
     first, second = generator.integers(60, size=20_000), generator.integers(60, size=20_000)
     assert row_cosines(x, first, x, second) == pytest.approx(gram(x)[first, second])
+
+
+def retrieval(count: int = 60, groups: bool = False) -> Retrieval:
+    generator = np.random.default_rng(0)
+    group = generator.integers(-1, 3, size=count) if groups else None
+    queries, gallery = np.arange(0, count, 2), np.arange(count // 3, count)
+    return Retrieval(generator.standard_normal((count, 4)), generator.integers(6, size=count), queries, gallery, group)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_pair_distances_are_those_of_all_valid_pairs_and_no_other(groups: bool) -> None:
+    problem = retrieval(groups=groups)
+    x = unit_rows(problem.embeddings)
+    expected: dict[bool, set[float]] = {True: set(), False: set()}
+    for query in problem.queries:
+        for other in problem.gallery:
+            group = problem.groups
+            excluded = group is not None and group[query] >= 0 and group[query] == group[other]
+            if query != other and not excluded:
+                same = bool(problem.labels[query] == problem.labels[other])
+                expected[same].add(round(1 - x[query] @ x[other], 6))
+    positives, negatives = pair_distances(problem, pairs=30_000)
+    assert (set(positives.round(6)), set(negatives.round(6))) == (expected[True], expected[False])
+
+
+def test_pair_distances_without_positives_or_gallery() -> None:
+    everyone = np.arange(3)
+    assert [len(part) > 0 for part in pair_distances(Retrieval(np.eye(3), everyone, everyone, everyone))] == [
+        False,
+        True,
+    ]
+    empty = Retrieval(np.eye(3), everyone, everyone, everyone[:0])
+    assert [len(part) for part in pair_distances(empty)] == [0, 0]
+    assert np.isnan(separation(*pair_distances(empty)))
+
+
+def test_separation_counts_every_pair_of_pairs() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(9, size=50) / 9, generator.integers(3, 12, size=40) / 9
+    expected = np.mean([(x < y) + 0.5 * (x == y) for x in a for y in b])
+    assert separation(a, b) == pytest.approx(expected)

@@ -1,8 +1,10 @@
-"""The page: what it holds, what it never does, and the runs of which little is known."""
+"""The report: its numbers and structure, runs with missing parts, and how it behaves in a browser."""
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,25 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pages import ParsedPage, assert_fits_and_loads_nothing
+from PIL import Image
 from synthetic_run import synthetic_run
 
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import Matching, Scoring, score
-from orthoproxy.reports import RunResults, effective_rank, render_report, retrieval_strip
-from orthoproxy.reports.figures import cosine_matrix_figure, rate_figure, validation_figure
-from orthoproxy.reports.sections import proxy_geometry
-from orthoproxy.reports.style import svg
+from orthoproxy.reports import RunResults, closest_pairs, effective_rank, render_report, retrieval_strip
+from orthoproxy.reports.figures import cosine_matrix_figure, learning_rate_figure, validation_figure
+from orthoproxy.reports.html import encode_data_uri, figure_to_svg, load_thumbnail
+from orthoproxy.reports.sections import describe_proxies
+from orthoproxy.reports.text import interval, mean, score_rows
 
-LOADS = re.compile(r"""(?:src|href|action|poster|data|srcset)\s*=\s*["'](?!#|data:)|@import|url\((?!#)""")
 
-
-def text_of(page: str) -> str:
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).replace("\N{NO-BREAK SPACE}", " ").split())
+def render(results: RunResults) -> ParsedPage:
+    return ParsedPage(render_report(results))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
-    return synthetic_run(tmp_path_factory.mktemp("pictures"))
+    return synthetic_run(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -39,200 +42,206 @@ def page(run: RunResults) -> str:
 
 @pytest.fixture(scope="module")
 def bare(run: RunResults) -> RunResults:
-    """The run without most of its figures, which take long to draw."""
+    """The run without most of its figures, which are slow to draw."""
     return replace(run, log=pd.DataFrame(), proxies=None)
 
 
-def test_it_holds_the_scores_the_settings_and_the_notes(run: RunResults, page: str) -> None:
-    shown = text_of(page)
-    assert run.evaluation is not None and run.evaluation.untrained is not None and run.proxies is not None
-    for estimates in (run.evaluation.trained, run.evaluation.untrained):
-        for estimate in estimates.values():
-            assert str(estimate) in shown
-    assert f"{effective_rank(run.proxies):.1f} of 6" in shown
-    for expected in ("first run", "seed: 3", "a made-up one", "Fewer than 10 validation classes", "40 steps in 1:00"):
-        assert expected in shown
+def test_scores_stand_beside_the_baseline_with_intervals(run: RunResults, page: str) -> None:
+    rows = ParsedPage(page).tables[0][1:]
+    for shown, row in zip(rows, score_rows(run.evaluation), strict=True):
+        assert row.baseline is not None and row.difference is not None
+        estimates = (row.model, row.baseline)
+        expected = [row.name, *(f"{mean(x)} {interval(x)}" for x in estimates)]
+        assert shown[:4] == [*expected, f"{mean(row.difference, sign=True)} {interval(row.difference)}"]
 
 
-def test_it_asks_no_other_host_for_anything(page: str) -> None:
-    assert not LOADS.findall(page)
-    assert "<script" not in page
-    assert set(re.findall(r"""["'(](https?:[^"')]*)""", page)) <= {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
+def test_geometry_configuration_and_notes_are_shown(run: RunResults, page: str) -> None:
+    parsed = ParsedPage(page)
+    assert run.proxies is not None
+    assert f"{effective_rank(run.proxies):.1f} of 6" in parsed.text
+    closest = next(table for table in parsed.tables if table[0] == ["Class", "Class", "Cosine"])
+    pairs = closest_pairs(run.proxies, run.classes)
+    assert closest[1:] == [[first, second, f"{cosine:.3f}"] for first, second, cosine in pairs]
+    assert all(
+        part in parsed.text for part in ("first run", "seed: 3", "a made-up one", *run.notes, "40 steps in 1:00")
+    )
 
 
-def test_it_is_small_and_the_same_each_time(run: RunResults, page: str) -> None:
+def test_the_page_is_self_contained_small_and_deterministic(run: RunResults, page: str) -> None:
+    parsed = ParsedPage(page)
+    assert parsed.loads == [] and not parsed.attributes("script")
+    assert not re.search(r"@import|url\((?!#)", page)
     assert len(page) < 1e6
     assert render_report(run) == page
 
 
-def test_each_figure_says_what_it_shows_and_ids_are_unique(page: str) -> None:
-    figures = re.findall(r'<svg role="img" aria-label="([^"]+)" class="plot"', page)
-    assert len(figures) == 8
-    identifiers = re.findall(r'\sid="([^"]+)"', page)
+def test_figures_have_descriptions_and_identifiers_are_unique(page: str) -> None:
+    parsed = ParsedPage(page)
+    figures = parsed.attributes("svg", role="img")
+    assert len(figures) == 8 and all(figure["aria-label"] for figure in figures)
+    identifiers = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers))
-    for target in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page):
-        assert (target[0] or target[1]) in identifiers
-    assert len(re.findall(r"<img (?![^>]*alt=)", page)) == 0
+    targets = [a["href"] for _, a in parsed.elements if a.get("href", "").startswith("#")]
+    assert {target[1:] for target in targets} <= set(identifiers)
+    assert all(image["alt"] for image in parsed.attributes("img"))
 
 
-def test_right_and_wrong_neighbours_are_marked_by_more_than_colour(page: str) -> None:
-    for kind, mark in (("right", "✓"), ("wrong", "✗")):
-        frames = page.count(f'class="picture {kind}"')
-        assert frames > 0
-        assert page.count(f'aria-label="{kind}">{mark}') == frames
+def test_neighbors_are_marked_by_more_than_color(run: RunResults, page: str) -> None:
+    parsed = ParsedPage(page)
+    for kind in ("correct", "wrong"):
+        marks = parsed.attributes("span", **{"class": "mark", "aria-label": kind})
+        assert len(marks) == len(parsed.attributes("figure", **{"class": f"picture {kind}"})) > 0
 
 
 def test_names_are_escaped(run: RunResults) -> None:
     evil = '<script>alert("1")</script> & $x_2$ \\'
     table = run.table.assign(label=[f"{evil} {label}" for label in run.table["label"]])
     changed = replace(run, name=evil, table=table, classes=[evil] * 12, config=evil, notes=[evil], machine={evil: evil})
-    shown = render_report(changed)
-    assert "<script" not in shown
-    assert shown.count(html.escape(evil).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) > 20
-    assert evil.replace("  ", " ") in text_of(shown)
+    parsed = render(changed)
+    assert not parsed.attributes("script")
+    assert parsed.text.count(evil) > 20
 
 
 def test_own_group_excluded_and_included(tmp_path: Path) -> None:
     run = synthetic_run(tmp_path, groups=True, log=pd.DataFrame(), proxies=None)
-    shown = text_of(render_report(run))
-    assert run.evaluation is not None and run.evaluation.own_group_included is not None
-    assert "leaves out the query’s own group" in shown  # noqa: RUF001
-    for evaluation in (run.evaluation, run.evaluation.own_group_included):
-        assert str(evaluation.trained["map@r"]) in shown
-
-
-def test_queries_without_positive_are_counted(tmp_path: Path) -> None:
-    run = synthetic_run(tmp_path, log=pd.DataFrame(), proxies=None)
-    table = run.table.assign(label=["alone", *run.table["label"][1:]])
-    evaluation = score(run.trained, run.untrained, table, Scoring(draws=10))
-    shown = text_of(render_report(replace(run, table=table, evaluation=evaluation)))
-    assert "1 more had no other image of their class and were left out" in shown
+    head, *rows = render(run).tables[0][1:]
+    assert head[-2:] == ["Trained", "Untrained"]
+    for shown, row in zip(rows, score_rows(run.evaluation), strict=True):
+        plain, baseline = row.own_group_included, row.baseline_own_group_included
+        assert plain is not None and baseline is not None
+        assert shown[-2:] == [f"{mean(plain)} {interval(plain)}", f"{mean(baseline)} {interval(baseline)}"]
 
 
 NOTHING = make_table(["x"], ["x"]).iloc[:0]
-LITTLE: dict[str, dict[str, Any]] = {
-    "no untrained encoder": {"untrained": None, "evaluation": None},
-    "no test classes": {"evaluation": None, "table": NOTHING, "trained": np.empty((0, 6)), "untrained": None},
+SPARSE: dict[str, dict[str, Any]] = {
+    "no baseline": {"baseline_embeddings": None, "evaluation": None},
+    "no test classes": {
+        "evaluation": None,
+        "table": NOTHING,
+        "embeddings": np.empty((0, 6)),
+        "baseline_embeddings": None,
+    },
     "no proxies": {"proxies": None},
     "one proxy": {"proxies": np.ones((1, 6)), "classes": ["one"]},
     "two proxies": {"proxies": np.eye(2, 6), "classes": ["one", "two"]},
-    "proxies all alike": {"proxies": np.ones((12, 6))},
-    "proxies of zeros": {"proxies": np.zeros((12, 6))},
+    "equal proxies": {"proxies": np.ones((12, 6))},
+    "zero proxies": {"proxies": np.zeros((12, 6))},
     "proxies that diverged": {"proxies": np.full((12, 6), np.nan)},
-    "one dimension": {"proxies": np.ones((12, 1)), "trained": np.ones((40, 1))},
+    "one dimension": {"proxies": np.ones((12, 1)), "embeddings": np.ones((40, 1))},
     "no log": {"log": pd.DataFrame()},
     "a log of one step": {"log": pd.DataFrame({"step": [1], "loss": [3.0]})},
     "a log without validation": {
         "log": pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "rate/backbone": [0.0, 0.0]})
     },
-    "a log of not-a-numbers": {"log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]})},
+    "a log of NaN": {"log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]})},
     "no configuration, machine, notes": {"config": "", "machine": {}, "notes": []},
 }
 
 
-@pytest.mark.parametrize("case", LITTLE)
-def test_runs_of_which_little_is_known(bare: RunResults, case: str) -> None:
-    shown = render_report(replace(bare, **LITTLE[case]))
+@pytest.mark.parametrize("case", SPARSE)
+def test_runs_with_missing_parts(bare: RunResults, case: str) -> None:
+    shown = render_report(replace(bare, **SPARSE[case]))
     assert shown.rstrip().endswith("</html>")
-    assert not re.search(r"\b(nan|None|undefined)\b", text_of(shown))
+    assert not re.search(r"\b(nan|None|undefined)\b", ParsedPage(shown).text)
 
 
-def test_no_untrained_encoder(bare: RunResults) -> None:
-    evaluation = score(bare.trained, None, bare.table, Scoring(draws=10))
-    shown = text_of(render_report(replace(bare, untrained=None, evaluation=evaluation)))
-    assert "There is no untrained encoder to compare with" in shown
-    assert str(evaluation.trained["recall@1"]) in shown
+def test_without_a_baseline_only_the_model_is_shown(bare: RunResults) -> None:
+    evaluation = score(bare.embeddings, None, bare.table, Scoring(draws=10))
+    table = render(replace(bare, baseline_embeddings=None, evaluation=evaluation)).tables[0]
+    assert table[0] == ["%", "Trained", "0 to 100"]
 
 
-def test_what_is_missing_is_said(bare: RunResults) -> None:
-    assert "had no test classes" in text_of(render_report(replace(bare, **LITTLE["no test classes"])))
-    assert "has no proxies" in text_of(render_report(replace(bare, **LITTLE["no proxies"])))
-    assert "training diverged" in text_of(render_report(replace(bare, **LITTLE["proxies that diverged"])))
-
-
-def test_many_classes_get_a_histogram_instead_of_a_matrix() -> None:
+def test_many_classes_have_no_cosine_matrix() -> None:
     generator = np.random.default_rng(0)
-    few, many = (proxy_geometry(generator.standard_normal((count, 6)), ["x"] * count) for count in (200, 3000))
+    few, many = (describe_proxies(generator.standard_normal((count, 6)), ["x"] * count) for count in (200, 3000))
     assert few is not None and many is not None
-    assert few.plots[0].title == "Cosine of each proxy with each other"
-    assert [plot.title for plot in many.plots] == ["Cosines of all pairs", "Spectrum"]
-    assert sum(len(plot.drawing) for plot in many.plots) < 1e5
+    assert (len(few.plots), len(many.plots)) == (3, 2)
+    assert sum(len(plot.svg) for plot in many.plots) < 1e5
 
 
-def test_a_picture_that_is_gone_leaves_a_placeholder(bare: RunResults) -> None:
+def test_missing_images_leave_a_placeholder(bare: RunResults) -> None:
     gone = bare.table.assign(path=[f"{path}.gone" for path in bare.table["path"]])
-    shown = render_report(replace(bare, table=gone))
-    assert "no picture" in text_of(shown)
-    assert "<img" not in shown
+    parsed = render(replace(bare, table=gone))
+    assert not parsed.attributes("img") and parsed.attributes("span", **{"class": "missing"})
     assert retrieval_strip(replace(bare, table=gone)).axes
 
 
-def test_queries_and_gallery_apart(bare: RunResults) -> None:
-    table = bare.table.assign(role=["query", "gallery"] * 20)
-    evaluation = score(bare.trained, bare.untrained, table, Scoring(draws=10))
-    assert "20 queries of 8 classes" in text_of(render_report(replace(bare, table=table, evaluation=evaluation)))
-
-
-def test_strip_shows_both_models_side_by_side(run: RunResults, tmp_path: Path) -> None:
-    figure = retrieval_strip(run, queries=3, neighbours=4)
+def test_the_strip_shows_baseline_and_model(run: RunResults, tmp_path: Path) -> None:
+    figure = retrieval_strip(run, queries=3, neighbors=4)
     assert len(figure.axes) == 3 * (1 + 4 + 4)
-    assert [text.get_text() for text in figure.texts[:3]] == ["Query", "Untrained", "Trained"]
-    assert len(retrieval_strip(replace(run, untrained=None), queries=3, neighbours=4).axes) == 3 * (1 + 4)
+    assert len(retrieval_strip(replace(run, baseline_embeddings=None), queries=3, neighbors=4).axes) == 3 * (1 + 4)
     figure.savefig(tmp_path / "strip.png", dpi=50)
 
 
 def test_a_long_log_is_thinned() -> None:
     step = np.arange(1, 100_001)
-    figure = rate_figure(pd.DataFrame({"step": step, "rate/backbone": 1e-4 * step}), ["rate/backbone"])
+    figure = learning_rate_figure(pd.DataFrame({"step": step, "rate/backbone": 1e-4 * step}), ["rate/backbone"])
     x, y = (np.asarray(values) for values in figure.axes[0].lines[0].get_data())
     assert len(x) == 400
     assert y == pytest.approx(1e-4 * x)
 
 
-def test_validation_marks_the_best() -> None:
+def test_the_best_validation_score_is_marked() -> None:
     log = pd.DataFrame({"step": [1, 2, 3, 4], "validation/recall@1": [0.1, np.nan, 0.42, 0.3]})
     figure = validation_figure(log, ["validation/recall@1"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["42.0"]
 
 
-def test_colours_of_a_figure_are_the_page_s(run: RunResults) -> None:
-    drawn = svg(cosine_matrix_figure(np.eye(4), list("abcd")), "matrix", 'a "matrix" <of> cosines')
-    assert "var(--muted, #" in drawn
-    assert 'aria-label="a &#34;matrix&#34; &lt;of&gt; cosines"' in drawn
-    assert "DejaVu" not in drawn
+def test_figures_take_the_colors_and_the_font_of_the_page() -> None:
+    svg = figure_to_svg(cosine_matrix_figure(np.eye(4), list("abcd")), "matrix", 'a "matrix" <of> cosines')
+    assert "var(--muted, #" in svg and "DejaVu" not in svg
+    assert html.escape('a "matrix" <of> cosines', quote=False).replace('"', "&#34;") in svg
 
 
-def matching(queries: int) -> Matching:
-    generator = np.random.default_rng(0)
-    same, other = 0.8 + 0.1 * generator.random(queries), 0.9 * generator.random(queries)
-    return Matching(same, other, np.arange(queries) // 4, gallery=queries)
+def test_thresholds_are_those_of_the_matching(bare: RunResults) -> None:
+    generator, count = np.random.default_rng(0), 400
+    same, other = 0.8 + 0.1 * generator.random(count), 0.9 * generator.random(count)
+    matching = Matching(same, other, np.arange(count) // 4, gallery=count)
+    table = next(table for table in render(replace(bare, matching=matching)).tables if table[0][1] == "Threshold")
+    assert [row[0] for row in table[1:]] == ["1 %", "10 %"]  # 0.1 % needs 1,000 queries
+    for rate, row in zip((0.01, 0.1), table[1:], strict=True):
+        threshold = matching.threshold(rate)
+        assert threshold is not None and row[1] == f"{threshold:.3f}"
+        rates = matching.false_match_rate(threshold), matching.match_rate(threshold)
+        assert row[2:] == [f"{mean(x)} {interval(x)}" for x in rates]
+    few = replace(matching, same=same[:8], other=other[:8], classes=matching.classes[:8])
+    assert not any(table[0][1:2] == ["Threshold"] for table in render(replace(bare, matching=few)).tables)
+    assert not render(bare).attributes("section", id="no-match")
 
 
-def test_the_roc_of_matches_and_the_thresholds_are_shown(bare: RunResults) -> None:
-    found = matching(400)
-    page = render_report(replace(bare, matching=found))
-    shown = text_of(page)
-    assert "Match, or no match" in shown and "From the 100 validation classes" in shown
-    for rate, said in ((0.01, "1 %"), (0.1, "10 %")):
-        threshold = found.threshold(rate)
-        assert threshold is not None
-        rates = (found.false_match_rate(threshold), found.match_rate(threshold))
-        assert f"{said} {threshold:.3f} {rates[0]} {rates[1]}" in shown
-    assert "0.1 %" not in shown  # takes 1,000 queries
-    (drawing,) = re.findall(r'aria-label="(Match rate over[^"]*)"', page)
-    assert re.search(r"\d+ % at 1 %; \d+ % at 10 %", drawing)
-    assert '<a href="#no-match">' in page and 'id="no-match"' in page
-    assert not LOADS.findall(page)
+def test_a_thumbnail_is_the_center_square(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 300, 3), dtype=np.uint8)
+    pixels[:, 100:200] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    small = load_thumbnail(tmp_path / "wide.png", side=50)
+    assert small is not None and small.size == (50, 50) and np.asarray(small).min() > 200
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    assert load_thumbnail(tmp_path / "broken.png") is None
 
 
-def test_without_validation_classes_nothing_is_said_of_no_match(bare: RunResults) -> None:
-    assert "no match" not in text_of(render_report(bare)).lower()
+def test_drawings_become_png_and_photographs_jpeg() -> None:
+    drawing = Image.new("RGB", (96, 96), "white")
+    drawing.paste("black", (20, 20, 70, 70))
+    noise = np.random.default_rng(0).integers(256, size=(96, 96, 3), dtype=np.uint8)
+    uri = encode_data_uri(drawing)
+    assert uri.startswith("data:image/png")
+    assert encode_data_uri(Image.fromarray(noise)).startswith("data:image/jpeg")
+    decoded = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(drawing))
 
 
-def test_too_few_queries_for_any_threshold(bare: RunResults) -> None:
-    assert "There are too few queries to choose a threshold" in text_of(
-        render_report(replace(bare, matching=matching(8)))
+@pytest.mark.browser
+def test_it_fits_a_desk_and_a_phone_and_prints(browser: Any, tmp_path: Path) -> None:
+    names = [f"a-{'very-' * 12}long-name-{number}" for number in range(12)]
+    (tmp_path / "report.html").write_text(render_report(synthetic_run(tmp_path, groups=True, classes=names)))
+    address = (tmp_path / "report.html").as_uri()
+    for width, scheme in ((1280, "light"), (320, "dark")):
+        assert_fits_and_loads_nothing(browser, address, width, scheme)
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(address)
+    heights = page.evaluate(
+        "[...document.querySelectorAll('svg.plot text')].map(x => x.getBoundingClientRect().height)"
     )
+    assert sorted(heights)[len(heights) // 2] >= 10  # pixels of a phone
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pages import assert_fits_and_stays_at_home
+from pages import assert_fits_and_loads_nothing
 from synthetic_study import a_study, its_cells
 
 from orthoproxy.studies.page import write_page
@@ -31,7 +31,7 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (320, "dark")])
 def test_it_fits_and_stays_at_home(browser: Any, address: str, width: int, scheme: str) -> None:
-    assert_fits_and_stays_at_home(browser, address, width, scheme)
+    assert_fits_and_loads_nothing(browser, address, width, scheme)
 
 
 def test_names_in_figures_lie_within_them(browser: Any, address: str) -> None:

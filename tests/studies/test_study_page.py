@@ -17,7 +17,7 @@ from synthetic_study import ROOT, WEIGHT, WEIGHTS, a_cell, a_study, its_cells
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Estimate
-from orthoproxy.reports.words import MINUS
+from orthoproxy.reports.text import MINUS
 from orthoproxy.studies import figures
 from orthoproxy.studies.comparison import Row, rows_of
 from orthoproxy.studies.page import all_rows, render_page, write_page

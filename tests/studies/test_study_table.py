@@ -15,7 +15,7 @@ from synthetic_study import WEIGHT, a_cell, a_study, its_cells
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Estimate
-from orthoproxy.reports.words import MINUS
+from orthoproxy.reports.text import MINUS
 from orthoproxy.studies.comparison import Row, judged_results, matrix_of, rows_of
 from orthoproxy.studies.page import all_rows, render_page
 from orthoproxy.studies.plan import Method

@@ -10,7 +10,7 @@ import numpy as np
 from orthoproxy.diagnosis.findings import Check, Finding, Shot
 from orthoproxy.diagnosis.subject import Embedded, Subject, share
 from orthoproxy.evaluation import Estimate, Retrieval, nearest, query_metrics
-from orthoproxy.reports.words import percent
+from orthoproxy.reports.text import percent
 
 NAME = "confusions"
 LEAST_EACH_WAY = 2  # queries; one image alone that lies among another class draws that class's queries to itself

@@ -20,9 +20,8 @@ from orthoproxy.reports.geometry import (
     unit_rows,
     welch_floor,
 )
-from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.style import svg
-from orthoproxy.reports.words import percent
+from orthoproxy.reports.html import Plot, figure_to_svg
+from orthoproxy.reports.text import percent
 
 NAME = "proxies"
 COLLAPSED = 0.5  # of the effective rank that random directions have
@@ -218,5 +217,5 @@ def _plot(found: Crowding, proxies: Float[np.ndarray, "C D"]) -> Plot:
     return Plot(
         "How much of the proxies lies in each direction",
         "The sooner the line falls, the fewer directions keep the classes apart.",
-        svg(spectrum_beside_random_figure(proxies, _random_like(proxies, 1)[0]), "crowding", said),
+        figure_to_svg(spectrum_beside_random_figure(proxies, _random_like(proxies, 1)[0]), "crowding", said),
     )

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orthoproxy.evaluation import Estimate
-from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.words import interval, mean
+from orthoproxy.reports.html import Plot
+from orthoproxy.reports.text import interval, mean
 
 
 @dataclass(frozen=True)

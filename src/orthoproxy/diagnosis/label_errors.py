@@ -15,9 +15,8 @@ from orthoproxy.diagnosis.findings import Check, Finding, Shot
 from orthoproxy.diagnosis.subject import Embedded, Subject
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.geometry import unit_rows
-from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.style import svg
-from orthoproxy.reports.words import percent
+from orthoproxy.reports.html import Plot, figure_to_svg
+from orthoproxy.reports.text import percent
 from orthoproxy.training import principal_weight
 
 NAME = "labels"
@@ -335,7 +334,9 @@ def _finding(images: Embedded, seen: OutOfSample, found: Suspects, told: str) ->
             "Is an image like its own class?",
             "Left of 0, another class is more like the image than its own. Many images there are only hard; the "
             "suspects are those at the far left.",
-            svg(margin_figure(seen.margin[np.isfinite(seen.margin)], len(rows)), "labels", "Histogram of the margins"),
+            figure_to_svg(
+                margin_figure(seen.margin[np.isfinite(seen.margin)], len(rows)), "labels", "Histogram of the margins"
+            ),
         ),
         heads=["Image", "Label", "Looks like"],
         rows=[[x["path"], x["label"], x["looks_like"]] for x in (_entry(images, seen, row) for row in rows[:LISTED])],

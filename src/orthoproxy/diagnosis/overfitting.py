@@ -12,9 +12,8 @@ from orthoproxy.diagnosis.figures import bars_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.subject import Embedded, Subject
 from orthoproxy.evaluation import Estimate, class_draws, estimate, query_metrics, resampled_means, retrieval_of
-from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.style import svg
-from orthoproxy.reports.words import percent, points
+from orthoproxy.reports.html import Plot, figure_to_svg
+from orthoproxy.reports.text import percent, points
 
 NAME = "overfitting"
 LEAST_GAP = 0.05  # of Recall@1; the whole interval must lie above
@@ -197,5 +196,5 @@ def _plot(gap: Gap) -> Plot:
         "Recall@1 on training and on unseen classes",
         f"Equally many images of {gap.classes:,} classes each. The untrained encoder knows neither: its gap is how "
         "much easier the training classes are by themselves.",
-        svg(bars_figure(bars, "% found at first"), "overfitting", said),
+        figure_to_svg(bars_figure(bars, "% found at first"), "overfitting", said),
     )

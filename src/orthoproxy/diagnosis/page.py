@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orthoproxy.diagnosis.findings import Diagnosis
-from orthoproxy.reports.pages import template, thumbnails
-from orthoproxy.reports.style import COLOURS
+from orthoproxy.reports.html import load_template, thumbnail_cache
 
 
 def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
@@ -31,4 +30,4 @@ def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
     """
 
     names = [check.name for check in diagnoses[0].checks]
-    return template("diagnosis.html.j2").render(diagnoses=diagnoses, names=names, source=thumbnails(), colours=COLOURS)
+    return load_template("diagnosis.html.j2").render(diagnoses=diagnoses, names=names, source=thumbnail_cache())

@@ -12,9 +12,8 @@ from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.subject import Subject
 from orthoproxy.evaluation import Estimate, class_draws, estimate, query_metrics, resampled_means
 from orthoproxy.reports.geometry import unit_rows
-from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.style import svg
-from orthoproxy.reports.words import percent, points
+from orthoproxy.reports.html import Plot, figure_to_svg
+from orthoproxy.reports.text import percent, points
 
 NAME = "embedding size"
 SMALLEST = 8  # of an embedding whose halves and quarters can be compared
@@ -185,5 +184,5 @@ def _plot(found: Growth) -> Plot:
     return Plot(
         "Recall@1 with the leading directions alone",
         "Where an embedding is large enough, the curve is flat at its end. The dashed step is extrapolated.",
-        svg(growth_figure(found.sizes, found.scores, (2 * found.sizes[-1], expected)), "size", said),
+        figure_to_svg(growth_figure(found.sizes, found.scores, (2 * found.sizes[-1], expected)), "size", said),
     )

@@ -1,6 +1,6 @@
-"""A run as a page that a person looks at: scores, curves, the geometry of the proxies, examples."""
+"""Reports of training runs: scores, curves, the geometry of the proxies, example queries."""
 
-from orthoproxy.reports.figures import retrieval_strip
+from orthoproxy.reports.examples import retrieval_strip
 from orthoproxy.reports.geometry import (
     closest_pairs,
     effective_rank,
@@ -11,8 +11,10 @@ from orthoproxy.reports.geometry import (
 )
 from orthoproxy.reports.report import render_report
 from orthoproxy.reports.results import RunResults
+from orthoproxy.reports.text import FEW_CLASSES
 
 __all__ = [
+    "FEW_CLASSES",
     "RunResults",
     "closest_pairs",
     "effective_rank",

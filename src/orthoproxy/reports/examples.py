@@ -1,41 +1,63 @@
-"""Queries worth looking at, and their nearest neighbours: drawn at random, the best, the worst."""
+"""Example queries with their nearest neighbors: drawn at random, the worst, the best."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from orthoproxy.evaluation import Retrieval, comparisons, nearest
+from orthoproxy.reports.figures import COLORS, report_style
+from orthoproxy.reports.html import load_thumbnail
+from orthoproxy.reports.results import RunResults
+from orthoproxy.reports.text import shorten
+
+NUM_RANDOM, NUM_EXTREME, NUM_NEIGHBORS = 5, 6, 6  # random queries; worst, and best, queries; neighbors of each
+CHECK_MARK = (([0.78, 0.82, 0.90], [0.16, 0.10, 0.22]),)  # strokes in the corner of a tile
+CROSS_MARK = (([0.79, 0.89], [0.11, 0.21]), ([0.79, 0.89], [0.21, 0.11]))
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A row of the table that a query found, whether it is of the query's class, and their cosine."""
+class Neighbor:
+    """A row of the table that a query retrieved, and whether it is of the query's class."""
 
     row: int
-    right: bool
-    cosine: float
+    correct: bool
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query's row, its nearest neighbours, nearest first, and the rank of its best positive (0: it has none)."""
+    """A query, its nearest neighbors, and the rank of its best positive (0 if it has none)."""
 
     row: int
-    neighbours: list[Neighbour]
+    neighbors: list[Neighbor]
     rank: int
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of each query.
+class Examples:
+    """The queries that a report shows."""
 
-    `rank` is that of its best positive, ties against the query, and 0 where it has none. `margin` is the cosine of
-    the best positive minus that of the nearest negative.
+    random: list[Example]
+    baseline_random: list[Example] | None
+    worst: list[Example]
+    best: list[Example]
+    recall_at_1: float
+    sampled: int
+
+
+@dataclass(frozen=True)
+class QueryRanks:
+    """Rank of each query's best positive (ties count against it, 0 if it has none), and its margin.
+
+    The margin is the cosine of the best positive minus that of the nearest negative.
     """
 
     rows: Int[np.ndarray, " Q"]
@@ -43,162 +65,142 @@ class Outcome:
     margin: Float[np.ndarray, " Q"]
 
 
-def outcome(retrieval: Retrieval, most: int = 5000, seed: int = 0) -> Outcome:
-    """Find the rank and the margin of each query, or of a random sample of queries.
+def choose_examples(results: RunResults) -> Examples | None:
+    """Choose the queries to show; None if no query has a positive."""
+    if results.table.empty:
+        return None
+    retrieval = results.retrieval(results.embeddings)
+    ranks = rank_queries(retrieval)
+    scored = ranks.rank > 0
+    if not scored.any():
+        return None
+    rows, baseline = choose_random(ranks, results.table, NUM_RANDOM), results.baseline_embeddings
+    return Examples(
+        random=find_neighbors(retrieval, rows),
+        baseline_random=None if baseline is None else find_neighbors(results.retrieval(baseline), rows),
+        worst=find_neighbors(retrieval, choose_worst(ranks, results.table, NUM_EXTREME)),
+        best=find_neighbors(retrieval, choose_best(ranks, results.table, NUM_EXTREME)),
+        recall_at_1=float((ranks.rank[scored] == 1).mean()),
+        sampled=int(scored.sum()),
+    )
 
-    Parameters
-    ----------
-    retrieval
-        What is searched.
-    most
-        Where there are more queries than this, draw so many.
-    seed
-        Of the draw.
 
-    Returns
-    -------
-    Outcome
-        In the order of the rows.
-
-    Examples
-    --------
-    >>> points, everyone = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]), np.arange(3)
-    >>> found = outcome(Retrieval(points, np.array([0, 0, 1]), everyone, everyone))
-    >>> found.rank, found.margin.round(2)
-    (array([1, 2, 0]), array([ 0.2 , -0.16,  -inf]))
-    """
+def rank_queries(retrieval: Retrieval, max_queries: int = 5000, seed: int = 0) -> QueryRanks:
+    """Compute rank and margin of all queries, or of a random sample of `max_queries`."""
     rows = retrieval.queries
-    if len(rows) > most:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, size=most, replace=False))
+    if len(rows) > max_queries:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_queries, replace=False))
     blocks = comparisons(replace(retrieval, queries=rows)) if len(retrieval.gallery) else ()
     ranks, margins = [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for block in blocks:
         best = block.similarity.masked_fill(~block.positive, -torch.inf).amax(dim=1)
-        rivals = block.similarity.masked_fill(~block.negative, -torch.inf)
-        rank = 1 + (rivals >= best[:, None]).sum(dim=1)
+        negatives = block.similarity.masked_fill(~block.negative, -torch.inf)
+        rank = 1 + (negatives >= best[:, None]).sum(dim=1)
         ranks.append((rank * block.positive.any(dim=1)).numpy())
-        margins.append((best - rivals.amax(dim=1)).numpy())
-    return Outcome(rows if len(retrieval.gallery) else rows[:0], np.concatenate(ranks), np.concatenate(margins))
+        margins.append((best - negatives.amax(dim=1)).double().numpy())
+    return QueryRanks(rows if len(retrieval.gallery) else rows[:0], np.concatenate(ranks), np.concatenate(margins))
 
 
-def worst_queries(found: Outcome, table: pd.DataFrame, k: int) -> list[int]:
-    """Choose failures: the best positive has the largest rank; at most one query a class.
-
-    Parameters
-    ----------
-    found
-        From `outcome`.
-    table
-        For the classes.
-    k
-        How many, at most; queries with a right nearest neighbour are no failures.
-
-    Returns
-    -------
-    list of int
-        Row numbers, the worst first.
-
-    Examples
-    --------
-    >>> found = Outcome(np.arange(3), rank=np.array([1, 2, 9]), margin=np.array([0.1, -0.1, -0.3]))
-    >>> worst_queries(found, pd.DataFrame({"label": ["a", "b", "c"]}), k=2)
-    [2, 1]
-    """
-    order = np.lexsort((found.margin, -found.rank))
-    return _one_a_class(found.rows[order[found.rank[order] > 1]], table, k)
+def choose_worst(ranks: QueryRanks, table: pd.DataFrame, k: int) -> list[int]:
+    """Return the rows of up to k failures, the largest rank first, at most one per class."""
+    order = np.lexsort((ranks.margin, -ranks.rank))
+    return _one_per_class(ranks.rows[order[ranks.rank[order] > 1]], table, k)
 
 
-def best_queries(found: Outcome, table: pd.DataFrame, k: int) -> list[int]:
-    """Choose successes: the nearest neighbour is right with the largest margin; at most one query a class.
-
-    Parameters
-    ----------
-    found, table, k
-        As in `worst_queries`.
-
-    Returns
-    -------
-    list of int
-        Row numbers, the best first.
-
-    Examples
-    --------
-    >>> found = Outcome(np.arange(3), rank=np.array([1, 1, 9]), margin=np.array([0.1, 0.2, -0.3]))
-    >>> best_queries(found, pd.DataFrame({"label": ["a", "b", "c"]}), k=2)
-    [1, 0]
-    """
-    order = np.argsort(-found.margin, kind="stable")
-    return _one_a_class(found.rows[order[found.rank[order] == 1]], table, k)
+def choose_best(ranks: QueryRanks, table: pd.DataFrame, k: int) -> list[int]:
+    """Return the rows of up to k successes, the largest margin first, at most one per class."""
+    order = np.argsort(-ranks.margin, kind="stable")
+    return _one_per_class(ranks.rows[order[ranks.rank[order] == 1]], table, k)
 
 
-def random_queries(found: Outcome, table: pd.DataFrame, k: int, seed: int = 0) -> list[int]:
-    """Draw queries that have a positive; at most one a class.
-
-    Parameters
-    ----------
-    found, table, k
-        As in `worst_queries`.
-    seed
-        Of the draw.
-
-    Returns
-    -------
-    list of int
-        Row numbers.
-
-    Examples
-    --------
-    >>> found = Outcome(np.arange(3), rank=np.array([1, 0, 9]), margin=np.array([0.1, 0.2, -0.3]))
-    >>> sorted(random_queries(found, pd.DataFrame({"label": ["a", "b", "c"]}), k=5))
-    [0, 2]
-    """
-    shuffled = np.random.default_rng(seed).permutation(found.rows[found.rank > 0])
-    return _one_a_class(shuffled, table, k)
+def choose_random(ranks: QueryRanks, table: pd.DataFrame, k: int, seed: int = 0) -> list[int]:
+    """Return the rows of up to k random queries that have a positive, at most one per class."""
+    return _one_per_class(np.random.default_rng(seed).permutation(ranks.rows[ranks.rank > 0]), table, k)
 
 
-def examples(retrieval: Retrieval, rows: list[int], k: int = 6) -> list[Example]:
-    """Look up the nearest neighbours of chosen queries.
-
-    Parameters
-    ----------
-    retrieval
-        What is searched.
-    rows
-        Row numbers of the queries.
-    k
-        Neighbours of each.
-
-    Returns
-    -------
-    list of Example
-        In the order of `rows`.
-
-    Examples
-    --------
-    >>> points, everyone = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), np.arange(3)
-    >>> examples(Retrieval(points, np.array([0, 0, 1]), everyone, everyone), rows=[0], k=1)
-    [Example(row=0, neighbours=[Neighbour(row=1, right=True, cosine=0.8)], rank=1)]
-    """
+def find_neighbors(retrieval: Retrieval, rows: Sequence[int], k: int = NUM_NEIGHBORS) -> list[Example]:
+    """Return the k nearest neighbors of each query in `rows`."""
     if not rows:
         return []
-    asked = replace(retrieval, queries=np.array(rows))
-    found, cosines = nearest(asked, k)
-    ranks, labels = outcome(asked, most=len(rows)).rank, retrieval.labels
+    retrieval = replace(retrieval, queries=np.array(rows))
+    found, _ = nearest(retrieval, k)
+    ranks, labels = rank_queries(retrieval, max_queries=len(rows)).rank, retrieval.labels
     return [
-        Example(
-            row,
-            [
-                Neighbour(int(other), bool(labels[other] == labels[row]), round(float(cosine), 4))
-                for other, cosine in zip(found[i], cosines[i], strict=True)
-                if other >= 0
-            ],
-            int(ranks[i]),
-        )
-        for i, row in enumerate(rows)
+        Example(row, [Neighbor(other, bool(labels[other] == labels[row])) for other in others if other >= 0], rank)
+        for row, others, rank in zip(rows, found.tolist(), ranks.tolist(), strict=True)
     ]
 
 
-def _one_a_class(rows: Int[np.ndarray, " P"], table: pd.DataFrame, k: int) -> list[int]:
+@report_style
+def retrieval_strip(results: RunResults, queries: int = 5, neighbors: int = NUM_NEIGHBORS, seed: int = 0) -> Figure:
+    """Draw random queries with their nearest neighbors, untrained encoder and model side by side.
+
+    Parameters
+    ----------
+    results
+        Results of a run; without `baseline_embeddings`, only the model's neighbors are drawn.
+    queries
+        Maximum number of queries, at most one per class.
+    neighbors
+        Number of neighbors of each.
+    seed
+        Seed of the random choice.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Correct neighbors have a green frame and a check mark, others a red frame and a cross.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> table = make_table(["1.png", "2.png"], ["a", "a"])
+    >>> results = RunResults("run", None, table, np.eye(2), None, pd.DataFrame(), None, [], "", {}, [])
+    >>> len(retrieval_strip(results, queries=1, neighbors=1).axes)  # the query and one neighbor
+    2
+    """
+    retrieval = results.retrieval(results.embeddings)
+    rows = choose_random(rank_queries(retrieval, seed=seed), results.table, queries, seed)
+    blocks = {"Trained": find_neighbors(retrieval, rows, neighbors)}
+    if results.baseline_embeddings is not None:
+        baseline = find_neighbors(results.retrieval(results.baseline_embeddings), rows, neighbors)
+        blocks = {"Untrained": baseline, **blocks}
+    tile, gap, head, below = 0.72, 0.24, 0.3, 0.19  # inches
+    starts = {name: tile + gap + i * (neighbors * tile + gap) for i, name in enumerate(blocks)}
+    width, height = max(starts.values()) + neighbors * tile, head + max(1, len(rows)) * (tile + below)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    for name, x in {"Query": 0.0, **starts}.items():
+        figure.text((x + 0.02) / width, 1 - 0.18 / height, name, weight="bold", va="center")
+    paths, labels = results.table["path"].tolist(), results.table["label"].tolist()
+    for i, row in enumerate(rows):
+        y = height - head - i * (tile + below) - tile
+        label, position = shorten(labels[row], 13), (tile / 2 / width, (y - below / 2) / height)
+        figure.text(*position, label, size=7, ha="center", va="center", parse_math=False)
+        _draw_tile(figure, (0, y, tile), paths[row])
+        for name, x in starts.items():
+            for j, neighbor in enumerate(blocks[name][i].neighbors):
+                _draw_tile(figure, (x + j * tile, y, tile), paths[neighbor.row], neighbor.correct)
+    return figure
+
+
+def _draw_tile(figure: Figure, place: tuple[float, float, float], path: str, correct: bool | None = None) -> None:
+    """Draw an image into a square of the figure, in inches, with a mark if it is a neighbor."""
+    width, height = figure.get_size_inches()
+    x, y, side = place
+    axes = figure.add_axes((x / width, y / height, side / width, side / height))
+    axes.axis("off")
+    image = load_thumbnail(path, 192) or Image.new("RGB", (8, 8), COLORS["rule"])
+    axes.imshow(np.asarray(image), extent=(0.06, 0.94, 0.06, 0.94), interpolation="lanczos")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    color = COLORS["ink" if correct is None else "green" if correct else "red"]
+    axes.add_patch(Rectangle((0.04, 0.04), 0.92, 0.92, fill=False, edgecolor=color, linewidth=1.6))
+    if correct is not None:
+        axes.add_patch(Rectangle((0.72, 0.04), 0.24, 0.24, facecolor=color, edgecolor="none"))
+        for stroke in CHECK_MARK if correct else CROSS_MARK:
+            axes.plot(*stroke, color="white", linewidth=1.3)
+
+
+def _one_per_class(rows: Int[np.ndarray, " P"], table: pd.DataFrame, k: int) -> list[int]:
     labels = table["label"].tolist()
     chosen: dict[str, int] = {}
     for row in rows.tolist():

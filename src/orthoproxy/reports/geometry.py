@@ -1,18 +1,26 @@
-"""How evenly proxies spread over the directions they have: spectrum, effective rank, Welch bound, closest pairs."""
+"""Geometry of proxies and embeddings: spectrum, effective rank, Welch bound, closest pairs, pair distances.
+
+All functions work on blocks of rows, so that their memory is linear in the number of classes.
+"""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from orthoproxy.losses import soft_orthogonality
+from orthoproxy.evaluation import Retrieval
 
-ROWS_AT_ONCE = 1024  # of the C x C matrix of cosines, which is never whole in memory
+BLOCK_MB = 64  # memory of a block of cosines, in MiB
+BLOCK_ROWS = 8192
+# At most this many cosines are computed between proxies. Up to 50,000 classes that is all of them; with more, a random
+# sample of proxies is compared with all others, 2,500 of 1,000,000 for example.
+MAX_COSINES = 50_000**2
 
 
 class Pair(NamedTuple):
@@ -23,80 +31,43 @@ class Pair(NamedTuple):
     cosine: float
 
 
-def unit_rows(x: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "C D"]:
-    """Scale each row to length 1, in float64; a row of zeros stays zero.
+@dataclass(frozen=True)
+class ProxyNeighbors:
+    """The closest pairs of proxies, and the largest cosine of each compared proxy with any other."""
 
-    Parameters
-    ----------
-    x
-        Any real matrix.
+    pairs: list[Pair]
+    nearest: Float[np.ndarray, " R"]
 
-    Returns
-    -------
-    numpy.ndarray
-        The same directions.
 
-    Examples
-    --------
-    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
-    array([[0.6, 0.8],
-           [0. , 0. ]])
-    """
+def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """Scale each row to length 1, in float64; a row of zeros stays zero."""
     x = x.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
 
 
 def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
-    """Compute the singular values of the proxies, scaled to unit rows first.
+    """Compute the M = min(C, D) singular values of the proxies, scaled to unit rows, largest first.
 
-    Their squares sum to C, one for each proxy. Proxies as orthogonal as possible have M = min(C, D) equal values,
-    ``sqrt(C / M)``; proxies that crowd into few directions have a few large values and many small ones.
-
-    Parameters
-    ----------
-    proxies
-        One row a class.
-
-    Returns
-    -------
-    numpy.ndarray
-        M = min(C, D) values, largest first.
-
-    Examples
-    --------
-    >>> spectrum(np.array([[2.0, 0.0], [0.0, 3.0]]))
-    array([1., 1.])
+    Their squares sum to C. Proxies that are as orthogonal as possible have equal values ``sqrt(C / M)``.
     """
-    return np.linalg.svd(unit_rows(proxies), compute_uv=False)
+    count, dim = proxies.shape
+    if count <= dim:
+        units = unit_rows(proxies)
+        gram = units @ units.T
+    else:
+        gram = np.zeros((dim, dim))
+        for start in range(0, count, BLOCK_ROWS):
+            units = unit_rows(proxies[start : start + BLOCK_ROWS])
+            gram += units.T @ units
+    return np.sqrt(np.linalg.eigvalsh(gram)[::-1].clip(min=0))
 
 
 def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
-    """Count the directions that the proxies really use: ``exp(-sum p log p)`` with ``p = s^2 / sum s^2``.
+    """Compute the effective rank ``exp(-sum p log p)`` with ``p = s^2 / sum s^2`` and s from `spectrum`.
 
-    Here s are the singular values from `spectrum`. k equal values and zeros otherwise give exactly k.
-
-    Parameters
-    ----------
-    proxies
-        One row a class.
-
-    Returns
-    -------
-    float
-        From 1 to min(C, D); 0 if all proxies are zero.
-
-    References
-    ----------
-    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007; they take s where this
-    takes ``s^2``, the share of the proxies' squared length that lies in a direction.
-
-    Examples
-    --------
-    >>> round(effective_rank(np.eye(5)), 6)
-    5.0
-    >>> round(effective_rank(np.ones((5, 3))), 6)  # five times the same direction
-    1.0
+    k equal singular values and zeros otherwise give exactly k. After Roy and Vetterli, "The effective rank", EUSIPCO
+    2007, who use s instead of ``s^2``, the share of the squared length in each direction.
     """
     energy = spectrum(proxies) ** 2
     share = energy[energy > 0] / max(energy.sum(), np.finfo(np.float64).tiny)
@@ -104,166 +75,113 @@ def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
 
 
 def welch_floor(num_classes: int, dim: int) -> float:
-    """Give the least value of ``||P P^T - I||_F^2`` that C unit rows in D dimensions can reach: ``C^2 / D - C``, or 0.
+    """Return the lower bound of ``||P P^T - I||_F^2`` for C unit rows in D dimensions: ``max(0, C^2 / D - C)``.
 
-    Up to D rows can be exactly orthogonal; more than D cannot, and the Welch bound says how close they come.
-
-    Parameters
-    ----------
-    num_classes
-        C, at least 1.
-    dim
-        D, at least 1.
-
-    Returns
-    -------
-    float
-        ``max(0, C^2 / D - C)``.
-
-    References
-    ----------
-    Welch, "Lower bounds on the maximum cross correlation of signals", IEEE Transactions on Information Theory, 1974.
-
-    Examples
-    --------
-    >>> welch_floor(100, 384), welch_floor(3, 2)
-    (0.0, 1.5)
+    Source: Welch, "Lower bounds on the maximum cross correlation of signals", IEEE Trans. Information Theory, 1974.
     """
     return max(0.0, num_classes**2 / dim - num_classes)
 
 
 def orthogonality_distance(proxies: Float[np.ndarray, "C D"]) -> float:
-    """Compute ``||P P^T - I||_F^2`` of the proxies, scaled to unit rows: the sum of all squared cosines between two.
-
-    Parameters
-    ----------
-    proxies
-        One row a class.
-
-    Returns
-    -------
-    float
-        At least `welch_floor`.
-
-    Examples
-    --------
-    >>> orthogonality_distance(np.ones((3, 2)))  # three equal rows: six ordered pairs of cosine 1
-    6.0
-    """
-    return round(float(soft_orthogonality(torch.from_numpy(proxies.astype(np.float64)))), 9)
+    """Compute ``||P P^T - I||_F^2`` of the proxies, scaled to unit rows: the sum of all squared cosines of two."""
+    energy = spectrum(proxies) ** 2  # ||P P^T||^2 is the sum of its squares, the trace of P P^T its sum
+    return max(0.0, round(float((energy**2).sum() - 2 * energy.sum() + len(proxies)), 9))
 
 
 def closest_pairs(proxies: Float[np.ndarray, "C D"], classes: Sequence[str], k: int = 10) -> list[Pair]:
-    """List the classes whose proxies point the most alike: the largest cosines off the diagonal.
-
-    Parameters
-    ----------
-    proxies
-        One row a class.
-    classes
-        Their names.
-    k
-        Length of the list.
-
-    Returns
-    -------
-    list of Pair
-        At most k pairs, the largest cosine first; each pair once, in the order of the classes.
-
-    Examples
-    --------
-    >>> closest_pairs(np.array([[1.0, 0.0], [0.0, 1.0], [4.0, 3.0]]), ["cat", "car", "dog"], k=1)
-    [Pair(first='cat', second='dog', cosine=0.8)]
-    """
-    best: list[tuple[float, int, int]] = []
-    for rows, columns, cosine in _pairs_by_block(proxies):
-        top = np.argsort(-cosine, kind="stable")[:k] if len(cosine) <= k else np.argpartition(-cosine, k - 1)[:k]
-        found = zip(cosine[top].tolist(), (-rows[top]).tolist(), (-columns[top]).tolist(), strict=True)
-        best = heapq.nlargest(k, [*best, *found])
-    return [Pair(classes[-first], classes[-second], round(cosine, 12)) for cosine, first, second in best]
+    """List the k pairs of classes with the largest cosine between their proxies; see `compare_proxies`."""
+    return compare_proxies(proxies, classes, k).pairs
 
 
-def pair_cosines(proxies: Float[np.ndarray, "C D"], most: int = 500_000, seed: int = 0) -> Float[np.ndarray, " P"]:
-    """Return the cosines between any two different proxies, or of a sample of them.
-
-    Parameters
-    ----------
-    proxies
-        One row a class.
-    most
-        Where there are more pairs than this, draw so many with replacement.
-    seed
-        Of the draw.
-
-    Returns
-    -------
-    numpy.ndarray
-        P = min(C (C - 1) / 2, most) values.
-
-    Examples
-    --------
-    >>> pair_cosines(np.array([[1.0, 0.0], [0.0, 1.0], [4.0, 3.0]])).round(6)
-    array([0. , 0.8, 0.6])
-    """
+def compare_proxies(
+    proxies: Float[np.ndarray, "C D"],
+    classes: Sequence[str],
+    k: int = 10,
+    max_cosines: int = MAX_COSINES,
+    block_mb: float = BLOCK_MB,
+    seed: int = 0,
+) -> ProxyNeighbors:
+    """Compare each proxy, or a random sample of them, with all others, in blocks of at most `block_mb` MiB."""
     count = len(proxies)
-    if count * (count - 1) // 2 <= most:
-        return np.concatenate([np.empty(0), *(cosine for _, _, cosine in _pairs_by_block(proxies))])
+    if count < 2:
+        return ProxyNeighbors([], np.empty(0))
+    compared = np.arange(count)
+    if count**2 > max_cosines:
+        generator = np.random.default_rng(seed)
+        compared = np.sort(generator.choice(count, size=max(1, max_cosines // count), replace=False))
+    units = _unit_tensor(proxies)
+    rows = torch.from_numpy(compared)
+    best, first, second = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    nearest = []
+    for start, cosines in iterate_cosines(units[rows], units, block_mb):
+        row = rows[start : start + len(cosines)]
+        cosines[torch.arange(len(row)), row] = -torch.inf
+        nearest.append(cosines.amax(dim=1))
+        # only rows that reach the k-th best pair so far; a pair may be found twice, once from either end
+        full = len(best) == 2 * k
+        promising = torch.nonzero(nearest[-1] >= best[-1]).flatten() if full else torch.arange(len(row))
+        values, columns = cosines[promising].topk(min(k, count - 1), dim=1)
+        best = torch.cat([best, values.flatten()])
+        first = torch.cat([first, row[promising].repeat_interleave(values.shape[1])])
+        second = torch.cat([second, columns.flatten()])
+        best, order = best.topk(min(2 * k, len(best)))
+        first, second = first[order], second[order]
+    found = {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    a, b = (np.array(side) for side in zip(*sorted(found), strict=True))
+    exact = row_cosines(proxies, a, proxies, b)  # the float32 comparison only selects
+    order = np.lexsort((b, a, -exact.round(9)))[:k]
+    pairs = [Pair(classes[a[i]], classes[b[i]], round(float(exact[i]), 12)) for i in order]
+    return ProxyNeighbors(pairs, torch.cat(nearest).numpy())
+
+
+def nearest_rows(
+    x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "C D"], block_mb: float = BLOCK_MB
+) -> Int[np.ndarray, " N"]:
+    """Return for each row of `x` the row of `y` with the largest cosine."""
+    blocks = iterate_cosines(_unit_tensor(x), _unit_tensor(y), block_mb)
+    return np.concatenate([np.empty(0, dtype=np.int64), *(cosines.argmax(dim=1).numpy() for _, cosines in blocks)])
+
+
+def iterate_cosines(
+    x: Float[Tensor, "N D"], y: Float[Tensor, "C D"], block_mb: float = BLOCK_MB
+) -> Iterator[tuple[int, Float[Tensor, "b C"]]]:
+    """Yield the cosines of unit rows `x` with all of `y` in blocks of at most `block_mb` MiB, or of one row."""
+    size = max(1, int(block_mb * 2**20) // (y.element_size() * max(1, len(y))))
+    for start in range(0, len(x), size):
+        yield start, x[start : start + size] @ y.T
+
+
+def _unit_tensor(x: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
+    return torch.nn.functional.normalize(torch.from_numpy(x.astype(np.float32)), dim=1)
+
+
+def pair_cosines(proxies: Float[np.ndarray, "C D"], max_pairs: int = 500_000, seed: int = 0) -> Float[np.ndarray, " P"]:
+    """Return the cosines of all pairs of proxies, or of `max_pairs` random pairs where there are more."""
+    count = len(proxies)
+    if count * (count - 1) // 2 <= max_pairs:
+        units = unit_rows(proxies)
+        return (units @ units.T)[np.triu_indices(count, k=1)]
     generator = np.random.default_rng(seed)
-    first, step = generator.integers(count, size=most), generator.integers(1, count, size=most)
+    first, step = generator.integers(count, size=max_pairs), generator.integers(1, count, size=max_pairs)
     return row_cosines(proxies, first, proxies, (first + step) % count)
 
 
 def row_cosines(
-    a: Float[np.ndarray, "N D"], of_a: Int[np.ndarray, " P"], b: Float[np.ndarray, "M D"], of_b: Int[np.ndarray, " P"]
+    a: Float[np.ndarray, "N D"],
+    rows_a: Int[np.ndarray, " P"],
+    b: Float[np.ndarray, "M D"],
+    rows_b: Int[np.ndarray, " P"],
 ) -> Float[np.ndarray, " P"]:
-    """Compute the cosines of given pairs of rows, a block at a time.
-
-    Parameters
-    ----------
-    a, b
-        Vectors, one a row.
-    of_a, of_b
-        Row numbers of each pair.
-
-    Returns
-    -------
-    numpy.ndarray
-        Cosine of ``a[of_a[i]]`` and ``b[of_b[i]]``.
-
-    Examples
-    --------
-    >>> row_cosines(np.eye(2), np.array([0, 0]), np.eye(2), np.array([0, 1]))
-    array([1., 0.])
-    """
-    blocks = [slice(start, start + 8 * ROWS_AT_ONCE) for start in range(0, len(of_a), 8 * ROWS_AT_ONCE)]
-    cosines = [np.einsum("pd,pd->p", unit_rows(a[of_a[block]]), unit_rows(b[of_b[block]])) for block in blocks]
+    """Compute the cosine of ``a[rows_a[i]]`` and ``b[rows_b[i]]`` for each i, in float64."""
+    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(rows_a), BLOCK_ROWS)]
+    cosines = [np.einsum("pd,pd->p", unit_rows(a[rows_a[block]]), unit_rows(b[rows_b[block]])) for block in blocks]
     return np.concatenate([np.empty(0), *cosines])
 
 
 def structured_order(proxies: Float[np.ndarray, "C D"]) -> Int[np.ndarray, " C"]:
-    """Order classes so that alike proxies stand side by side, which makes groups of them visible.
+    """Order classes so that similar proxies are adjacent: by the Fiedler vector of their similarities 1 + cosine.
 
-    The order is that of the Fiedler vector: the second-smallest eigenvector of ``diag(W 1) - W``, where W holds the
-    similarities ``1 + cosine``. It is the relaxed solution of putting similar things at near places on a line.
-
-    Parameters
-    ----------
-    proxies
-        One row a class.
-
-    Returns
-    -------
-    numpy.ndarray
-        A permutation of 0 to C - 1.
-
-    References
-    ----------
-    Atkins, Boman and Hendrickson, "A spectral algorithm for seriation", SIAM Journal on Computing, 1998.
-
-    Examples
-    --------
-    >>> structured_order(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]])).tolist() in ([0, 2, 1], [1, 2, 0])
-    True
+    Source: Atkins, Boman and Hendrickson, "A spectral algorithm for seriation", SIAM Journal on Computing, 1998.
     """
     if len(proxies) < 3:
         return np.arange(len(proxies))
@@ -273,12 +191,53 @@ def structured_order(proxies: Float[np.ndarray, "C D"]) -> Int[np.ndarray, " C"]
     return np.argsort(vectors[:, 1], kind="stable")
 
 
-def _pairs_by_block(
-    proxies: Float[np.ndarray, "C D"],
-) -> Iterator[tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"], Float[np.ndarray, " P"]]]:
-    """Go through the pairs above the diagonal: their row numbers, column numbers and cosines."""
-    units = unit_rows(proxies)
-    for start in range(0, len(units), ROWS_AT_ONCE):
-        cosine = units[start : start + ROWS_AT_ONCE] @ units[start:].T
-        rows, columns = np.triu_indices(len(cosine), k=1, m=cosine.shape[1])
-        yield start + rows, start + columns, cosine[rows, columns]
+def pair_distances(
+    retrieval: Retrieval, pairs: int = 50_000, seed: int = 0
+) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]:
+    """Return distances ``1 - cosine`` of random (query, gallery) pairs of the same class, and of different classes.
+
+    `pairs` of each kind are drawn with replacement, every query with equal probability. An image paired with itself and
+    pairs within an excluded group are dropped.
+    """
+    if not len(retrieval.queries) or not len(retrieval.gallery):
+        return np.empty(0), np.empty(0)
+    generator = np.random.default_rng(seed)
+    query = generator.choice(retrieval.queries, size=pairs)
+    positive = _sample_positives(retrieval, query, generator)
+    negative = query, generator.choice(retrieval.gallery, size=pairs)
+    x, distances = retrieval.embeddings, []
+    for (first, second), same_class in ((positive, True), (negative, False)):
+        valid = _is_valid_pair(retrieval, first, second, same_class)
+        distances.append((1 - row_cosines(x, first[valid], x, second[valid])).clip(0, 2))
+    return distances[0], distances[1]
+
+
+def separation(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, " M"]) -> float:
+    """Return the probability that a positive pair is closer than a negative one: the area under the ROC curve."""
+    if not len(positives) or not len(negatives):
+        return float("nan")
+    ordered = np.sort(negatives)
+    not_further = np.searchsorted(ordered, positives, side="left") + np.searchsorted(ordered, positives, side="right")
+    return float(1 - not_further.mean() / (2 * len(ordered)))
+
+
+def _sample_positives(
+    retrieval: Retrieval, query: Int[np.ndarray, " P"], generator: np.random.Generator
+) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Draw a gallery image of each query's class, for the queries that have one."""
+    gallery = retrieval.gallery[np.argsort(retrieval.labels[retrieval.gallery], kind="stable")]
+    labels = retrieval.labels[gallery]
+    start = np.searchsorted(labels, retrieval.labels[query], side="left")
+    size = np.searchsorted(labels, retrieval.labels[query], side="right") - start
+    query, start, size = query[size > 0], start[size > 0], size[size > 0]
+    return query, gallery[start + generator.integers(size)]
+
+
+def _is_valid_pair(
+    retrieval: Retrieval, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"], same_class: bool
+) -> Bool[np.ndarray, " P"]:
+    valid = (first != second) & ((retrieval.labels[first] == retrieval.labels[second]) == same_class)
+    if retrieval.groups is not None:
+        group = retrieval.groups[first]
+        valid &= (group != retrieval.groups[second]) | (group < 0)
+    return valid

@@ -19,7 +19,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.runs.evaluate import images_of
-from orthoproxy.reports.words import FEW_CLASSES
+from orthoproxy.reports import FEW_CLASSES
 from orthoproxy.runs.run_folder import Run
 
 FORMAT_VERSION = 1

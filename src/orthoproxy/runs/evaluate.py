@@ -21,7 +21,7 @@ from orthoproxy.core.failpoints import failpoint
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.distributed import raise_together, is_first_of_machine, is_main
 from orthoproxy.reports import RunResults, render_report
-from orthoproxy.reports.words import FEW_CLASSES
+from orthoproxy.reports import FEW_CLASSES
 from orthoproxy.runs.run_folder import Run
 
 FROZEN = (
@@ -127,8 +127,8 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
         name=run.folder.name,
         evaluation=evaluation,
         table=judged,
-        trained=ours,
-        untrained=theirs,
+        embeddings=ours,
+        baseline_embeddings=theirs,
         log=run.records(),
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,

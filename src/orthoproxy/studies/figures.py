@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orthoproxy.reports.style import COLOURS, WIDTH, finish, in_house_style, panels
-from orthoproxy.reports.words import metric_name, shortened
+from orthoproxy.reports.figures import COLORS, WIDTH, create_figure, label_axes, report_style
+from orthoproxy.reports.text import metric_name, shorten
 from orthoproxy.studies.comparison import Row
 from orthoproxy.studies.plan import Options, Result, Study, chosen_setting, score_of, tuning_results, validation_scores
 from orthoproxy.studies.speed import curves_of
@@ -49,16 +49,16 @@ def looks_of(study: Study) -> dict[str, Look]:
     Examples
     --------
     >>> from orthoproxy.studies.plan import Method
-    >>> looks_of(Study("so", {"off": Method(), "on": Method()}, "off"))["on"].colour == COLOURS["blue"]
+    >>> looks_of(Study("so", {"off": Method(), "on": Method()}, "off"))["on"].colour == COLORS["blue"]
     True
     """
     names = ("blue", "orange", "green", "purple", "red")
     others = [method for method in study.methods if method != study.baseline]
-    drawn = {method: Look(COLOURS[names[i % 5]], LINES[i // 5 % 4], "os^Dv"[i % 5]) for i, method in enumerate(others)}
-    return {study.baseline: Look(COLOURS["ink"], "-", "o"), **drawn}
+    drawn = {method: Look(COLORS[names[i % 5]], LINES[i // 5 % 4], "os^Dv"[i % 5]) for i, method in enumerate(others)}
+    return {study.baseline: Look(COLORS["ink"], "-", "o"), **drawn}
 
 
-@in_house_style
+@report_style
 def scores_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     """Draw each method's scores on the test classes: dots for seeds, a bar for the interval of the mean.
 
@@ -88,7 +88,7 @@ def scores_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
         _spread(axes, y, row.scores, row.mean.value, (row.mean.low, row.mean.high), looks[row.method].colour)
     untrained = [100 * row.untrained for row in shown]
     one = max(untrained) - min(untrained) < SAME
-    muted = {"color": COLOURS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    muted = {"color": COLORS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
     if one:
         axes.axvline(untrained[0], **muted)
     else:
@@ -100,14 +100,14 @@ def scores_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         va="top",
-        color=COLOURS["muted"],
+        color=COLORS["muted"],
     )
     _methods(axes, [row.method for row in shown])
-    finish(axes, f"{metric_name(shown[0].metric)}, %")
+    label_axes(axes, f"{metric_name(shown[0].metric)}, %")
     return figure
 
 
-@in_house_style
+@report_style
 def differences_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     """Draw each method's difference to what it is compared with: dots for seeds, a bar for the interval of the mean.
 
@@ -134,17 +134,17 @@ def differences_figure(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
     """
     shown = [row for row in rows if row.difference]
     figure, axes = _lying(len(shown))
-    axes.axvline(0, color=COLOURS["muted"], linewidth=1.2)
+    axes.axvline(0, color=COLORS["muted"], linewidth=1.2)
     for y, row in enumerate(shown):
         assert row.difference is not None
         gain = row.difference.estimate
         _spread(axes, y, row.difference.by_seed, gain.value, (gain.low, gain.high), looks[row.method].colour)
     _methods(axes, [row.method for row in shown])
-    finish(axes, f"points of {metric_name(shown[0].metric)}")
+    label_axes(axes, f"points of {metric_name(shown[0].metric)}")
     return figure
 
 
-@in_house_style
+@report_style
 def setting_figure(study: Study, results: Sequence[Result], field: str) -> Figure:
     """Draw the score on the validation classes against the values of a field that settings were chosen from.
 
@@ -169,15 +169,15 @@ def setting_figure(study: Study, results: Sequence[Result], field: str) -> Figur
     >>> setting_figure(study, results, "loss.margin").axes[0].get_xlabel()
     'loss.margin'
     """
-    figure, (axes,) = panels()
+    figure, (axes,) = create_figure()
     look = looks_of(study)
     values = _ordered([value for method in study.methods.values() for value in method.choose.get(field, [])])
     places = _places(values)
     ours = chosen_setting(study, results, study.baseline)
     baseline = [] if ours is None else _on_validation(study, results, study.baseline, ours)
     if baseline and field not in study.methods[study.baseline].choose:
-        axes.axhline(float(np.mean(baseline)), color=COLOURS["ink"], linestyle=(0, (4, 2)), linewidth=1.2)
-        axes.plot([], [], color=COLOURS["ink"], linestyle=(0, (4, 2)), linewidth=1.2, label=study.baseline)
+        axes.axhline(float(np.mean(baseline)), color=COLORS["ink"], linestyle=(0, (4, 2)), linewidth=1.2)
+        axes.plot([], [], color=COLORS["ink"], linestyle=(0, (4, 2)), linewidth=1.2, label=study.baseline)
     for name, method in study.methods.items():
         if field not in method.choose:
             continue
@@ -185,12 +185,12 @@ def setting_figure(study: Study, results: Sequence[Result], field: str) -> Figur
             scored = [(places[str(s[field])], _on_validation(study, results, name, s)) for s in settings]
             _line(axes, [point for point in scored if point[1]], look[name], name if i == 0 else None)
     _axis_of(axes, values, places)
-    finish(axes, field, f"{metric_name(study.metric)} on validation classes, %")
+    label_axes(axes, field, f"{metric_name(study.metric)} on validation classes, %")
     _legend(figure, axes)
     return figure
 
 
-@in_house_style
+@report_style
 def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str) -> Figure:
     """Draw the score on the validation classes against what it took, of each method's chosen setting.
 
@@ -217,7 +217,7 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
     >>> len(cost_figure(Study("so", {"off": Method()}, "off"), [result], "recall@1", "seconds").axes[0].lines)
     2
     """
-    figure, (axes,) = panels()
+    figure, (axes,) = create_figure()
     curves_by_method = {name: list(curves_of(study, results, name).values()) for name in study.methods}
     few = sum(map(len, curves_by_method.values())) <= CURVES_OF_SEEDS
     for name, look in looks_of(study).items():
@@ -233,12 +233,12 @@ def cost_figure(study: Study, results: Sequence[Result], metric: str, cost: str)
         score = [float(np.mean([point[metric] for point in at])) for at in points]
         axes.plot(spent, 100 * np.array(score), color=look.colour, linestyle=look.line, label=name)
     axes.set_xlim(left=0)
-    finish(axes, COSTS[cost], f"{metric_name(metric)} on validation classes, %")
+    label_axes(axes, COSTS[cost], f"{metric_name(metric)} on validation classes, %")
     _legend(figure, axes)
     return figure
 
 
-@in_house_style
+@report_style
 def geometry_figure(study: Study, results: Sequence[Result], quantity: str) -> Figure:
     """Draw the score on the validation classes against how the proxies lie, a dot for each cell of the study.
 
@@ -263,7 +263,7 @@ def geometry_figure(study: Study, results: Sequence[Result], quantity: str) -> F
     >>> geometry_figure(Study("so", {"off": Method()}, "off"), [result], "effective rank").axes[0].get_xlabel()
     'effective rank of the proxies'
     """
-    figure, (axes,) = panels()
+    figure, (axes,) = create_figure()
     everywhere = []
     for name, look in looks_of(study).items():
         x, y = geometry_points([result for result in results if result["method"] == name], study.metric, quantity)
@@ -272,7 +272,7 @@ def geometry_figure(study: Study, results: Sequence[Result], quantity: str) -> F
             axes.plot(x, y, look.marker, color=look.colour, label=name, markersize=4.5, alpha=0.7, markeredgewidth=0)
     if quantity == "distance" and everywhere and min(everywhere) > 0 and max(everywhere) > 10 * min(everywhere):
         axes.set_xscale("log")
-    finish(axes, QUANTITIES[quantity], f"{metric_name(study.metric)} on validation classes, %")
+    label_axes(axes, QUANTITIES[quantity], f"{metric_name(study.metric)} on validation classes, %")
     _legend(figure, axes)
     return figure
 
@@ -321,12 +321,12 @@ def _lying(methods: int) -> tuple[Figure, Axes]:
 
 
 def _methods(axes: Axes, names: Sequence[str]) -> None:
-    short = [shortened(name, LONGEST) for name in names]
+    short = [shorten(name, LONGEST) for name in names]
     axes.set_yticks(range(len(names)), short, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
     for label in axes.get_yticklabels():
-        label.set_color(COLOURS["ink"])
+        label.set_color(COLORS["ink"])
 
 
 def _spread(axes: Axes, y: float, seeds: Sequence[float], mean: float, ends: tuple[float, float], colour: str) -> None:

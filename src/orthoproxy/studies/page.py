@@ -13,10 +13,8 @@ from scipy import stats
 from orthoproxy.core.errors import os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import duration
-from orthoproxy.reports.pages import template
-from orthoproxy.reports.sections import Plot
-from orthoproxy.reports.style import COLOURS, svg
-from orthoproxy.reports.words import MINUS, metric_name
+from orthoproxy.reports.html import Plot, figure_to_svg, load_template
+from orthoproxy.reports.text import MINUS, metric_name
 from orthoproxy.studies import figures
 from orthoproxy.studies.comparison import Row, rows_of
 from orthoproxy.studies.plan import METRICS, Result, Study
@@ -114,7 +112,7 @@ def render_page(study: Study, results: Sequence[Result], rows: dict[str, list[Ro
     True
     """
     main = rows[study.metric]
-    return template("study.html.j2").render(
+    return load_template("study.html.j2").render(
         study=study,
         rows=rows,
         shown={metric: [displayed(row) for row in of_metric] for metric, of_metric in rows.items()},
@@ -135,7 +133,6 @@ def render_page(study: Study, results: Sequence[Result], rows: dict[str, list[Ro
         commands=_commands(study, folder),
         elsewhere=bool(_images_elsewhere(study)),
         machine=_machine(results),
-        colours=COLOURS,
     )
 
 
@@ -207,7 +204,7 @@ def _geometry_pictures(study: Study, results: Sequence[Result]) -> list[Plot]:
 
 
 def _plot(title: str, caption: str, figure: Figure, name: str) -> Plot:
-    return Plot(title, caption, svg(figure, name, f"{title}. {caption}"))
+    return Plot(title, caption, figure_to_svg(figure, name, f"{title}. {caption}"))
 
 
 def _commands(study: Study, folder: Path | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from orthoproxy.evaluation import Estimate
-from orthoproxy.reports.words import interval, mean, metric_name, number
+from orthoproxy.reports.text import interval, mean, metric_name, number
 from orthoproxy.studies.comparison import Row
 from orthoproxy.studies.plan import Options
 

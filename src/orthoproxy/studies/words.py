@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from orthoproxy.core.safe_parsing import parse_yaml
-from orthoproxy.reports.words import FEW_CLASSES, metric_name, negated, points
+from orthoproxy.reports.text import FEW_CLASSES, metric_name, negate, points
 from orthoproxy.studies.comparison import Row, judged_results
 from orthoproxy.studies.plan import Cell, Options, Result, Study, chosen_setting, tuning_results, validation_scores
 from orthoproxy.studies.statistics import SEEDS_TO_SPEAK_OF_NEW_ONES, reach
@@ -87,7 +87,7 @@ def _answer(row: Row, baseline: str, partner: Row | None) -> tuple[str, str]:
             "better",
             f"{row.method} is better than {baseline}{these}: {score} {points(gain, sign=True)}, {p}, {with_seeds}.",
         )
-    loss = f"{score} lower by {points(negated(gain))}"
+    loss = f"{score} lower by {points(negate(gain))}"
     return "worse", f"{row.method} is worse than {baseline}{these}: {loss}, {p}, {with_seeds}."
 
 
@@ -318,7 +318,7 @@ def worse_than_untrained(rows: Sequence[Row]) -> str:
     if not worse:
         return ""
     score = metric_name(worse[0].metric)
-    told = [f"{row.method} (lower by {points(negated(row.gain))})" for row in worse if row.gain]
+    told = [f"{row.method} (lower by {points(negate(row.gain))})" for row in worse if row.gain]
     return f"Worse than the untrained encoder with all its features, by {score} on new classes: {_some(told)}."
 
 

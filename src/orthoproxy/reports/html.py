@@ -1,0 +1,108 @@
+"""Self-contained HTML: templates, thumbnails and figures embedded in the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import read_image
+from orthoproxy.reports.figures import COLORS, report_style
+from orthoproxy.reports.text import interval, mean, number
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its title and caption."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+def load_template(name: str) -> jinja2.Template:
+    """Load a template of ``reports/templates``: autoescaped, and strict about missing variables."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("orthoproxy.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(interval=interval, mean=mean, number=number, unbroken=_keep_scores_on_one_line)
+    environment.globals["colors"] = COLORS
+    return environment.get_template(name)
+
+
+def _keep_scores_on_one_line(text: str) -> str:
+    return re.sub(r"(?<=\d) (?=%)|(?<=\d,) (?=\S+\])", "\N{NO-BREAK SPACE}", text)
+
+
+def thumbnail_cache() -> Callable[[str], str | None]:
+    """Return a function from an image path to its thumbnail as a data URI, or None; it reads each file once."""
+
+    @cache
+    def load(path: str) -> str | None:
+        image = load_thumbnail(path)
+        return None if image is None else encode_data_uri(image)
+
+    return load
+
+
+def load_thumbnail(path: str | Path, side: int = 128) -> Image.Image | None:
+    """Read an image, crop its center square, and shrink it; None if the file is missing or unreadable."""
+    try:
+        image = read_image(path)
+    except InputError:
+        return None
+    side = min(side, *image.size)
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def encode_data_uri(image: Image.Image) -> str:
+    """Encode an RGB image as a data URI, as JPEG or PNG, whichever is smaller."""
+    kind, content = min((_encode(image, kind) for kind in ("png", "jpeg")), key=lambda pair: len(pair[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _encode(image: Image.Image, kind: str) -> tuple[str, bytes]:
+    buffer = io.BytesIO()
+    # drawings have few colors: a palette keeps edges sharp where JPEG would blur them
+    image = image.quantize(32) if kind == "png" and image.getcolors(256) else image
+    image.save(buffer, kind, quality=78, optimize=True)
+    return kind, buffer.getvalue()
+
+
+@report_style
+def figure_to_svg(figure: Figure, name: str, description: str) -> Markup:
+    """Convert a figure to inline SVG; `name` is unique on the page, `description` is for screen readers.
+
+    Text stays text and takes the page's font; colors become CSS variables such as ``var(--ink)``, so that the figure
+    follows the page's dark mode.
+    """
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)  # ids must be unique on the page
+    text = re.sub(r'\b(font-family|font): [^;"]*;?', _keep_font_size, text)
+    for variable, color in COLORS.items():
+        text = text.replace(color, f"var(--{variable}, {color})")
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}" class="plot"', 1))
+
+
+def _keep_font_size(style: re.Match[str]) -> str:
+    size = re.search(r"[\d.]+px", style[0])
+    return f"font-size: {size[0]};" if size else ""

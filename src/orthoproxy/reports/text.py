@@ -1,0 +1,130 @@
+"""Numbers and short sentences of reports: scores with intervals, the summary, facts about the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from orthoproxy.core.progress import duration
+from orthoproxy.evaluation import Estimate, Evaluation
+from orthoproxy.reports.results import RunResults, finite_values
+
+MINUS = "\N{MINUS SIGN}"
+FEW_CLASSES = 10  # with fewer validation classes, choosing a checkpoint or a hyperparameter is unreliable
+DEFINITIONS = {
+    "Recall@": ("Recall@K", "share of queries with an image of their class among the K nearest neighbors"),
+    "MAP@R": ("MAP@R", "mean average precision over the R nearest neighbors, R being the images of the query's class"),
+    "R-precision": ("R-precision", "share of the R nearest neighbors that are of the query's class"),
+    "Reciprocal rank": ("Reciprocal rank", "mean of 1 / rank of the first match"),
+    "NMI": ("NMI", "normalized mutual information between k-means clusters and classes"),
+}
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A metric's row in the table of scores; None where there is nothing to compare with."""
+
+    name: str
+    model: Estimate
+    baseline: Estimate | None
+    difference: Estimate | None
+    own_group_included: Estimate | None
+    baseline_own_group_included: Estimate | None
+
+
+def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
+    """Return the kind of result (``better``, ``worse``, ``unclear``, ``alone``, ``none``) and one or two sentences."""
+    if evaluation is None:
+        return "none", "The dataset has no test classes, so the model was not evaluated."
+    metric = "recall@1" if "recall@1" in evaluation.trained else next(iter(evaluation.trained))
+    score = f"{metric_name(metric)} on {evaluation.classes:,} unseen classes: {percent(evaluation.trained[metric])}"
+    if evaluation.untrained is None or evaluation.difference is None:
+        return "alone", f"{score}. There is no baseline to compare with."
+    gain = evaluation.difference[metric]
+    compared = f"{score}, untrained encoder {percent(evaluation.untrained[metric])}."
+    if gain.high < 0:
+        return "worse", f"Training made retrieval worse, by {points(negate(gain))}. {compared}"
+    if gain.low > 0:
+        return "better", f"{compared} Training gained {points(gain)}."
+    return "unclear", f"{compared} The difference, {points(gain, sign=True)}, is not significant."
+
+
+def score_rows(evaluation: Evaluation | None) -> list[ScoreRow]:
+    """Arrange the scores for the table, one metric a row."""
+    if evaluation is None:
+        return []
+    plain = evaluation.own_group_included
+    return [
+        ScoreRow(
+            metric_name(name),
+            score,
+            evaluation.untrained[name] if evaluation.untrained else None,
+            evaluation.difference[name] if evaluation.difference else None,
+            plain.trained.get(name) if plain else None,
+            plain.untrained.get(name) if plain and plain.untrained else None,
+        )
+        for name, score in evaluation.trained.items()
+    ]
+
+
+def run_facts(results: RunResults) -> list[str]:
+    """List the known facts about the size and the speed of a run."""
+    facts = []
+    if results.classes:
+        facts.append(f"{len(results.classes):,} training class{'es' if len(results.classes) > 1 else ''}")
+    facts.append(f"{results.embeddings.shape[1]:,}-dimensional embeddings")
+    steps, seconds, speed = (finite_values(results.log, name) for name in ("step", "seconds", "images_per_second"))
+    if len(steps):
+        facts.append(f"{steps.max():,.0f} steps" + (f" in {duration(seconds.max())}" if len(seconds) else ""))
+    if len(speed):
+        facts.append(f"{np.median(speed):,.0f} images per second")
+    return facts
+
+
+def metric_name(name: str) -> str:
+    """Return the display name of a metric; an unknown name stays as it is."""
+    known = {"map@r": "MAP@R", "r_precision": "R-precision", "mrr": "Reciprocal rank", "nmi": "NMI"}
+    return known.get(name, name.replace("recall@", "Recall@"))
+
+
+def percent(estimate: Estimate) -> str:
+    """Format a score with its interval: ``49.4 % [46.9, 51.8]``."""
+    return f"{mean(estimate)} % {interval(estimate)}"
+
+
+def points(estimate: Estimate, sign: bool = False) -> str:
+    """Format a difference of scores in percentage points: ``+7.6 points [5.9, 9.2]``."""
+    return f"{mean(estimate, sign)} points {interval(estimate)}"
+
+
+def mean(estimate: Estimate, sign: bool = False) -> str:
+    """Format the value of an estimate in percent, with as many digits as its `interval`."""
+    return number(100 * estimate.value, sign, _digits(estimate))
+
+
+def interval(estimate: Estimate) -> str:
+    """Format the interval of an estimate in percent: ``[46.9, 51.8]``."""
+    low, high = (number(100 * end, digits=_digits(estimate)) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def _digits(estimate: Estimate) -> int:
+    """Two digits where one would round an end of the interval to 0 and hide on which side of 0 it lies."""
+    return 2 if any(end and not round(100 * end, 1) for end in (estimate.low, estimate.high)) else 1
+
+
+def number(value: float, sign: bool = False, digits: int = 1) -> str:
+    """Format a number with a typographic minus; a number that rounds to zero has no sign."""
+    value = round(value, digits) + 0.0  # turns -0.0 into 0.0
+    return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", MINUS)
+
+
+def negate(estimate: Estimate) -> Estimate:
+    """Return the estimate of the opposite difference."""
+    return Estimate(-estimate.value, -estimate.high, -estimate.low)
+
+
+def shorten(name: str, max_length: int = 18) -> str:
+    """Truncate a long name with an ellipsis."""
+    return name if len(name) <= max_length else name[: max_length - 1] + "\N{HORIZONTAL ELLIPSIS}"
