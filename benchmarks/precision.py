@@ -27,7 +27,7 @@ def main() -> None:
             command = [sys.executable, "-m", "orthoproxy", "train", "--config", str(RECIPE), "--out", str(out)]
             settings = ["--training.precision", precision, "--training.seed", str(options.seed)]
             subprocess.run([*command, *settings], check=True)
-            scores = json.loads((out / "evaluation.json").read_text())["trained"]
+            scores = json.loads((out / "evaluation.json").read_text())["model"]
             row: dict[str, object] = {"precision": precision}
             for name in ("recall@1", "map@r"):
                 score = {bound: 100 * value for bound, value in scores[name].items()}

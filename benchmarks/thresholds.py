@@ -15,7 +15,7 @@ from measure import report
 
 from orthoproxy import Run
 from orthoproxy.data import select_split
-from orthoproxy.evaluation import matching_of
+from orthoproxy.evaluation import calibrate_no_match
 from orthoproxy.runs.build import make_scoring
 from orthoproxy.runs.evaluate import images_of
 
@@ -31,7 +31,7 @@ def main() -> None:
     for split in ("validation", "test"):
         images = select_split(table, split)
         embeddings = model.embed(images["path"].tolist(), workers=1, progress=f"embed, {split}")
-        found[split] = matching_of(embeddings, images, scoring)
+        found[split] = calibrate_no_match(embeddings, images, scoring)
         if found[split] is None:
             parser.error(f"--run: {run.folder} has no {split} images to compare")
     rows = []

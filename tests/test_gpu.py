@@ -53,4 +53,4 @@ def test_a_run(image_folder: Path, tmp_path: Path) -> None:
         ),
         tmp_path / "run",
     )
-    assert run.scores["trained"]["recall@1"]["value"] == 1.0
+    assert run.scores["model"]["recall@1"]["value"] == 1.0

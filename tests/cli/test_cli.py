@@ -54,7 +54,7 @@ def test_train_ends_with_the_table_and_the_report(folder, run, capsys):
     assert main(["train", *train_arguments(folder), "--out", str(run), "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "6 queries of 2 classes" in printed
-    for name in ("trained", "untrained", "difference", "recall@1", "map@r"):
+    for name in ("model", "baseline", "difference", "recall@1", "map@r"):
         assert name in printed
     assert printed.rstrip().endswith(f"report: {run / 'report.html'}")
 
@@ -64,21 +64,29 @@ def test_evaluate_writes_the_schema(folder, run, tmp_path):
     unseen = str(folder / "unseen.csv")
     assert main(["evaluate", str(run), "--data.name", "csv", "--data.path", unseen, "--json", str(out)]) == 0
     scores = json.loads(out.read_text())
-    assert set(scores) >= {"trained", "untrained", "difference", "queries", "classes", "without_positive", "seconds"}
-    assert (scores["queries"], scores["classes"], scores["without_positive"]) == (6, 2, 0)
-    for name in ("trained", "untrained", "difference"):
+    assert set(scores) >= {
+        "model",
+        "baseline",
+        "difference",
+        "queries",
+        "classes",
+        "queries_without_positive",
+        "seconds",
+    }
+    assert (scores["queries"], scores["classes"], scores["queries_without_positive"]) == (6, 2, 0)
+    for name in ("model", "baseline", "difference"):
         assert set(scores[name]) == {"recall@1", "recall@2", "map@r", "r_precision", "mrr"}
         for value in scores[name].values():
             assert set(value) == {"value", "low", "high"}
-    assert 0 <= scores["trained"]["recall@1"]["value"] <= 1
+    assert 0 <= scores["model"]["recall@1"]["value"] <= 1
 
 
 def test_evaluate_alone_judges_the_runs_own_test_classes(run, tmp_path):
     out = tmp_path / "scores.json"
     assert main(["evaluate", str(run), "--json", str(out)]) == 0
     scores, kept = json.loads(out.read_text()), json.loads((run / "evaluation.json").read_text())
-    assert {name: scores[name] for name in ("trained", "untrained")} == {
-        name: kept[name] for name in ("trained", "untrained")
+    assert {name: scores[name] for name in ("model", "baseline")} == {
+        name: kept[name] for name in ("model", "baseline")
     }
 
 
@@ -96,7 +104,7 @@ def test_evaluate_takes_a_folder_as_source_and_a_model_folder(folder, run, image
     assert main(["evaluate", str(run / "model"), *arguments, "--json", str(out)]) == 0
     scores = json.loads(out.read_text())
     assert scores["queries"] == 12
-    assert "nmi" in scores["trained"] and scores["untrained"] is not None
+    assert "nmi" in scores["model"] and scores["baseline"] is not None
 
 
 @pytest.fixture
@@ -137,12 +145,12 @@ def test_evaluate_leaves_out_what_the_run_left_out(folder, tmp_path, capsys):
     assert "note: 4 unreadable images were left out; skipped.csv lists them." in capsys.readouterr().out
     assert main(["evaluate", str(run), "--json", str(out)]) == 0
     scores, kept = json.loads(out.read_text()), json.loads((run / "evaluation.json").read_text())
-    assert scores["trained"] == kept["trained"] and len(scores["unreadable"]) == 2
+    assert scores["model"] == kept["model"] and len(scores["unreadable"]) == 2
     assert main(["evaluate", str(run), "--data.on_error", "raise"]) == 2
     shutil.move(folder, tmp_path / "moved")
     moved = ["--data.path", str(tmp_path / "moved" / "train.csv"), "--json", str(out)]
     assert main(["evaluate", str(run), *moved]) == 0
-    assert json.loads(out.read_text())["trained"] == kept["trained"]
+    assert json.loads(out.read_text())["model"] == kept["model"]
 
 
 def test_report_is_written_anew(run, capsys):

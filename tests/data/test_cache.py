@@ -285,6 +285,6 @@ def test_a_run_starts_from_the_same_numbers_with_a_cache(tmp_path: Path, folder:
         )
         runs.append(orthoproxy.train(config, tmp_path / f"run-{len(runs)}"))
     plain, cached = (run.scores for run in runs)
-    assert plain["untrained"] == cached["untrained"]
+    assert plain["baseline"] == cached["baseline"]
     assert len(np.load(folder / "v1-37" / "index.npy")) == 12  # those of the training classes
     assert runs[1].config.data.cache == str(folder)

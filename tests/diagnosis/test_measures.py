@@ -13,7 +13,7 @@ from orthoproxy.diagnosis import evened, out_of_sample, plant, recall_gap, suspe
 from orthoproxy.diagnosis.confusions import wilson
 from orthoproxy.diagnosis.label_errors import OutOfSample
 from orthoproxy.diagnosis.overfitting import _alike
-from orthoproxy.evaluation import query_metrics, retrieval_of
+from orthoproxy.evaluation import build_retrieval, query_metrics
 
 
 @st.composite
@@ -107,7 +107,7 @@ def test_a_side_with_more_classes_is_no_harder_to_search() -> None:
         assert gap is not None and gap.classes == 20
         gaps.append(gap.training.value - gap.unseen.value)
         means = [
-            np.nanmean(query_metrics(retrieval_of(x.trained, x.table, False), [1])["recall@1"]) for x in (many, few)
+            np.nanmean(query_metrics(build_retrieval(x.trained, x.table, False), [1])["recall@1"]) for x in (many, few)
         ]
         plain.append(means[0] - means[1])
     assert np.mean(plain) < -0.2

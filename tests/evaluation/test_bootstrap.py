@@ -1,52 +1,69 @@
-"""The class bootstrap against explicit resampling, and the coverage of its intervals."""
+"""The class bootstrap against explicit resampling, its coverage, and its memory."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.evaluation import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.evaluation import Estimate, bootstrap_means, class_counts, estimate, normalized_mutual_information
+
+
+def all_counts(num_classes: int, samples: int, seed: int = 0, chunk_memory_mb: float = 16.0) -> np.ndarray:
+    return np.concatenate(list(class_counts(num_classes, samples, seed, chunk_memory_mb)))
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 7, 300])
-def test_each_draw_holds_as_many_classes_as_there_are_each_equally_often(num_classes: int) -> None:
-    weights = class_draws(num_classes, draws=2000, seed=1)
-    assert weights.shape == (2000, num_classes)
-    assert (weights.sum(axis=1) == num_classes).all()
-    assert (weights >= 0).all() and (weights == weights.round()).all()
+def test_each_sample_holds_as_many_classes_as_there_are_each_equally_often(num_classes: int) -> None:
+    counts = all_counts(num_classes, samples=2000, seed=1)
+    assert counts.shape == (2000, num_classes)
+    assert (counts.sum(axis=1) == num_classes).all()
+    assert (counts >= 0).all() and (counts == counts.round()).all()
     # the mean of 2000 counts of variance about 1 lies within 5 / sqrt(2000) of 1
-    assert weights.mean(axis=0) == pytest.approx(np.ones(num_classes), abs=0.12)
-    assert weights.var(axis=0).mean() == pytest.approx(1 - 1 / num_classes, abs=0.05)
+    assert counts.mean(axis=0) == pytest.approx(np.ones(num_classes), abs=0.12)
+    assert counts.var(axis=0).mean() == pytest.approx(1 - 1 / num_classes, abs=0.05)
 
 
-def test_draws_depend_on_the_seed_alone() -> None:
-    assert np.array_equal(class_draws(20, 5, seed=3), class_draws(20, 5, seed=3))
-    assert not np.array_equal(class_draws(20, 5, seed=3), class_draws(20, 5, seed=4))
-    assert np.array_equal(class_draws(20, 5), class_draws(20, 5))
+def test_samples_depend_on_the_seed_alone_not_on_the_chunks() -> None:
+    assert np.array_equal(all_counts(20, 9, seed=3), all_counts(20, 9, seed=3, chunk_memory_mb=0.0007))
+    assert not np.array_equal(all_counts(20, 5, seed=3), all_counts(20, 5, seed=4))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
-def test_resampled_means_are_those_of_explicit_resampling(seed: int, num_classes: int) -> None:
+def test_bootstrap_means_are_those_of_explicit_resampling(seed: int, num_classes: int) -> None:
     generator = np.random.default_rng(seed)
     classes = np.concatenate([np.arange(num_classes), generator.integers(num_classes, size=20)])
-    values = generator.random(len(classes))
-    weights = class_draws(num_classes, draws=4, seed=seed)
-    expected = []
-    for counts in weights.astype(int):
-        sample = []
-        for c, times in enumerate(counts):
-            for _ in range(times):
-                sample.extend(values[classes == c])
-        expected.append(sum(sample) / len(sample))
-    assert resampled_means(values, classes, weights) == pytest.approx(expected)
+    values = generator.random((2, len(classes)))
+    expected = [[], []]
+    for counts in all_counts(num_classes, 4, seed).astype(int):
+        for row, means in zip(values, expected, strict=True):
+            sample = [x for c, times in enumerate(counts) for _ in range(times) for x in row[classes == c]]
+            means.append(sum(sample) / len(sample))
+    assert bootstrap_means(values, classes, 4, seed) == pytest.approx(np.array(expected))
+    assert bootstrap_means(values[0], classes, 4, seed) == pytest.approx(np.array(expected[0]))
 
 
-def test_a_sample_without_queries_is_left_out_of_the_interval() -> None:
-    resampled = resampled_means(np.array([1.0, 0.0]), np.array([0, 0]), np.array([[0.0, 2.0], [1.0, 1.0]]))
-    assert np.isnan(resampled[0]) and resampled[1] == 0.5
-    assert estimate(0.5, resampled) == Estimate(0.5, 0.5, 0.5)
+@pytest.mark.parametrize("work", ["means", "nmi"])
+def test_memory_does_not_grow_with_samples_times_classes(work: str) -> None:
+    """All counts of 1,000 samples would take 8 kB per class; what is allowed beyond a chunk are a few arrays of C."""
+
+    def peak(num_classes: int) -> int:
+        classes, values = np.arange(num_classes), np.ones(num_classes)
+        tracemalloc.start()
+        if work == "means":
+            bootstrap_means(values, classes, samples=1000)
+        else:
+            for counts in class_counts(num_classes, samples=40, chunk_memory_mb=1):
+                normalized_mutual_information(classes, classes, counts)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(10_000), peak(20_000)
+    assert many - few < 10_000 * 500
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.floats(0, 1), st.floats(0.5, 0.99), st.floats(0.001, 0.4))
@@ -64,7 +81,7 @@ def test_percentiles_are_the_tails() -> None:
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    """Classes of differing size and difficulty; the truth is the mean over classes without end."""
+    """Classes of differing size and difficulty; the truth is the mean over infinitely many classes."""
     generator = np.random.default_rng(0)
     confidence, truth, covered, runs = 0.9, 0.6, 0, 400
     naive_covered = 0
@@ -73,7 +90,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         classes = np.repeat(np.arange(50), sizes)
         skill = generator.beta(1.2, 0.8, size=50)  # mean 0.6
         values = (generator.random(len(classes)) < skill[classes]).astype(float)
-        resampled = resampled_means(values, classes, class_draws(50, 300, seed=int(generator.integers(2**31))))
+        resampled = bootstrap_means(values, classes, 300, seed=int(generator.integers(2**31)))
         result = estimate(values.mean(), resampled, confidence)
         covered += result.low <= truth <= result.high
         half = 1.645 * values.std() / len(values) ** 0.5  # as if images were independent

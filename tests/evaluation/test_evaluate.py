@@ -17,16 +17,15 @@ from orthoproxy.data import folder_table, make_table
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import (
     Scoring,
-    class_draws,
+    bootstrap_means,
+    build_retrieval,
     evaluate,
     require_scorable,
-    resampled_means,
-    retrieval_of,
     score,
 )
 from orthoproxy.models import Encoder
 
-NUMBERS = {"queries", "classes", "without_positive", "seconds"}
+NUMBERS = {"queries", "classes", "queries_without_positive", "seconds"}
 
 
 def random_table(seed: int, groups: bool = False) -> pd.DataFrame:
@@ -50,51 +49,51 @@ def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(grou
     table = random_table(0, groups)
     x = random_embeddings(table, 1)
     result = score(x, None, table, Scoring(recall_at=(1, 5)))
-    assert result.exclude_group == groups
-    for scores, excluded in ((result, groups), (result.own_group_included, False)):
+    assert result.exclude_same_group == groups
+    for scores, excluded in ((result, groups), (result.with_same_group, False)):
         if scores is None:
             continue
-        retrieval = retrieval_of(x, table, excluded)
+        retrieval = build_retrieval(x, table, excluded)
         queries = [row for row in range(90) if table.role[row] in ("query", "both")]
         every = [metrics_of(retrieval, query, (1, 5)) for query in queries]
         scored = [metrics for metrics in every if not np.isnan(metrics["mrr"])]
         assert scores.queries == len(scored)
-        assert scores.without_positive == len(every) - len(scored) >= 2
+        assert scores.queries_without_positive == len(every) - len(scored) >= 2
         assert scores.classes == len({table.label[q] for q, m in zip(queries, every, strict=True) if m in scored})
-        for name, value in scores.trained.items():
+        for name, value in scores.model.items():
             assert value.value == pytest.approx(np.mean([metrics[name] for metrics in scored]))
             assert 0 <= value.low <= value.value <= value.high <= 1
-    assert (result.own_group_included is not None) == groups
+    assert (result.with_same_group is not None) == groups
 
 
 def test_groups_can_be_kept_when_asked() -> None:
     table = random_table(0, groups=True)
     x = random_embeddings(table, 1)
-    kept = score(x, None, table, Scoring(exclude_group=False))
-    assert not kept.exclude_group and kept.own_group_included is None
-    assert kept.trained == score(x, None, table, Scoring()).own_group_included.trained
+    kept = score(x, None, table, Scoring(exclude_same_group=False))
+    assert not kept.exclude_same_group and kept.with_same_group is None
+    assert kept.model == score(x, None, table, Scoring()).with_same_group.model
 
 
 def test_roles_and_groups_of_the_table_reach_the_retrieval() -> None:
     table = make_table(list("abcde"), ["z", "y", "y", "z", "x"], role=["query", "gallery", "both", "both", "query"],
                        group=["one", "", "two", "one", ""])  # fmt: skip
-    retrieval = retrieval_of(np.eye(5), table, exclude_group=True)
+    retrieval = build_retrieval(np.eye(5), table, exclude_same_group=True)
     assert retrieval.queries.tolist() == [0, 2, 3, 4]
     assert retrieval.gallery.tolist() == [1, 2, 3]
     assert retrieval.labels.tolist() == [2, 1, 1, 2, 0]
     assert retrieval.groups is not None
     assert retrieval.groups[0] == retrieval.groups[3] != retrieval.groups[2] >= 0
     assert retrieval.groups[[1, 4]].tolist() == [-1, -1]
-    assert retrieval_of(np.eye(5), table, exclude_group=False).groups is None
+    assert build_retrieval(np.eye(5), table, exclude_same_group=False).groups is None
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
     table = random_table(3, groups=True)
     x = random_embeddings(table, 4)
-    result = score(x, x.copy(), table, Scoring(nmi=True, draws=200))
-    for scores in (result, result.own_group_included):
+    result = score(x, x.copy(), table, Scoring(nmi=True, bootstrap_samples=200))
+    for scores in (result, result.with_same_group):
         assert {(d.value, d.low, d.high) for d in scores.difference.values()} == {(0.0, 0.0, 0.0)}
-        assert scores.trained == scores.untrained
+        assert scores.model == scores.baseline
 
 
 def test_the_difference_is_paired() -> None:
@@ -103,24 +102,23 @@ def test_the_difference_is_paired() -> None:
     x = random_embeddings(table, 6, spread=1.5)
     y = x.copy()
     y[::11] += 0.5 * np.random.default_rng(7).standard_normal(y[::11].shape)
-    result = score(x, y, table, Scoring(recall_at=(1,), draws=500))
+    result = score(x, y, table, Scoring(recall_at=(1,), bootstrap_samples=500))
     difference = result.difference["mrr"]
-    assert difference.value == pytest.approx(result.trained["mrr"].value - result.untrained["mrr"].value)
-    assert 0 < difference.high - difference.low < 0.7 * (result.trained["mrr"].high - result.trained["mrr"].low)
+    assert difference.value == pytest.approx(result.model["mrr"].value - result.baseline["mrr"].value)
+    assert 0 < difference.high - difference.low < 0.7 * (result.model["mrr"].high - result.model["mrr"].low)
     # from the definition: both resampled with the same classes
-    retrievals = [retrieval_of(z, table, False) for z in (x, y)]
+    retrievals = [build_retrieval(z, table, False) for z in (x, y)]
     mrr = np.array([[metrics_of(c, q, (1,))["mrr"] for q in c.queries] for c in retrievals])
     scored = ~np.isnan(mrr[0])
     _, classes = np.unique(retrievals[0].labels[retrievals[0].queries][scored], return_inverse=True)
-    weights = class_draws(int(classes.max()) + 1, 500)
-    resampled = resampled_means(mrr[0, scored] - mrr[1, scored], classes, weights)
+    resampled = bootstrap_means(mrr[0, scored] - mrr[1, scored], classes, 500)
     assert (difference.low, difference.high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
 
 
 def test_widths_may_differ_between_the_two_models() -> None:
     table = random_table(3)
     x = random_embeddings(table, 4)
-    result = score(x[:, :3], x, table, Scoring(recall_at=(1,), draws=50))
+    result = score(x[:, :3], x, table, Scoring(recall_at=(1,), bootstrap_samples=50))
     assert result.difference["recall@1"].value < 0
 
 
@@ -128,21 +126,25 @@ def test_widths_may_differ_between_the_two_models() -> None:
 def test_json_holds_fractions_under_the_agreed_keys(compared: bool) -> None:
     table = random_table(0, groups=True)
     x = random_embeddings(table, 1)
-    result = score(x, x[:, ::-1] if compared else None, table, Scoring(recall_at=(1, 10), nmi=True, draws=50))
+    result = score(
+        x, x[:, ::-1] if compared else None, table, Scoring(recall_at=(1, 10), nmi=True, bootstrap_samples=50)
+    )
     written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert {"trained", "untrained", "difference", *NUMBERS} <= set(written)
+    assert {"model", "baseline", "difference", *NUMBERS} <= set(written)
     names = {"recall@1", "recall@10", "map@r", "r_precision", "mrr", "nmi"}
-    for part in ("trained", "untrained", "difference") if compared else ("trained",):
+    for part in ("model", "baseline", "difference") if compared else ("model",):
         assert set(written[part]) == names
         for value in written[part].values():
             assert set(value) == {"value", "low", "high"}
             assert all(-1 <= number <= 1 for number in value.values())
     if not compared:
-        assert written["untrained"] is None and written["difference"] is None
-    assert written["trained"]["recall@1"]["value"] == result.trained["recall@1"].value
+        assert written["baseline"] is None and written["difference"] is None
+    assert written["model"]["recall@1"]["value"] == result.model["recall@1"].value
     assert isinstance(written["queries"], int) and written["seconds"] >= 0
-    assert {"trained", *NUMBERS} <= set(written["own_group_included"])
-    assert "own_group_included" not in score(x, None, table, Scoring(exclude_group=False, draws=5)).to_dict()
+    assert {"model", *NUMBERS} <= set(written["with_same_group"])
+    assert (
+        "with_same_group" not in score(x, None, table, Scoring(exclude_same_group=False, bootstrap_samples=5)).to_dict()
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,11 +159,9 @@ def test_json_holds_fractions_under_the_agreed_keys(compared: bool) -> None:
     ids=["single images", "one image", "no gallery", "no query", "one group"],
 )
 def test_where_no_query_has_a_positive_there_is_nothing_to_score(table: pd.DataFrame) -> None:
-    with pytest.raises(
-        InputError,
-        match=r"no query has (another image of its class in the gallery|an image of its class in another group)",
-    ):
+    with pytest.raises(InputError) as caught:
         score(np.eye(len(table)), None, table, Scoring())
+    assert caught.value.field in ("table", "exclude_same_group")
 
 
 @pytest.mark.parametrize(
@@ -175,15 +175,16 @@ def test_where_no_query_has_a_positive_there_is_nothing_to_score(table: pd.DataF
 )
 def test_one_query_with_a_positive_can_be_scored_and_labels_alone_tell(table: pd.DataFrame) -> None:
     require_scorable(table, Scoring(), "these")
-    assert score(np.eye(len(table)), None, table, Scoring(draws=2)).queries >= 1
+    assert score(np.eye(len(table)), None, table, Scoring(bootstrap_samples=2)).queries >= 1
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_embeddings_of_other_images_than_the_table_has_are_refused() -> None:
     table = make_table(["1", "2"], ["a", "a"])
-    for trained, untrained in ((np.eye(3), None), (np.eye(2), np.eye(3))):
-        with pytest.raises(ValueError, match="one row an image is needed, and the table has 2 images"):
-            score(trained, untrained, table, Scoring())
+    for field, model, baseline in (("model", np.eye(3), None), ("baseline", np.eye(2), np.eye(3))):
+        with pytest.raises(InputError) as caught:
+            score(model, baseline, table, Scoring())
+        assert caught.value.field == field
 
 
 def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
@@ -191,28 +192,30 @@ def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
     table = random_table(0)
     few = make_table(["1", "2", "3"], ["a", "a", "a"])
     for count, some in ((2, table), (4, few)):
-        x, scoring = random_embeddings(some, 1), Scoring(recall_at=(1, 3), draws=20)
-        expected = score(x, None, some, scoring).trained
-        assert score(x, None, some, replace(scoring, shared=True)).trained == expected
+        x, scoring = random_embeddings(some, 1), Scoring(recall_at=(1, 3), bootstrap_samples=20)
+        expected = score(x, None, some, scoring).model
+        assert score(x, None, some, replace(scoring, shared=True)).model == expected
         assert in_processes(count, _shared_scores, x, some, scoring) == [expected] * count
 
 
 def _shared_scores(x: np.ndarray, table: pd.DataFrame, scoring: Scoring) -> dict:
-    return score(x, None, table, replace(scoring, shared=True)).trained
+    return score(x, None, table, replace(scoring, shared=True)).model
 
 
 def test_nmi_is_one_for_separate_classes_and_its_interval_is_a_bootstrap() -> None:
     table = make_table([str(n) for n in range(40)], [f"c{n % 8}" for n in range(40)])
     apart = np.eye(8)[np.arange(40) % 8] + 0.01 * np.random.default_rng(0).standard_normal((40, 8))
-    assert score(apart, None, table, Scoring(nmi=True, draws=20)).trained["nmi"].value == pytest.approx(1)
-    mixed = score(random_embeddings(table, 0, spread=2), None, table, Scoring(nmi=True, draws=200)).trained["nmi"]
+    assert score(apart, None, table, Scoring(nmi=True, bootstrap_samples=20)).model["nmi"].value == pytest.approx(1)
+    mixed = score(random_embeddings(table, 0, spread=2), None, table, Scoring(nmi=True, bootstrap_samples=200)).model[
+        "nmi"
+    ]
     assert 0 < mixed.low < mixed.high < 1
 
 
 def test_a_collapsed_model_can_be_scored_with_nmi() -> None:
     table = make_table(list("abcd"), ["x", "x", "y", "y"])
-    result = score(np.ones((4, 3)), None, table, Scoring(nmi=True, draws=10))
-    assert result.trained["recall@1"].value == result.trained["nmi"].value == 0
+    result = score(np.ones((4, 3)), None, table, Scoring(nmi=True, bootstrap_samples=10))
+    assert result.model["recall@1"].value == result.model["nmi"].value == 0
 
 
 def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_model(
@@ -221,17 +224,19 @@ def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_mo
     table = folder_table(image_folder)
     trained, untrained = Embedder(tiny_encoder), Embedder(Encoder(tiny_encoder.name, image_size=32))
     trained.save(tmp_path / "model")
-    alone = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(draws=20))
-    assert alone.untrained is None and alone.difference is None
+    alone = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(bootstrap_samples=20))
+    assert alone.baseline is None and alone.difference is None
     untrained.save(tmp_path / "baseline")
-    both = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(draws=20))
-    expected = score(trained.embed(list(table.path)), untrained.embed(list(table.path)), table, Scoring(draws=20))
-    assert (both.trained, both.untrained, both.difference) == (
-        expected.trained,
-        expected.untrained,
+    both = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(bootstrap_samples=20))
+    expected = score(
+        trained.embed(list(table.path)), untrained.embed(list(table.path)), table, Scoring(bootstrap_samples=20)
+    )
+    assert (both.model, both.baseline, both.difference) == (
+        expected.model,
+        expected.baseline,
         expected.difference,
     )
-    assert both.trained == alone.trained
-    assert (both.queries, both.classes, both.without_positive) == (12, 3, 0)
-    named = evaluate(trained, table, untrained=trained, scoring=Scoring(draws=20))
+    assert both.model == alone.model
+    assert (both.queries, both.classes, both.queries_without_positive) == (12, 3, 0)
+    named = evaluate(trained, table, baseline=trained, scoring=Scoring(bootstrap_samples=20))
     assert named.difference["recall@1"].value == 0

@@ -10,24 +10,24 @@ from hypothesis import strategies as st
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import Matching, Scoring, matching_of
+from orthoproxy.evaluation import NoMatchCalibration, Scoring, calibrate_no_match
 
 RATES = st.floats(0.01, 0.9)
 
 
 @st.composite
-def matchings(draw: st.DrawFn) -> Matching:
+def matchings(draw: st.DrawFn) -> NoMatchCalibration:
     """Few different similarities, so that there are many ties; some queries without an image of their class."""
     size = draw(st.integers(1, 150))
     generator = np.random.default_rng(draw(st.integers(0, 10_000)))
     levels = draw(st.integers(1, 40))
     same, other = generator.integers(0, levels, size=(2, size)) / levels
     same[1:][generator.random(size - 1) < 0.2] = np.nan
-    return Matching(same, other, generator.integers(0, 5, size), gallery=size)
+    return NoMatchCalibration(same, other, generator.integers(0, 5, size), gallery=size)
 
 
 @given(matchings(), RATES)
-def test_the_threshold_is_the_lowest_that_keeps_the_rate(matching: Matching, rate: float) -> None:
+def test_the_threshold_is_the_lowest_that_keeps_the_rate(matching: NoMatchCalibration, rate: float) -> None:
     threshold = matching.threshold(rate)
     if threshold is None:
         assert len(matching.other) < 1 / rate
@@ -38,7 +38,7 @@ def test_the_threshold_is_the_lowest_that_keeps_the_rate(matching: Matching, rat
 
 
 @given(matchings(), RATES)
-def test_the_curve_holds_what_every_threshold_gives(matching: Matching, rate: float) -> None:
+def test_the_curve_holds_what_every_threshold_gives(matching: NoMatchCalibration, rate: float) -> None:
     false, found = matching.curve()
     assert false[0] == 0 and false[-1] == 1
     assert (np.diff(false) > 0).all() and (np.diff(found) >= 0).all()
@@ -52,33 +52,33 @@ def test_the_curve_holds_what_every_threshold_gives(matching: Matching, rate: fl
 
 
 @given(matchings(), st.floats(0, 1))
-def test_rates_are_shares_and_lie_in_their_intervals(matching: Matching, threshold: float) -> None:
+def test_rates_are_shares_and_lie_in_their_intervals(matching: NoMatchCalibration, threshold: float) -> None:
     known = matching.same[~np.isnan(matching.same)]
     for estimate, share in (
-        (matching.false_match_rate(threshold, draws=50), (matching.other >= threshold).mean()),
-        (matching.match_rate(threshold, draws=50), (known >= threshold).mean()),
+        (matching.false_match_rate(threshold, samples=50), (matching.other >= threshold).mean()),
+        (matching.match_rate(threshold, samples=50), (known >= threshold).mean()),
     ):
         assert estimate.value == pytest.approx(share)
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_a_rate_that_too_few_queries_can_show_has_no_threshold() -> None:
-    matching = Matching(np.ones(99), np.linspace(0, 0.9, 99), np.arange(99), gallery=99)
+    matching = NoMatchCalibration(np.ones(99), np.linspace(0, 0.9, 99), np.arange(99), gallery=99)
     assert matching.threshold(0.01) is None
-    whole = Matching(np.ones(100), np.linspace(0, 0.9, 100), np.arange(100), gallery=100)
+    whole = NoMatchCalibration(np.ones(100), np.linspace(0, 0.9, 100), np.arange(100), gallery=100)
     threshold = whole.threshold(0.01)
     assert threshold is not None and (whole.other >= threshold).sum() == 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_what_is_no_rate_is_refused(rate: float) -> None:
-    matching = Matching(np.ones(9), np.zeros(9), np.arange(9), gallery=9)
+    matching = NoMatchCalibration(np.ones(9), np.zeros(9), np.arange(9), gallery=9)
     with pytest.raises(InputError, match=r"--false-match-rate: must be above 0 and below 1"):
         matching.threshold(rate)
 
 
 def test_all_alike_leaves_only_a_threshold_above_everything() -> None:
-    matching = Matching(np.ones(20), np.ones(20), np.arange(20), gallery=20)
+    matching = NoMatchCalibration(np.ones(20), np.ones(20), np.arange(20), gallery=20)
     threshold = matching.threshold(0.1)
     assert threshold is not None and threshold > 1
     assert matching.false_match_rate(threshold).value == 0
@@ -118,7 +118,7 @@ def test_best_hits_are_those_of_a_plain_search(exclude_group: bool, roles: bool)
         group=[("", "a", "b")[group] for group in generator.integers(0, 3, count)],
         role=[("query", "gallery", "both")[role] for role in generator.integers(0, 3, count)] if roles else "both",
     )
-    matching = matching_of(points, table, Scoring(exclude_group=exclude_group, memory_mb=0.01))
+    matching = calibrate_no_match(points, table, Scoring(exclude_same_group=exclude_group, block_memory_mb=0.01))
     assert matching is not None
     same, other = plain(points.astype(np.float64), table, exclude_group)
     np.testing.assert_allclose(matching.same, same, atol=1e-12)
@@ -128,7 +128,7 @@ def test_best_hits_are_those_of_a_plain_search(exclude_group: bool, roles: bool)
 
 def test_without_two_classes_or_two_images_of_one_there_is_nothing_to_match() -> None:
     paths = ["1.png", "2.png", "3.png"]
-    assert matching_of(np.eye(3), make_table(paths, ["a", "a", "a"]), Scoring()) is None
-    assert matching_of(np.eye(3), make_table(paths, ["a", "b", "c"]), Scoring()) is None
-    assert matching_of(np.eye(3), make_table(paths, ["a", "a", "b"], role="query"), Scoring()) is None
-    assert matching_of(np.empty((0, 3)), make_table(["1.png"], ["a"]).iloc[:0], Scoring()) is None
+    assert calibrate_no_match(np.eye(3), make_table(paths, ["a", "a", "a"]), Scoring()) is None
+    assert calibrate_no_match(np.eye(3), make_table(paths, ["a", "b", "c"]), Scoring()) is None
+    assert calibrate_no_match(np.eye(3), make_table(paths, ["a", "a", "b"], role="query"), Scoring()) is None
+    assert calibrate_no_match(np.empty((0, 3)), make_table(["1.png"], ["a"]).iloc[:0], Scoring()) is None

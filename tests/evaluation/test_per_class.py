@@ -23,7 +23,7 @@ def table_and_points(groups: bool = False):
 @pytest.mark.parametrize("exclude_group", [False, True])
 def test_their_mean_over_queries_is_the_score(exclude_group):
     table, points = table_and_points(groups=True)
-    scoring = Scoring(recall_at=(1, 3), exclude_group=exclude_group)
+    scoring = Scoring(recall_at=(1, 3), exclude_same_group=exclude_group)
     scores, means = class_scores(points, table, scoring), mean_scores(points, table, scoring)
     assert set(scores.values) == set(means)
     for name, mean in means.items():

@@ -100,7 +100,7 @@ def test_float32_gives_the_same_results(
     np.testing.assert_allclose(OnnxEmbedder(out).embed(paths), original.embed(paths), atol=1e-4)
     np.testing.assert_array_equal(Embedder.load(out.parent).embed(paths), original.embed(paths))
     assert OnnxEmbedder(out).identity == Embedder.load(out.parent).identity == original.identity
-    recall = Run(run).scores["trained"]["recall@1"]
+    recall = Run(run).scores["model"]["recall@1"]
     shown = str(Estimate(**recall))
     assert f"Recall@1 {shown}, original {shown}, difference 0.0 [0.0, 0.0]" in printed
     difference = float(re.search(r"differ by up to (\S+)", printed)[1])
@@ -111,7 +111,7 @@ def test_the_card_names_data_recipe_scores_licence_and_files(run: Path, tmp_path
     out = tmp_path / "made" / "model.onnx"
     assert export(run, out, "--license", "cc-by-4.0", "--false-match-rate", "0.2") == 0
     card = out.parent / "model" / "README.md"
-    scores, text, said = Run(run).scores["trained"], card.read_text(), header(card)
+    scores, text, said = Run(run).scores["model"], card.read_text(), header(card)
     assert said["license"] == "cc-by-4.0" and said["library_name"] == "orthoproxy"
     assert said["pipeline_tag"] == "image-feature-extraction" and said["metrics"] == list(scores)
     values = {x["type"]: x["value"] for x in said["model-index"][0]["results"][0]["metrics"]}
@@ -187,7 +187,7 @@ def test_int8_that_loses_too_much_is_refused_and_leaves_nothing(
 def test_int8_is_judged_by_the_upper_bound_of_its_loss(low: float, passes: bool) -> None:
     change = {"recall@1": Estimate(0.0, low, 0.001)}
     some = {"recall@1": Estimate(0.5, 0.4, 0.6)}
-    scores = Evaluation(some, some, change, queries=9, classes=3, without_positive=0, seconds=0.0)
+    scores = Evaluation(some, some, change, queries=9, classes=3, queries_without_positive=0, seconds=0.0)
     if passes:
         _require_alike(True, 1.0, scores)
     else:
@@ -288,5 +288,5 @@ def test_an_evaluation_comes_back_from_json(run: Path) -> None:
     scores = json.loads((run / "evaluation.json").read_text())
     evaluation = Evaluation.from_dict(scores)
     assert evaluation.to_dict() == {name: scores[name] for name in evaluation.to_dict()}
-    plain = replace(evaluation, own_group_included=replace(evaluation, untrained=None, difference=None))
+    plain = replace(evaluation, with_same_group=replace(evaluation, baseline=None, difference=None))
     assert Evaluation.from_dict(plain.to_dict()) == plain

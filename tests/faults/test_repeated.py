@@ -103,7 +103,7 @@ def compare(own: Path, repeated: Path, capsys: pytest.CaptureFixture[str]) -> tu
 def set_score(run: Path, value: float) -> None:
     path = run / "evaluation.json"
     scores = json.loads(path.read_text())
-    scores["trained"]["map@r"] = {"value": value, "low": 0.5, "high": 0.7}
+    scores["model"]["map@r"] = {"value": value, "low": 0.5, "high": 0.7}
     path.write_text(json.dumps(scores))
 
 
@@ -122,7 +122,7 @@ def test_how_long_it_took_is_no_difference(own: Path, repeated: Path, capsys: py
     for run, seconds in ((own, 1.0), (repeated, 2.0)):
         path = run / "evaluation.json"
         scores = json.loads(path.read_text())
-        scores["own_group_included"] = {**scores, "seconds": seconds}  # as where images of a group are left out
+        scores["with_same_group"] = {**scores, "seconds": seconds}  # as where images of a group are left out
         path.write_text(json.dumps(scores))
     code, lines = compare(own, repeated, capsys)
     assert code == 0 and "equal" in lines[0] and len(lines) == 1

@@ -29,7 +29,7 @@ def synthetic_run(folder: Path, groups: bool = False, **changes: Any) -> RunResu
     trained, untrained = (_around_centres(generator, labels, noise) for noise in (0.5, 1.1))
     results = RunResults(
         name="first run",
-        evaluation=score(trained, untrained, table, Scoring(draws=100)),
+        evaluation=score(trained, untrained, table, Scoring(bootstrap_samples=100)),
         table=table,
         embeddings=trained,
         baseline_embeddings=untrained,

@@ -18,7 +18,7 @@ from PIL import Image
 from synthetic_run import synthetic_run
 
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import Matching, Scoring, score
+from orthoproxy.evaluation import NoMatchCalibration, Scoring, score
 from orthoproxy.reports import RunResults, closest_pairs, effective_rank, render_report, retrieval_strip
 from orthoproxy.reports.figures import cosine_matrix_figure, learning_rate_figure, validation_figure
 from orthoproxy.reports.html import encode_data_uri, figure_to_svg, load_thumbnail
@@ -146,7 +146,7 @@ def test_runs_with_missing_parts(bare: RunResults, case: str) -> None:
 
 
 def test_without_a_baseline_only_the_model_is_shown(bare: RunResults) -> None:
-    evaluation = score(bare.embeddings, None, bare.table, Scoring(draws=10))
+    evaluation = score(bare.embeddings, None, bare.table, Scoring(bootstrap_samples=10))
     table = render(replace(bare, baseline_embeddings=None, evaluation=evaluation)).tables[0]
     assert table[0] == ["%", "Trained", "0 to 100"]
 
@@ -196,7 +196,7 @@ def test_figures_take_the_colors_and_the_font_of_the_page() -> None:
 def test_thresholds_are_those_of_the_matching(bare: RunResults) -> None:
     generator, count = np.random.default_rng(0), 400
     same, other = 0.8 + 0.1 * generator.random(count), 0.9 * generator.random(count)
-    matching = Matching(same, other, np.arange(count) // 4, gallery=count)
+    matching = NoMatchCalibration(same, other, np.arange(count) // 4, gallery=count)
     table = next(table for table in render(replace(bare, matching=matching)).tables if table[0][1] == "Threshold")
     assert [row[0] for row in table[1:]] == ["1 %", "10 %"]  # 0.1 % needs 1,000 queries
     for rate, row in zip((0.01, 0.1), table[1:], strict=True):

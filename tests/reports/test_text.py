@@ -14,7 +14,7 @@ from orthoproxy.reports.text import number, percent, points, score_rows, summari
 
 def evaluation(difference: Estimate, metric: str = "recall@1") -> Evaluation:
     model, baseline = {metric: Estimate(0.494, 0.469, 0.518)}, {metric: Estimate(0.418, 0.39, 0.44)}
-    return Evaluation(model, baseline, {metric: difference}, 3390, 1381, without_positive=0, seconds=1.0)
+    return Evaluation(model, baseline, {metric: difference}, 3390, 1381, queries_without_positive=0, seconds=1.0)
 
 
 @pytest.mark.parametrize(

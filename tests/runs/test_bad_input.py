@@ -235,7 +235,7 @@ def test_a_class_of_one_image_is_noted_and_costs_nothing_else(
     printed, run = capsys.readouterr(), Run(tmp_path / "run")
     assert f"note: classes with one image only: 1, for example {label!r}" in printed.err
     assert run.scores is not None
-    counts = [run.scores[name] for name in ("queries", "classes", "without_positive")]
+    counts = [run.scores[name] for name in ("queries", "classes", "queries_without_positive")]
     if label == TRAIN:  # its one image is repeated in the batch
         assert label in run.model.classes and counts == [12, 4, 0]
     else:

@@ -99,7 +99,7 @@ def train_one_step(recipe: Path, command: dict[str, str], overrides: dict[str, s
     asked, kept = (leaves(yaml.safe_load(path.read_text())) for path in (recipe, run.folder / "config.yaml"))
     unchanged = asked.keys() - given
     assert {name: kept[name] for name in unchanged} == {name: asked[name] for name in unchanged}
-    found = [name for name in run.scores["trained"] if name.startswith("recall@")]
+    found = [name for name in run.scores["model"] if name.startswith("recall@")]
     assert found == [f"recall@{k}" for k in asked.get("evaluation.recall_at", [1, 2, 4, 8])]
     return run
 
@@ -137,4 +137,4 @@ def test_a_deit_trains_at_the_size_of_the_recipe_and_is_reported(folder: Path, d
     recipe = RECIPES[0].with_name("sop.yaml")
     run = train_one_step(recipe, {}, {"data.root": ".", "encoder.weights": str(deit_file)})
     assert (run.model.encoder.name, run.model.encoder.image_size) == (DEIT, 224)
-    assert "recall@1000" in run.scores["trained"] and "Recall@1000" in run.report.read_text()
+    assert "recall@1000" in run.scores["model"] and "Recall@1000" in run.report.read_text()

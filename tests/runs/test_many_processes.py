@@ -79,7 +79,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return (squares / sum(float(x.square().sum()) for x in theirs.values())) ** 0.5
 
 
-def scores(of: dict[str, Any], name: str = "trained") -> dict[str, float]:
+def scores(of: dict[str, Any], name: str = "model") -> dict[str, float]:
     return {metric: estimate["value"] for metric, estimate in of["scores"][name].items()}
 
 
@@ -88,7 +88,7 @@ def test_a_run_is_that_of_one_process_and_one_process_writes_it(photos, tmp_path
     several = in_processes(count, train, make_config(photos, sharded), tmp_path / "run")
     for seen in several:
         assert seen["scores"] == several[0]["scores"]
-        assert scores(seen, "untrained") == scores(one, "untrained")
+        assert scores(seen, "baseline") == scores(one, "baseline")
         assert scores(seen) == pytest.approx(scores(one), abs=0.05)  # a near tie may fall the other way
         assert distance(seen["moved"], one["moved"]) < ALIKE
         torch.testing.assert_close(seen["proxies"], one["proxies"], rtol=1e-3, atol=1e-3)

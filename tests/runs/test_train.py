@@ -102,9 +102,9 @@ def test_test_and_validation_classes_get_no_proxy(finished, config):
 
 def test_scores_stand_beside_the_untrained_encoder(finished):
     scores = finished.scores
-    assert (scores["queries"], scores["classes"], scores["without_positive"]) == (20, 4, 0)
+    assert (scores["queries"], scores["classes"], scores["queries_without_positive"]) == (20, 4, 0)
     for metric in ("recall@1", "recall@2", "map@r", "r_precision", "mrr"):
-        trained, untrained, difference = (scores[name][metric] for name in ("trained", "untrained", "difference"))
+        trained, untrained, difference = (scores[name][metric] for name in ("model", "baseline", "difference"))
         assert difference["value"] == pytest.approx(trained["value"] - untrained["value"])
         assert all(e["low"] <= e["value"] <= e["high"] for e in (trained, untrained, difference))
     assert scores["chosen_on"] == "validation"
@@ -115,7 +115,7 @@ def test_the_untrained_encoder_has_the_starting_weights(finished, config):
     table = select_split(split_table(config), "test")
     untrained = orthoproxy.load(finished.folder / "baseline")
     scores = orthoproxy.evaluate(untrained, table, scoring=orthoproxy.runs.build.make_scoring(config.evaluation))
-    assert scores.trained["map@r"].value == finished.scores["untrained"]["map@r"]["value"]
+    assert scores.model["map@r"].value == finished.scores["baseline"]["map@r"]["value"]
     trained, start = weights(finished), read_tensors(finished.folder / "baseline" / "model.safetensors", "")
     assert not torch.equal(trained["backbone.cls_token"], start["backbone.cls_token"])
 

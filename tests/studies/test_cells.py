@@ -186,7 +186,7 @@ def test_a_frozen_cell_leaves_no_run_and_is_judged_all_the_same(study, place):
     assert trained["test"] is None
     assert {**judged, "test": None} == {**trained, "trained_again": again}
     whole = orthoproxy.train(config_of_cell(study, cell), place.runs / "whole")
-    assert score_of(judged, "test", "recall@1") == pytest.approx(whole.scores["trained"]["recall@1"]["value"], abs=2e-6)
+    assert score_of(judged, "test", "recall@1") == pytest.approx(whole.scores["model"]["recall@1"]["value"], abs=2e-6)
 
 
 def test_what_the_training_says_goes_to_a_file(study, place, capfd):

@@ -56,20 +56,22 @@ def run_evaluate(arguments: list[str]) -> None:
 
 def print_scores(scores: dict[str, Any]) -> None:
     """Print a table of scores in percent, intervals beside them."""
-    columns = [name for name in ("trained", "untrained", "difference") if scores[name]]
-    groups = ", own group left out" if scores["exclude_group"] else ""
+    columns = [name for name in ("model", "baseline", "difference") if scores[name]]
+    groups = ", own group left out" if scores["exclude_same_group"] else ""
     table = Table(title=f"{scores['queries']} queries of {scores['classes']} classes{groups}", title_justify="left")
     table.add_column("percent [interval]")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for metric in scores["trained"]:
+    for metric in scores["model"]:
         table.add_row(metric, *(str(Estimate(**scores[name][metric])) for name in columns))
-    if plain := scores.get("own_group_included"):
-        first = next(iter(plain["trained"]))
+    if plain := scores.get("with_same_group"):
+        first = next(iter(plain["model"]))
         table.add_row(f"{first}, own group kept", *(str(Estimate(**plain[name][first])) for name in columns))
     Console().print(table)
-    if scores["without_positive"]:
-        print(f"{scores['without_positive']} queries have no other image of their class to find and are left out")
+    if scores["queries_without_positive"]:
+        print(
+            f"{scores['queries_without_positive']} queries have no other image of their class to find and are left out"
+        )
 
 
 def _parser(defaults: Config) -> ArgumentParser:

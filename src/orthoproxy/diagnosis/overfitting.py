@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from orthoproxy.diagnosis.figures import bars_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.subject import Embedded, Subject
-from orthoproxy.evaluation import Estimate, class_draws, estimate, query_metrics, resampled_means, retrieval_of
+from orthoproxy.evaluation import Estimate, bootstrap_means, build_retrieval, estimate, query_metrics
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent, points
 
@@ -129,7 +129,7 @@ def recall_gap(training: Embedded, unseen: Embedded, exclude_group: bool = False
         for (side, images), rows in zip(sides.items(), _alike(training.labels, unseen.labels, generator), strict=True):
             table = images.table.iloc[rows].assign(role="both")
             for model in ("trained", "untrained"):
-                retrieval = retrieval_of(getattr(images, model)[rows], table, exclude_group)
+                retrieval = build_retrieval(getattr(images, model)[rows], table, exclude_group)
                 values[f"{model}/{side}"].append(query_metrics(retrieval, [1])["recall@1"])
             classes[side].append(images.labels[rows])
     found = {name: np.concatenate(parts) for name, parts in values.items()}
@@ -182,8 +182,8 @@ def _resampled(
 ) -> Float[np.ndarray, " W"]:
     """Bootstrap over classes; the two sides are drawn independently, both models of a side alike."""
     counted = ~np.isnan(values)
-    names, numbers = np.unique(classes[counted], return_inverse=True)
-    return resampled_means(values[counted], numbers, class_draws(len(names), seed=int(second)))
+    _, numbers = np.unique(classes[counted], return_inverse=True)
+    return bootstrap_means(values[counted], numbers, seed=int(second))
 
 
 def _plot(gap: Gap) -> Plot:

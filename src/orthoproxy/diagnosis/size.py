@@ -10,7 +10,7 @@ from jaxtyping import Float
 from orthoproxy.diagnosis.figures import growth_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.subject import Subject
-from orthoproxy.evaluation import Estimate, class_draws, estimate, query_metrics, resampled_means
+from orthoproxy.evaluation import Estimate, bootstrap_means, estimate, query_metrics
 from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent, points
@@ -124,10 +124,9 @@ def growth(subject: Subject) -> Growth | None:
     if not counted.any():
         return None
     labels = retrievals[0].labels[retrievals[0].queries][counted]
-    names, classes = np.unique(labels, return_inverse=True)
-    weights = class_draws(len(names))
+    _, classes = np.unique(labels, return_inverse=True)
     at = np.array([value[counted].mean() for value in values])
-    drawn = np.stack([resampled_means(value[counted], classes, weights) for value in values])
+    drawn = bootstrap_means(np.stack([value[counted] for value in values]), classes)
     return Growth(
         sizes,
         [estimate(float(score), sample) for score, sample in zip(at, drawn, strict=True)],

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Estimate, Retrieval, class_draws, estimate, resampled_means, retrieval_of
+from orthoproxy.evaluation import Estimate, Retrieval, bootstrap_means, build_retrieval, estimate
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Subject:
         embeddings
             Of these.
         """
-        return retrieval_of(embeddings, images.table, self.exclude_group)
+        return build_retrieval(embeddings, images.table, self.exclude_group)
 
 
 def share(values: Float[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Estimate:
@@ -135,6 +135,5 @@ def share(values: Float[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Est
     counted = ~np.isnan(values)
     if not counted.any():
         raise ValueError("no image counts")
-    names, classes = np.unique(labels[counted], return_inverse=True)
-    drawn = resampled_means(values[counted], classes, class_draws(len(names)))
-    return estimate(float(values[counted].mean()), drawn)
+    _, classes = np.unique(labels[counted], return_inverse=True)
+    return estimate(float(values[counted].mean()), bootstrap_means(values[counted], classes))

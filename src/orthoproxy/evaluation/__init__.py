@@ -1,19 +1,19 @@
 """Exact retrieval metrics with class-bootstrap intervals, beside the untrained encoder."""
 
-from orthoproxy.evaluation.bootstrap import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, class_counts, estimate
 from orthoproxy.evaluation.evaluate import (
     Evaluation,
     Scoring,
+    build_retrieval,
     evaluate,
     mean_scores,
     require_scorable,
-    retrieval_of,
     score,
 )
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.nearest import nearest
 from orthoproxy.evaluation.neighbours import Retrieval, comparisons
-from orthoproxy.evaluation.no_match import Matching, matching_of
+from orthoproxy.evaluation.no_match import NoMatchCalibration, calibrate_no_match
 from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
 
@@ -21,24 +21,24 @@ __all__ = [
     "ClassScores",
     "Estimate",
     "Evaluation",
-    "Matching",
+    "NoMatchCalibration",
     "Retrieval",
     "Scoring",
-    "class_draws",
+    "bootstrap_means",
+    "build_retrieval",
+    "calibrate_no_match",
+    "class_counts",
     "class_scores",
     "cluster",
     "comparisons",
     "estimate",
     "evaluate",
     "leading_ranks",
-    "matching_of",
     "mean_scores",
     "nearest",
     "normalized_mutual_information",
     "positive_ranks",
     "query_metrics",
     "require_scorable",
-    "resampled_means",
-    "retrieval_of",
     "score",
 ]

@@ -1,7 +1,8 @@
-"""Intervals by the class bootstrap: images of a class are not independent, so whole classes are drawn."""
+"""Confidence intervals by the class bootstrap: images of a class are not independent, so whole classes are drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score and its interval, as fractions.
+    """A score with its confidence interval, as fractions; printed in percent.
 
     Examples
     --------
@@ -26,79 +27,85 @@ class Estimate:
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def class_draws(num_classes: int, draws: int = 1000, seed: int = 0) -> Float[np.ndarray, "W C"]:
-    """Draw classes with replacement: how often each class is in each bootstrap sample.
+def class_counts(
+    num_classes: int, samples: int = 1000, seed: int = 0, chunk_memory_mb: float = 16.0
+) -> Iterator[Float[np.ndarray, "w C"]]:
+    """Draw classes with replacement, some bootstrap samples at a time, so that memory stays bounded.
 
     Parameters
     ----------
     num_classes
         C.
-    draws
-        W, the number of samples.
+    samples
+        Number of bootstrap samples.
     seed
-        The same seed gives the same samples, which makes the comparison of two results a paired one.
+        The same seed gives the same samples whatever the chunk size, which pairs the samples of two results.
+    chunk_memory_mb
+        Bound on the memory of a chunk in MiB; a chunk has at least one sample.
 
-    Returns
-    -------
+    Yields
+    ------
     numpy.ndarray
-        Each row sums to C.
+        How often each class occurs in each sample; rows sum to C.
 
     Examples
     --------
-    >>> class_draws(4, draws=2).sum(axis=1)
-    array([4., 4.])
+    >>> [counts.sum(axis=1).tolist() for counts in class_counts(4, samples=3, chunk_memory_mb=0.0001)]
+    [[4.0], [4.0], [4.0]]
     """
     generator = np.random.default_rng(seed)
-    return generator.multinomial(num_classes, np.full(num_classes, 1 / num_classes), size=draws).astype(np.float64)
+    probabilities = np.full(num_classes, 1 / num_classes)
+    chunk = max(1, int(chunk_memory_mb * 2**20 / (16 * num_classes)))  # drawn as int64, returned as float64
+    for start in range(0, samples, chunk):
+        size = min(chunk, samples - start)
+        yield generator.multinomial(num_classes, probabilities, size=size).astype(np.float64)
 
 
-def resampled_means(
-    values: Float[np.ndarray, " Q"], classes: Int[np.ndarray, " Q"], weights: Float[np.ndarray, "W C"]
-) -> Float[np.ndarray, " W"]:
-    """Average the queries' values over each bootstrap sample of classes.
+def bootstrap_means(
+    values: Float[np.ndarray, "*M Q"], classes: Int[np.ndarray, " Q"], samples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "*M W"]:
+    """Average values of queries over bootstrap samples of their classes.
 
     Parameters
     ----------
     values
-        One a query.
+        One per query; or M rows of them, which are averaged over the same samples.
     classes
-        Class of each query, 0 to C - 1.
-    weights
-        From `class_draws`.
+        Class of each query, 0 to C - 1, each with at least one query.
+    samples
+        W, the number of bootstrap samples.
+    seed
+        The same seed draws the same classes: the difference of two results is then that of paired samples.
 
     Returns
     -------
     numpy.ndarray
-        One mean a sample; NaN for a sample without queries.
+        One mean per sample.
 
     Examples
     --------
-    >>> resampled_means(np.array([1.0, 0.0, 0.0]), np.array([0, 0, 1]), np.array([[2.0, 0.0], [1.0, 1.0]])).round(2)
-    array([0.5 , 0.33])
+    >>> bootstrap_means(np.array([1.0, 0.0, 0.0]), np.array([0, 0, 0]), samples=2).round(2)
+    array([0.33, 0.33])
     """
-    num_classes = weights.shape[1]
-    sums = np.bincount(classes, weights=values, minlength=num_classes)
-    sizes = np.bincount(classes, minlength=num_classes)
-    with np.errstate(invalid="ignore"):
-        return (weights @ sums) / (weights @ sizes)
+    rows = np.atleast_2d(values)
+    sizes = np.bincount(classes)
+    sums = np.stack([*(np.bincount(classes, weights=row) for row in rows), sizes.astype(np.float64)], axis=1)  # C M+1
+    totals = np.concatenate([counts @ sums for counts in class_counts(len(sizes), samples, seed)])  # W M+1
+    means = (totals[:, :-1] / totals[:, -1:]).T
+    return means.reshape(*values.shape[:-1], samples)
 
 
 def estimate(value: float, resampled: Float[np.ndarray, " W"], confidence: float = 0.95) -> Estimate:
-    """Put a percentile interval around a value.
+    """Put a percentile interval around a value; the interval is widened to hold the value where it does not.
 
     Parameters
     ----------
     value
-        The score of the data as they are.
+        The score of the data themselves.
     resampled
-        The score of each bootstrap sample; NaN is left out.
+        The score of each bootstrap sample.
     confidence
         Coverage of the interval, for example 0.95.
-
-    Returns
-    -------
-    Estimate
-        The interval always holds the value.
 
     Examples
     --------
@@ -106,5 +113,5 @@ def estimate(value: float, resampled: Float[np.ndarray, " W"], confidence: float
     50.0 [2.5, 97.5]
     """
     tail = 100 * (1 - confidence) / 2
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    low, high = np.percentile(resampled, [tail, 100 - tail])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))

@@ -1,10 +1,10 @@
-"""Judge a model on a table of images, beside the untrained encoder, with intervals."""
+"""Evaluate a model on a table of images, beside the untrained encoder, with confidence intervals."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation.bootstrap import Estimate, class_draws, estimate, resampled_means
+from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, class_counts, estimate
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.neighbours import Retrieval
 
@@ -23,70 +23,84 @@ Embeddings = Float[np.ndarray, "N D"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a model and of the untrained encoder on the same queries.
+    """Scores of a model and of a baseline on the same queries.
 
-    `trained`, `untrained` and `difference` map a metric's name to its `Estimate`, as fractions; the latter two are None
-    where there is no untrained encoder to compare with. `own_group_included` holds the plain scores where
-    the queries' own groups were left out of the gallery.
+    Parameters
+    ----------
+    model, baseline, difference
+        Metric name to `Estimate`, as fractions; the difference is model minus baseline, with the interval of the
+        paired difference. Both are None without a baseline.
+    queries, classes
+        Number of scored queries, and of their classes.
+    queries_without_positive
+        Queries left out because their gallery holds no image of their class.
+    seconds
+        Duration, embedding included.
+    confidence
+        Coverage of the intervals.
+    exclude_same_group
+        Whether a query's own group was left out of its gallery.
+    with_same_group
+        If so, the scores with the group kept, without NMI.
 
     Examples
     --------
     >>> half = {"recall@1": Estimate(0.5, 0.4, 0.6)}
-    >>> scores = Evaluation(half, None, None, queries=8, classes=4, without_positive=0, seconds=1.0, confidence=0.95)
-    >>> scores.to_dict()["trained"]
+    >>> scores = Evaluation(half, None, None, queries=8, classes=4, queries_without_positive=0, seconds=1.0)
+    >>> scores.to_dict()["model"]
     {'recall@1': {'value': 0.5, 'low': 0.4, 'high': 0.6}}
     >>> Evaluation.from_dict(scores.to_dict()) == scores
     True
     """
 
-    trained: dict[str, Estimate]
-    untrained: dict[str, Estimate] | None
+    model: dict[str, Estimate]
+    baseline: dict[str, Estimate] | None
     difference: dict[str, Estimate] | None
     queries: int
     classes: int
-    without_positive: int
+    queries_without_positive: int
     seconds: float
     confidence: float = 0.95
-    exclude_group: bool = False
-    own_group_included: Evaluation | None = None
+    exclude_same_group: bool = False
+    with_same_group: Evaluation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as `evaluate --json` writes it."""
-        return {name: value for name, value in asdict(self).items() if name != "own_group_included" or value}
+        return {name: value for name, value in asdict(self).items() if name != "with_same_group" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """Take back what `to_dict` returned; what else there is in it is left aside."""
-        given: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        for name in ("trained", "untrained", "difference"):
-            scores = given[name]
-            given[name] = scores and {metric: Estimate(**estimate) for metric, estimate in scores.items()}
-        plain = given.get("own_group_included")
-        return cls(**{**given, "own_group_included": plain and cls.from_dict(plain)})
+        """Invert `to_dict`; other keys are ignored."""
+        known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        for name in ("model", "baseline", "difference"):
+            scores = known[name]
+            known[name] = scores and {metric: Estimate(**value) for metric, value in scores.items()}
+        nested = known.get("with_same_group")
+        return cls(**{**known, "with_same_group": nested and cls.from_dict(nested)})
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How an evaluation scores; the same for every model it compares.
+    """Metrics and settings of an evaluation.
 
     Parameters
     ----------
     recall_at
         Values of K for Recall@K.
     nmi
-        Also cluster by k-means and report NMI; takes long on large data.
-    exclude_group
+        Also cluster by k-means and report NMI; slow on large data.
+    exclude_same_group
         Leave a query's own group out of its gallery. None: where the table has groups.
-    draws
+    bootstrap_samples
         Bootstrap samples of classes.
     confidence
         Coverage of the intervals.
-    memory_mb
-        Bound on the memory of a block of similarities, in MiB; of each process.
+    block_memory_mb
+        Bound in MiB on the memory of the similarities computed at a time, for each process.
     device
-        Where similarities are computed in float32: a CUDA device, or else the processor. No score depends on it.
+        Where similarities are computed: a CUDA device, or else the CPU.
     shared
-        Divide the queries among the processes of a job, all of which must then score, and get the same scores.
+        Divide the queries among the processes of a distributed job, all of which must then score.
 
     Examples
     --------
@@ -96,47 +110,47 @@ class Scoring:
 
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
     nmi: bool = False
-    exclude_group: bool | None = None
-    draws: int = 1000
+    exclude_same_group: bool | None = None
+    bootstrap_samples: int = 1000
     confidence: float = 0.95
-    memory_mb: float = 512
+    block_memory_mb: float = 512
     device: str = "cpu"
     shared: bool = False
 
     def excludes_group(self, table: pd.DataFrame) -> bool:
-        """Whether a query's own group is left out when this table is scored."""
-        return bool((table["group"] != "").any()) if self.exclude_group is None else self.exclude_group
+        """Return whether a query's own group is left out when this table is scored."""
+        return bool((table["group"] != "").any()) if self.exclude_same_group is None else self.exclude_same_group
 
 
 def evaluate(
     model: Embedder,
     table: pd.DataFrame,
-    untrained: Embedder | None = None,
+    baseline: Embedder | None = None,
     scoring: Scoring | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Embed the images of a table with a model and with the untrained encoder, and score both.
+    """Embed the images of a table with a model and a baseline, and score both.
 
     Parameters
     ----------
     model
-        The model to judge.
+        The model to evaluate.
     table
-        From `data.make_table` or one of the sources; `role` says who is query and who gallery.
-    untrained
-        What to compare with; None for the untrained encoder that a run keeps beside its model, if there is one.
+        From `data.make_table` or a data source; `role` tells queries from gallery.
+    baseline
+        What to compare with. None: the untrained encoder kept beside the model, if there is one.
     scoring
         Metrics and settings.
     workers
         Processes that read images.
     progress
-        Show it.
+        Show a progress bar.
 
     Returns
     -------
     Evaluation
-        Scores as fractions, with class-bootstrap intervals, and the paired difference.
+        Scores as fractions with class-bootstrap intervals, and the paired difference.
 
     Raises
     ------
@@ -151,34 +165,34 @@ def evaluate(
     >>> from orthoproxy.models import Encoder
     >>> folder = tempfile.mkdtemp()
     >>> paths = [f"{folder}/{number}.png" for number in range(4)]
-    >>> for path, colour in zip(paths, ["red", "red", "blue", "blue"]):
-    ...     Image.new("RGB", (32, 32), colour).save(path)
+    >>> for path, color in zip(paths, ["red", "red", "blue", "blue"]):
+    ...     Image.new("RGB", (32, 32), color).save(path)
     >>> model = Embedder(Encoder("deit_tiny_patch16_224", image_size=32))
-    >>> evaluate(model, make_table(paths, ["a", "a", "b", "b"])).trained["recall@1"].value
+    >>> evaluate(model, make_table(paths, ["a", "a", "b", "b"])).model["recall@1"].value
     1.0
     """
     start = time.monotonic()
-    if untrained is None and model.baseline_folder is not None:
-        untrained = Embedder.load(model.baseline_folder, model.device)
+    if baseline is None and model.baseline_folder is not None:
+        baseline = Embedder.load(model.baseline_folder, model.device)
     paths = table["path"].tolist()
-    trained = model.embed(paths, workers=workers, progress="embed, trained" if progress else None)
-    baseline = untrained and untrained.embed(paths, workers=workers, progress="embed, untrained" if progress else None)
-    return score(trained, baseline, table, replace(scoring or Scoring(), device=str(model.device)), start)
+    embeddings = model.embed(paths, workers=workers, progress="embed, model" if progress else None)
+    reference = baseline and baseline.embed(paths, workers=workers, progress="embed, baseline" if progress else None)
+    return score(embeddings, reference, table, replace(scoring or Scoring(), device=str(model.device)), start)
 
 
 def score(
-    trained: Float[np.ndarray, "N D"],
-    untrained: Float[np.ndarray, "N F"] | None,
+    model: Float[np.ndarray, "N D"],
+    baseline: Float[np.ndarray, "N F"] | None,
     table: pd.DataFrame,
     scoring: Scoring,
     start: float | None = None,
 ) -> Evaluation:
-    """Score embeddings that are already there; see `evaluate`.
+    """Score embeddings; see `evaluate`.
 
     Parameters
     ----------
-    trained, untrained
-        One row an image of the table; their widths may differ.
+    model, baseline
+        Embeddings, one row per image of the table; their dimensions may differ.
     table
         Labels, roles and groups of the rows.
     scoring
@@ -186,50 +200,41 @@ def score(
     start
         When the work began, by `time.monotonic`; None for now.
 
-    Returns
-    -------
-    Evaluation
-        As from `evaluate`.
+    Raises
+    ------
+    InputError
+        If no query has a positive, or the number of rows is wrong.
 
     Examples
     --------
     >>> from orthoproxy.data import make_table
     >>> table = make_table(["1", "2", "3", "4"], ["a", "a", "b", "b"])
     >>> points = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
-    >>> print(score(points, None, table, Scoring(recall_at=(1,))).trained["recall@1"])
+    >>> print(score(points, None, table, Scoring(recall_at=(1,))).model["recall@1"])
     100.0 [100.0, 100.0]
     """
     start = time.monotonic() if start is None else start
-    if any(x is not None and len(x) != len(table) for x in (trained, untrained)):
-        raise ValueError(f"embeddings: one row an image is needed, and the table has {len(table)} images")
-    ours = _sample(trained, table, scoring)
-    theirs = ours if untrained is None else _sample(untrained, table, scoring)
-    compared = untrained is not None
+    for name, rows in (("model", model), ("baseline", baseline)):
+        if rows is not None and len(rows) != len(table):
+            raise InputError(f"{len(rows)} embeddings", field=name, expected=f"one per image, {len(table)}")
+    excluded = scoring.excludes_group(table)
+    plain = replace(scoring, exclude_same_group=False, nmi=False)
     return Evaluation(
-        trained=ours.estimates(scoring.confidence),
-        untrained=theirs.estimates(scoring.confidence) if compared else None,
-        difference=ours.minus(theirs).estimates(scoring.confidence) if compared else None,
-        queries=ours.queries,
-        classes=ours.classes,
-        without_positive=ours.without_positive,
-        seconds=time.monotonic() - start,
+        **_estimates(model, baseline, table, scoring),
         confidence=scoring.confidence,
-        exclude_group=scoring.excludes_group(table),
-        own_group_included=(
-            score(trained, untrained, table, replace(scoring, exclude_group=False, nmi=False))
-            if scoring.excludes_group(table)
-            else None
-        ),
+        exclude_same_group=excluded,
+        with_same_group=score(model, baseline, table, plain) if excluded else None,
+        seconds=time.monotonic() - start,
     )
 
 
 def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> dict[str, float]:
-    """Score embeddings without intervals, as validation during training needs it.
+    """Score embeddings without intervals, for example during validation.
 
     Parameters
     ----------
     embeddings
-        One row an image of the table.
+        One row per image of the table.
     table, scoring
         As in `score`.
 
@@ -245,74 +250,72 @@ def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -
     >>> mean_scores(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), table, Scoring(recall_at=(1,)))["map@r"]
     1.0
     """
-    return _sample(embeddings, table, replace(scoring, draws=1)).values
+    return _resample(embeddings, table, replace(scoring, bootstrap_samples=1)).values
 
 
-def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str) -> None:
-    """Make sure, from labels, roles and groups alone, that some query has a positive in its gallery.
+def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
+    """Check, from labels, roles and groups alone, that some query has a positive in its gallery.
 
     Parameters
     ----------
     table
         From `data.make_table`.
     scoring
-        Says whether a query's own group is left out.
+        Tells whether a query's own group is left out.
     what
         Names the images in the error.
 
     Raises
     ------
     InputError
-        With what is missing.
+        For ``table`` where no class has two images to match, for ``exclude_same_group`` where they share a group.
 
     Examples
     --------
     >>> from orthoproxy.data import make_table
-    >>> require_scorable(make_table(["1", "2"], ["a", "b"]), Scoring(), "test")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: test: no query has another image of its class in the gallery; give classes two images
+    >>> require_scorable(make_table(["1", "2"], ["a", "a"]), Scoring())
     """
-    in_gallery, is_query = table["role"] != "query", table["role"] != "gallery"
-    gallery = table[in_gallery]
-    positives = table["label"].map(gallery["label"].value_counts()).fillna(0) - in_gallery
-    if (positives[is_query] > 0).any():
-        if not scoring.excludes_group(table):
-            return
-        own = gallery[gallery["group"] != ""].value_counts(["label", "group"]).rename("own").reset_index()
-        same_group = table.merge(own, on=["label", "group"], how="left")["own"].fillna(0).to_numpy()
-        with_itself = np.where(table["group"] != "", in_gallery, False)
-        if (positives - same_group + with_itself)[is_query].gt(0).any():
-            return
+    queries, gallery = table[table["role"] != "gallery"], table[table["role"] != "query"]
+    candidates = queries["label"].map(gallery["label"].value_counts()).fillna(0).astype(int) - (
+        queries["role"] == "both"
+    )
+    if not (candidates > 0).any():
         raise InputError(
-            f"{what}: no query has an image of its class in another group; "
-            "set evaluation.exclude_group to false, or give images other groups"
+            f"{what}: no query has another image of its class in the gallery",
+            field="table",
+            hint="give classes at least two images",
         )
-    raise InputError(f"{what}: no query has another image of its class in the gallery; give classes two images")
+    if not scoring.excludes_group(table):
+        return
+    grouped = queries["group"] != ""
+    same_group = gallery[gallery["group"] != ""].value_counts(["label", "group"])
+    index = pd.MultiIndex.from_frame(queries[["label", "group"]])
+    own = same_group.reindex(index).fillna(0).to_numpy() - (grouped & (queries["role"] == "both"))
+    if not (candidates - own > 0).any():
+        raise InputError(
+            f"{what}: no query has an image of its class in another group",
+            field="exclude_same_group",
+            hint="set it to false, or give images other groups",
+        )
 
 
-def retrieval_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: bool) -> Retrieval:
-    """Say who is searched for among whom, from the roles and groups of a table.
+def build_retrieval(embeddings: Embeddings, table: pd.DataFrame, exclude_same_group: bool) -> Retrieval:
+    """Combine embeddings with the labels, roles and groups of a table.
 
     Parameters
     ----------
     embeddings
-        One row an image of the table.
+        One row per image of the table.
     table
         From `data.make_table`.
-    exclude_group
+    exclude_same_group
         Leave a query's own group out of its gallery.
-
-    Returns
-    -------
-    Retrieval
-        Classes and groups as numbers.
 
     Examples
     --------
     >>> from orthoproxy.data import make_table
     >>> table = make_table(["1", "2"], ["a", "a"], role=["query", "gallery"])
-    >>> retrieval_of(np.eye(2), table, exclude_group=False).gallery
+    >>> build_retrieval(np.eye(2), table, exclude_same_group=False).gallery
     array([1])
     """
     groups = np.where(table["group"] == "", -1, pd.factorize(table["group"])[0])
@@ -321,59 +324,72 @@ def retrieval_of(embeddings: Embeddings, table: pd.DataFrame, exclude_group: boo
         labels=pd.factorize(table["label"], sort=True)[0],
         queries=np.flatnonzero(table["role"] != "gallery"),
         gallery=np.flatnonzero(table["role"] != "query"),
-        groups=groups if exclude_group else None,
+        groups=groups if exclude_same_group else None,
     )
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Resampled:
     """Each metric's value on the data and on the bootstrap samples of its classes."""
 
     values: dict[str, float]
-    resampled: dict[str, Float[np.ndarray, " W"]]
+    samples: dict[str, Float[np.ndarray, " W"]]
     queries: int
     classes: int
-    without_positive: int
+    queries_without_positive: int
 
-    def minus(self, other: _Sample) -> _Sample:
-        """Pair sample with sample: both were drawn with the same seed from the same classes."""
-        return replace(
-            self,
-            values={name: value - other.values[name] for name, value in self.values.items()},
-            resampled={name: drawn - other.resampled[name] for name, drawn in self.resampled.items()},
+
+def _estimates(model: np.ndarray, baseline: np.ndarray | None, table: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
+    """The estimates and counts of an `Evaluation`; both models' samples draw the same classes."""
+
+    def intervals(values: dict[str, float], samples: dict[str, np.ndarray]) -> dict[str, Estimate]:
+        return {name: estimate(value, samples[name], scoring.confidence) for name, value in values.items()}
+
+    ours = _resample(model, table, scoring)
+    counts = {name: getattr(ours, name) for name in ("queries", "classes", "queries_without_positive")}
+    scores: dict[str, Any] = {"model": intervals(ours.values, ours.samples), "baseline": None, "difference": None}
+    if baseline is not None:
+        other = _resample(baseline, table, scoring)
+        scores["baseline"] = intervals(other.values, other.samples)
+        scores["difference"] = intervals(
+            {name: value - other.values[name] for name, value in ours.values.items()},
+            {name: drawn - other.samples[name] for name, drawn in ours.samples.items()},
         )
-
-    def estimates(self, confidence: float) -> dict[str, Estimate]:
-        return {name: estimate(value, self.resampled[name], confidence) for name, value in self.values.items()}
+    return {**scores, **counts}
 
 
-def _sample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Sample:
-    retrieval = retrieval_of(embeddings, table, scoring.excludes_group(table))
-    metrics = _shared_query_metrics(retrieval, scoring) if scoring.shared else _query_metrics(retrieval, scoring)
-    scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
-    if not scored.any():
-        require_scorable(table, scoring, "the data")
-    names, classes = np.unique(retrieval.labels[retrieval.queries][scored], return_inverse=True)
-    weights = class_draws(len(names), scoring.draws)
-    values = {name: float(value[scored].mean()) for name, value in metrics.items()}
-    resampled = {name: resampled_means(value[scored], classes, weights) for name, value in metrics.items()}
+def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Resampled:
+    retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
+    metrics = score_queries(retrieval, table, scoring)
+    scored = ~np.isnan(metrics["mrr"])
+    _, classes = np.unique(retrieval.labels[retrieval.queries][scored], return_inverse=True)
+    kept = np.stack([value[scored] for value in metrics.values()])
+    means = dict(zip(metrics, kept.mean(axis=1).tolist(), strict=True))
+    samples = dict(zip(metrics, bootstrap_means(kept, classes, scoring.bootstrap_samples), strict=True))
     if scoring.nmi:
         num_classes = int(retrieval.labels.max()) + 1
         clusters = cluster(embeddings, num_classes)
-        values["nmi"] = float(normalized_mutual_information(retrieval.labels, clusters)[0])
-        draws = class_draws(num_classes, scoring.draws)
-        resampled["nmi"] = normalized_mutual_information(retrieval.labels, clusters, draws)
-    return _Sample(values, resampled, int(scored.sum()), len(names), int((~scored).sum()))
+        means["nmi"] = float(normalized_mutual_information(retrieval.labels, clusters)[0])
+        chunks = class_counts(num_classes, scoring.bootstrap_samples)
+        parts = [normalized_mutual_information(retrieval.labels, clusters, counts) for counts in chunks]
+        samples["nmi"] = np.concatenate(parts)
+    return _Resampled(means, samples, int(scored.sum()), int(classes.max()) + 1, int((~scored).sum()))
 
 
-def _query_metrics(retrieval: Retrieval, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
-    return query_metrics(retrieval, scoring.recall_at, scoring.memory_mb, scoring.device)
+def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
+    """Compute the metrics of every query, divided among processes where shared; at least one query has a positive."""
 
+    def compute(part: Retrieval) -> dict[str, np.ndarray]:
+        return query_metrics(part, scoring.recall_at, scoring.block_memory_mb, scoring.device)
 
-def _shared_query_metrics(retrieval: Retrieval, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
-    """Score some of the queries and hear of the others; a query's values do not depend on which others are scored."""
-    own = retrieval.queries[local_slice(split_sizes(len(retrieval.queries)))]
-    with raise_together():
-        metrics = _query_metrics(replace(retrieval, queries=own), scoring)
-    parts = [part for part in gather_objects(metrics) if part]  # a process without queries has no metrics
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+    if scoring.shared:
+        own = retrieval.queries[local_slice(split_sizes(len(retrieval.queries)))]
+        with raise_together():
+            metrics = compute(replace(retrieval, queries=own))
+        parts = gather_objects(metrics)
+        metrics = {name: np.concatenate([part[name] for part in parts]) for name in metrics}
+    else:
+        metrics = compute(retrieval)
+    if np.isnan(metrics["mrr"]).all():
+        require_scorable(table, scoring)
+    return metrics

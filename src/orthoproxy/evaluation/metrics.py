@@ -52,8 +52,9 @@ def query_metrics(
     >>> query_metrics(Retrieval(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    blocks = [_values(*ranks, recall_at) for ranks in leading_ranks(retrieval, memory_mb, device)]
-    return {name: torch.cat([block[name] for block in blocks]).numpy() for name in (blocks[0] if blocks else {})}
+    blocks = [_values(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), recall_at)]
+    blocks += [_values(*ranks, recall_at) for ranks in leading_ranks(retrieval, memory_mb, device)]
+    return {name: torch.cat([block[name] for block in blocks]).numpy() for name in blocks[0]}
 
 
 def _values(

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float, Int
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.evaluation.bootstrap import Estimate, class_draws, estimate, resampled_means
-from orthoproxy.evaluation.evaluate import Scoring, retrieval_of
+from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
+from orthoproxy.evaluation.evaluate import Scoring, build_retrieval
 from orthoproxy.evaluation.neighbours import Retrieval, comparisons
 
 ROUNDING = 1e-9  # 0.01 * 100 may be a little less than 1
 
 
 @dataclass(frozen=True)
-class Matching:
+class NoMatchCalibration:
     """How alike each query is to the most similar image of its own class, and of any other class.
 
     A search with a threshold answers a query with its best hit, or with "no match" where that is less similar than the
@@ -42,7 +42,7 @@ class Matching:
 
     Examples
     --------
-    >>> matching = Matching(np.array([0.9, 0.7, 0.8]), np.array([0.2, 0.5, 0.6]), np.array([0, 0, 1]), gallery=3)
+    >>> matching = NoMatchCalibration(np.array([0.9, 0.7, 0.8]), np.array([0.2, 0.5, 0.6]), np.array([0, 0, 1]), gallery=3)
     >>> print(matching.false_match_rate(0.55), "/", matching.match_rate(0.75))
     33.3 [0.0, 100.0] / 66.7 [50.0, 100.0]
     """
@@ -52,13 +52,13 @@ class Matching:
     classes: Int[np.ndarray, " Q"]
     gallery: int
 
-    def false_match_rate(self, threshold: float, draws: int = 1000) -> Estimate:
+    def false_match_rate(self, threshold: float, samples: int = 1000) -> Estimate:
         """Return the share of queries of unknown classes that are answered, with its interval over classes."""
-        return self._share(self.other, threshold, draws)
+        return self._share(self.other, threshold, samples)
 
-    def match_rate(self, threshold: float, draws: int = 1000) -> Estimate:
+    def match_rate(self, threshold: float, samples: int = 1000) -> Estimate:
         """Return the share of queries whose own class is found, with its interval over classes."""
-        return self._share(self.same, threshold, draws)
+        return self._share(self.same, threshold, samples)
 
     def threshold(self, false_match_rate: float) -> float | None:
         """Return the lowest threshold with at most this false-match rate, half-way to the next similarity above it.
@@ -100,14 +100,16 @@ class Matching:
         false, found = (1 - np.searchsorted(np.sort(x), thresholds) / max(1, len(x)) for x in (self.other, known))
         return false, found
 
-    def _share(self, similarity: Float[np.ndarray, " Q"], threshold: float, draws: int) -> Estimate:
+    def _share(self, similarity: Float[np.ndarray, " Q"], threshold: float, samples: int) -> Estimate:
         known = ~np.isnan(similarity)
         answered = (similarity[known] >= threshold).astype(np.float64)
-        names, classes = np.unique(self.classes[known], return_inverse=True)
-        return estimate(float(answered.mean()), resampled_means(answered, classes, class_draws(len(names), draws)))
+        _, classes = np.unique(self.classes[known], return_inverse=True)
+        return estimate(float(answered.mean()), bootstrap_means(answered, classes, samples))
 
 
-def matching_of(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring) -> Matching | None:
+def calibrate_no_match(
+    embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring
+) -> NoMatchCalibration | None:
     """Compare the images of unseen classes with each other, to see how alike right and wrong hits are.
 
     Parameters
@@ -123,26 +125,26 @@ def matching_of(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scori
 
     Returns
     -------
-    Matching or None
+    NoMatchCalibration or None
         None without a query that has images both of its own and of another class to find.
 
     Examples
     --------
     >>> from orthoproxy.data import make_table
     >>> points = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-    >>> matching = matching_of(points, make_table(["1", "2", "3"], ["a", "a", "b"]), Scoring())
+    >>> matching = calibrate_no_match(points, make_table(["1", "2", "3"], ["a", "a", "b"]), Scoring())
     >>> matching.same.round(2), matching.other.round(2)
     (array([0.8, 0.8, nan]), array([0. , 0.6, 0.6]))
     """
-    everyone = retrieval_of(embeddings, table, exclude_group=False)
-    others = retrieval_of(embeddings, table, scoring.excludes_group(table))
-    same = _best_similarities(others, "positive", scoring.memory_mb)
-    other = _best_similarities(everyone, "negative", scoring.memory_mb)
+    everyone = build_retrieval(embeddings, table, exclude_same_group=False)
+    others = build_retrieval(embeddings, table, scoring.excludes_group(table))
+    same = _best_similarities(others, "positive", scoring.block_memory_mb)
+    other = _best_similarities(everyone, "negative", scoring.block_memory_mb)
     compared = ~np.isnan(other)  # not where there is one class only
     if not compared.any() or np.isnan(same[compared]).all():
         return None
     classes = everyone.labels[everyone.queries]
-    return Matching(same[compared], other[compared], classes[compared], len(everyone.gallery))
+    return NoMatchCalibration(same[compared], other[compared], classes[compared], len(everyone.gallery))
 
 
 def _best_similarities(retrieval: Retrieval, which: str, memory_mb: float) -> Float[np.ndarray, " Q"]:

@@ -1,4 +1,4 @@
-"""Scores of each class, so that models can be compared class by class."""
+"""Scores of each class, to compare models class by class."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation.evaluate import Scoring, require_scorable, retrieval_of
-from orthoproxy.evaluation.metrics import query_metrics
+from orthoproxy.evaluation.evaluate import Scoring, build_retrieval, score_queries
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Means of each class's queries; see `class_scores`.
+    """Mean scores of each class's queries.
 
     Parameters
     ----------
     classes
-        Names of the C classes that have a scored query, sorted.
+        Names of the C classes with a scored query, sorted.
     queries
-        How many each has.
+        Number of scored queries of each.
     values
         Metric name to C means, as fractions.
 
@@ -37,32 +36,26 @@ class ClassScores:
     values: dict[str, Float[np.ndarray, " C"]]
 
     def mean(self, metric: str) -> float:
-        """Average over the queries, as `mean_scores` does.
-
-        Parameters
-        ----------
-        metric
-            Its name.
-        """
+        """Average a metric over all queries, as `mean_scores` does."""
         return float(np.average(self.values[metric], weights=self.queries))
 
 
 def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring) -> ClassScores:
-    """Score embeddings and average each class's queries.
+    """Score embeddings and average the queries of each class.
 
     Parameters
     ----------
     embeddings
-        One row an image of the table.
+        One row per image of the table.
     table
         Labels, roles and groups of the rows.
     scoring
-        As in `score`; NMI, which is of no single class, is left out, and nothing is drawn.
+        As in `score`; NMI, which has no value per class, is left out, and nothing is resampled.
 
     Returns
     -------
     ClassScores
-        Of classes with a query that has a positive in its gallery.
+        Of the classes that have a query with a positive in its gallery.
 
     Raises
     ------
@@ -78,11 +71,9 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
     >>> scores.classes, scores.queries.tolist(), scores.values["recall@1"].tolist()
     (['a', 'b'], [2, 2], [1.0, 0.5])
     """
-    retrieval = retrieval_of(embeddings, table, scoring.excludes_group(table))
-    metrics = query_metrics(retrieval, scoring.recall_at, scoring.memory_mb, scoring.device)
-    scored = ~np.isnan(metrics["mrr"]) if metrics else np.zeros(0, dtype=bool)
-    if not scored.any():
-        require_scorable(table, scoring, "the data")
+    retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
+    metrics = score_queries(retrieval, table, scoring)
+    scored = ~np.isnan(metrics["mrr"])
     labels = table["label"].to_numpy()[retrieval.queries][scored]
     classes, number, queries = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
     sums = {name: np.bincount(number, value[scored], len(classes)) for name, value in metrics.items()}

@@ -24,7 +24,7 @@ from orthoproxy.core.progress import Progress
 from orthoproxy.data import evaluation_size
 from orthoproxy.embedding.embedder import Embedder, Images, iterate_batches
 from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, Description, OnnxEmbedder, imported, read_description
-from orthoproxy.evaluation import Evaluation, Matching, Scoring, matching_of, score
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Scoring, calibrate_no_match, score
 
 TOLERANCE = 1e-4  # of a number in an embedding, float32
 MOST_LOSS = 0.01  # of Recall@1, int8: the upper bound of its interval
@@ -66,7 +66,7 @@ class Exported:
     difference: float
     images: int
     scores: Evaluation | None
-    matching: Matching | None
+    matching: NoMatchCalibration | None
 
 
 def export_onnx(
@@ -102,7 +102,7 @@ def export_onnx(
     int8
         Round weights and what goes through the network to 8 bits.
     false_match_rate
-        The share of queries of unknown classes that may be answered; see `evaluation.Matching`.
+        The share of queries of unknown classes that may be answered; see `evaluation.NoMatchCalibration`.
     license
         Of the model.
     scoring
@@ -135,7 +135,7 @@ def export_onnx(
     >>> table = make_table(paths, ["a", "a", "b", "b"])
     >>> model = Embedder(Encoder("test_vit", embedding_dim=8, image_size=32))
     >>> exported = export_onnx(model, folder / "model.onnx", table, table)
-    >>> print(exported.scores.trained["recall@1"], exported.difference < 1e-4)
+    >>> print(exported.scores.model["recall@1"], exported.difference < 1e-4)
     100.0 [100.0, 100.0] True
     >>> OnnxEmbedder(exported.path).embed(paths).shape
     (4, 8)
@@ -160,7 +160,7 @@ def export_onnx(
         _require_alike(int8, difference, scores)
         about = replace(about, checked=_words(difference, len(images), scores))
         unseen = (ours if int8 else original)[len(test) :]  # of float32 the same, but for its last digits
-        matching = matching_of(unseen, validation, scoring) if len(validation) else None
+        matching = calibrate_no_match(unseen, validation, scoring) if len(validation) else None
         threshold = matching.threshold(false_match_rate) if matching else None
         if threshold is not None:
             about = replace(about, threshold=threshold, false_match_rate=false_match_rate)
@@ -375,9 +375,9 @@ def _write_metadata(path: Path, about: Description) -> None:
 
 def _words(difference: float, images: int, scores: Evaluation | None) -> str:
     words = f"embeddings of {images:,} images differ by up to {difference:.2g}"
-    if scores is None or scores.untrained is None or scores.difference is None:
+    if scores is None or scores.baseline is None or scores.difference is None:
         return words
-    ours, original, change = (x["recall@1"] for x in (scores.trained, scores.untrained, scores.difference))
+    ours, original, change = (x["recall@1"] for x in (scores.model, scores.baseline, scores.difference))
     return f"Recall@1 {ours}, original {original}, difference {change}; {words}"
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orthoproxy.evaluation import Matching
+from orthoproxy.evaluation import NoMatchCalibration
 from orthoproxy.reports.geometry import pair_cosines, structured_order, unit_rows
 from orthoproxy.reports.results import finite_values
 from orthoproxy.reports.text import metric_name, shorten
@@ -145,7 +145,7 @@ def distance_figure(distances: Mapping[str, tuple[Float[np.ndarray, " P"], Float
 
 
 @report_style
-def roc_figure(matching: Matching) -> Figure:
+def roc_figure(matching: NoMatchCalibration) -> Figure:
     """Plot the match rate over the false-match rate, the latter on a log scale."""
     false, found = (100 * curve for curve in matching.curve())
     lowest = 50 / len(matching.other)  # half a query, in percent
@@ -154,8 +154,8 @@ def roc_figure(matching: Matching) -> Figure:
     for rate in FALSE_MATCH_RATES:
         threshold = matching.threshold(rate)
         if threshold is not None:
-            false_rate = 100 * matching.false_match_rate(threshold, draws=1).value
-            match_rate = 100 * matching.match_rate(threshold, draws=1).value
+            false_rate = 100 * matching.false_match_rate(threshold, samples=1).value
+            match_rate = 100 * matching.match_rate(threshold, samples=1).value
             point = (max(false_rate, lowest), match_rate)
             _mark_point(axes, point, f"{match_rate:.0f}", COLORS["blue"], "o", offset=(8, -12))
     axes.set_xscale("log")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.evaluation import Evaluation, Matching, Retrieval, retrieval_of
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval, build_retrieval
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class RunResults:
     config: str
     machine: dict[str, str]
     notes: list[str]
-    matching: Matching | None = None
+    matching: NoMatchCalibration | None = None
 
     def retrieval(self, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
         """Build the retrieval problem of the evaluation: the same queries, gallery and excluded groups."""
         has_groups = bool((self.table["group"] != "").any())
-        exclude_group = has_groups if self.evaluation is None else self.evaluation.exclude_group
-        return retrieval_of(embeddings, self.table, exclude_group)
+        exclude_group = has_groups if self.evaluation is None else self.evaluation.exclude_same_group
+        return build_retrieval(embeddings, self.table, exclude_group)
 
 
 def finite_values(log: pd.DataFrame, column: str) -> Float[np.ndarray, " P"]:

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from orthoproxy.evaluation import Estimate, Matching
+from orthoproxy.evaluation import Estimate, NoMatchCalibration
 from orthoproxy.reports import figures
 from orthoproxy.reports.geometry import (
     Pair,
@@ -167,7 +167,7 @@ def describe_distances(results: RunResults) -> DistanceSection | None:
     return DistanceSection(Plot("Distances of pairs", caption, svg), areas)
 
 
-def describe_matching(matching: Matching | None) -> MatchingSection | None:
+def describe_matching(matching: NoMatchCalibration | None) -> MatchingSection | None:
     """Plot the ROC curve and list thresholds for some false-match rates; None without validation classes."""
     if matching is None:
         return None

@@ -37,12 +37,12 @@ def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
     """Return the kind of result (``better``, ``worse``, ``unclear``, ``alone``, ``none``) and one or two sentences."""
     if evaluation is None:
         return "none", "The dataset has no test classes, so the model was not evaluated."
-    metric = "recall@1" if "recall@1" in evaluation.trained else next(iter(evaluation.trained))
-    score = f"{metric_name(metric)} on {evaluation.classes:,} unseen classes: {percent(evaluation.trained[metric])}"
-    if evaluation.untrained is None or evaluation.difference is None:
+    metric = "recall@1" if "recall@1" in evaluation.model else next(iter(evaluation.model))
+    score = f"{metric_name(metric)} on {evaluation.classes:,} unseen classes: {percent(evaluation.model[metric])}"
+    if evaluation.baseline is None or evaluation.difference is None:
         return "alone", f"{score}. There is no baseline to compare with."
     gain = evaluation.difference[metric]
-    compared = f"{score}, untrained encoder {percent(evaluation.untrained[metric])}."
+    compared = f"{score}, untrained encoder {percent(evaluation.baseline[metric])}."
     if gain.high < 0:
         return "worse", f"Training made retrieval worse, by {points(negate(gain))}. {compared}"
     if gain.low > 0:
@@ -54,17 +54,17 @@ def score_rows(evaluation: Evaluation | None) -> list[ScoreRow]:
     """Arrange the scores for the table, one metric a row."""
     if evaluation is None:
         return []
-    plain = evaluation.own_group_included
+    plain = evaluation.with_same_group
     return [
         ScoreRow(
             metric_name(name),
             score,
-            evaluation.untrained[name] if evaluation.untrained else None,
+            evaluation.baseline[name] if evaluation.baseline else None,
             evaluation.difference[name] if evaluation.difference else None,
-            plain.trained.get(name) if plain else None,
-            plain.untrained.get(name) if plain and plain.untrained else None,
+            plain.model.get(name) if plain else None,
+            plain.baseline.get(name) if plain and plain.baseline else None,
         )
-        for name, score in evaluation.trained.items()
+        for name, score in evaluation.model.items()
     ]
 
 

@@ -376,8 +376,8 @@ def make_scoring(options: EvaluationOptions) -> Scoring:
     return Scoring(
         recall_at=tuple(options.recall_at),
         nmi=options.nmi,
-        exclude_group=options.exclude_group,
-        draws=options.draws,
+        exclude_same_group=options.exclude_group,
+        bootstrap_samples=options.draws,
         confidence=options.confidence,
-        memory_mb=options.memory_mb,
+        block_memory_mb=options.memory_mb,
     )

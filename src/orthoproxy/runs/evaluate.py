@@ -16,7 +16,7 @@ from orthoproxy.runs.model_card import license_of, model_card, no_match_words
 from orthoproxy.runs.config import Config, with_absolute_paths
 from orthoproxy.data import drop_rows, select_split
 from orthoproxy.embedding.embedder import Embedder, Images, write_threshold
-from orthoproxy.evaluation import Evaluation, matching_of, score
+from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
 from orthoproxy.core.failpoints import failpoint
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.distributed import raise_together, is_first_of_machine, is_main
@@ -122,7 +122,7 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     matching = None
     if len(validation):
         embeddings = model.embed_distributed(views(validation), workers=workers, progress="embed, validation")
-        matching = matching_of(embeddings, validation, scoring) if is_main() else None
+        matching = calibrate_no_match(embeddings, validation, scoring) if is_main() else None
     return RunResults(
         name=run.folder.name,
         evaluation=evaluation,

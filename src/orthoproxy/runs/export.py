@@ -11,7 +11,7 @@ from orthoproxy.runs.model_card import license_of, model_card, no_match_words
 from orthoproxy.data import select_split, rank_by_hash
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.core.errors import InputError
-from orthoproxy.evaluation import Evaluation, Matching, matching_of
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
 from orthoproxy.core.files import atomic_write
 from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, images_of
 from orthoproxy.core.locks import alone_in
@@ -88,7 +88,7 @@ def export_run(
         )
         matching = exported.matching
         if int8 and len(validation):  # the model folder is of the original, which has a threshold of its own
-            matching = matching_of(model.embed(validation["path"].tolist(), workers=workers), validation, scoring)
+            matching = calibrate_no_match(model.embed(validation["path"].tolist(), workers=workers), validation, scoring)
         words = no_match_words(matching, false_match_rate) if matching else ""
         card = model_card(run.config, _scores_of(run), license, words, _table_of(beside.parent, model.identity))
         _put_beside(beside, model, run, card, matching, false_match_rate)
@@ -104,7 +104,7 @@ def _run_of(folder: str | Path) -> Run:
 
 
 def _put_beside(
-    folder: Path, model: Embedder, run: Run, card: str, matching: Matching | None, false_match_rate: float
+    folder: Path, model: Embedder, run: Run, card: str, matching: NoMatchCalibration | None, false_match_rate: float
 ) -> None:
     """Write the model folder with its card and threshold; of the run's own, only these change."""
     threshold = matching.threshold(false_match_rate) if matching else None

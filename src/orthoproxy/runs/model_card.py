@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from orthoproxy.runs.config import Config
-from orthoproxy.evaluation import Evaluation, Matching
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration
 from orthoproxy.core.safe_parsing import parse_yaml
 
 UNKNOWN = "unknown"  # what the hub calls a licence that nobody has named
@@ -91,7 +91,7 @@ def model_card(
     )
 
 
-def no_match_words(matching: Matching, false_match_rate: float) -> str:
+def no_match_words(matching: NoMatchCalibration, false_match_rate: float) -> str:
     """Say in a sentence which threshold a search can take, and how sure that is.
 
     Parameters
@@ -109,7 +109,7 @@ def no_match_words(matching: Matching, false_match_rate: float) -> str:
     Examples
     --------
     >>> import numpy as np
-    >>> matching = Matching(np.array([0.9, 0.7] * 5), np.array([0.2, 0.5] * 5), np.arange(10), gallery=10)
+    >>> matching = NoMatchCalibration(np.array([0.9, 0.7] * 5), np.array([0.2, 0.5] * 5), np.arange(10), gallery=10)
     >>> no_match_words(matching, 0.1)[:71]
     'No match: below a similarity of 0.500. On 10 validation classes (10 que'
     """
@@ -186,11 +186,11 @@ def _header(title: str, config: Config, evaluation: Evaluation | None, license: 
     if evaluation is not None:
         values = [
             {"type": name, "name": name, "value": round(estimate.value, 4)}
-            for name, estimate in evaluation.trained.items()
+            for name, estimate in evaluation.model.items()
         ]
         task = {"type": "image-feature-extraction", "name": "Image retrieval, classes not trained on"}
         data = {"type": config.data.name, "name": config.data.name}
-        header["metrics"] = list(evaluation.trained)
+        header["metrics"] = list(evaluation.model)
         header["model-index"] = [
             {"name": title, "results": [{"task": task, "dataset": data, "metrics": values}]},
         ]
@@ -204,7 +204,7 @@ def _scores(evaluation: Evaluation) -> str:
         "| metric | trained | untrained |",
         "|---|---|---|",
     ]
-    for metric, estimate in evaluation.trained.items():
-        untrained = evaluation.untrained[metric] if evaluation.untrained else "-"
+    for metric, estimate in evaluation.model.items():
+        untrained = evaluation.baseline[metric] if evaluation.baseline else "-"
         lines.append(f"| {metric} | {estimate} | {untrained} |")
     return "\n".join([*lines, "", ""])

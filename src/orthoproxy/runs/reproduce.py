@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 import torch
 
-from orthoproxy.runs.config import flat
 from orthoproxy.core.environment import DATA, MACHINE
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Estimate
-from orthoproxy.runs.train import train
 from orthoproxy.models import read_tensors
+from orthoproxy.runs.config import flat
 from orthoproxy.runs.run_folder import WITHOUT_EFFECT, Run
+from orthoproxy.runs.train import train
 
 Verdict = Literal["equal", "within interval", "different"]
 
 # where things lie, which does not change what a run computes
 PLACES = {"data.root", "data.path", "data.cache"}
 TENSORS = ("baseline/model.safetensors", "model/model.safetensors", "model/proxies.safetensors")
-COMPARED = ("trained", "untrained", "difference")
+COMPARED = ("model", "baseline", "difference")
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ def without_seconds(scores: Any) -> Any:
 
     Examples
     --------
-    >>> without_seconds({"queries": 3, "seconds": 0.2, "own_group_included": {"queries": 3, "seconds": 0.1}})
-    {'queries': 3, 'own_group_included': {'queries': 3}}
+    >>> without_seconds({"queries": 3, "seconds": 0.2, "with_same_group": {"queries": 3, "seconds": 0.1}})
+    {'queries': 3, 'with_same_group': {'queries': 3}}
     """
     if not isinstance(scores, dict):
         return scores

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Estimate, class_draws, estimate
+from orthoproxy.evaluation import Estimate, class_counts, estimate
 from orthoproxy.studies.plan import TIE
 
 DRAWS = 10_000
@@ -144,7 +144,9 @@ def crossed_bootstrap(
     means = []
     for start in range(0, draws, AT_ONCE):
         part = min(AT_ONCE, draws - start)
-        of_seeds, of_classes = (class_draws(n, part, int(generator.integers(2**63))) for n in values.shape)
+        of_seeds, of_classes = (
+            np.concatenate(list(class_counts(n, part, int(generator.integers(2**63))))) for n in values.shape
+        )
         weights = of_classes * queries
         means.append(((of_seeds @ values) * weights).sum(axis=1) / (len(values) * weights.sum(axis=1)))
     return np.concatenate(means)
