@@ -20,7 +20,7 @@ from orthoproxy.cli.data import run_data
 from orthoproxy.cli.evaluate import print_scores, run_evaluate
 from orthoproxy.core.distributed import RemoteProcessError, is_connection_loss, is_main
 from orthoproxy.core.errors import InputError, WorkerLost, os_errors_as_input_errors
-from orthoproxy.core.locks import alone_in
+from orthoproxy.core.files import exclusive
 from orthoproxy.runs.evaluate import judge
 from orthoproxy.runs.fabric import choose_accelerator
 from orthoproxy.runs.recipes import config_of, options_parser, parse
@@ -70,7 +70,7 @@ def run_report(arguments: list[str]) -> None:
     run = Run(parse(parser, arguments).run)
     field = f"{run.folder / 'config.yaml'}: training.accelerator"
     device = choose_accelerator(run.config.training.accelerator, field)
-    with os_errors_as_input_errors(run.folder, "run it again"), alone_in(run.folder, "report"):
+    with os_errors_as_input_errors(run.folder, "run it again"), exclusive(run.folder):
         judge(run, device)
     _show(run)
 
@@ -155,8 +155,8 @@ def _run(arguments: list[str]) -> int:
             raise InputError(f"{arguments[0]}: works in one process; start it without torchrun")
         with nullcontext() if arguments[0] == "serve" else _ended_by_sigterm():  # a server sees to it itself
             return VERBS[arguments[0]](arguments[1:]) or 0
-    except RemoteProcessError:  # the process that met the error tells
-        return 2
+    except RemoteProcessError as remote:  # the process that failed prints its error
+        return 2 if isinstance(remote.error, InputError) else 1
     except InputError as error:
         # raised in a loader's worker, the message comes back inside the text of a traceback
         print(f"orthoproxy: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
@@ -173,7 +173,7 @@ def _run(arguments: list[str]) -> int:
         if not is_connection_loss(error):
             raise
         remedy = "Go on from the last checkpoint with --resume" if arguments[0] == "train" else "Run it again to go on"
-        print(_LOST.format(rank=os.environ.get("RANK"), remedy=remedy), file=sys.stderr)
+        print(_LOST.format(rank=os.environ.get("RANK"), error=error, remedy=remedy), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print("orthoproxy: stopped", file=sys.stderr)
@@ -212,8 +212,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 _LOST = (
-    "orthoproxy: process {rank} cannot reach another process of the job, which has ended; torchrun names it below. "
-    "{remedy}"
+    "orthoproxy: process {rank} lost the connection to another process of the job: {error}\n"
+    "torchrun names the process that ended. {remedy}"
 )
 
 

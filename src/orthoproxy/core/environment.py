@@ -1,4 +1,4 @@
-"""What a run ran on: versions and machine."""
+"""Versions, machine and data that a run used."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int64
 
 from orthoproxy.core.distributed import process_count
 
-DATA = "data"  # the name of the data's fingerprint beside versions and machine
+DATA = "data"  # key of the fingerprint beside versions and machine
 MACHINE = ("system", "processor", "cores", "processes", "threads", "memory", "gpu")
 
 
 def environment() -> dict[str, str]:
-    """Describe versions and machine, to be kept beside results.
-
-    Returns
-    -------
-    dict
-        Names to text: orthoproxy's version and git revision (where it runs from a checkout), Python, the libraries
-        that numbers depend on, processor, cores, processes that trained together, memory, and GPU.
-
-    Examples
-    --------
-    >>> sorted(environment())[:3]
-    ['cores', 'gpu', 'memory']
-    """
+    """Describe the versions and the machine that results depend on, as text by name."""
     libraries = ("torch", "torchvision", "timm", "numpy", "pillow", "pytorch-metric-learning")
     return {
         "orthoproxy": importlib.metadata.version("orthoproxy"),
@@ -43,46 +35,36 @@ def environment() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "processes": str(process_count()),
         "threads": str(torch.get_num_threads()),
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "memory": _memory(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 
-def fingerprint(table: pd.DataFrame) -> str:
-    """Tell images from others by their names, labels and sizes, without reading them.
+def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
+    """Return size and modification time in nanoseconds of each file, -1 and -1 if it is missing.
 
-    An image that was replaced by another one of as many bytes goes unnoticed here.
+    Costs one system call a file, slow on network disks: call it in the main process only.
+    """
+    versions = np.full((len(paths), 2), -1, dtype=np.int64)
+    for row, path in enumerate(paths):
+        with suppress(OSError):
+            found = os.stat(path)  # noqa: PTH116 -- of 100,000s
+            versions[row] = found.st_size, found.st_mtime_ns
+    return versions
 
-    Parameters
-    ----------
-    table
-        As `data.make_table`. Where the images lie does not matter, only how they lie to each other.
 
-    Returns
-    -------
-    str
-        Their number, and sixteen hexadecimal digits.
+def fingerprint(table: pd.DataFrame, versions: Int64[np.ndarray, "n 2"]) -> str:
+    """Return the number of images and a hash of their labels, sizes and paths relative to each other.
 
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> fingerprint(make_table(["a.png", "b.png"], ["a", "b"]))
-    '2 images, 01d21741150adcc3'
+    Images are not read, so one replaced by another of the same size goes unnoticed. `versions` is from `file_versions`.
     """
     paths = table["path"].tolist()
     root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 -- of 100,000s
     digest = hashlib.sha256()
     columns = [table[name].tolist() for name in ("label", "split", "role", "group")]
-    for path, *told in zip(paths, *columns, strict=True):
-        digest.update("\0".join([os.path.relpath(path, root), *told, str(_size(path))]).encode() + b"\n")
+    for path, size, *values in zip(paths, versions[:, 0].tolist(), *columns, strict=True):
+        digest.update("\0".join([os.path.relpath(path, root), *values, str(size)]).encode() + b"\n")
     return f"{len(paths):,} images, {digest.hexdigest()[:16]}"
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return -1
 
 
 def _version(package: str) -> str:
@@ -92,11 +74,17 @@ def _version(package: str) -> str:
         return ""
 
 
+def _memory() -> str:
+    if not hasattr(os, "sysconf"):  # Windows
+        return "unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+
+
 def _revision() -> str:
     def git(*arguments: str) -> str:
         here = Path(__file__).parent
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        result = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
 
     try:
         # an installed package inside somebody else's repository is not of that repository's revision

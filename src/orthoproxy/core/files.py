@@ -1,144 +1,131 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Atomic writes, an exclusive lock on a folder, and paths that stay inside a folder."""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
+from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.failpoints import failpoint
+
+LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def atomic_write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file under another name, flush it to the disk, and rename it: a reader never sees half of it.
+    """Replace a file's content, given as UTF-8 text, bytes or a function that writes it, all or nothing.
 
-    Where that fails, what was there before still is, and after a power cut there is the one or the other.
-
-    Parameters
-    ----------
-    path
-        The file, or a terminal or a pipe. Its folder is there.
-    content
-        What it is to hold, text as UTF-8; or what writes it.
-
-    Raises
-    ------
-    OSError
-        If the disk is full, for example.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "scores.json"
-    >>> atomic_write(path, "{}")
-    >>> path.read_text()
-    '{}'
+    Readers see the old content or the new one, also after a crash or power failure. Of several processes that write
+    the same file at the same time, the last one wins. A terminal or pipe is written to directly.
     """
-    if path.exists() and not path.is_file():  # a terminal or a pipe
+    if path.exists() and not path.is_file():
         with path.open("wb") as file:
-            _write(file, content, path.name)
+            _write(file, content)
         return
-    path = path.resolve()  # where a link leads
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    path = path.resolve()  # a symbolic link stays one
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with unfinished.open("wb") as file:
-            _write(file, content, path.name)
-            failpoint(f"{path.name} unflushed")
+        with temporary.open("wb") as file:
+            _write(file, content)
             flush(file)
-        failpoint(f"{path.name} flushed")
-        unfinished.replace(path)
+        temporary.replace(path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)  # on a full disk it would take what space is left
+        temporary.unlink(missing_ok=True)  # on a full disk it would take what space is left
         raise
-    failpoint(f"{path.name} renamed")
-    _flush_folder(path.parent)
-
-
-def _write(file: BinaryIO, content: str | bytes | Callable[[BinaryIO], object], name: str) -> None:
-    if callable(content):
-        failpoint(f"{name} half", lambda: _flush_half_of(content, file))
-        content(file)
-        return
-    data = content.encode() if isinstance(content, str) else content
-    failpoint(f"{name} half", lambda: flush_half(file, data))
-    file.write(data)
-
-
-def _flush_half_of(content: Callable[[BinaryIO], object], file: BinaryIO) -> None:
-    content(file)
-    file.flush()
-    file.truncate(file.tell() // 2)
-
-
-def flush_half(file: BinaryIO, data: bytes) -> None:
-    """Write the first half, as far as a process gets that is killed while it writes.
-
-    Parameters
-    ----------
-    file
-        Open.
-    data
-        What was to be written.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryFile() as file:
-    ...     flush_half(file, b"words")
-    ...     file.tell()
-    2
-    """
-    file.write(data[: len(data) // 2])
-    file.flush()
-
-
-def flush(file: BinaryIO) -> None:
-    """Wait until the disk has what was written.
-
-    Parameters
-    ----------
-    file
-        Open.
-
-    Examples
-    --------
-    See `atomic_write`.
-    """
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Wait until the disk has the new name too; not every file system can be asked to."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # not every file system can flush a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            os.fsync(descriptor)  # the new name
         finally:
             os.close(descriptor)
 
 
-def is_file(path: Path) -> bool:
-    """Tell whether there is a file; a name that no file can have, one too long, say, is of none.
+def _write(file: BinaryIO, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
 
-    Parameters
-    ----------
-    path
-        Where.
 
-    Examples
-    --------
-    >>> is_file(Path("x" * 10_000))
-    False
+def flush(file: BinaryIO) -> None:
+    """Wait until the disk has what was written."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def exclusive(folder: Path, field: str | None = None) -> Iterator[None]:
+    """Keep other processes and threads out of a folder, which is created if missing; all processes of a job call it.
+
+    The main process holds the lock. The operating system releases it when the process ends, however it ends. What an
+    interrupted `atomic_write` left behind is removed, and at the end the folder, if nothing was put into it. Raises
+    InputError if the lock is held already.
     """
+    with ExitStack() as stack:
+        with raise_together():
+            if is_main():
+                stack.enter_context(_lock(folder, field))
+                _remove_temporaries(folder)
+        yield
+
+
+@contextmanager
+def _lock(folder: Path, field: str | None) -> Iterator[None]:
+    path = folder / LOCK
+    lock = _acquire(path, field)
     try:
-        return path.is_file()
-    except OSError:
-        return False
+        with suppress(OSError):  # a full disk; on Windows, a locked file
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            # Removed while the lock is held: others that have opened the file find out that it has no name any more,
+            # and start over; see UnixFileLock._finalize_locked_fd. On Windows an open file cannot be removed.
+            path.unlink()
+            folder.rmdir()
+        lock.release()
+
+
+def _acquire(path: Path, field: str | None, attempts: int = 100) -> FileLock:
+    lock = FileLock(path, blocking=False, thread_local=False)
+    while not lock.is_locked:
+        attempts -= 1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except (FileNotFoundError, FileExistsError) as error:
+            if path.parent.is_file():
+                raise InputError("is a file", field=field, path=path.parent, expected="a folder") from error
+            if not attempts:  # else the previous holder removes the folder just now
+                raise
+        except Timeout as error:
+            holder = ""
+            with suppress(OSError):
+                holder = path.read_text(encoding="utf-8", errors="replace")[:200]
+            problem = f"in use by {holder or 'another process'}"
+            hint = "wait until it is done, or choose another folder"
+            raise InputError(problem, field=field, path=path.parent, hint=hint) from error
+    return lock
+
+
+def _remove_temporaries(folder: Path) -> None:
+    """Remove what a killed `atomic_write` left in a folder and its subfolders."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists; False, unlike `Path.is_file`, also for a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def path_inside(folder: Path, name: str) -> str | None:

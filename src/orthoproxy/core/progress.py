@@ -1,4 +1,4 @@
-"""Progress and time left: a bar in a terminal, a line now and then in a log."""
+"""Progress and remaining time of long work."""
 
 from __future__ import annotations
 
@@ -18,28 +18,7 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Shows how far a piece of long work is, on standard error; of several processes, the main one's part of it.
-
-    Parameters
-    ----------
-    what
-        What is done, for example ``embed``.
-    total
-        Number of steps of the whole work.
-    done
-        Steps done before, for example by a run that is resumed.
-    every
-        Seconds between two lines where standard error is not a terminal.
-    shown
-        Whether to show anything.
-
-    Examples
-    --------
-    >>> with Progress("count", total=2) as progress:
-    ...     progress.note = "one"
-    ...     progress.advance()
-    ...     progress.advance()
-    """
+    """Progress of the main process on standard error: a bar in a terminal, else a line every `every` seconds."""
 
     def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0, shown: bool = True) -> None:
         self.what, self.total, self.done, self.every = what, total, done, every
@@ -66,15 +45,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, steps: int = 1, unit: str | None = None) -> None:
-        """Count steps as done.
-
-        Parameters
-        ----------
-        steps
-            How many.
-        unit
-            What a step is, to show how many are done in a second; None to show `note` alone.
-        """
+        """Count steps as done; `unit` names them and shows their rate beside `note`."""
         self.done += steps
         if not self.shown:
             return
@@ -85,7 +56,7 @@ class Progress:
             self._bar.update(self._task, advance=steps, note=beside)
         elif now - self._last_line >= self.every:
             self._last_line = now
-            times = f"{duration(now - self._start)} gone, {duration(self._seconds_left())} left"
+            times = f"{duration(now - self._start)} elapsed, {duration(self._seconds_left())} left"
             self.say(f"{self.what} {self.done}/{self.total}, {times}  {beside}".rstrip())
 
     def say(self, line: str) -> None:
@@ -103,25 +74,7 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Go through items while showing progress.
-
-    Parameters
-    ----------
-    items
-        Passed on as they are.
-    what, total
-        As in `Progress`.
-
-    Yields
-    ------
-    object
-        The items.
-
-    Examples
-    --------
-    >>> list(track("ab", "spell", total=2))
-    ['a', 'b']
-    """
+    """Yield the items while showing progress."""
     with Progress(what, total) as progress:
         for item in items:
             yield item
@@ -129,15 +82,8 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as hours, minutes and seconds.
+    """Format a time as [hours:]minutes:seconds.
 
-    Parameters
-    ----------
-    seconds
-        0 or more.
-
-    Examples
-    --------
     >>> duration(75), duration(3675)
     ('1:15', '1:01:15')
     """

@@ -1,4 +1,4 @@
-"""JSON, YAML and arrays that others wrote: plain values come out, or a reason why not; in little time and memory."""
+"""Safe parsing of untrusted JSON, YAML and .npy files: plain values or an error, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -9,40 +9,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-LONGEST = 2_000_000  # characters; the names of all 22,634 classes of the largest benchmark take a fifth
-DEEPEST = 40  # mappings and lists in each other; parsers in C go down until their stack ends
-MOST = 200_000  # values, each as often as an alias repeats it
+MAX_CHARACTERS = 2_000_000  # the names of all 22,634 classes of the largest benchmark take a fifth
+MAX_DEPTH = 40
+MAX_VALUES = 200_000  # each counted as often as aliases repeat it
 PLAIN_TAGS = {None, "!", "tag:yaml.org,2002:str"}
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON.
-
-    Parameters
-    ----------
-    text
-        Of a file, perhaps of a stranger's.
-
-    Returns
-    -------
-    object
-        Of dictionaries, lists, texts, numbers, truth values and None.
-
-    Raises
-    ------
-    ValueError
-        If it is no JSON, or nested without end.
-
-    Examples
-    --------
-    >>> parse_json('{"dim": 8}')
-    {'dim': 8}
-    >>> parse_json("[" * 100_000)
-    Traceback (most recent call last):
-    ...
-    ValueError: nested too deeply
-    """
+    """Parse JSON; raises ValueError if it is malformed or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -50,126 +24,70 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def open_npy(path: Path) -> np.ndarray:
-    """Open an array in NumPy's format; nothing in it is unpickled, and what is not there takes no memory.
-
-    Parameters
-    ----------
-    path
-        ``.npy``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Mapped from the file, to be read only.
-
-    Raises
-    ------
-    ValueError
-        If it is something else, or says that it is larger than the file.
-    OSError
-        If it cannot be read.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "index.npy"
-    >>> np.save(path, np.arange(3))
-    >>> open_npy(path).tolist()
-    [0, 1, 2]
-    """
+    """Map a .npy file into memory, read-only; raises ValueError for anything else, objects included."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
+    except (OSError, MemoryError):
         raise
-    except Exception as error:  # of many types, as a header can be wrong in many ways
-        raise ValueError(f"no array: {error}") from error
+    except Exception as error:  # a malformed header makes NumPy raise exceptions of many types
+        raise ValueError(f"not a NumPy array: {error}") from error
     if not isinstance(array, np.ndarray):  # np.load also opens zip archives
         array.close()
-        raise ValueError("no array")
+        raise ValueError("not a NumPy array")
     return array
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML that holds values only: no tag that would make a Python object, no alias that would fill the memory.
+    """Parse YAML of plain values.
 
-    Parameters
-    ----------
-    text
-        Of a file, perhaps of a stranger's.
-
-    Returns
-    -------
-    object
-        As from `yaml.safe_load`.
-
-    Raises
-    ------
-    ValueError
-        If it is too long, nested too deeply, grows too large by its aliases, has a tag, or a key twice in one place.
-    yaml.YAMLError
-        If it is no YAML.
-
-    Examples
-    --------
-    >>> parse_yaml("training: {epochs: 3}")
-    {'training': {'epochs': 3}}
-    >>> parse_yaml("loss: !!python/object/apply:os.system [ls]")
-    Traceback (most recent call last):
-    ...
-    ValueError: line 1: the tag !!python/object/apply:os.system; give plain values
-    >>> parse_yaml("epochs: 3\\nepochs: 8")
-    Traceback (most recent call last):
-    ...
-    ValueError: line 2: the key 'epochs' is there already; keep one
+    Raises ValueError for tags, duplicate keys, and documents that are too long, too deep, or grow too large by aliases;
+    yaml.YAMLError if it is malformed.
     """
-    if len(text) > LONGEST:
-        raise ValueError(f"{len(text):,} characters, and the limit is {LONGEST:,}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
     _check_events(text)
-    _check_keys(text)
-    return yaml.load(text, Loader=LOADER)
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """A safe loader that raises on duplicate keys, of which YAML parsers silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: duplicate key {key.value!r}")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _check_events(text: str) -> None:
-    """Go through the parser's events, which takes no more memory than one of them."""
+    """Check tags, depth and size before anything is built, as parsers in C recurse until their stack ends.
+
+    Aliases are references once loaded, but merge keys copy what they name, and whoever walks the values sees each one
+    as often as it is named.
+    """
     sizes: dict[str, int] = {}  # values below each anchor
-    nested: list[tuple[str | None, int]] = []  # anchor of each open mapping or list, and the values before it
+    open_collections: list[tuple[str | None, int]] = []  # anchor, and the number of values before it
     count = 0
-    for event in yaml.parse(text, Loader=LOADER):
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
         if getattr(event, "tag", None) not in PLAIN_TAGS:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise ValueError(f"line {event.start_mark.line + 1}: the tag {tag}; give plain values")
+            raise ValueError(f"line {line}: tag {tag}, expected a plain value")
         if isinstance(event, yaml.AliasEvent):
-            count += sizes.get(event.anchor, MOST + 1)  # not known yet: it would hold itself
+            count += sizes.get(event.anchor, MAX_VALUES + 1)  # an unknown anchor would contain itself
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             sizes |= {event.anchor: 1} if event.anchor else {}
         elif isinstance(event, yaml.CollectionStartEvent):
-            nested.append((event.anchor, count))
+            open_collections.append((event.anchor, count))
             count += 1
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = nested.pop()
+            anchor, before = open_collections.pop()
             sizes |= {anchor: count - before} if anchor else {}
-        if count > MOST:
-            raise ValueError(f"line {event.start_mark.line + 1}: aliases make it more than {MOST:,} values")
-        if len(nested) > DEEPEST:
-            raise ValueError(f"line {event.start_mark.line + 1}: nested more than {DEEPEST} deep")
-
-
-def _check_keys(text: str) -> None:
-    """Refuse a key that comes twice, of which YAML's parsers keep the last without a word."""
-    left, seen = [yaml.compose(text, Loader=LOADER)], set[int]()
-    while left:
-        node = left.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            left += node.value
-        elif isinstance(node, yaml.MappingNode):
-            left += [value for _, value in node.value]
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            names = [(key.tag, key.value) for key in keys]
-            for position, key in enumerate(keys):
-                if names[position] in names[:position]:
-                    line = key.start_mark.line + 1
-                    raise ValueError(f"line {line}: the key {key.value!r} is there already; keep one")
+        if count > MAX_VALUES:
+            raise ValueError(f"line {line}: more than {MAX_VALUES:,} values, aliases expanded")
+        if len(open_collections) > MAX_DEPTH:
+            raise ValueError(f"line {line}: nested more than {MAX_DEPTH} levels deep")

@@ -7,7 +7,6 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.distributed import broadcast_object, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.locks import locked
+from orthoproxy.core.files import exclusive
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import Collection, read_image
 from orthoproxy.data.read_timeout import watched, worker_options
@@ -128,12 +127,9 @@ def embed_collection(
             raise InputError(f"--{name}: {value}; give {least} or more")
     out, plan = Path(out), make_plan(embedder, model_path, collection, part_size)
     parts = plan["parts"]
-    with ExitStack() as stack:
+    with exclusive(out, "out"):
         with raise_together():
             if is_main():
-                if out.exists() and not out.is_dir():
-                    raise InputError(f"--out: {out} is a file; give a folder")
-                stack.enter_context(locked(out))
                 begin(out, plan)
         planned = broadcast_object(parts)
         with raise_together():

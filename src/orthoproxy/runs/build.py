@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from orthoproxy.runs.config import Config, Data, Training
-from orthoproxy.runs.config import Evaluation as EvaluationOptions
+from orthoproxy.core.distributed import process_count, process_index
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import (
     BatchSampler,
     CroppableImage,
@@ -34,12 +34,12 @@ from orthoproxy.data import (
 )
 from orthoproxy.data.read_timeout import worker_options
 from orthoproxy.embedding.embedder import Embedder, Images
-from orthoproxy.core.errors import InputError
-from orthoproxy.evaluation import Scoring
 from orthoproxy.embedding.feature_cache import frozen_views
+from orthoproxy.evaluation import Scoring
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regulariser, simplex
 from orthoproxy.models import Encoder
-from orthoproxy.core.distributed import process_count, process_index
+from orthoproxy.runs.config import Config, Data, Training
+from orthoproxy.runs.config import Evaluation as EvaluationOptions
 from orthoproxy.training import Plan, rate_factor
 
 T = TypeVar("T")

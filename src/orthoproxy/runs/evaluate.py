@@ -17,7 +17,6 @@ from orthoproxy.runs.config import Config, with_absolute_paths
 from orthoproxy.data import drop_rows, select_split
 from orthoproxy.embedding.embedder import Embedder, Images, write_threshold
 from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
-from orthoproxy.core.failpoints import failpoint
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.distributed import raise_together, is_first_of_machine, is_main
 from orthoproxy.reports import RunResults, render_report
@@ -115,7 +114,6 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     judged, validation, workers = select_split(table, "test"), select_split(table, "validation"), config.data.workers
     views = views_of(config, untrained, table)
     ours = model.embed_distributed(views(judged), workers=workers, progress="embed, trained")
-    failpoint("judgement")
     theirs = untrained.embed_distributed(views(judged), workers=workers, progress="embed, untrained")
     scoring = replace(builders.make_scoring(config.evaluation), device=str(device), shared=True)
     evaluation = score(ours, theirs, judged, scoring, start) if len(judged) else None

@@ -12,9 +12,8 @@ from orthoproxy.data import select_split, rank_by_hash
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
-from orthoproxy.core.files import atomic_write
+from orthoproxy.core.files import atomic_write, exclusive
 from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, images_of
-from orthoproxy.core.locks import alone_in
 from orthoproxy.runs.run_folder import Run
 from orthoproxy.export.onnx_export import Exported, export_onnx, exports_of
 
@@ -72,7 +71,7 @@ def export_run(
     table = images_of(run, root, path)
     validation, training = select_split(table, "validation"), select_split(table, "train")["path"].tolist()
     scoring, license = builders.make_scoring(run.config.evaluation), license or license_of(model.card)
-    with alone_in(run.folder, "export") if _is_own(beside, run) else nullcontext():
+    with exclusive(run.folder) if _is_own(beside, run) else nullcontext():
         exported = export_onnx(
             model,
             out,

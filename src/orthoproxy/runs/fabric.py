@@ -10,8 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.logger import Logger
 
-from orthoproxy.runs.config import Training
 from orthoproxy.core.errors import InputError
+from orthoproxy.runs.config import Training
 
 
 def choose_accelerator(wanted: str, field: str = "training.accelerator") -> str:

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from orthoproxy.runs.config import Config, flat, to_dict
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.safe_parsing import parse_yaml
+from orthoproxy.runs.config import Config, flat, to_dict
 
 # the parser imports whatever class a value names, before it finds that none belongs there; here none ever does
 set_parsing_settings(

@@ -13,13 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from orthoproxy.runs.config import Config, flat
-from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.core.environment import DATA, environment, fingerprint
+from orthoproxy.core.environment import DATA, environment, file_versions, fingerprint
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.failpoints import failpoint
-from orthoproxy.core.files import flush, flush_half, atomic_write
+from orthoproxy.core.files import atomic_write, flush
 from orthoproxy.core.safe_parsing import parse_json
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.runs.config import Config, flat
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.training import has_checkpoint
 
@@ -178,7 +177,7 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
         self.skipped.unlink(missing_ok=True)
-        told = {**environment(), DATA: fingerprint(images)}
+        told = {**environment(), DATA: fingerprint(images, file_versions(images["path"].tolist()))}
         write_config(replace(config, environment=told), self.folder / "config.yaml")
         if unreadable is not None:
             atomic_write(self.skipped, unreadable.to_csv(index=False))
@@ -187,10 +186,8 @@ class Run:
         """Append a record to metrics.jsonl, and wait until the disk has it: a checkpoint may count on it."""
         line = json.dumps(record).encode() + b"\n"
         with self.metrics.open("ab") as file:
-            failpoint("metrics.jsonl half", lambda: flush_half(file, line))
             file.write(line)
             flush(file)
-        failpoint("metrics.jsonl line")
 
     def records(self) -> pd.DataFrame:
         """Return metrics.jsonl as a table, one row a record."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.config import Augmentation, Config, flat
-from orthoproxy.data import BatchSampler, select_split
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import is_file
+from orthoproxy.data import BatchSampler, select_split
+from orthoproxy.runs import build as builders
+from orthoproxy.runs.config import Augmentation, Config, flat
 from orthoproxy.runs.recipes import config_of, options_parser, parse
 from orthoproxy.runs.run_folder import WITHOUT_EFFECT
 from orthoproxy.studies.plan import Cell, Study

@@ -14,21 +14,21 @@ from typing import Any
 import pandas as pd
 import torch
 
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.config import Config
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import class_scores
-from orthoproxy.runs.fabric import choose_accelerator, choose_precision
-from orthoproxy.runs.train import train
-from orthoproxy.runs.evaluate import images_of, views_of
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
+from orthoproxy.runs import build as builders
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.evaluate import images_of, views_of
+from orthoproxy.runs.fabric import choose_accelerator, choose_precision
 from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.study_configs import changed_options, config_of_cell, images_an_epoch
+from orthoproxy.runs.train import train
 from orthoproxy.studies import results
 from orthoproxy.studies.plan import METRICS, Cell, Study
 from orthoproxy.studies.results import write_result
-from orthoproxy.runs.study_configs import changed_options, config_of_cell, images_an_epoch
 from orthoproxy.training import Diverged
 
 DIGITS = 6

@@ -34,8 +34,7 @@ from orthoproxy.core.distributed import (
     split_sizes,
 )
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.failpoints import failpoint
-from orthoproxy.core.locks import alone_in
+from orthoproxy.core.files import exclusive
 from orthoproxy.data import drop_rows, find_unreadable, select_split
 from orthoproxy.data.read_timeout import stamps
 from orthoproxy.embedding.embedder import Embedder, Images
@@ -134,7 +133,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, j
     fabric = make_fabric(config.training, run.folder)
     init_process_group(fabric.device)
     fabric.launch()
-    with alone_in(run.folder), _deterministic(config.training.deterministic):
+    with exclusive(run.folder, "out"), _deterministic(config.training.deterministic):
         with raise_together():
             if is_main():
                 run.check(config, resume)  # again, as another job may have been here since
@@ -168,7 +167,6 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
     optimizer = make_optimizer(
         encoder, objective, rates.backbone, rates.projection, rates.proxies, config.training.weight_decay
     )
-    optimizer.register_step_post_hook(lambda *_: failpoint("step"))
 
     # where it starts: where it was left, or from the data
     frozen, position = config.encoder.freeze, None
@@ -409,7 +407,6 @@ def _validate(
 ) -> dict[str, float]:
     embedder = Embedder(encoder, config.data.resize, device=encoder.mean.device)
     embeddings = embedder.embed_distributed(views(table["path"].tolist()), workers=config.data.workers)
-    failpoint("validation")
     device = str(encoder.mean.device)
     scoring = replace(builders.make_scoring(config.evaluation), nmi=False, device=device, shared=True)
     return broadcast_object(mean_scores(embeddings, table, scoring))  # to the last bit, or the processes would part ways

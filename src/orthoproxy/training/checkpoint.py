@@ -17,7 +17,6 @@ from torch import nn
 
 from orthoproxy.core.distributed import gather_objects, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.failpoints import failpoint
 from orthoproxy.core.files import atomic_write
 from orthoproxy.losses import ShardedProxyAnchorLoss
 from orthoproxy.training.checkpoint_shards import Shards
@@ -173,7 +172,6 @@ class Checkpoints:
         else:
             link.replace(previous)
             link.unlink(missing_ok=True)  # still there where both names were one file already, after a full disk
-        failpoint("previous.ckpt renamed")
 
     def load(self, name: str, model_only: bool = False) -> Position:
         """Restore a checkpoint; ``previous`` becomes ``last`` where that is damaged, which is said.
