@@ -1,4 +1,4 @@
-"""A file is there whole or not at all, and a reader never sees half of it."""
+"""Files are there whole or not at all, and a folder has one holder."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from records import record
+from fault_injection import full_disk_for, kill_at
 
-from orthoproxy.core import files
-from orthoproxy.core.failpoints import VARIABLE
-from orthoproxy.core.files import atomic_write
+from orthoproxy.core.errors import InputError
+from orthoproxy.core.files import atomic_write, exclusive, is_file, path_inside
 
 LONG = 200_000
+
+
+def fork(function: Callable, *args: object) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    process.start()
+    return process
 
 
 def _rewrite(path: Path, times: int) -> None:
@@ -26,25 +34,17 @@ def _rewrite(path: Path, times: int) -> None:
 
 
 def test_a_reader_sees_one_version_or_the_other(tmp_path: Path) -> None:
-    path, times = tmp_path / "scores.json", 300
+    path = tmp_path / "scores.json"
     _rewrite(path, 1)
-    writer = multiprocessing.get_context("fork").Process(target=_rewrite, args=(path, times))
-    writer.start()
-    seen, halves = set(), 0
+    writer, seen = fork(_rewrite, path, 100), set()
     while writer.is_alive():
-        try:
-            (number,) = set(json.loads(path.read_text()))
-        except ValueError:
-            halves += 1
-        else:
-            seen.add(number)
+        seen |= {frozenset(json.loads(path.read_text()))}
     writer.join()
-    record("faults", "a file read while it is written", f"{halves} reads" if halves else "nothing", times=times)
-    assert not halves and len(seen) > 3
+    assert all(len(numbers) == 1 for numbers in seen)
 
 
-def test_two_writers_of_one_file_do_not_get_into_each_others_way(tmp_path: Path) -> None:
-    path = tmp_path / "part"
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
 
     def meanwhile(file: BinaryIO) -> None:
         file.write(b"first")
@@ -55,37 +55,38 @@ def test_two_writers_of_one_file_do_not_get_into_each_others_way(tmp_path: Path)
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("place", ["half", "unflushed", "flushed"])
-@pytest.mark.parametrize("content", ["after" * LONG, lambda file: file.write(b"after" * LONG)])
-def test_killed_before_the_renaming_the_file_is_as_before(tmp_path: Path, place: str, content: object) -> None:
+def _write_after_kill_at(stage: str, path: Path) -> None:
+    kill_at(f"{path.name} {stage}:1")
+    atomic_write(path, b"after" * LONG)
+
+
+@pytest.mark.parametrize("stage", ["half", "unflushed", "flushed", "renamed"])
+def test_killed_while_a_file_is_written(tmp_path: Path, stage: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
-
-    def work() -> None:
-        os.environ[VARIABLE] = f"a.txt {place}:1"
-        atomic_write(path, content)  # pyright: ignore[reportArgumentType]
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
+    process = fork(_write_after_kill_at, stage, path)
     process.join()
-    size = (tmp_path / "a.txt.tmp").stat().st_size
-    assert process.exitcode == -signal.SIGKILL and path.read_text() == "before"
-    assert size == 5 * LONG // 2 if place == "half" else size <= 5 * LONG
-    atomic_write(path, "again")
-    assert path.read_text() == "again" and list(tmp_path.iterdir()) == [path]
+    assert process.exitcode == -signal.SIGKILL
+    assert path.read_text() == ("after" * LONG if stage == "renamed" else "before")
+    sizes = [left.stat().st_size for left in tmp_path.glob(".*.tmp")]
+    assert sizes == {"half": [5 * LONG // 2], "renamed": []}.get(stage, [5 * LONG])
+    with exclusive(tmp_path):  # of the next job
+        assert [left.name for left in tmp_path.iterdir() if left.name != ".lock"] == ["a.txt"]
 
 
-def test_a_disk_that_is_full_when_it_is_flushed_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(file: BinaryIO) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_temporary_files_of_others_stay(tmp_path: Path) -> None:
+    (tmp_path / ".b.tmp").touch()
+    with exclusive(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".b.tmp"]
 
+
+def test_on_a_full_disk_the_file_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     atomic_write(path, "before")
-    monkeypatch.setattr(files, "flush", full)
-    with pytest.raises(OSError, match="No space left"):
+    with full_disk_for("a.txt"), pytest.raises(OSError) as caught:
         atomic_write(path, "after")
+    assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
@@ -95,3 +96,112 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     link.symlink_to(path)
     atomic_write(link, "after")
     assert link.is_symlink() and path.read_text() == "after"
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=atomic_write, args=(tmp_path / "pipe", "scores"))
+    writer.start()
+    assert (tmp_path / "pipe").read_text() == "scores"
+    writer.join()
+
+
+# ---- locks
+
+
+def assert_in_use(folder: Path) -> None:
+    with pytest.raises(InputError) as caught, exclusive(folder, "out"):
+        pass
+    assert caught.value.field == "out" and caught.value.path == folder
+    assert f"process {os.getpid()} on " in caught.value.problem
+
+
+def test_a_lock_excludes_its_own_process_and_thread(tmp_path: Path) -> None:
+    folder, errors = tmp_path / "folder", []
+
+    def try_in_thread() -> None:
+        try:
+            assert_in_use(folder)
+        except BaseException as error:
+            errors.append(error)
+
+    with exclusive(folder):
+        assert_in_use(folder)
+        thread = threading.Thread(target=try_in_thread)
+        thread.start()
+        thread.join()
+        assert not errors and (folder / ".lock").exists()
+    assert not folder.exists()
+    with exclusive(folder):
+        (folder / "model").touch()
+    assert [path.name for path in folder.iterdir()] == ["model"]
+
+
+def _take_in_turn(folder: Path, counter: Path, times: int) -> None:
+    while times:
+        try:
+            with exclusive(folder):
+                counter.write_text(str(int(counter.read_text()) + 1))
+                times -= 1
+        except InputError:
+            time.sleep(0.0001)
+
+
+def test_a_lock_taken_and_removed_often_has_one_holder_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    processes = [fork(_take_in_turn, tmp_path / "folder", tmp_path / "counter", 200) for _ in range(3)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "600" and not (tmp_path / "folder").exists()
+
+
+def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    read, write = os.pipe()
+
+    def hold() -> None:
+        with exclusive(tmp_path / "folder"):
+            worker = fork(time.sleep, 3600)
+            os.write(write, str(worker.pid).encode())
+            time.sleep(3600)
+
+    holder = fork(hold)
+    worker = int(os.read(read, 100))
+    holder.kill()
+    holder.join()
+    try:
+        os.kill(worker, 0)  # lives
+        with exclusive(tmp_path / "folder"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as caught, exclusive(tmp_path / "file", "out"):
+        pass
+    assert caught.value.path == tmp_path / "file"
+
+
+# ---- paths
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wren/1.jpg", "/birds/wren/1.jpg"),
+        ("wren/../1.jpg", "/birds/1.jpg"),
+        ("/birds/1.jpg", "/birds/1.jpg"),
+        ("../birds2/1.jpg", None),
+        ("wren/../../secret", None),
+        ("/etc/passwd", None),
+        ("/birdsong/1.jpg", None),
+    ],
+)
+def test_listed_paths_stay_inside(name: str, expected: str | None) -> None:
+    assert path_inside(Path("/birds"), name) == expected
+
+
+def test_a_name_that_no_file_can_have_is_of_no_file(tmp_path: Path) -> None:
+    assert not is_file(tmp_path / ("x" * 10_000))

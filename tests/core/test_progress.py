@@ -36,8 +36,8 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock: Clock, capsys:
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert len(lines) == 5
-    assert lines[0] == "embed 10/100, 0:10 gone, 1:30 left  loss 2.5"
-    assert lines[-1] == "embed 50/100, 0:50 gone, 0:50 left  loss 2.5"
+    assert lines[0] == "embed 10/100, 0:10 elapsed, 1:30 left  loss 2.5"
+    assert lines[-1] == "embed 50/100, 0:50 elapsed, 0:50 left  loss 2.5"
 
 
 def test_time_left_counts_only_what_this_run_has_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_time_left_counts_only_what_this_run_has_done(clock: Clock, capsys: pyte
         for _ in range(10):
             clock.now += 2
             shown.advance()
-    assert capsys.readouterr().err.splitlines()[-1] == "train 90/100, 0:20 gone, 0:20 left"
+    assert capsys.readouterr().err.splitlines()[-1] == "train 90/100, 0:20 elapsed, 0:20 left"
 
 
 def test_said_lines_stay(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_track_passes_items_on_and_counts_them(clock: Clock, capsys: pytest.Capt
         clock.now += 11
     assert seen == ["a", "b", "c"]
     assert capsys.readouterr().err.splitlines() == [
-        "spell 1/3, 0:11 gone, 0:22 left", "spell 2/3, 0:22 gone, 0:11 left", "spell 3/3, 0:33 gone, 0:00 left",
+        "spell 1/3, 0:11 elapsed, 0:22 left", "spell 2/3, 0:22 elapsed, 0:11 left", "spell 3/3, 0:33 elapsed, 0:00 left",
     ]  # fmt: skip
 
 

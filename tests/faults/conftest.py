@@ -1,4 +1,4 @@
-"""What the tests of faults share: images, a recipe, and a run that nothing happened to."""
+"""Images, a recipe, and a run that nothing happened to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nobody writes into them."""
+    """To be read only."""
     root = tmp_path_factory.mktemp("photos") / "photos"
     make_photos(root)
     return root
@@ -28,13 +28,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_photos(photos: Path, tmp_path: Path) -> Path:
-    """The same, to be spoilt."""
+    """A copy, to be damaged."""
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
 @pytest.fixture(scope="session")
 def whole(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to, and that no test changes."""
+    """To be read only."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert main(training(recipe, photos, out)) == 0
     return out
