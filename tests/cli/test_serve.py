@@ -16,7 +16,7 @@ import pytest
 from serving import make_catalog, make_images, make_model
 
 from orthoproxy.cli.main import main
-from orthoproxy.server.serve import _named
+from orthoproxy.server.serve import name_catalogs
 
 TOKEN = "a-token-for-the-tests"
 
@@ -69,10 +69,10 @@ def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.Fixture
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["squares", "--host", "0.0.0.0"], "needs a token"),
-        (["squares", "--token", "short"], "--token"),
-        (["squares", "--port", "70000"], "--port"),
-        (["squares", "--megapixels", "0"], "--megapixels"),
+        (["squares", "--host", "0.0.0.0"], "token: "),
+        (["squares", "--token", "short"], "token: "),
+        (["squares", "--port", "70000"], "port: "),
+        (["squares", "--megapixels", "0"], "megapixels: "),
         (["squares", "--model", "nowhere"], "no model in nowhere"),
         (["nowhere"], "nowhere: no catalog"),
         ([], "catalog"),
@@ -93,10 +93,10 @@ def test_a_port_that_is_taken_is_told_at_once(folder: Path, capsys: pytest.Captu
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", str(folder / "squares"), "--port", str(port)]) == 2
-    assert f"--port {port}: address already in use" in capsys.readouterr().err
+    assert f"{port}: address already in use" in capsys.readouterr().err
 
 
 def test_catalogs_are_named_by_the_end_of_their_address() -> None:
     addresses = ["a/birds", "b/birds/", "http://host:19530/birds", "http://host:19530", "."]
-    assert list(_named(addresses)) == ["birds", "birds-2", "birds-3", "host", Path.cwd().name]
-    assert list(_named(addresses).values()) == addresses
+    assert list(name_catalogs(addresses)) == ["birds", "birds-2", "birds-3", "host", Path.cwd().name]
+    assert list(name_catalogs(addresses).values()) == addresses

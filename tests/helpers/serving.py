@@ -1,11 +1,10 @@
-"""A small collection of coloured squares, indexed with a model of random weights, and clients that ask for it."""
+"""A small catalog of colored squares, indexed with a model of random weights, and clients of a server for it."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -22,24 +22,23 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import Encoder
 from orthoproxy.server.app import make_app
 from orthoproxy.server.limits import Limits
-from orthoproxy.server.security import Guard
 from orthoproxy.server.service import Service
 
-COLOURS = {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20), "grey": (120, 120, 120)}
+COLORS = {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20), "grey": (120, 120, 120)}
 TOKEN = "a-token-for-the-tests"
 HERE = "http://127.0.0.1:7860"
-QUICK = Limits(decoders=1, requests_per_second=100_000, burst=100_000)
+QUICK = Limits(decode_workers=1)
 
 
 def make_images(root: Path, each: int = 5) -> list[str]:
     """Some squares of each colour, in folders of their names."""
     generator = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir(parents=True)
         for number in range(each):
-            pixels = np.array(colour) + generator.integers(-25, 26, size=(48, 56, 3))
+            pixels = np.array(color) + generator.integers(-25, 26, size=(48, 56, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
-    return [f"{name}/{number}.png" for name in COLOURS for number in range(each)]
+    return [f"{name}/{number}.png" for name in COLORS for number in range(each)]
 
 
 def make_model(seed: int = 0) -> Embedder:
@@ -62,7 +61,7 @@ def make_catalog(folder: Path, model: Embedder, root: Path, paths: Sequence[str]
 
 
 @contextmanager
-def client_of(app: Guard, **options: object) -> Iterator[TestClient]:
+def client_of(app: FastAPI, **options: object) -> Iterator[TestClient]:
     """A client that names the server as a browser on this machine does."""
     with TestClient(app, base_url=HERE, raise_server_exceptions=False, **options) as client:  # type: ignore[arg-type]
         yield client
@@ -73,13 +72,13 @@ def running(service: Service, token: str | None = None) -> Iterator[str]:
     """A server that listens, for browsers; its address."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    app = make_app(service, port=port, token=token)
+    app = make_app(service, token=token)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server ended"
-        time.sleep(0.02)
+        thread.join(0.02)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(20)

@@ -1,13 +1,15 @@
-"""From catalogs' addresses to a server that runs."""
+"""Start the server: open catalogs, load models, and listen until Ctrl-C."""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import math
 import os
+import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -16,13 +18,14 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.onnx_embedder import load_model
 from orthoproxy.server.app import make_app
 from orthoproxy.server.limits import Limits
-from orthoproxy.server.security import check_token, is_loopback
 from orthoproxy.server.service import Service
 
 try:
     import uvicorn
 except ImportError as error:
-    raise InputError("uvicorn is not installed; run: pip install 'orthoproxy[search]'") from error
+    raise InputError("uvicorn is not installed", hint="pip install 'orthoproxy[search]'") from error
+
+MIN_TOKEN_LENGTH = 16
 
 
 def serve(
@@ -35,69 +38,88 @@ def serve(
     upload_megabytes: float = 20.0,
     megapixels: float = 50.0,
 ) -> None:
-    """Serve catalogs until Ctrl-C.
+    """Serve catalogs over HTTP, with a page to search on, until Ctrl-C.
 
     Parameters
     ----------
     catalogs
-        Their addresses; see `Catalog.open`.
+        Addresses of catalogs, as for `Catalog.open`; the first is the default.
     host, port
-        Where to listen.
+        Address to listen on; port 0 for any free one.
     token
-        That a client must know; needed where `host` is not this machine alone.
+        Token that clients must send; required unless only this machine can reach `host`.
     names
-        Under which the server is known besides, behind a proxy.
+        Host names of the server behind a proxy.
     models
         Paths of models, for catalogs whose model has moved.
     upload_megabytes, megapixels
-        The most that a picture may have.
+        Largest image file and largest image that a client may send.
 
     Raises
     ------
     InputError
-        If a catalog or the port cannot be had, or the token is missing or too short.
+        If a catalog cannot be opened, the address is taken, or the token is missing or too short.
 
     Examples
     --------
-    >>> serve(["shoes"], host="0.0.0.0")
+    >>> serve(["shoes"], host="0.0.0.0", token="too short")
     Traceback (most recent call last):
     ...
-    orthoproxy.core.errors.InputError: --host 0.0.0.0 can be reached by others and needs a token; set ORTHOPROXY_TOKEN or --token, at least 16 characters
-    """  # noqa: E501
+    orthoproxy.core.errors.InputError: token: 9 characters (expected at least 16 printable ASCII characters)
+    """
     check_token(host, token)
-    limits = replace(Limits(), upload_bytes=int(upload_megabytes * 1e6), pixels=int(megapixels * 1e6))
-    if min(limits.upload_bytes, limits.pixels) < 1:
-        raise InputError("--upload-megabytes, --megapixels: give numbers above zero")
+    for name, value in (("upload_megabytes", upload_megabytes), ("megapixels", megapixels)):
+        if not 1e-6 <= value < math.inf:
+            raise InputError(f"{value:g}", field=name, expected="a number above zero")
+    limits = Limits(upload_bytes=int(upload_megabytes * 1e6), pixels=int(megapixels * 1e6))
     logging.basicConfig(format="%(message)s")
     with ExitStack() as stack:
-        listening = stack.enter_context(_listen(host, port))
-        port = listening.getsockname()[1]
-        known = [load_model(path) for path in models]
-        opened = {name: stack.enter_context(Catalog.open(address)) for name, address in _named(catalogs).items()}
-        service = Service(opened, known, limits)
+        listening = stack.enter_context(_listen(host, port))  # before anything slow
+        loaded = [load_model(path) for path in models]
+        named = name_catalogs(catalogs)
+        opened = {name: stack.enter_context(Catalog.open(address)) for name, address in named.items()}
+        service = Service(opened, loaded, limits)
         stack.callback(service.close)
-        app = make_app(service, host, port, token, tuple(names))
         config = uvicorn.Config(
-            app,
+            make_app(service, host, token, names),
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=bool(names),
+            limit_concurrency=service.limits.connections,
             timeout_graceful_shutdown=3,
         )
-        listening.listen(2048)  # whoever reads the address may ask at once
+        listening.listen(2048)  # whoever reads the address may connect at once
         shown = host.strip("[]") if is_loopback(host) else socket.gethostname()
+        port = listening.getsockname()[1]
         print(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/  (Ctrl-C to stop)", flush=True)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_token(host: str, token: str | None) -> None:
+    """Raise `InputError` for an address that others can reach without a token, and for a token that is easy to guess."""
+    if token is None and not is_loopback(host):
+        hint = f"set ORTHOPROXY_TOKEN, for example to {secrets.token_urlsafe(24)}"
+        raise InputError(f"missing, and others can reach {host}", field="token", hint=hint)
+    if token is not None and (len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable()):
+        expected = f"at least {MIN_TOKEN_LENGTH} printable ASCII characters"
+        raise InputError(f"{len(token)} characters", field="token", expected=expected)
+
+
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow is done."""
     if not 0 <= port <= 65535:
-        raise InputError(f"--port: {port}; from 1 to 65535")
+        raise InputError(f"{port}", field="port", expected="0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends small answers at once only where the protocol is named; else a client waits 40 ms for each
+    # asyncio turns off the delay of small packets only where the protocol is named
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -105,12 +127,12 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
-        raise InputError(f"--host {host} --port {port}: {reason}; give another one") from error
+        raise InputError(f"{host}:{port}: {reason}", field="port", hint="choose another address or port") from error
     return listening
 
 
-def _named(addresses: Sequence[str]) -> dict[str, str]:
-    """Name each catalog by the end of its address, with a number where two would have the same name."""
+def name_catalogs(addresses: Sequence[str]) -> dict[str, str]:
+    """Name each catalog by the last part of its address, with a number where two would have the same name."""
     named: dict[str, str] = {}
     for address in addresses:
         parts = urlsplit(address)

@@ -1,472 +1,286 @@
-"""What the routes and the page ask for: search in the served catalogs, and their pictures."""
+"""Search in the served catalogs, by image, id, upload or embedding, and read their images."""
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack, cast
+from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 import torch
 from cachetools import LRUCache
 from jaxtyping import Float
 
+from orthoproxy.catalog.catalog import Catalog, Hit
 from orthoproxy.catalog.filters import in_quotes, parse_condition
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
-from orthoproxy.server.limits import Limits, Refused, Turns
-from orthoproxy.server.query_batching import Batches
-from orthoproxy.server.uploads import MEDIA_TYPES, Decoders, required_format
+from orthoproxy.server.limits import Limits, RequestError
+from orthoproxy.server.schemas import SearchOptions, SearchResult, SearchResults
+from orthoproxy.server.uploads import MEDIA_TYPES, DecoderPool, image_format
 
-if TYPE_CHECKING:
-    from orthoproxy.catalog.catalog import Catalog, Hit
-
-LOG = logging.getLogger("orthoproxy.serve")
-MOST_RESULTS = 100
-ROWS_LISTED = 200_000  # rows whose labels are counted and offered; of a larger catalog only some are looked at
+LOG = logging.getLogger("orthoproxy.server")
+SAMPLES = 12  # images that the page starts with
 UPLOADS_KEPT = 1000  # their embeddings, a few kB each
 THUMBNAIL_BYTES = 64_000_000  # kept in memory
+DEFAULTS = SearchOptions()
 Model = Embedder | OnnxEmbedder
 
 
-class How(TypedDict, total=False):
-    """What of a search can be left out; see `Service.search`."""
-
-    k: int
-    where: str | None
-    diverse: bool
-
-
 @dataclass(frozen=True)
-class Result:
-    """An image found, as `catalog.Hit` has it, but with its path relative to the catalog's root."""
-
-    id: str
-    path: str
-    label: str
-    group: str
-    similarity: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found in a catalog.
-
-    Parameters
-    ----------
-    catalog
-        Its name.
-    results
-        The most similar first.
-    threshold
-        The similarity below which the model says "no match"; None if it was not calibrated.
-    seconds
-        That the search took, with embedding the picture and waiting for searches that came before.
-    """
-
-    catalog: str
-    results: list[Result]
-    threshold: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """A catalog that is served, under a name, with the model that embeds queries to it, if there is one."""
+class ServedCatalog:
+    """A catalog under the name it is served by, with the model that embeds queries, if the server has it."""
 
     name: str
     catalog: Catalog
     model: Model | None
     images: int
     labels: tuple[str, ...]  # the most frequent first
-    some: tuple[str, ...]  # ids to begin with
+    samples: tuple[str, ...]  # ids
 
 
 class Service:
-    """The served catalogs.
+    """Search in catalogs and read their images; what the HTTP API and the page call.
 
     Parameters
     ----------
     catalogs
-        Name to catalog; the first is the default.
+        Catalogs by name; the first is the default.
     models
-        Among which each catalog finds its own by identity. Where it is not among them, the one that the catalog names
-        is loaded.
+        Models that embed queries. A catalog finds its own by identity; the model that it names is loaded otherwise.
     limits
-        Sizes and numbers.
+        Sizes and deadlines.
 
     Raises
     ------
     InputError
-        If the model of a catalog is another one by now.
+        If the model that a catalog names is not the one that made its embeddings.
     """
 
-    def __init__(
-        self, catalogs: dict[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None
-    ) -> None:
+    def __init__(self, catalogs: Mapping[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None):
         self.limits = limits or Limits()
-        known = {model.identity: model for model in models}
-        self.shelves = {name: _shelf(name, catalog, known) for name, catalog in catalogs.items()}
-        self.models = known
-        self.decoders = Decoders(self.limits)
-        self._batches = {name: _batches(shelf.catalog, self.limits) for name, shelf in self.shelves.items()}
-        self._embedding = Turns(1, self.limits.waiting, self.limits.wait_seconds)  # a model uses all cores by itself
-        self._embedder = ThreadPoolExecutor(1)  # for each thread that calls PyTorch, it keeps memory and threads
+        self.models = {model.identity: model for model in models}
+        self.catalogs = {name: self._serve(name, catalog) for name, catalog in catalogs.items()}
+        self.decoders = DecoderPool(self.limits)
+        self._embedding_thread = ThreadPoolExecutor(1)  # PyTorch keeps memory for each thread that calls it
         self._uploads = LRUCache[str, dict[str, np.ndarray]](UPLOADS_KEPT)
         self._thumbnails = LRUCache[tuple[str, str, str, int], bytes](THUMBNAIL_BYTES, getsizeof=len)
-        self._keeping = threading.Lock()  # of both, which are not made for threads
+        self._lock = threading.Lock()  # of both caches
 
-    def shelf(self, name: str | None) -> Shelf:
-        """Return a catalog by name.
+    def _serve(self, name: str, catalog: Catalog) -> ServedCatalog:
+        model = self.models.get(catalog.model) or _load_model(catalog)
+        if model is not None:
+            self.models[model.identity] = model
+        rows = catalog.rows(["id", "label"])
+        counts = rows["label"][rows["label"] != ""].value_counts()
+        samples = rows["id"].sample(min(SAMPLES, len(rows)), random_state=0)
+        return ServedCatalog(name, catalog, model, len(rows), tuple(map(str, counts.index)), tuple(samples))
 
-        Parameters
-        ----------
-        name
-            None for the first one.
-
-        Raises
-        ------
-        Refused
-            404 if there is none of that name.
-        """
+    def served(self, name: str | None) -> ServedCatalog:
+        """Return a catalog by name, the first for None; raise status 404 if there is none."""
         if name is None:
-            return next(iter(self.shelves.values()))
-        if name not in self.shelves:
-            raise Refused(404, f"no catalog of that name; there are {', '.join(self.shelves)}")
-        return self.shelves[name]
+            return next(iter(self.catalogs.values()))
+        if name not in self.catalogs:
+            expected = ", ".join(self.catalogs)
+            raise RequestError("no catalog of this name", status=404, field="catalog", expected=expected)
+        return self.catalogs[name]
 
-    def search_picture(self, content: bytes, catalog: str | None, **how: Unpack[How]) -> Found:
-        """Search by a picture's file.
+    def search_image(self, content: bytes, options: SearchOptions = DEFAULTS) -> SearchResults:
+        """Search by an image file; raise status 413, 415 or 422 for one that is too large or broken."""
+        started = time.perf_counter()
+        served = self.served(options.catalog)
+        return self._search(served, self._embed(content, _require_model(served)), options, started)
 
-        Parameters
-        ----------
-        content
-            The file.
-        catalog
-            Where to search; None for the first catalog.
-        how
-            See `search`.
+    def search_id(self, image_id: str, options: SearchOptions = DEFAULTS, source: str | None = None) -> SearchResults:
+        """Search by an image of a catalog, which is left out of the results.
 
-        Raises
-        ------
-        Refused
-            413, 415, 422 for the picture, and as from `search`.
+        `source` names the catalog of the image; where the searched one does not have it, its file is embedded.
         """
-        shelf = self.shelf(catalog)
-        if shelf.model is None:
-            raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
-        start = time.perf_counter()
-        query = self._embed(content, shelf.model)
-        return self.search(query, shelf.name, started=start, **how)
-
-    def search_id(self, key: str, catalog: str | None, own: str | None = None, **how: Unpack[How]) -> Found:
-        """Search by an image of a catalog, which is itself left out of what is found.
-
-        Parameters
-        ----------
-        key
-            The image's id.
-        catalog
-            Where to search; None for the first catalog.
-        own
-            The catalog that the image is of; None for the one searched. If that has no such image, its file is
-            embedded.
-        how
-            See `search`.
-
-        Raises
-        ------
-        Refused
-            404 if there is no such image, and as from `search`.
-        """
-        shelf = self.shelf(catalog)
-        row = self._row(shelf, key, with_embedding=True)
+        started = time.perf_counter()
+        served = self.served(options.catalog)
+        row = self._row(served, image_id, with_embedding=True)
         if row is not None:
-            return self.search(row["embedding"], shelf.name, without=row["path"], **how)
-        if own is None or own == shelf.name:
-            raise Refused(404, "no image of that id")
-        return self.search_picture(self.picture(key, own)[0], shelf.name, **how)
+            return self._search(served, row["embedding"], options, started, exclude_path=row["path"])
+        if source is None or source == served.name:
+            raise RequestError("no image of this id", status=404, field="id")
+        return self.search_image(self.image(image_id, source)[0], options)
 
-    def search_upload(self, key: str, catalog: str | None, **how: Unpack[How]) -> Found:
-        """Search by a picture that was kept with `keep`.
+    def search_upload(self, upload: str, options: SearchOptions = DEFAULTS) -> SearchResults:
+        """Search by an image that was uploaded with `keep_upload`; raise status 404 if it is no longer kept."""
+        started = time.perf_counter()
+        served = self.served(options.catalog)
+        model = _require_model(served)
+        with self._lock:
+            embeddings = self._uploads.get(upload)
+        if embeddings is None:
+            raise RequestError("the image is no longer kept", status=404, field="upload", hint="choose it again")
+        return self._search(served, embeddings[model.identity], options, started)
 
-        Parameters
-        ----------
-        key
-            What `keep` returned.
-        catalog
-            Where to search; None for the first catalog.
-        how
-            See `search`.
+    def search_embedding(self, embedding: Sequence[float], options: SearchOptions = DEFAULTS) -> SearchResults:
+        """Search by an embedding of any length but zero."""
+        started = time.perf_counter()
+        served = self.served(options.catalog)
+        query = np.asarray(embedding, dtype=np.float64)
+        if query.shape != (served.catalog.dim,):
+            raise RequestError(f"{query.size} numbers", field="embedding", expected=f"{served.catalog.dim}")
+        largest = np.abs(query).max()
+        if not 1e-12 <= largest < np.inf:  # false for NaN too
+            raise RequestError("no direction", field="embedding", expected="a finite length above zero")
+        return self._search(served, query / largest, options, started)
 
-        Raises
-        ------
-        Refused
-            404 if the picture is not kept any more, and as from `search`.
-        """
-        shelf = self.shelf(catalog)
-        with self._keeping:
-            kept = self._uploads.get(key)
-        if kept is None:
-            raise Refused(404, "the picture is not kept any more; choose it again")
-        if shelf.model is None:
-            raise Refused(422, f"{shelf.name} is served without its model; search by id or embedding")
-        return self.search(kept[shelf.catalog.model], shelf.name, **how)
-
-    def keep(self, content: bytes) -> str:
-        """Embed a picture with every model, to search by it more than once.
-
-        Parameters
-        ----------
-        content
-            The file.
-
-        Returns
-        -------
-        str
-            A key that nobody can guess, for `search_upload`.
-
-        Raises
-        ------
-        Refused
-            413, 415, 422 for the picture; 503.
-        """
+    def keep_upload(self, content: bytes) -> str:
+        """Embed an image with every model, and return the key for `search_upload`."""
+        embeddings = {identity: self._embed(content, model) for identity, model in self.models.items()}
         key = secrets.token_urlsafe(16)
-        embeddings = {name: self._embed(content, model) for name, model in self.models.items()}
-        with self._keeping:
+        with self._lock:
             self._uploads[key] = embeddings
         return key
 
-    def search(
-        self,
-        query: Float[np.ndarray, " D"],
-        catalog: str | None,
-        k: int = 10,
-        where: str | None = None,
-        diverse: bool = False,
-        without: str | None = None,
-        started: float | None = None,
-    ) -> Found:
-        """Search by an embedding.
+    def image(self, image_id: str, catalog: str | None = None) -> tuple[bytes, str]:
+        """Return an image's file and media type; its path comes from the catalog and lies below the catalog's root."""
+        served = self.served(catalog)
+        return self._file(served, self._require_row(served, image_id)["path"])
 
-        Parameters
-        ----------
-        query
-            Of any length but zero.
-        catalog
-            Where to search; None for the first catalog.
-        k
-            How many to find, at most `MOST_RESULTS`.
-        where
-            A condition; see `conditions.parse_condition`.
-        diverse
-            At most one image a group, or a label where there is no group.
-        without
-            A path to leave out.
-        started
-            When the work on this query began, as `time.perf_counter` says it.
-
-        Raises
-        ------
-        Refused
-            404, 422 for what was asked, 503 if too many wait.
-        """
-        shelf = self.shelf(catalog)
-        if not 1 <= k <= MOST_RESULTS:
-            raise Refused(422, f"k: from 1 to {MOST_RESULTS}")
-        query = _unit(query, shelf.catalog.dim)
-        condition = _condition(where)
-        start = time.perf_counter() if started is None else started
-        # for one a group the image itself must not stand for its group; else it is left out afterwards, so that
-        # searches by different images have the same condition and go together
-        if without is not None and diverse:
-            parts = [f"({condition})"] if condition else []
-            condition = " and ".join([*parts, f"path != {in_quotes(without)}"])
-        with _available():
-            hits = self._batches[shelf.name].search(query, k + (without is not None), condition, diverse)
-        seconds = time.perf_counter() - start
-        root = Path(shelf.catalog.root)
-        results = [
-            Result(hit.id, _relative(hit.path, root), hit.label, hit.group, min(hit.similarity, 1.0)) for hit in hits
-        ]
-        results = [result for result in results if result.path != without][:k]
-        return Found(shelf.name, results, shelf.model.threshold if shelf.model else None, seconds)
-
-    def row(self, key: str, catalog: str | None) -> dict[str, str]:
-        """Return what the catalog says of an image.
-
-        Parameters
-        ----------
-        key
-            Its id.
-        catalog
-            None for the first one.
-
-        Raises
-        ------
-        Refused
-            404 if there is none.
-        """
-        row = self._row(self.shelf(catalog), key)
-        if row is None:
-            raise Refused(404, "no image of that id")
-        return row
-
-    def picture(self, key: str, catalog: str | None) -> tuple[bytes, str]:
-        """Return an image's file and its media type.
-
-        The file's name comes from the catalog, never from the request. It must lie below the catalog's root, links
-        followed, and be a picture of a known format.
-
-        Parameters
-        ----------
-        key
-            The image's id.
-        catalog
-            None for the first one.
-
-        Raises
-        ------
-        Refused
-            404 if there is no such image or file, 415 if it is of another format, 413 if it is too large.
-        """
-        row = self.row(key, catalog)
-        root = Path(self.shelf(catalog).catalog.root).resolve()
-        missing = Refused(404, "the image's file is not there")
-        try:
-            path = (root / row["path"]).resolve(strict=True)
-            if not path.is_relative_to(root) or not path.is_file():
-                raise missing
-            if path.stat().st_size > self.limits.upload_bytes:
-                raise Refused(413, "the image's file is too large to be shown")
-            content = path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise missing from error
-        return content, MEDIA_TYPES[required_format(content)]
-
-    def thumbnail(self, key: str, catalog: str | None, side: int) -> bytes:
-        """Return a small copy of an image, as WebP.
-
-        Parameters
-        ----------
-        key
-            The image's id.
-        catalog
-            None for the first one.
-        side
-            Pixels, at most.
-
-        Raises
-        ------
-        Refused
-            As from `picture`, and 422 if it is broken.
-        """
-        row = self.row(key, catalog)
-        entry = (self.shelf(catalog).name, key, row["content"], side)
-        with self._keeping:
-            kept = self._thumbnails.get(entry)
-        if kept is not None:
-            return kept
-        made = self.decoders.thumbnail(self.picture(key, catalog)[0], side)
-        with self._keeping:
-            self._thumbnails[entry] = made
-        return made
+    def thumbnail(self, image_id: str, catalog: str | None = None, side: int = 320) -> bytes:
+        """Return a small copy of an image, as WebP."""
+        served = self.served(catalog)
+        row = self._require_row(served, image_id)
+        key = (served.name, image_id, row["content"], side)
+        with self._lock:
+            cached = self._thumbnails.get(key)
+        if cached is None:
+            cached = self.decoders.thumbnail(self._file(served, row["path"])[0], side)
+            with self._lock:
+                self._thumbnails[key] = cached
+        return cached
 
     def close(self) -> None:
-        """End what decodes and embeds, and let the catalogs go."""
+        """End the worker processes and close the catalogs."""
         self.decoders.close()
-        self._embedder.shutdown()
-        for shelf in self.shelves.values():
-            shelf.catalog.close()
+        self._embedding_thread.shutdown()
+        for served in self.catalogs.values():
+            served.catalog.close()
 
     def _embed(self, content: bytes, model: Model) -> Float[np.ndarray, " D"]:
-        view = self.decoders.view(content, model.image_size, cast(Resize, model.resize))
-        with self._embedding.turn():
-            return self._embedder.submit(model.embed, torch.from_numpy(view)[None]).result()[0]
+        pixels = self.decoders.model_input(content, model.image_size, model.resize)
+        return self._embedding_thread.submit(model.embed, torch.from_numpy(pixels)[None]).result()[0]
 
-    def _row(self, shelf: Shelf, key: str, with_embedding: bool = False) -> dict | None:
-        with _available():
-            rows = shelf.catalog.get([key], with_embedding)
+    def _search(
+        self,
+        served: ServedCatalog,
+        query: np.ndarray,
+        options: SearchOptions,
+        started: float,
+        exclude_path: str | None = None,
+    ) -> SearchResults:
+        conditions = _check_filter(options.filter)
+        if exclude_path is not None:
+            conditions.append(f"path != {in_quotes(exclude_path)}")
+        unit = (query / np.linalg.norm(query)).astype(np.float32)
+        with _catalog_errors():
+            where = " and ".join(conditions) or None
+            hits = served.catalog.search(unit[None], options.k, where, options.diverse)[0]
+        threshold = served.model.threshold if served.model else None
+        return SearchResults(
+            catalog=served.name,
+            results=[_result(served, rank, hit) for rank, hit in enumerate(hits, 1)],
+            threshold=threshold,
+            matches=sum(threshold is None or hit.similarity >= threshold for hit in hits),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+
+    def _row(self, served: ServedCatalog, image_id: str, with_embedding: bool = False) -> dict | None:
+        with _catalog_errors():
+            rows = served.catalog.get([image_id], with_embedding)
         return rows.iloc[0].to_dict() if len(rows) else None
 
+    def _require_row(self, served: ServedCatalog, image_id: str) -> dict:
+        row = self._row(served, image_id)
+        if row is None:
+            raise RequestError("no image of this id", status=404, field="id")
+        return row
 
-@contextmanager
-def _available() -> Iterator[None]:
-    """What was asked has been checked, so what a catalog refuses now is its own trouble."""
+    def _file(self, served: ServedCatalog, relative_path: str) -> tuple[bytes, str]:
+        path = _inside(Path(served.catalog.root).resolve(), relative_path)
+        if path is None:
+            raise RequestError("the image's file is missing", status=404, field="id")
+        if path.stat().st_size > self.limits.upload_bytes:
+            raise RequestError("the image's file is too large", status=413, field="id")
+        content = path.read_bytes()
+        return content, MEDIA_TYPES[image_format(content)]
+
+
+def _inside(root: Path, relative_path: str) -> Path | None:
+    """Return the path of a readable file below a folder, links followed; None if there is none."""
     try:
-        yield
-    except InputError as error:
-        LOG.error("%s", error)
-        raise Refused(503, "the catalog does not answer at the moment") from error
-
-
-def _unit(query: np.ndarray, dim: int) -> Float[np.ndarray, " D"]:
-    query = np.asarray(query, dtype=np.float64)
-    if query.shape != (dim,):
-        raise Refused(422, f"embedding: {query.size} numbers, and this catalog's have {dim}")
-    length = np.linalg.norm(query / max(float(np.abs(query).max()), 1e-300)) * float(np.abs(query).max())
-    if not np.isfinite(length) or length < 1e-12:
-        raise Refused(422, "embedding: its length must be a number above zero")
-    return (query / length).astype(np.float32)
-
-
-def _condition(where: str | None) -> str | None:
-    if where is None or not where.strip():
+        path = (root / relative_path).resolve(strict=True)
+        return path if path.is_relative_to(root) and path.is_file() and os.access(path, os.R_OK) else None
+    except (OSError, ValueError):  # a loop of links, or a null byte
         return None
-    try:
-        parse_condition(where)
-    except InputError as error:
-        raise Refused(422, f"filter: {str(error).removeprefix('condition: ')}") from error
-    return where
 
 
-def _relative(path: str, root: Path) -> str:
-    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
-
-
-def _batches(catalog: Catalog, limits: Limits) -> Batches[Hit]:
-    """Of a folder one at a time: it is searched in this process, where a second search would only slow the first."""
-    at_once = limits.searches if "://" in catalog.address else 1
-    return Batches(catalog.search, at_once, limits.waiting, limits.wait_seconds)
-
-
-def _shelf(name: str, catalog: Catalog, known: dict[str, Model]) -> Shelf:
-    model = known.get(catalog.model) or _model_of(name, catalog)
-    if model is not None:
-        known[model.identity] = model
-    images = len(catalog)
-    if images > ROWS_LISTED:
-        some = next(catalog.vectors(), ([], None))[0]
-        rows = catalog.get(some)
-    else:
-        rows = catalog.rows(["id", "label"])
-    return Shelf(name, catalog, model, images, _labels(rows), tuple(rows["id"].sample(frac=1, random_state=0)[:12]))
-
-
-def _labels(rows: pd.DataFrame) -> tuple[str, ...]:
-    counts = rows["label"][rows["label"] != ""].value_counts()
-    return tuple(str(label) for label in counts.index)
-
-
-def _model_of(name: str, catalog: Catalog) -> Model | None:
+def _load_model(catalog: Catalog) -> Model | None:
     try:
         model = load_model(catalog.model_path)
     except InputError as error:
-        LOG.warning("%s: its model cannot be loaded, so it is searched by id and embedding only: %s", name, error)
+        LOG.warning("search by image is off, since the model cannot be loaded: %s", error)
         return None
     if model.identity != catalog.model:
         raise InputError(
-            f"{name}: was indexed with model {catalog.model}, and {catalog.model_path} is {model.identity} by now; "
-            "index again, or give the former one with --model"
+            f"{catalog.address} was indexed with model {catalog.model}, but this is {model.identity}",
+            field="models",
+            path=catalog.model_path,
+            hint="index again, or give the original model",
         )
     return model
+
+
+def _require_model(served: ServedCatalog) -> Model:
+    if served.model is None:
+        problem = f"{served.name} is served without its model"
+        raise RequestError(problem, field="image", hint="search by id or embedding")
+    return served.model
+
+
+def _check_filter(text: str | None) -> list[str]:
+    if text is None or not text.strip():
+        return []
+    try:
+        parse_condition(text)
+    except InputError as error:
+        raise RequestError(error.problem, field="filter", expected=error.expected, hint=error.hint) from error
+    return [f"({text})"]
+
+
+@contextmanager
+def _catalog_errors() -> Iterator[None]:
+    """Turn an error of a catalog that does not blame an argument, such as a lost connection, into status 503."""
+    try:
+        yield
+    except InputError as error:
+        if error.field is not None:
+            raise
+        LOG.error("%s", error)
+        raise RequestError("the catalog is unavailable", status=503, hint="try again later") from error
+
+
+def _result(served: ServedCatalog, rank: int, hit: Hit) -> SearchResult:
+    path, root = Path(hit.path), Path(served.catalog.root)
+    return SearchResult(
+        rank=rank,
+        id=hit.id,
+        similarity=min(hit.similarity, 1.0),
+        label=hit.label,
+        group=hit.group,
+        path=path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
+        image=f"/images/{hit.id}?catalog={quote(served.name, safe='')}",
+    )

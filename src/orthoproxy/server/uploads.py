@@ -1,16 +1,18 @@
-"""Pictures from strangers: told by their first bytes, measured by their header, decoded where it does no harm."""
+"""Validate uploaded images by their first bytes and dimensions, and decode them in worker processes with a deadline."""
 
 from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import queue
 import signal
-import threading
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,127 +21,67 @@ from PIL import Image
 
 from orthoproxy.data import evaluation_transform, to_rgb
 from orthoproxy.data.transforms import Resize
-from orthoproxy.server.limits import Limits, Refused, Turns
+from orthoproxy.server.limits import Limits, RequestError
 
 try:
     import resource
 except ImportError:  # not on Windows
     resource = None
 
-MEDIA_TYPES = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "BMP": "image/bmp",
-    "GIF": "image/gif",
-}
-STARTS = (("JPEG", b"\xff\xd8\xff"), ("PNG", b"\x89PNG\r\n\x1a\n"), ("GIF", b"GIF87a"), ("GIF", b"GIF89a"))
-LONGEST_SIDE = 30_000  # pixels; a strip one pixel high is resized to something enormous
-FLATTEST = 200  # how many times longer than wide, for the same reason
-BYTES_A_PIXEL = 40  # decoding, turning upright, putting on white and resizing, together
-START_SECONDS = 120.0  # for the first process, which imports the libraries
+MEDIA_TYPES = {kind: f"image/{kind.lower()}" for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF")}
+SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
+MAX_SIDE = 30_000  # pixels
+MAX_ASPECT_RATIO = 200  # a strip one pixel high is resized to something enormous
+BYTES_PER_PIXEL = 40  # of decoding, rotating, blending with white and resizing together
+START_SECONDS = 120.0  # for a worker to import its libraries
+WAIT_SECONDS = 30.0  # for a worker to become free
 
 
-def picture_format(start: bytes) -> str | None:
-    """Tell a picture's format by its first bytes, whatever its name says.
-
-    Parameters
-    ----------
-    start
-        At least 12 bytes of the file.
-
-    Returns
-    -------
-    str or None
-        A key of `MEDIA_TYPES`; None for all else.
-
-    Examples
-    --------
-    >>> picture_format(b"GIF89a.........."), picture_format(b"<svg onload='...'>")
-    ('GIF', None)
-    """
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+def image_format(content: bytes) -> str:
+    """Return an image's format by its first bytes: a key of `MEDIA_TYPES`; raise status 415 for any other."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
-    if start[:2] == b"BM" and start[6:10] == bytes(4):  # the reserved field is zero; "BM" alone begins many a word
+    if content[:2] == b"BM" and content[6:10] == bytes(4):  # the reserved field; "BM" alone begins many a text
         return "BMP"
-    return next((name for name, magic in STARTS if start.startswith(magic)), None)
+    for signature, name in SIGNATURES.items():
+        if content.startswith(signature):
+            return name
+    raise RequestError("not an image in a supported format", status=415, field="image", expected=", ".join(MEDIA_TYPES))
 
 
-def required_format(content: bytes) -> str:
-    """Return a picture's format.
-
-    Parameters
-    ----------
-    content
-        The file.
-
-    Raises
-    ------
-    Refused
-        415 for another format.
-
-    Examples
-    --------
-    >>> required_format(b"BM" + bytes(60))
-    'BMP'
-    """
-    name = picture_format(content[:16])
-    if name is None:
-        raise Refused(415, f"no picture of a format that is accepted here: {', '.join(MEDIA_TYPES)}")
-    return name
-
-
-def open_picture(content: bytes, pixels: int) -> Image.Image:
-    """Open a picture of an accepted format and size; nothing is decoded yet.
-
-    Parameters
-    ----------
-    content
-        The file.
-    pixels
-        The most that it may have.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Of an animation, the first frame.
-
-    Raises
-    ------
-    Refused
-        415 for another format, 413 for too many pixels, 422 for what is broken.
-
-    Examples
-    --------
-    >>> open_picture(b"plain words", 1000)
-    Traceback (most recent call last):
-    ...
-    orthoproxy.server.limits.Refused: (415, 'no picture of a format that is accepted here: JPEG, PNG, WEBP, BMP, GIF')
-    """
-    name = required_format(content)
+def open_image(content: bytes, max_pixels: int) -> Image.Image:
+    """Open an image of a supported format and size without decoding its pixels."""
+    expected = f"at most {max_pixels:,} pixels"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs, which are refused below, and of odd metadata
-            image = Image.open(io.BytesIO(content), formats=[name])
+        image = Image.open(io.BytesIO(content), formats=[image_format(content)])
     except Image.DecompressionBombError as error:
-        raise Refused(413, f"the picture has more than the {pixels:,} pixels that are accepted here") from error
-    except Exception as error:  # of many types, as formats are broken in many ways
-        raise Refused(422, f"the picture is broken: it begins as {name} and does not go on as one") from error
+        raise RequestError("too many pixels", status=413, field="image", expected=expected) from error
     width, height = image.size
-    if width * height > pixels or max(width, height) > LONGEST_SIDE:
-        raise Refused(413, f"the picture has {width} x {height} pixels; accepted are {pixels:,} in all")
-    if max(width, height) > FLATTEST * min(width, height):
-        raise Refused(422, f"the picture has {width} x {height} pixels, which is too narrow to look at")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise RequestError(f"{width} x {height} pixels", status=413, field="image", expected=expected)
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise RequestError(f"{width} x {height} pixels", field="image", expected="a less elongated image")
     return image
 
 
-def _view(content: bytes, pixels: int, image_size: int, resize: Resize) -> bytes:
-    image = to_rgb(open_picture(content, pixels))
-    return evaluation_transform(image_size, resize)(image).numpy().tobytes()
+def _in_worker(task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
+    """Run a task in a worker process; anything that a broken image makes it raise becomes a `RequestError`."""
+    try:
+        return task(content, *arguments)
+    except RequestError:
+        raise
+    except MemoryError:
+        raise RequestError("decoding the image takes too much memory", status=413, field="image") from None
+    except Exception:  # Pillow raises many types for broken files; they may not even pickle
+        raise RequestError("the image is broken", field="image") from None
 
 
-def _thumbnail(content: bytes, pixels: int, side: int) -> bytes:
-    image = open_picture(content, pixels)
+def _model_input(content: bytes, max_pixels: int, image_size: int, resize: Resize) -> bytes:
+    return evaluation_transform(image_size, resize)(to_rgb(open_image(content, max_pixels))).numpy().tobytes()
+
+
+def _thumbnail(content: bytes, max_pixels: int, side: int) -> bytes:
+    image = open_image(content, max_pixels)
     image.draft("RGB", (side, side))  # a JPEG decodes faster to a half, quarter or eighth
     image = to_rgb(image)
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -148,193 +90,85 @@ def _thumbnail(content: bytes, pixels: int, side: int) -> bytes:
     return out.getvalue()
 
 
-TASKS: dict[str, Callable[..., bytes]] = {"view": _view, "thumbnail": _thumbnail}
-
-
-def _work(connection: Connection, pixels: int) -> None:
-    """What a decoding process does: bytes in, bytes out, two of them the status. Nothing that it sends is unpickled."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
-    Image.MAX_IMAGE_PIXELS = pixels
-    _hold_memory(pixels * BYTES_A_PIXEL + 500_000_000)
+def _start_worker(max_pixels: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("ignore")
-    connection.send_bytes(b"ready")
-    while True:
-        try:
-            task, content, arguments = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            status, answer = 200, TASKS[task](content, pixels, *arguments)
-        except Refused as refusal:
-            status, answer = refusal.status, refusal.reason.encode()
-        except MemoryError:
-            status, answer = 413, b"the picture takes more memory than there is for it"
-        except Exception:  # of many types
-            status, answer = 422, b"the picture is broken: it cannot be decoded"
-        connection.send_bytes(status.to_bytes(2, "big") + answer)
+    if resource is not None:
+        with suppress(OSError, ValueError, StopIteration):  # where the system has no such limit
+            status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+            used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+            limit = used + max_pixels * BYTES_PER_PIXEL + 500_000_000
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _hold_memory(extra: int) -> None:
-    """Let this process take so many bytes more than it has, where the system can hold it to that."""
-    if resource is None:
-        return
-    with suppress(OSError, ValueError, StopIteration):
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-            held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (held + extra, held + extra))
+class _Worker:
+    """One decoding process behind an executor of its own, so that it can be killed without losing others' work."""
+
+    def __init__(self, context: Any, max_pixels: int) -> None:
+        self.executor = ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(max_pixels,))
+        self.pid: Future[int] = self.executor.submit(os.getpid)
+
+    def run(self, seconds: float, *call: Any) -> bytes:
+        self.pid.result(START_SECONDS)  # the deadline starts once the worker is up
+        return self.executor.submit(_in_worker, *call).result(seconds)
+
+    def kill(self) -> None:
+        with suppress(BrokenProcessPool, TimeoutError, ProcessLookupError):
+            os.kill(self.pid.result(0), getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _Process:
-    """One process that decodes, started again when it had to be ended."""
-
-    def __init__(self, pixels: int) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        # a fork of this process, with its threads, might hang; the fork server has imported everything and has none
-        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            self._context.set_forkserver_preload([__name__])
-        self.pixels = pixels
-        self.ready = False
-        self.start()
-
-    def start(self) -> None:
-        """Start; it is ready some time later."""
-        ours, theirs = self._context.Pipe()
-        self.process = self._context.Process(target=_work, args=(theirs, self.pixels), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.connection, self.ready = ours, False
-
-    def end(self) -> None:
-        """End it, whatever it does."""
-        self.connection.close()
-        self.process.kill()
-        self.process.join()
-
-    def ask(self, seconds: float, task: str, content: bytes, *arguments: object) -> bytes:
-        """Have a task done within so many seconds."""
-        try:
-            self._wait_for_start()
-            until = time.monotonic() + seconds
-            self.connection.send((task, content, arguments))
-            if not self.connection.poll(max(until - time.monotonic(), 0)):
-                raise TimeoutError
-            answer = self.connection.recv_bytes()
-        except TimeoutError:
-            self._anew()
-            raise Refused(422, f"the picture took more than {seconds:g} seconds to decode") from None
-        except (EOFError, OSError):  # it ended, perhaps for want of memory
-            self._anew()
-            raise Refused(422, "the picture is broken: decoding it failed") from None
-        except BaseException:
-            self._anew()  # an answer that nobody waits for must not be taken for the next one's
-            raise
-        if (status := int.from_bytes(answer[:2], "big")) != 200:
-            raise Refused(status, answer[2:].decode())
-        return answer[2:]
-
-    def _wait_for_start(self) -> None:
-        if self.ready:
-            return
-        try:
-            if not self.connection.poll(START_SECONDS):
-                raise EOFError
-            self.ready = self.connection.recv_bytes() == b"ready"
-        except (EOFError, OSError) as error:
-            raise Refused(503, "pictures cannot be decoded at the moment") from error
-
-    def _anew(self) -> None:
-        self.end()
-        self.start()
-
-
-class Decoders:
-    """Processes that decode pictures, each within a time and an amount of memory.
-
-    Parameters
-    ----------
-    limits
-        Sizes, times and the number of processes.
-
-    Examples
-    --------
-    >>> decoders = Decoders(Limits(decoders=1))
-    >>> file = io.BytesIO()
-    >>> Image.new("RGB", (60, 40), "teal").save(file, "PNG")
-    >>> decoders.view(file.getvalue(), image_size=16, resize=None).shape
-    (3, 16, 16)
-    >>> decoders.close()
-    """
+class DecoderPool:
+    """Processes that decode images, each with a deadline and a memory limit; one that hangs or dies is replaced."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._turns = Turns(limits.decoders, limits.waiting, limits.wait_seconds)
-        self._idle = [_Process(limits.pixels) for _ in range(limits.decoders)]
-        self._lock = threading.Lock()
+        # a fork of a process with threads may deadlock; the fork server has none, and has imported everything
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload([__name__])
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for _ in range(limits.decode_workers):
+            self._idle.put(self._start())
 
-    def view(self, content: bytes, image_size: int, resize: Resize) -> UInt8[np.ndarray, "3 S S"]:
-        """Decode a picture to the pixels that a model sees.
+    def _start(self) -> _Worker:
+        return _Worker(self._context, self.limits.pixels)
 
-        Parameters
-        ----------
-        content
-            The file.
-        image_size, resize
-            The model's; see `data.evaluation_transform`.
-
-        Returns
-        -------
-        numpy.ndarray
-            RGB; the same as reading the file gives.
-
-        Raises
-        ------
-        Refused
-            413, 415, 422 for the picture, 503 if too many wait.
-        """
-        pixels = self._ask("view", content, image_size, resize)
+    def model_input(self, content: bytes, image_size: int, resize: Resize) -> UInt8[np.ndarray, "3 S S"]:
+        """Decode an image to the pixels that a model takes, the same as those of the file."""
+        pixels = self._run(_model_input, content, image_size, resize)
         return np.frombuffer(pixels, dtype=np.uint8).reshape(3, image_size, image_size).copy()
 
     def thumbnail(self, content: bytes, side: int) -> bytes:
-        """Make a small copy of a picture.
+        """Return a small copy of an image, as WebP without metadata."""
+        return self._run(_thumbnail, content, side)
 
-        Parameters
-        ----------
-        content
-            The file.
-        side
-            The longer one's pixels, at most.
-
-        Returns
-        -------
-        bytes
-            A WebP file without metadata.
-
-        Raises
-        ------
-        Refused
-            As from `view`.
-        """
-        return self._ask("thumbnail", content, side)
-
-    def _ask(self, task: str, content: bytes, *arguments: object) -> bytes:
+    def _run(self, task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
         if len(content) > self.limits.upload_bytes:
-            raise Refused(413, f"the picture has more than the {self.limits.upload_bytes:,} bytes accepted here")
-        required_format(content)  # no turn for what can be told at once
-        with self._turns.turn():
-            with self._lock:
-                process = self._idle.pop()
-            try:
-                return process.ask(self.limits.decode_seconds, task, content, *arguments)
-            finally:
-                with self._lock:
-                    self._idle.append(process)
+            expected = f"at most {self.limits.upload_bytes:,} bytes"
+            raise RequestError(f"{len(content):,} bytes", status=413, field="image", expected=expected)
+        image_format(content)  # what needs no worker takes none
+        try:
+            worker = self._idle.get(timeout=WAIT_SECONDS)
+        except queue.Empty:
+            raise RequestError("too many images to decode", status=503, hint="try again in a second") from None
+        try:
+            result = worker.run(self.limits.decode_seconds, task, content, self.limits.pixels, *arguments)
+        except (TimeoutError, BrokenProcessPool) as error:
+            started = worker.pid.done() and worker.pid.exception() is None
+            worker.kill()
+            worker = self._start()
+            if not started:
+                raise RequestError("images cannot be decoded at the moment", status=503) from error
+            reason = "took too long" if isinstance(error, TimeoutError) else "failed"
+            raise RequestError(f"decoding the image {reason}", field="image") from None
+        finally:
+            self._idle.put(worker)
+        return result
 
     def close(self) -> None:
-        """End the processes."""
-        for process in self._idle:
-            process.end()
-
-    def pids(self) -> Sequence[int]:
-        """Return the idle processes' numbers, for those who watch them."""
-        return [process.process.pid or 0 for process in self._idle]
+        """Kill the workers."""
+        while not self._idle.empty():
+            self._idle.get_nowait().kill()

@@ -1,4 +1,4 @@
-// The picture to search by: chosen, dropped or pasted, sent to /uploads, and shown. Its key is the component's value.
+// The query image: chosen, dropped or pasted, sent to /uploads, and shown. Its key is the component's value.
 const input = element.querySelector("input");
 const shown = element.querySelector(".shown");
 const problem = element.querySelector(".problem");
@@ -13,7 +13,7 @@ function show() {
   shown.hidden = !source;
   element.querySelector(".invitation").hidden = Boolean(source);
   if (source) shown.firstElementChild.src = source;
-  element.querySelector(".ask").textContent = source ? "Choose another picture" : "Choose a picture";
+  element.querySelector(".ask").textContent = source ? "Choose another image" : "Choose an image";
   caption.hidden = !query;
   caption.textContent = !query ? "" : query.upload ? query.name : query.label || "no label";
   if (query) problem.textContent = "";
@@ -27,17 +27,16 @@ async function send(file) {
     const form = new FormData();
     form.append("image", file);
     const answer = await fetch("/uploads", { method: "POST", body: form, credentials: "same-origin" });
-    if (answer.status === 401) { location.assign("/login"); return; }
-    const said = await answer.json();
-    if (!answer.ok) throw new Error(said.detail);
+    const body = await answer.json();
+    if (!answer.ok) throw new Error(`${body.error.problem}${body.error.expected ? ` (expected ${body.error.expected})` : ""}`);
     if (preview) URL.revokeObjectURL(preview);
     preview = URL.createObjectURL(file);
-    props.value = JSON.stringify({ upload: said.upload, name: file.name || "pasted picture" });
+    props.value = JSON.stringify({ upload: body.upload, name: file.name || "pasted image" });
     show();
-    document.dispatchEvent(new Event("another-picture"));
+    document.dispatchEvent(new Event("new-image"));
     trigger("submit");
   } catch (error) {
-    problem.textContent = error instanceof TypeError ? "The server does not answer." : `${file.name}: ${error.message}`;
+    problem.textContent = error instanceof TypeError ? "The server does not respond." : `${file.name}: ${error.message}`;
   } finally {
     drop.classList.remove("busy");
     input.value = "";  // the same file may be chosen again
