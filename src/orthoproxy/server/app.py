@@ -190,7 +190,8 @@ async def _handle_error(request: Request, error: Exception) -> JSONResponse:
             found = RequestError(error.problem, field=error.field, expected=error.expected, hint=error.hint)
         case ValidationError() | RequestValidationError():
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"] if part not in ("query", "path"))
+            place = first["loc"][isinstance(error, RequestValidationError) :]  # which begins with "query" or "path"
+            field = ".".join(map(str, place))
             found = RequestError(first["msg"], field=field or None)
         case HTTPException():
             found = RequestError(error.detail, status=error.status_code)

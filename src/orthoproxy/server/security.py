@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import secrets
 import socket
@@ -112,7 +111,7 @@ def has_token(authorization: str, token: str) -> bool:
     if scheme.lower() == "basic":  # browsers ask for it by themselves
         try:
             given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return False
     elif scheme.lower() != "bearer":
         return False

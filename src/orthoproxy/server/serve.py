@@ -106,7 +106,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_token(host: str, token: str | None) -> None:
-    """Raise `InputError` for an address that others can reach without a token, and for a token that is easy to guess."""
+    """Raise `InputError` for a missing token where others can reach the address, and for a weak one."""
     if token is None and not is_loopback(host):
         hint = f"set ORTHOPROXY_TOKEN, for example to {secrets.token_urlsafe(24)}"
         raise InputError(f"missing, and others can reach {host}", field="token", hint=hint)
