@@ -80,7 +80,7 @@ def repeated(own: Path, tmp_path: Path) -> Path:
 def set_score(run: Path, value: float) -> None:
     path = run / "evaluation.json"
     scores = json.loads(path.read_text())
-    scores["trained"]["map@r"] = {"value": value, "low": 0.5, "high": 0.7}
+    scores["model"]["map@r"] = {"value": value, "low": 0.5, "high": 0.7}
     path.write_text(json.dumps(scores))
 
 
