@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.io import savemat
 from torch import nn
 
-from orthoproxy.data import cars_table, csv_table, cub_table, inshop_table, read_collection, sop_table
+from orthoproxy.data import cars_table, csv_table, cub_table, inshop_table, read_collection
 from orthoproxy.data.images import read_image
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
@@ -47,13 +47,6 @@ def cub(root: Path) -> Read:
     (root / "images.txt").write_text("".join(f"{n} {c:03d}.Bird_{c}/B_{n}.jpg\n" for n, c in rows))
     (root / "image_class_labels.txt").write_text("".join(f"{n} {c}\n" for n, c in rows))
     return lambda: below(root, cub_table(root))
-
-
-def sop(root: Path) -> Read:
-    for name, first in (("train", 1), ("test", 40)):
-        rows = [f"{n} {n} 1 bicycle_final/{n}_0.JPG\n" for n in range(first, first + 20)]
-        (root / f"Ebay_{name}.txt").write_text("image_id class_id super_class_id path\n" + "".join(rows))
-    return lambda: below(root, sop_table(root))
 
 
 def inshop(root: Path) -> Read:
@@ -104,10 +97,7 @@ def recipe(root: Path) -> Read:
 
 def checkpoint(root: Path) -> Read:
     layer, proxies = nn.Linear(3, 2), nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW([*layer.parameters(), *proxies.parameters()])
-    proxies(layer(torch.ones(1, 3))).sum().backward()
-    optimizer.step()
-    checkpoints = Checkpoints(root, layer, proxies, optimizer)
+    checkpoints = Checkpoints(root, layer, proxies, torch.optim.AdamW(layer.parameters()))
     checkpoints.save("best", Position(step=3))
     return lambda: checkpoints.load("best")
 
@@ -149,10 +139,9 @@ def embeddings(root: Path) -> Read:
 
 @dataclass(frozen=True)
 class Target:
-    """A parser: `prepare` writes valid files and returns what reads them.
+    """A parser: `prepare` writes valid files and returns what reads them; `share` is below 1 for a slow one.
 
-    `files` are those to change; of one that ends with ``#``, parts of the content are substituted. `share` is the
-    fraction of the examples, below 1 for a slow parser.
+    `files` are those to change; where a name ends with ``#``, parts of the content are substituted.
     """
 
     prepare: Callable[[Path], Read]
@@ -170,7 +159,6 @@ PICKLE = (b"cos\nsystem\n(S'ls'\ntR.", b"PK\x05\x06", b"\x80\x02")
 TARGETS = {
     "cub": Target(cub, ("images.txt", "image_class_labels.txt")),
     "cars": Target(cars, ("cars_annos.mat",), (b"\x0e\0\0\0\xff\xff\xff\x7f", b"MI", b"IM"), 0.1),
-    "sop": Target(sop, ("Ebay_train.txt", "Ebay_test.txt")),
     "inshop": Target(inshop, ("list_eval_partition.txt",)),
     "csv": Target(csv, ("list.csv",), (b"path", b"label", b'""', b'"\n')),
     "recipe": Target(recipe, ("recipe.yaml",), YAML, 0.5),

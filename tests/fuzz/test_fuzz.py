@@ -63,10 +63,6 @@ def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], share: 
         hypothesis.seed(random.SystemRandom().getrandbits(64))(test)
 
 
-def files_below(folder: Path) -> set[Path]:
-    return set(folder.rglob("*"))
-
-
 @pytest.fixture
 def bounded_memory() -> Iterator[None]:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -90,7 +86,7 @@ def test_a_changed_file_is_read_or_an_input_error(
     monkeypatch.chdir(tmp_path / "elsewhere")
     read = target.prepare(root)
     read()  # valid before it is changed
-    before, rejected = files_below(tmp_path), []
+    before, rejected = set(tmp_path.rglob("*")), []
 
     def check(given: tuple[str, Any]) -> None:
         path, content = root / given[0].removesuffix("#"), (root / given[0].removesuffix("#")).read_bytes()
@@ -105,7 +101,7 @@ def test_a_changed_file_is_read_or_an_input_error(
     fuzz(target.changes(), check, target.share)
     assert rejected and all(rejected)
     assert EVIL not in sys.modules, "code was imported"
-    assert not [path for path in files_below(tmp_path) - before if not path.is_relative_to(root)]
+    assert not [path for path in set(tmp_path.rglob("*")) - before if not path.is_relative_to(root)]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +129,7 @@ def requests() -> st.SearchStrategy[tuple[str, str, str, bytes]]:
     mutated = st.tuples(st.sampled_from([json.dumps(search).encode(), form]), edits(tokens)).map(lambda x: mutate(*x))
     paths = ["/search"] * 4 + ["/uploads"] * 2 + ["/images/" + "0" * 32, "/catalogs", "/health", "/page/"]
     paths += ["/images/..%2f..%2fx", "/images/%00", "//x", "/page/config", "/openapi.json"]
-    queries = ["", "", "?size=160", "?catalog=%00", "?size=1e9", "?catalog=" + "x" * 300, "?size=%ff"]
+    queries = ["", "?size=160", "?catalog=%00", "?size=1e9", "?catalog=" + "x" * 300, "?size=%ff"]
     return st.tuples(
         st.sampled_from(["POST"] * 5 + ["GET", "PUT", "HEAD", "OPTIONS"]),
         st.tuples(st.sampled_from(paths), st.sampled_from(queries)).map("".join),

@@ -209,7 +209,6 @@ def test_a_browser_sends_the_token_as_a_password(browser: Any, root: Path, tmp_p
     model = make_model()
     catalog = make_catalog(tmp_path / "catalog", model, root, ["red/0.png", "blue/0.png"])
     with running(Service({"squares": catalog}, [model], QUICK), TOKEN) as address:
-        assert browser.new_page().goto(address).status == 401
         with opened(browser, address, http_credentials={"username": "", "password": TOKEN}) as page:
             page.set_input_files("#image", str(root / "red" / "3.png"))
             assert searched(page)[0] == "red"

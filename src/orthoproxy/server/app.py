@@ -80,17 +80,7 @@ async def health() -> dict[str, str]:
 
 @router.get("/catalogs", summary="List the catalogs")
 async def catalogs(request: Request) -> list[CatalogInfo]:
-    return [
-        CatalogInfo(
-            name=served.name,
-            images=served.images,
-            labels=len(served.labels),
-            dim=served.catalog.dim,
-            model=served.catalog.model,
-            takes_images=served.model is not None,
-        )
-        for served in _service(request).catalogs.values()
-    ]
+    return [served.info for served in _service(request).catalogs.values()]
 
 
 @router.post(
@@ -203,21 +193,7 @@ async def _handle_error(request: Request, error: Exception) -> JSONResponse:
 def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None, names: Sequence[str] = ()) -> FastAPI:
     """Make the ASGI application that `orthoproxy serve` runs: the HTTP API, the page, and the checks before both.
 
-    Parameters
-    ----------
-    service
-        What is served; closed when the application shuts down.
-    host
-        The address that the server will listen on.
-    token
-        Token that clients must send; None for none.
-    names
-        Host names of the server behind a proxy.
-
-    Returns
-    -------
-    FastAPI
-        The application.
+    `names` are host names of the server behind a proxy. The application closes the service when it shuts down.
     """
     from orthoproxy.server.page import PAGE_PATHS, mount_page
 

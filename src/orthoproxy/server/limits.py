@@ -23,14 +23,7 @@ STATUS_HEADERS = {
 
 @dataclass(eq=False)
 class RequestError(InputError):
-    """A request that the server does not fulfill: an `InputError` with the HTTP status of its response.
-
-    Examples
-    --------
-    >>> error = RequestError("5,000,000 bytes", status=413, field="image", expected="at most 1,000,000")
-    >>> error.status, str(error)
-    (413, 'image: 5,000,000 bytes (expected at most 1,000,000)')
-    """
+    """A request that the server does not fulfill: an `InputError` with the HTTP status of its response."""
 
     status: int = field(default=422, kw_only=True)
 
@@ -40,41 +33,18 @@ class RequestError(InputError):
 
     def response(self) -> JSONResponse:
         """Return the error as JSON, without paths of this machine."""
-        content = {"problem": self.problem, "field": self.field, "expected": self.expected, "hint": self.hint}
+        content = {name: getattr(self, name) for name in ("problem", "field", "expected", "hint")}
         return JSONResponse({"error": content}, self.status, STATUS_HEADERS.get(self.status))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server accepts from a client, and how much it does at once.
+    """What the server accepts from a client, and how much it does at once."""
 
-    Parameters
-    ----------
-    upload_bytes
-        Largest image file, in bytes.
-    pixels
-        Largest image, in pixels, as its header states before anything is decoded.
-    decode_seconds
-        Deadline for decoding an image. A worker that misses it is killed and replaced.
-    decode_workers
-        Processes that decode images.
-    body_seconds
-        Deadline for the body of a request to arrive.
-    searches
-        Searches and uploads in progress; one more gets status 503.
-    connections
-        Open connections; one more gets status 503.
-
-    Examples
-    --------
-    >>> Limits(upload_bytes=1_000_000).pixels
-    50000000
-    """
-
-    upload_bytes: int = 20_000_000
-    pixels: int = 50_000_000
-    decode_seconds: float = 10.0
+    upload_bytes: int = 20_000_000  # of an image file
+    pixels: int = 50_000_000  # of an image, checked before it is decoded
+    decode_seconds: float = 10.0  # a worker that takes longer is killed and replaced
     decode_workers: int = 2
-    body_seconds: float = 60.0
-    searches: int = 32
-    connections: int = 512
+    body_seconds: float = 60.0  # for the body of a request to arrive
+    searches: int = 32  # searches and uploads in progress; one more gets status 503
+    connections: int = 512  # one more gets status 503

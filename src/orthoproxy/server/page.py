@@ -17,7 +17,12 @@ from orthoproxy.catalog.filters import in_quotes
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.app import template
 from orthoproxy.server.limits import RequestError
-from orthoproxy.server.schemas import ID_PATTERN, MAX_RESULTS, SearchOptions, SearchResults
+from orthoproxy.server.schemas import (
+    ID_PATTERN,
+    MAX_RESULTS,
+    SearchOptions,
+    SearchResults,
+)
 from orthoproxy.server.security import SMALL_BODY
 from orthoproxy.server.service import ServedCatalog, Service
 
@@ -43,6 +48,11 @@ PAGE_PATHS = [
 ]
 MAX_LABELS = 2000  # offered in the list
 NONE = "none"
+OFF = ("show_error", "ssr_mode", "enable_monitoring", "run_history", "pwa", "mcp_server")
+FONTS: dict[str, Any] = {  # none is loaded from elsewhere
+    "font": ["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+    "font_mono": ["monospace"],
+}
 
 
 class Query(BaseModel):
@@ -65,21 +75,12 @@ def mount_page(app: FastAPI, service: Service, path: str) -> None:
             allowed_paths=[],
             blocked_paths=["/"],
             max_file_size=SMALL_BODY,  # images go to /uploads
-            show_error=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-            run_history=False,
-            pwa=False,
-            mcp_server=False,
             footer_links=[],
             theme=themes.Base(
-                primary_hue=themes.colors.sky,
-                neutral_hue=themes.colors.slate,
-                radius_size=themes.sizes.radius_lg,
-                font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],  # none is loaded from elsewhere
-                font_mono=["ui-monospace", "monospace"],
+                primary_hue="sky", neutral_hue="slate", radius_size="lg", font=FONTS, font_mono=["monospace"]
             ),
             css=template("page.css"),
+            **dict.fromkeys(OFF, False),
         )
 
     # where no event loop runs, Gradio makes some that it does not close
@@ -108,8 +109,8 @@ def make_page(service: Service) -> gr.Blocks:
             return query, render_search(service, query, *values)
 
         k, labels, diverse, condition, catalog, other = controls
-        changes = [query.submit, k.release, labels.change, diverse.change, condition.submit]
-        changes += [catalog.change, other.change]
+        options = [control.change for control in (labels, diverse, catalog, other)]
+        changes = [query.submit, k.release, condition.submit, *options]
         how: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
         gr.on(changes, search, [query, *controls], results, trigger_mode="always_last", **how)
         results.click(search_clicked, controls, [query, results], **how)

@@ -13,13 +13,7 @@ CatalogName = Annotated[str | None, Field(description="Name of a catalog; defaul
 
 
 class SearchOptions(BaseModel):
-    """Where to search, how many images to return, and which ones.
-
-    Examples
-    --------
-    >>> SearchOptions(k=5, filter='label != "wren"').diverse
-    False
-    """
+    """Where to search, how many images to return, and which ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -55,11 +55,6 @@ def serve(
     upload_megabytes, megapixels
         Largest image file and largest image that a client may send.
 
-    Raises
-    ------
-    InputError
-        If a catalog cannot be opened, the address is taken, or the token is missing or too short.
-
     Examples
     --------
     >>> serve(["shoes"], host="0.0.0.0", token="too short")
@@ -89,7 +84,6 @@ def serve(
             limit_concurrency=service.limits.connections,
             timeout_graceful_shutdown=3,
         )
-        listening.listen(2048)  # whoever reads the address may connect at once
         shown = host.strip("[]") if is_loopback(host) else socket.gethostname()
         port = listening.getsockname()[1]
         print(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/  (Ctrl-C to stop)", flush=True)
@@ -118,16 +112,13 @@ def check_token(host: str, token: str | None) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise InputError(f"{port}", field="port", expected="0 to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns off the delay of small packets only where the protocol is named
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host.strip("[]"), port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
     except OSError as error:
-        listening.close()
-        reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+        reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error.strerror
         raise InputError(f"{host}:{port}: {reason}", field="port", hint="choose another address or port") from error
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it; asyncio does not set it
     return listening
 
 

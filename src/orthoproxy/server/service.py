@@ -25,13 +25,17 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
 from orthoproxy.server.limits import Limits, RequestError
-from orthoproxy.server.schemas import SearchOptions, SearchResult, SearchResults
+from orthoproxy.server.schemas import (
+    CatalogInfo,
+    SearchOptions,
+    SearchResult,
+    SearchResults,
+)
 from orthoproxy.server.uploads import MEDIA_TYPES, DecoderPool, image_format
 
 LOG = logging.getLogger("orthoproxy.server")
 SAMPLES = 12  # images that the page starts with
 UPLOADS_KEPT = 1000  # their embeddings, a few kB each
-THUMBNAIL_BYTES = 64_000_000  # kept in memory
 DEFAULTS = SearchOptions()
 Model = Embedder | OnnxEmbedder
 
@@ -40,30 +44,22 @@ Model = Embedder | OnnxEmbedder
 class ServedCatalog:
     """A catalog under the name it is served by, with the model that embeds queries, if the server has it."""
 
-    name: str
+    info: CatalogInfo
     catalog: Catalog
     model: Model | None
-    images: int
     labels: tuple[str, ...]  # the most frequent first
     samples: tuple[str, ...]  # ids
 
+    @property
+    def name(self) -> str:
+        return self.info.name
+
 
 class Service:
-    """Search in catalogs and read their images; what the HTTP API and the page call.
+    """Search in catalogs by name, and read their images; what the HTTP API and the page call.
 
-    Parameters
-    ----------
-    catalogs
-        Catalogs by name; the first is the default.
-    models
-        Models that embed queries. A catalog finds its own by identity; the model that it names is loaded otherwise.
-    limits
-        Sizes and deadlines.
-
-    Raises
-    ------
-    InputError
-        If the model that a catalog names is not the one that made its embeddings.
+    The first catalog is the default. Each finds the model that embeds queries among `models` by its identity, or
+    loads the one that it names; a model that did not make the catalog's embeddings is an `InputError`.
     """
 
     def __init__(self, catalogs: Mapping[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None):
@@ -73,8 +69,7 @@ class Service:
         self.decoders = DecoderPool(self.limits)
         self._embedding_thread = ThreadPoolExecutor(1)  # PyTorch keeps memory for each thread that calls it
         self._uploads = LRUCache[str, dict[str, np.ndarray]](UPLOADS_KEPT)
-        self._thumbnails = LRUCache[tuple[str, str, str, int], bytes](THUMBNAIL_BYTES, getsizeof=len)
-        self._lock = threading.Lock()  # of both caches
+        self._lock = threading.Lock()  # of the uploads
 
     def _serve(self, name: str, catalog: Catalog) -> ServedCatalog:
         model = self.models.get(catalog.model) or _load_model(catalog)
@@ -83,7 +78,15 @@ class Service:
         rows = catalog.rows(["id", "label"])
         counts = rows["label"][rows["label"] != ""].value_counts()
         samples = rows["id"].sample(min(SAMPLES, len(rows)), random_state=0)
-        return ServedCatalog(name, catalog, model, len(rows), tuple(map(str, counts.index)), tuple(samples))
+        info = CatalogInfo(
+            name=name,
+            images=len(rows),
+            labels=len(counts),
+            dim=catalog.dim,
+            model=catalog.model,
+            takes_images=model is not None,
+        )
+        return ServedCatalog(info, catalog, model, tuple(map(str, counts.index)), tuple(samples))
 
     def served(self, name: str | None) -> ServedCatalog:
         """Return a catalog by name, the first for None; raise status 404 if there is none."""
@@ -107,12 +110,13 @@ class Service:
         """
         started = time.perf_counter()
         served = self.served(options.catalog)
-        row = self._row(served, image_id, with_embedding=True)
-        if row is not None:
-            return self._search(served, row["embedding"], options, started, exclude_path=row["path"])
-        if source is None or source == served.name:
-            raise RequestError("no image of this id", status=404, field="id")
-        return self.search_image(self.image(image_id, source)[0], options)
+        try:
+            row = self._row(served, image_id, with_embedding=True)
+        except RequestError as error:
+            if error.status != 404 or source is None or source == served.name:
+                raise
+            return self.search_image(self.image(image_id, source)[0], options)
+        return self._search(served, row["embedding"], options, started, exclude_path=row["path"])
 
     def search_upload(self, upload: str, options: SearchOptions = DEFAULTS) -> SearchResults:
         """Search by an image that was uploaded with `keep_upload`; raise status 404 if it is no longer kept."""
@@ -148,20 +152,17 @@ class Service:
     def image(self, image_id: str, catalog: str | None = None) -> tuple[bytes, str]:
         """Return an image's file and media type; its path comes from the catalog and lies below the catalog's root."""
         served = self.served(catalog)
-        return self._file(served, self._require_row(served, image_id)["path"])
+        path = _inside(Path(served.catalog.root).resolve(), self._row(served, image_id)["path"])
+        if path is None:
+            raise RequestError("the image's file is missing", status=404, field="id")
+        if path.stat().st_size > self.limits.upload_bytes:
+            raise RequestError("the image's file is too large", status=413, field="id")
+        content = path.read_bytes()
+        return content, MEDIA_TYPES[image_format(content)]
 
     def thumbnail(self, image_id: str, catalog: str | None = None, side: int = 320) -> bytes:
         """Return a small copy of an image, as WebP."""
-        served = self.served(catalog)
-        row = self._require_row(served, image_id)
-        key = (served.name, image_id, row["content"], side)
-        with self._lock:
-            cached = self._thumbnails.get(key)
-        if cached is None:
-            cached = self.decoders.thumbnail(self._file(served, row["path"])[0], side)
-            with self._lock:
-                self._thumbnails[key] = cached
-        return cached
+        return self.decoders.thumbnail(self.image(image_id, catalog)[0], side)
 
     def close(self) -> None:
         """End the worker processes and close the catalogs."""
@@ -198,25 +199,12 @@ class Service:
             seconds=round(time.perf_counter() - started, 6),
         )
 
-    def _row(self, served: ServedCatalog, image_id: str, with_embedding: bool = False) -> dict | None:
+    def _row(self, served: ServedCatalog, image_id: str, with_embedding: bool = False) -> dict:
         with _catalog_errors():
             rows = served.catalog.get([image_id], with_embedding)
-        return rows.iloc[0].to_dict() if len(rows) else None
-
-    def _require_row(self, served: ServedCatalog, image_id: str) -> dict:
-        row = self._row(served, image_id)
-        if row is None:
+        if rows.empty:
             raise RequestError("no image of this id", status=404, field="id")
-        return row
-
-    def _file(self, served: ServedCatalog, relative_path: str) -> tuple[bytes, str]:
-        path = _inside(Path(served.catalog.root).resolve(), relative_path)
-        if path is None:
-            raise RequestError("the image's file is missing", status=404, field="id")
-        if path.stat().st_size > self.limits.upload_bytes:
-            raise RequestError("the image's file is too large", status=413, field="id")
-        content = path.read_bytes()
-        return content, MEDIA_TYPES[image_format(content)]
+        return rows.iloc[0].to_dict()
 
 
 def _inside(root: Path, relative_path: str) -> Path | None:
@@ -235,12 +223,9 @@ def _load_model(catalog: Catalog) -> Model | None:
         LOG.warning("search by image is off, since the model cannot be loaded: %s", error)
         return None
     if model.identity != catalog.model:
-        raise InputError(
-            f"{catalog.address} was indexed with model {catalog.model}, but this is {model.identity}",
-            field="models",
-            path=catalog.model_path,
-            hint="index again, or give the original model",
-        )
+        problem = f"{catalog.address} was indexed with model {catalog.model}, but this is {model.identity}"
+        hint = "index again, or give the original model"
+        raise InputError(problem, field="models", path=catalog.model_path, hint=hint)
     return model
 
 

@@ -64,10 +64,10 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _in_worker(task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
+def _in_worker(task: Callable[..., bytes], *arguments: Any) -> bytes:
     """Run a task in a worker process; anything that a broken image makes it raise becomes a `RequestError`."""
     try:
-        return task(content, *arguments)
+        return task(*arguments)
     except RequestError:
         raise
     except MemoryError:
@@ -131,10 +131,7 @@ class DecoderPool:
             self._context.set_forkserver_preload([__name__])
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for _ in range(limits.decode_workers):
-            self._idle.put(self._start())
-
-    def _start(self) -> _Worker:
-        return _Worker(self._context, self.limits.pixels)
+            self._idle.put(_Worker(self._context, limits.pixels))
 
     def model_input(self, content: bytes, image_size: int, resize: Resize) -> UInt8[np.ndarray, "3 S S"]:
         """Decode an image to the pixels that a model takes, the same as those of the file."""
@@ -159,7 +156,7 @@ class DecoderPool:
         except (TimeoutError, BrokenProcessPool) as error:
             started = worker.pid.done() and worker.pid.exception() is None
             worker.kill()
-            worker = self._start()
+            worker = _Worker(self._context, self.limits.pixels)
             if not started:
                 raise RequestError("images cannot be decoded at the moment", status=503) from error
             reason = "took too long" if isinstance(error, TimeoutError) else "failed"
