@@ -2,11 +2,12 @@
 
 from orthoproxy.data.audit.describe import count_images, describe_images
 from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates
-from orthoproxy.data.audit.scan import difference_hash, drop_rows, find_unreadable, scan_images
+from orthoproxy.data.audit.scan import drop_rows, find_unreadable, scan_images
 from orthoproxy.data.audit.verify import CopyCheck, verify_images
-from orthoproxy.data.cache import CachedImages, cached_images
+from orthoproxy.data.cache import cached_images
 from orthoproxy.data.datasets import EvaluationImages, TrainingFeatures, TrainingImages
 from orthoproxy.data.images import CroppableImage, read_croppable_image, read_image, to_rgb
+from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.samplers import BatchSampler
 from orthoproxy.data.sources.cars import cars_table
 from orthoproxy.data.sources.collection import Collection, make_collection, read_collection
@@ -21,7 +22,6 @@ from orthoproxy.data.transforms import evaluation_size, evaluation_transform, tr
 
 __all__ = [
     "BatchSampler",
-    "CachedImages",
     "Collection",
     "CopyCheck",
     "CroppableImage",
@@ -35,7 +35,6 @@ __all__ = [
     "csv_table",
     "cub_table",
     "describe_images",
-    "difference_hash",
     "drop_rows",
     "evaluation_size",
     "evaluation_transform",
@@ -45,6 +44,8 @@ __all__ = [
     "hold_out_validation",
     "icons_table",
     "inshop_table",
+    "iterate_batches",
+    "loader_options",
     "make_collection",
     "make_table",
     "near_duplicates",

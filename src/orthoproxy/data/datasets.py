@@ -1,11 +1,13 @@
-"""Tables as PyTorch data sets: augmented for training, in a fixed view for evaluation."""
+"""PyTorch datasets: augmented images for training, images in the evaluation transform, and frozen features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -21,21 +23,22 @@ T = TypeVar("T")
 
 
 class TrainingImages(Dataset):
-    """Augmented images: from (row, seed), as `BatchSampler` draws them, to (pixels, class number).
+    """Augmented images: maps (row, seed), as drawn by `BatchSampler`, to (pixels, class number).
 
-    A view depends on the row and the seed alone, whichever worker makes it.
+    An augmented view depends on the row and the seed alone, whichever worker makes it. An image that cannot be read is
+    returned as its `InputError`, which `iterate_batches` raises.
 
     Parameters
     ----------
     images
-        Image files, or pictures such as `cached_images` returns.
+        Image files, or a sequence of `CroppableImage` such as `cached_images` returns.
     labels
         Class number of each.
     transform
-        From `training_transform`, or another one from an RGB image to uint8 pixels; draws from torch's random state,
+        From `training_transform`, or any function from an RGB image to uint8 pixels; draws from PyTorch's random state,
         which is seeded here.
     files
-        What the images are called, where that is not what `images` has.
+        Names of the images in error messages, if `images` are not files.
 
     Examples
     --------
@@ -51,30 +54,30 @@ class TrainingImages(Dataset):
         transform: Augmentation | Transform,
         files: Sequence[str] | None = None,
     ) -> None:
-        self.images, self.labels, self.transform = images, list(labels), transform
-        self.files = images if files is None else files
+        self.images, self.labels, self.transform = _shareable(images), np.asarray(labels), transform
+        self.files = self.images if files is None else _shareable(files)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: SampleSeed) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        row, seed = draw
-        image = self.images[row]
-        picture = image if isinstance(image, CroppableImage) else read_or_replace(read_croppable_image, image)
+    def __getitem__(self, sample: SampleSeed) -> tuple[UInt8[Tensor, "3 H W"], int] | InputError:
+        row, seed = sample
+        try:
+            image = self.images[row]
+            image = image if isinstance(image, CroppableImage) else read_croppable_image(image)
+        except InputError as error:
+            return error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-            return self._view(picture), self.labels[row]
-
-    def _view(self, picture: CroppableImage) -> UInt8[Tensor, "3 H W"]:
-        if isinstance(self.transform, Augmentation):
-            return self.transform(picture)
-        return self.transform(Image.fromarray(picture.pixels))
+            augments = isinstance(self.transform, Augmentation)
+            pixels = self.transform(image if augments else Image.fromarray(image.pixels))
+        return pixels, int(self.labels[row])
 
 
 class TrainingFeatures(Dataset):
-    """Features in place of images, for a frozen backbone: from (row, seed) to (features, class number).
+    """Features in place of images, for a frozen backbone: maps (row, seed) to (features, class number).
 
-    Rows are taken many at a time; the seeds have no effect.
+    A batch is read at once; the seeds have no effect.
 
     Parameters
     ----------
@@ -83,7 +86,7 @@ class TrainingFeatures(Dataset):
     labels
         Class number of each row.
     files
-        What they are features of.
+        Names of the images in error messages.
 
     Examples
     --------
@@ -100,24 +103,26 @@ class TrainingFeatures(Dataset):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, draw: SampleSeed) -> tuple[Float[Tensor, " F"], int]:
-        row, _ = draw
+    def __getitem__(self, sample: SampleSeed) -> tuple[Float[Tensor, " F"], int]:
+        row, _ = sample
         return self.features[row], int(self.labels[row])
 
-    def __getitems__(self, draws: list[SampleSeed]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
-        rows = torch.tensor([row for row, _ in draws])
+    def __getitems__(self, samples: list[SampleSeed]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
+        rows = torch.tensor([row for row, _ in samples])
         return self.features[rows], self.labels[rows]
 
 
 class EvaluationImages(Dataset):
-    """Images in a fixed view, in the order given: from row to pixels.
+    """Images in a fixed transform, in the order given: maps a row to pixels.
+
+    An image that cannot be read is returned as its `InputError`, which `iterate_batches` raises.
 
     Parameters
     ----------
     images
-        Image files, PIL images of any mode, or pictures such as `cached_images` returns.
+        Image files, PIL images of any mode, or a sequence of `CroppableImage` such as `cached_images` returns.
     transform
-        The view.
+        From `evaluation_transform`.
 
     Examples
     --------
@@ -127,21 +132,43 @@ class EvaluationImages(Dataset):
     """
 
     def __init__(self, images: Sequence[str | Path | Image.Image | CroppableImage], transform: Transform) -> None:
-        self.images, self.transform = images, transform
+        self.images, self.transform = _shareable(images), transform
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        image = self.images[row]
-        if isinstance(image, CroppableImage):
-            return self.transform(Image.fromarray(image.pixels))
-        return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_or_replace(read_image, image))
+    def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"] | InputError:
+        try:
+            image = self.images[row]
+            if isinstance(image, CroppableImage):
+                image = Image.fromarray(image.pixels)
+            return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_image(image))
+        except InputError as error:
+            return error
 
 
-def read_or_replace(reader: Callable[[str | Path], T], path: str | Path) -> T:
-    """Read an image file; the error says what to do about one that cannot be read."""
-    try:
-        return reader(path)
-    except InputError as error:
-        raise InputError(f"{error}\nreplace the file or leave it out") from error
+class PathList(Sequence[str]):
+    """File names in two arrays, which forked workers share; a list would be copied as its reference counts change."""
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
+
+
+def _shareable(images: Sequence[T]) -> Sequence[T] | PathList:
+    is_paths = isinstance(images, list | tuple) and all(isinstance(image, str | Path) for image in images)
+    return PathList(images) if is_paths else images

@@ -1,10 +1,9 @@
-"""From an image file of any mode to RGB pixels."""
+"""Decode image files of any mode to upright 8-bit RGB."""
 
 from __future__ import annotations
 
 import io
-import math
-import re
+import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,25 +13,25 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.read_timeout import reading
+from orthoproxy.data.loading import REPLACE_FILE, noting_file
 
 try:
     from simplejpeg import decode_jpeg
-except ImportError:  # no wheel for this Python; Pillow decodes the same pixels, only slower
+except ImportError:  # no wheel for this Python; Pillow decodes to the same pixels, only slower
     decode_jpeg = None
 
-MAX_MEGAPIXELS = 89  # beyond that Pillow warns; decoding and turning into RGB would take gigabytes
+MAX_MEGAPIXELS = 89  # Pillow warns above; decoding and conversion would take gigabytes
 JPEG_START = b"\xff\xd8\xff"
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # raised where warnings are errors
+DECOMPRESSION_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, upright.
+    """Read an image file as upright RGB.
 
     Parameters
     ----------
     path
-        Any mode, and any format of `readable_formats`, whatever the file's name says.
+        Any mode, and any format that Pillow reads but EPS, whatever the file's name.
 
     Returns
     -------
@@ -42,90 +41,66 @@ def read_image(path: str | Path) -> Image.Image:
     Raises
     ------
     InputError
-        If the file is missing, is not a readable image, takes longer than `watch.read_seconds`, or has more than
-        `MAX_MEGAPIXELS`, which is found out before it is decoded.
+        If the file is missing, is not a readable image, or has more than 89 megapixels.
 
     Examples
     --------
     >>> read_image("nowhere.png")
     Traceback (most recent call last):
     ...
-    orthoproxy.core.errors.InputError: cannot read the image nowhere.png: No such file or directory
+    orthoproxy.core.errors.InputError: nowhere.png: No such file or directory. Hint: replace the file, or leave it out
     """
-    with reading(path):
-        return _read(path)
+    with noting_file(path):
+        return _decode(path)
 
 
-def _read(path: str | Path) -> Image.Image:
+def _decode(path: str | Path) -> Image.Image:
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a named pipe would wait for ever
+            raise ValueError("not a regular file")
         with Image.open(path, formats=readable_formats()) as image:
-            _require_small(image.width * image.height)
+            _require_size(image)
             return to_rgb(image)
-    except Exception as error:  # of many types, whatever the damage makes Pillow trip over
-        raise InputError(f"cannot read the image {path}: {_reason(error, path)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise almost any type
+        raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+
+
+def _require_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_MEGAPIXELS * 10**6:
+        raise Image.DecompressionBombError
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    if isinstance(error, DECOMPRESSION_BOMB):
+        return f"more than {MAX_MEGAPIXELS} megapixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """List the formats that images are read in: all of Pillow's but EPS, which is a program that Ghostscript runs.
-
-    Returns
-    -------
-    tuple of str
-        As Pillow calls them.
-
-    Examples
-    --------
-    >>> "PNG" in readable_formats(), "EPS" in readable_formats()
-    (True, False)
-    """
+    """Return Pillow's names of the formats read: all but EPS, a program that Ghostscript would run."""
     Image.init()
     return tuple(name for name in Image.ID if name != "EPS")
 
 
 @cache
-def readable_endings() -> frozenset[str]:
-    """List the endings of file names in which images of these formats come, in small letters.
-
-    Returns
-    -------
-    frozenset of str
-        With the dot.
-
-    Examples
-    --------
-    >>> ".jpg" in readable_endings(), ".eps" in readable_endings()
-    (True, False)
-    """
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable_formats())
-
-
-def _require_small(pixels: int) -> None:
-    if pixels > MAX_MEGAPIXELS * 10**6:
-        raise ValueError(_too_large(pixels))
-
-
-def _too_large(pixels: int) -> str:
-    return f"{math.ceil(pixels / 10**6)} megapixels, and the limit is {MAX_MEGAPIXELS}; make it smaller"
-
-
-def _reason(error: Exception, path: str | Path) -> str:
-    if isinstance(error, BOMBS) and (pixels := re.search(r"\d+", str(error))):
-        return _too_large(int(pixels[0]))
-    if isinstance(error, UnidentifiedImageError):
-        empty = Path(path).stat().st_size == 0
-        return "the file is empty" if empty else "it is no image, or of a format that Pillow does not read"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def readable_suffixes() -> frozenset[str]:
+    """Return the file name suffixes of these formats, such as ``.jpg``, in lower case."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable_formats())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB as a person would see it on white paper.
+    """Convert an image of any mode to RGB as a person would see it on white paper.
 
     Parameters
     ----------
     image
-        Rotated as its EXIF orientation says; transparent parts become white; 16-bit grey is scaled to 8 bits, and so is
-        32-bit grey whose values exceed 255, or are floating point from 0 to 1.
+        Rotated as its EXIF orientation says; transparent parts become white; 16-bit gray is scaled to 8 bits, as is
+        32-bit gray with values above 255, or floating point values from 0 to 1.
 
     Returns
     -------
@@ -139,14 +114,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     >>> to_rgb(Image.new("I;16", (1, 1), 65535)).getpixel((0, 0))
     (255, 255, 255)
     """
-    if not _is_upright(image):  # else it would be copied
+    if not _is_upright(image):  # exif_transpose would copy it
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -165,14 +139,14 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class CroppableImage:
-    """The pixels of an image, or of a smaller copy of it, and the size that the image itself has.
+    """Pixels of an image or of a smaller copy, cropped by boxes in the coordinates of the full-size image.
 
     Parameters
     ----------
     pixels
-        RGB, upright.
+        Upright RGB, h x w x 3.
     width, height
-        Of the image; where a crop lies is said in these, whatever the size of the copy.
+        Size of the full-size image.
 
     Examples
     --------
@@ -186,69 +160,43 @@ class CroppableImage:
     height: int
 
     def crop(self, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "rows columns 3"]:
-        """Cut a box out, as an array of its own.
-
-        Parameters
-        ----------
-        top, left, height, width
-            The box in the image's own pixels; of a smaller copy, the nearest whole pixels are taken, at least one.
-        """
-        rows = _stretch(top, height, self.height, self.pixels.shape[0])
-        columns = _stretch(left, width, self.width, self.pixels.shape[1])
+        """Copy a box, given in full-size pixels; of a smaller copy, the nearest whole pixels, at least one."""
+        rows = _scale_range(top, height, self.height, self.pixels.shape[0])
+        columns = _scale_range(left, width, self.width, self.pixels.shape[1])
         return np.array(self.pixels[rows, columns], order="C")
 
 
-def _stretch(start: int, length: int, whole: int, copy: int) -> slice:
-    """Where a part of `whole` pixels lies among `copy` pixels."""
-    first = min(round(start * copy / whole), copy - 1)
-    return slice(first, max(round((start + length) * copy / whole), first + 1))
+def _scale_range(start: int, length: int, full_size: int, copy_size: int) -> slice:
+    first = min(round(start * copy_size / full_size), copy_size - 1)
+    return slice(first, max(round((start + length) * copy_size / full_size), first + 1))
 
 
 def read_croppable_image(path: str | Path) -> CroppableImage:
-    """Read an image file to the pixels that `read_image` gives, faster where it is a plain JPEG.
-
-    Parameters
-    ----------
-    path
-        Any format and mode that Pillow reads.
-
-    Returns
-    -------
-    CroppableImage
-        All of the image.
-
-    Raises
-    ------
-    InputError
-        As from `read_image`.
-
-    Examples
-    --------
-    >>> read_croppable_image("nowhere.png")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: cannot read the image nowhere.png: No such file or directory
-    """
-    with reading(path):
-        pixels = _read_plain_jpeg(path)
+    """Read the pixels that `read_image` gives, faster for plain JPEGs; it raises the same errors."""
+    with noting_file(path):
+        pixels = _decode_plain_jpeg(path)
         if pixels is None:
-            pixels = np.asarray(_read(path))
+            pixels = np.asarray(_decode(path))
     return CroppableImage(pixels, width=pixels.shape[1], height=pixels.shape[0])
 
 
-def _read_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The pixels of a JPEG without flaws that needs no turning or conversion; None for all else, which is Pillow's."""
+def _decode_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Decode a sound JPEG that needs no rotation or conversion; None for all else, which `_decode` reads."""
     if decode_jpeg is None:
         return None
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return None
         with Path(path).open("rb") as file:
             content = file.read(len(JPEG_START))
             if content != JPEG_START:
                 return None
             content += file.read()
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            _require_small(image.width * image.height)
+            _require_size(image)
             plain = image.mode == "RGB" and _is_upright(image)
         return decode_jpeg(content) if plain else None
-    except Exception:  # of many types; Pillow says what is wrong, or reads it all the same
+    except MemoryError:
+        raise
+    except Exception:  # damaged files make Pillow raise almost any type; `_decode` finds the reason
         return None

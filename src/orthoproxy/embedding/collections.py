@@ -23,7 +23,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import Collection, read_image
-from orthoproxy.data.read_timeout import watched, worker_options
+from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.transforms import Transform
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
@@ -242,9 +242,9 @@ def _embed_batches(
     embedder: Embedder | OnnxEmbedder, batches: Iterable[list[Any]], workers: int
 ) -> Iterator[tuple[Float[np.ndarray, "n D"], list[str], list[str]]]:
     """Embed batches of files, the next ones read meanwhile; see `embed_files` for what comes of each."""
-    files, options = _Files(embedder.transform), worker_options(workers)
-    loader = DataLoader(files, batch_sampler=batches, collate_fn=_collate, **options)
-    for pixels, contents, reasons in watched(loader):
+    files, options = _Files(embedder.transform), loader_options(workers, _collate)
+    loader = DataLoader(files, batch_sampler=batches, **options)
+    for pixels, contents, reasons in iterate_batches(loader):
         if pixels is None:
             yield np.empty((0, embedder.embedding_dim), dtype=np.float32), contents, reasons
         else:
@@ -294,7 +294,7 @@ class _Files(Dataset):
         except UnicodeEncodeError:
             return None, "", "its name is not UTF-8; rename it"
         except InputError as error:
-            return None, "", str(error).removeprefix(f"cannot read the image {path}: ")
+            return None, "", error.problem
         except Exception as error:  # of many types, whatever the damage makes Pillow trip over
             return None, "", f"{type(error).__name__}: {error}"
 

@@ -25,8 +25,7 @@ from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_toge
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import CroppableImage, EvaluationImages, evaluation_size, evaluation_transform
-from orthoproxy.data.read_timeout import watched, worker_options
+from orthoproxy.data import CroppableImage, EvaluationImages, evaluation_size, evaluation_transform, loading
 from orthoproxy.data.transforms import Resize, Transform
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder, read_tensors
@@ -366,7 +365,8 @@ def iterate_batches(images: Images, transform: Transform, batch_size: int, worke
             )
         return images.split(batch_size) if len(images) else []
     if isinstance(images, Sequence) and not isinstance(images, str):
-        return watched(DataLoader(EvaluationImages(images, transform), batch_size, **worker_options(workers)))
+        loader = DataLoader(EvaluationImages(images, transform), batch_size, **loading.loader_options(workers))
+        return loading.iterate_batches(loader)
     raise InputError(type(images).__name__, field="images", expected="a list of paths or PIL images, or a tensor")
 
 

@@ -32,7 +32,7 @@ from orthoproxy.data import (
     sop_table,
     training_transform,
 )
-from orthoproxy.data.read_timeout import worker_options
+from orthoproxy.data.loading import loader_options
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.embedding.feature_cache import frozen_views
 from orthoproxy.evaluation import Scoring
@@ -305,8 +305,7 @@ def make_loader(
         TrainingImages(keep_images(config, paths), labels, transform, paths),
         batch_sampler=sampler,
         generator=torch.Generator(),  # else each epoch's start would draw from the state that a resumed run must share
-        **worker_options(workers),
-        persistent_workers=workers > 0,
+        **loader_options(workers, persistent_workers=True),
         pin_memory=torch.cuda.is_available(),  # so that the copy to a GPU does not make the step wait
     )
     return loader, sampler

@@ -36,7 +36,7 @@ from orthoproxy.core.distributed import (
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
 from orthoproxy.data import drop_rows, find_unreadable, select_split
-from orthoproxy.data.read_timeout import stamps
+from orthoproxy.data.cache import file_versions
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.evaluation import mean_scores, require_scorable
 from orthoproxy.losses import Objective, simplex_near
@@ -200,7 +200,7 @@ def _train(fabric: Fabric, config: Config, run: Run, judged: bool) -> Run:
 
     # the loop, and the choice of the checkpoint
     loader, sampler = builders.make_loader(config, paths, labels, kept if isinstance(kept, Tensor) else None)
-    chosen_on, before = select_split(table, config.training.select_on), stamps(paths)
+    chosen_on, before = select_split(table, config.training.select_on), file_versions(paths)
     with _finalized(fabric.loggers):
         fit(
             fabric,
@@ -249,7 +249,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 def _note_changes(paths: list[str], before: list[tuple[int, int]]) -> None:
     """Say which images are not those any more that the training began with; it has perhaps seen both."""
-    changed = [path for path, old, new in zip(paths, before, stamps(paths), strict=True) if old != new]
+    changed = [path for path, old, new in zip(paths, before, file_versions(paths), strict=True) if old != new]
     if changed:
         _say(f"note: images that changed or went away during the training: {len(changed)}, for example {changed[0]}")
 

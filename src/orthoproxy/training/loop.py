@@ -29,7 +29,7 @@ from orthoproxy.core.distributed import (
 from orthoproxy.core.errors import InputError, WorkerLost
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import BatchSampler
-from orthoproxy.data.read_timeout import watched
+from orthoproxy.data.loading import iterate_batches
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder
 from orthoproxy.training.checkpoint import Checkpoints, Position
@@ -160,7 +160,7 @@ def fit(
         while position.epoch < plan.epochs and not _exhausted(position, plan):
             encoder.train()
             sampler.set_position(position.epoch, position.batch)
-            meter, groups = _Meter(), _grouped(watched(loader), plan.accumulate)
+            meter, groups = _Meter(), _grouped(iterate_batches(loader), plan.accumulate)
             guard.begin(position)
             loss = ""
             while batches := guard.read(groups, position, progress):

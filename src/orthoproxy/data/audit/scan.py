@@ -1,4 +1,4 @@
-"""Looking into image files: which can be read, how large they are, and which of them look alike."""
+"""Decode every image of a dataset: find unreadable files, and hash bytes and appearance."""
 
 from __future__ import annotations
 
@@ -6,39 +6,37 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
+from orthoproxy.data.datasets import PathList
 from orthoproxy.data.images import read_image
-from orthoproxy.data.read_timeout import watched, worker_options
+from orthoproxy.data.loading import iterate_batches, loader_options
 
-BATCH = 16  # images that a worker reads before it hands over what it found
-HASH_SIDE = 8  # a hash of 8 x 8 bits
+COLUMNS = {"width": "int64", "height": "int64", "error": "str", "content": "str", "appearance": "uint64"}
 
 
 def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) -> pd.DataFrame:
-    """Decode every image and note what is found; a file cut short is only found this way.
+    """Decode every image; a truncated file is only found this way.
 
     Parameters
     ----------
     paths
         Image files.
     workers
-        Processes that read them; 0 for this one. A few images are in memory at a time, however many there are.
+        Worker processes that read them; 0 for this one.
     hashes
         Also hash bytes and appearance.
 
     Returns
     -------
     pandas.DataFrame
-        One row a path, in their order: `width` and `height` in pixels, upright; `error`, the reason why the image
-        cannot be read, or empty. With `hashes` also `content`, the SHA-256 of the file, and `appearance`, its
-        `difference_hash` as an unsigned number of 64 bits. Of an image that cannot be read, all but the error is zero
-        or empty.
+        One row a path, in their order: upright `width` and `height` in pixels; `error`, why the image cannot be read,
+        or empty. With `hashes` also `content`, the SHA-256 of the file, and `appearance`, its 64-bit difference hash
+        (`imagehash.dhash`). Of an unreadable image, all but the error is zero or empty.
 
     Examples
     --------
@@ -49,25 +47,21 @@ def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) ->
     ...     scan_images([path, "nowhere.png"]).to_dict("records")
     [{'width': 20, 'height': 10, 'error': ''}, {'width': 0, 'height': 0, 'error': 'No such file or directory'}]
     """
-    columns = ["width", "height", "error", *(("content", "appearance") if hashes else ())]
-    loader = DataLoader(_Files(paths, hashes), BATCH, collate_fn=list, **worker_options(workers))
-    found = []
+    columns = dict(list(COLUMNS.items())[: 5 if hashes else 3])
+    loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
+    rows = []
     with Progress("read images", len(paths)) as progress:
-        for batch in watched(loader):
-            found += batch
+        for batch in iterate_batches(loader):
+            rows += batch
             progress.advance(len(batch), unit="images")
-    table = pd.DataFrame([row[: len(columns)] for row in found], columns=columns)
-    return table.astype({name: kind for name, kind in KINDS.items() if name in columns})
-
-
-KINDS = {"width": "int64", "height": "int64", "error": "str", "content": "str", "appearance": "uint64"}
+    return pd.DataFrame([row[: len(columns)] for row in rows], columns=list(columns)).astype(columns)
 
 
 class _Files(Dataset):
-    """What is found in each file: a row of `scan_images`."""
+    """Maps a row to what `scan_images` returns of a file."""
 
     def __init__(self, paths: Sequence[str], hashes: bool) -> None:
-        self.paths, self.hashes = list(paths), hashes
+        self.paths, self.hashes = PathList(paths), hashes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -77,55 +71,30 @@ class _Files(Dataset):
         try:
             image = read_image(path)
         except InputError as error:
-            return 0, 0, str(error).removeprefix(f"cannot read the image {path}: "), "", 0
-        except Exception as error:  # of many types, whatever the damage makes Pillow trip over
-            return 0, 0, f"{type(error).__name__}: {error}", "", 0
+            return 0, 0, error.problem, "", 0
         if not self.hashes:
             return *image.size, "", "", 0
         with Path(path).open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        return *image.size, "", content, difference_hash(image)
+        return *image.size, "", content, hash_appearance(image)
 
 
-def difference_hash(image: Image.Image) -> int:
-    """Hash what an image looks like, so that copies in another format or size differ in few bits or none.
+def hash_appearance(image: Image.Image) -> int:
+    """Return the 64-bit difference hash of an image; copies in other formats and sizes differ in few bits or none."""
+    from imagehash import dhash  # imports SciPy and PyWavelets
 
-    Reduced to 9 x 8 grey pixels, each but the last of a row gives a bit: whether the one to its right is brighter.
-
-    Parameters
-    ----------
-    image
-        Any size and mode; colour does not count.
-
-    Returns
-    -------
-    int
-        0 to 2^64 - 1; 0 for an image of one colour.
-
-    References
-    ----------
-    N. Krawetz, Kind of Like That, hackerfactor.com, 2013.
-
-    Examples
-    --------
-    >>> image = Image.linear_gradient("L").rotate(90)
-    >>> f"{difference_hash(image):x}", f"{difference_hash(image.resize((50, 70))):x}"
-    ('ffffffffffffffff', 'ffffffffffffffff')
-    """
-    grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.LANCZOS)
-    levels = np.asarray(grey)
-    return int.from_bytes(np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes())
+    return int(str(dhash(image)), 16)
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
-    """Look for the images of a table that cannot be read, or are not there.
+    """Find the images of a table that cannot be read, or are missing.
 
     Parameters
     ----------
     table
         From `make_table`.
     workers
-        As for `scan_images`.
+        Worker processes that read images; 0 for this one.
 
     Returns
     -------
@@ -145,19 +114,19 @@ def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
 
 
 def drop_rows(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
-    """Return a table without the images that cannot be read.
+    """Return a table without its unreadable images.
 
     Parameters
     ----------
     table
         From `make_table`.
     unreadable
-        From `find_unreadable`; images that are not in the table do not matter.
+        From `find_unreadable`; paths that are not in the table do not matter.
 
     Returns
     -------
     pandas.DataFrame
-        The other rows, with a fresh index from 0.
+        The other rows, with an index from 0.
 
     Raises
     ------
@@ -168,15 +137,14 @@ def drop_rows(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> from orthoproxy.data.table import make_table
     >>> table = make_table(["1.png", "2.png"], ["a", "a"])
-    >>> drop_rows(table, pd.DataFrame({"path": ["1.png"], "reason": "cut short"}))["path"].tolist()
+    >>> drop_rows(table, pd.DataFrame({"path": ["1.png"], "reason": "truncated"}))["path"].tolist()
     ['2.png']
     """
     kept = table[~table["path"].isin(unreadable["path"])].reset_index(drop=True)
-    for split in table["split"].unique():
-        if not (kept["split"] == split).any():
-            first = unreadable[unreadable["path"].isin(table["path"][table["split"] == split])].iloc[0]
-            raise InputError(
-                f"data: no image{f' of {split}' * bool(split)} can be read, beginning with "
-                f"{first['path']}: {first['reason']}; check data.root and data.path"
-            )
+    for split in sorted(set(table["split"]) - set(kept["split"])):
+        lost = unreadable[unreadable["path"].isin(table["path"][table["split"] == split])].iloc[0]
+        raise InputError(
+            f"no readable image{f' in the {split} split' * bool(split)}; the first one: {lost['reason']}",
+            path=lost["path"],
+        )
     return kept

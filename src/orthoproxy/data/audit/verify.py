@@ -12,7 +12,7 @@ import pandas as pd
 
 from orthoproxy.data.audit.describe import count_images, unreadable_images
 from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, relation
-from orthoproxy.data.images import readable_endings
+from orthoproxy.data.images import readable_suffixes
 
 # Images and classes of each part in the protocol of retrieval, as the papers give them
 PUBLISHED = {
@@ -134,7 +134,7 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCh
             str(path)
             for folder in _image_folders(name, listed, root)
             for path in folder.glob(pattern)
-            if path.suffix.lower() in readable_endings()
+            if path.suffix.lower() in readable_suffixes()
             and path not in listed
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             and path.is_file()

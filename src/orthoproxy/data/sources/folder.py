@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.images import readable_endings
+from orthoproxy.data.images import readable_suffixes
 from orthoproxy.data.table import make_table
 
 
@@ -87,6 +87,6 @@ def labelled_files(root: Path) -> list[tuple[Path, str]]:
         inside = entry.is_dir()
         for path in sorted(entry.rglob("*")) if inside else [entry]:
             hidden = any(part.startswith(".") for part in path.relative_to(entry).parts)
-            if not hidden and path.suffix.lower() in readable_endings() and path.is_file():
+            if not hidden and path.suffix.lower() in readable_suffixes() and path.is_file():
                 found.append((path, entry.name if inside else ""))
     return found

@@ -1,0 +1,178 @@
+"""Batches from worker processes: unreadable images, stuck reads and dead workers become errors that name the file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from orthoproxy.core.errors import InputError, WorkerLost
+
+T = TypeVar("T")
+
+TIMEOUT_VARIABLE = "ORTHOPROXY_READ_SECONDS"
+DEFAULT_TIMEOUT = 120.0  # seconds
+REPLACE_FILE = "replace the file, or leave it out"
+CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+LONGEST_PATH = 4096  # bytes
+
+_current_file: np.ndarray | None = None  # of a worker: memory shared with the main process
+
+
+def loader_options(
+    workers: int,
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+    persistent_workers: bool = False,
+) -> dict[str, Any]:
+    """Return keyword arguments of a `torch.utils.data.DataLoader` whose batches `iterate_batches` yields.
+
+    A dataset *returns* an `InputError` for an item it cannot read, since an error raised in a worker reaches the main
+    process as text only. Such an error takes the place of its batch.
+
+    Parameters
+    ----------
+    workers
+        Number of worker processes; 0 to read in this process, without a time limit.
+    collate_fn
+        Makes a batch of items.
+    persistent_workers
+        Keep the workers for the next epoch.
+
+    Raises
+    ------
+    InputError
+        If the environment variable ``ORTHOPROXY_READ_SECONDS`` is not a number of seconds.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> loader = DataLoader([1, 2, 3], batch_size=2, **loader_options(workers=0))
+    >>> [batch.tolist() for batch in iterate_batches(loader)]
+    [[1, 2], [3]]
+    """
+    options: dict[str, Any] = {"num_workers": workers, "collate_fn": partial(_collate_or_error, collate_fn)}
+    if workers:
+        options |= {"timeout": read_timeout(), "worker_init_fn": _CurrentFiles(workers)}
+    return {**options, "persistent_workers": persistent_workers and workers > 0}
+
+
+def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of a loader made with `loader_options`, or of any other iterable.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read, crashes its decoder, or takes longer than ``ORTHOPROXY_READ_SECONDS`` (120).
+    WorkerLost
+        If a worker process was killed.
+    """
+    batches, started = None, time.monotonic()
+    try:
+        with _unchanged_sigchld_handler():
+            batches = iter(loader)
+        while True:
+            started = time.monotonic()
+            batch = next(batches)
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except StopIteration:
+        return
+    except (RuntimeError, OSError, EOFError) as error:
+        found = _find_cause(loader, batches, time.monotonic() - started)
+        if found is None:
+            raise
+        raise found from error
+
+
+def read_timeout() -> float:
+    """Return the seconds after which a batch that does not arrive is an error; 0 for no limit."""
+    given = os.environ.get(TIMEOUT_VARIABLE) or str(DEFAULT_TIMEOUT)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e8:
+        raise InputError(repr(given), field=TIMEOUT_VARIABLE, expected="a number of seconds, or 0 for no limit")
+    return seconds
+
+
+@contextmanager
+def noting_file(path: str | Path) -> Iterator[None]:
+    """In a worker, let the main process know which file is being read: it names the file if this process dies."""
+    _note(os.fsencode(path))
+    try:
+        yield
+    finally:
+        _note(b"")
+
+
+def _note(path: bytes) -> None:
+    if _current_file is not None:
+        text = path[: LONGEST_PATH - 1] + b"\0"
+        _current_file[: len(text)] = np.frombuffer(text, np.uint8)
+
+
+class _CurrentFiles:
+    """The file that each worker is reading; a `worker_init_fn`, so that workers know where to write it."""
+
+    def __init__(self, workers: int) -> None:
+        self.shared = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
+
+    def __call__(self, worker: int) -> None:
+        global _current_file
+        _current_file = self.shared[worker].numpy()
+
+    def __getitem__(self, worker: int) -> str:
+        return os.fsdecode(self.shared[worker].numpy().tobytes().partition(b"\0")[0])
+
+
+def _collate_or_error(collate_fn: Callable[[list[Any]], T], items: list[Any]) -> T | InputError:
+    return next((item for item in items if isinstance(item, InputError)), None) or collate_fn(items)
+
+
+@contextmanager
+def _unchanged_sigchld_handler() -> Iterator[None]:
+    """Undo PyTorch's handler, which raises when a worker dies, be it in the middle of an optimizer step."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _find_cause(loader: Any, batches: Any, waited: float) -> InputError | WorkerLost | None:
+    """Return the error for a dead or stuck worker of a `DataLoader`; None if there is none."""
+    workers = getattr(batches or getattr(loader, "_iterator", None), "_workers", [])
+    for worker in workers:
+        worker.join(0.2)  # its death may have been noticed before its exit code is known
+    files = getattr(loader, "worker_init_fn", None)
+    names = [files[number] if isinstance(files, _CurrentFiles) else "" for number in range(len(workers))]
+    for worker, file in zip(workers, names, strict=True):
+        code = worker.exitcode or 0
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if file and -code in CRASH_SIGNALS:
+            return InputError(f"the image decoder crashed ({name})", path=file, hint=REPLACE_FILE)
+        if code:
+            return WorkerLost(
+                f"a data loading worker was killed ({name}){f' while it read {file}' if file else ''}. "
+                "Hint: if the machine ran out of memory, use fewer workers or a smaller batch size"
+            )
+    if workers and 0 < loader.timeout <= waited:
+        problem = f"no batch was read within {loader.timeout:g} seconds"
+        hint = f"{REPLACE_FILE}, or set {TIMEOUT_VARIABLE} to more seconds"
+        return InputError(problem, path=next(filter(None, names), None), hint=hint)
+    return None
