@@ -93,7 +93,7 @@ class Case:
         gradients: list[dict[str, Tensor]] = []
         optimizer.register_step_pre_hook(lambda *_: gradients.append(self.whole(encoder, objective, gradient=True)))
         labels = [row % CLASSES for row in range(self.images)]
-        sampler = BatchSampler(labels, self.batch_size, process=process_index(), of=count)
+        sampler = BatchSampler(labels, self.batch_size, rank=process_index(), world_size=count)
         loader = DataLoader(Pixels(labels), batch_sampler=sampler, generator=torch.Generator())
         checkpoints = Checkpoints(folder, encoder, objective, optimizer) if folder else _Nowhere()
         records: list[dict[str, Any]] = []

@@ -151,7 +151,7 @@ def test_the_timeout_is_a_number_of_seconds(given: str, monkeypatch: pytest.Monk
 def test_a_list_of_paths_is_a_sequence() -> None:
     paths = ["a.png", "", os.fsdecode(b"\xff/\xc3\xbc.jpg"), "c"]
     kept = PathList(paths)
-    assert (list(kept), kept[-2], kept[1:], kept[::-1]) == (paths, paths[2], paths[1:], paths[::-1])
+    assert (list(kept), kept[-2], list(kept[1:]), list(kept[::-1])) == (paths, paths[2], paths[1:], paths[::-1])
     with pytest.raises(IndexError):
         kept[4]
     assert list(PathList([])) == []

@@ -161,10 +161,10 @@ class PathList(Sequence[str]):
     @overload
     def __getitem__(self, row: int) -> str: ...
     @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
+    def __getitem__(self, row: slice) -> PathList: ...
+    def __getitem__(self, row: int | slice) -> str | PathList:
         if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
+            return PathList([self[number] for number in range(*row.indices(len(self)))])
         row = range(len(self))[row]
         return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
 

@@ -1,13 +1,15 @@
-"""Which images make a batch: seeded, and able to start again from any batch."""
+"""Seeded batches of images that can be resumed at any batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from orthoproxy.core.distributed import split_sizes
+from orthoproxy.core.errors import InputError
 
 SampleSeed = tuple[int, int]  # row of the table, seed of its augmentation
 
@@ -15,30 +17,31 @@ SampleSeed = tuple[int, int]  # row of the table, seed of its augmentation
 class BatchSampler(Sampler[list[SampleSeed]]):
     """Batches of (row, augmentation seed), a pure function of seed, epoch and batch number.
 
-    Two kinds: shuffled, every image once an epoch; or `images_per_class` images of each of ``batch_size / images_per_class`` classes,
-    where an epoch is as many batches as there would be shuffled ones, classes and the images of a class come round in
-    turn, a class with fewer images repeats them, and with fewer classes than places a batch is smaller.
+    Batches are either shuffled, with every image once an epoch; or balanced, with `images_per_class` images of each of
+    ``batch_size / images_per_class`` classes. An epoch has the same number of batches in both cases. Balanced batches
+    take classes, and the images of a class, in turn; a class with too few images repeats them, and with too few classes
+    batches are smaller.
 
-    With several processes each takes its part of every batch, so that the images and views of a batch do not depend on
-    how many there are. Where a batch has fewer images than there are processes, one without a part takes the first
-    image, since a network cannot be applied to nothing; `sizes` says that it is not to count.
+    With several processes, each takes its slice of every batch, so images and views of a batch do not depend on the
+    number of processes. A process whose slice is empty takes the first image, since a network needs at least one;
+    `sizes` tells that it does not count.
 
     Parameters
     ----------
     labels
         Class number of each row.
     batch_size
-        B, of all processes together. The last, smaller batch of an epoch is left out, unless it would be the only one.
+        B, summed over processes. The last, smaller batch of an epoch is dropped, unless it is the only one.
     images_per_class
-        M, the images of a class in a batch; None for shuffled batches.
+        Images of a class in a batch; None for shuffled batches.
     seed
-        With the same seed, the same batches.
-    process, of
-        Which process takes the batches, from 0, and of how many.
+        The same seed gives the same batches.
+    rank, world_size
+        Index of this process, from 0, and number of processes.
 
     Raises
     ------
-    ValueError
+    InputError
         If `images_per_class` does not divide `batch_size`.
 
     Examples
@@ -51,66 +54,66 @@ class BatchSampler(Sampler[list[SampleSeed]]):
 
     def __init__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | Int[np.ndarray, " N"],
         batch_size: int,
         images_per_class: int | None = None,
         seed: int = 0,
-        process: int = 0,
-        of: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.labels = np.asarray(labels)
-        self.batch_size = batch_size
-        self.images_per_class, self.seed = images_per_class, seed
-        self.process, self.of = process, of
-        self.epoch, self.batch = 0, 0  # where the next iteration starts
         if images_per_class and batch_size % images_per_class:
-            raise ValueError(f"images_per_class {images_per_class} does not divide batch_size {batch_size}")
+            raise InputError(f"{images_per_class} does not divide batch_size {batch_size}", field="images_per_class")
+        self.labels, self.batch_size = np.asarray(labels), batch_size
+        self.images_per_class, self.seed = images_per_class, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.batch = 0, 0  # where the next iteration starts
+        _, self._classes, self._class_sizes = np.unique(self.labels, return_inverse=True, return_counts=True)
+        self._class_starts = np.cumsum(self._class_sizes) - self._class_sizes
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         return max(1, len(self.labels) // self.batch_size)
 
     @property
     def sizes(self) -> list[int]:
-        """How many images of a batch each process has; all batches are alike."""
-        rows = len(self.labels)
-        if self.images_per_class:
-            rows = self.images_per_class * len(np.unique(self.labels))
-        return split_sizes(min(self.batch_size, rows), self.of)
+        """Number of images of a batch for each process; the same for all batches."""
+        rows = self.images_per_class * len(self._class_sizes) if self.images_per_class else len(self.labels)
+        return split_sizes(min(self.batch_size, rows), self.world_size)
 
     def __iter__(self) -> Iterator[list[SampleSeed]]:
         """Yield the batches of epoch `self.epoch`, from number `self.batch` on."""
         generator = np.random.default_rng((self.seed, self.epoch))
         batches = self._balanced(generator) if self.images_per_class else self._shuffled(generator)
-        start, end = sum(self.sizes[: self.process]), sum(self.sizes[: self.process + 1])
+        start, end = sum(self.sizes[: self.rank]), sum(self.sizes[: self.rank + 1])
         for number, rows in enumerate(batches):
             seeds = generator.integers(2**63, size=len(rows))
             if number >= self.batch:
-                draws = list(zip(rows.tolist(), seeds.tolist(), strict=True))
-                yield draws[start:end] or draws[:1]
+                samples = list(zip(rows.tolist(), seeds.tolist(), strict=True))
+                yield samples[start:end] or samples[:1]
 
-    def _shuffled(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    def _shuffled(self, generator: np.random.Generator) -> Iterator[Int[np.ndarray, " B"]]:
         order = generator.permutation(len(self.labels))
         for number in range(len(self)):
             yield order[number * self.batch_size : (number + 1) * self.batch_size]
 
-    def _balanced(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    def _balanced(self, generator: np.random.Generator) -> Iterator[Int[np.ndarray, " B"]]:
         assert self.images_per_class is not None
-        members = [generator.permutation(np.flatnonzero(self.labels == c)) for c in np.unique(self.labels)]
-        classes_a_batch = min(self.batch_size // self.images_per_class, len(members))
-        turns = np.zeros(len(members), dtype=int)  # how often each class has come round
+        num_classes = len(self._class_sizes)
+        classes_per_batch = min(self.batch_size // self.images_per_class, num_classes)
+        members = np.lexsort((generator.random(len(self.labels)), self._classes))  # by class, shuffled within
+        turns, queue = np.zeros(num_classes, dtype=int), np.empty(0, dtype=int)
         for _ in range(len(self)):
-            chosen = np.lexsort((generator.random(len(members)), turns))[:classes_a_batch]
-            takes = turns[chosen, None] * self.images_per_class + np.arange(self.images_per_class)
+            if (
+                len(queue) < classes_per_batch
+            ):  # the next round; a class still in the queue must not be in a batch twice
+                order = generator.permutation(num_classes)
+                queued = np.isin(order, queue)
+                queue = np.concatenate([queue, order[~queued], order[queued]])
+            chosen, queue = queue[:classes_per_batch], queue[classes_per_batch:]
+            places = turns[chosen, None] * self.images_per_class + np.arange(self.images_per_class)
             turns[chosen] += 1
-            yield np.concatenate([members[c].take(take, mode="wrap") for c, take in zip(chosen, takes, strict=True)])
+            yield members[self._class_starts[chosen, None] + places % self._class_sizes[chosen, None]].reshape(-1)
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Start the next iteration at a batch of an epoch.
-
-        Parameters
-        ----------
-        epoch, batch
-            Counted from 0.
-        """
+        """Start the next iteration at this batch of this epoch, both counted from 0."""
         self.epoch, self.batch = epoch, batch
