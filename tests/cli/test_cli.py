@@ -123,7 +123,7 @@ def test_evaluate_leaves_out_unreadable_images_when_told_to(run, damaged, capsys
     arguments = ["evaluate", str(run), "--data.name", "csv", "--data.path", str(damaged), "--json", str(out)]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert re.search(r"cannot read the image .*unseen-pink-0\.png", error) and "Traceback" not in error
+    assert re.search(r"unseen-pink-0\.png", error) and "Traceback" not in error
     assert error.endswith(", or set data.on_error to skip\n") and not out.exists()
     assert main([*arguments, "--data.on_error", "skip"]) == 0
     assert "note: unreadable images left out: 2, for example " in capsys.readouterr().out

@@ -267,9 +267,9 @@ def decompression_bomb(path: Path) -> None:
 
 
 IMAGES = {
-    cut_in_half: ("truncated", "replace the file or leave it out"),
-    empty: ("the file is empty", "replace the file or leave it out"),
-    web_page: ("it is no image", "replace the file or leave it out"),
+    cut_in_half: ("truncated", "replace the file, or leave it out"),
+    empty: ("the file is empty", "replace the file, or leave it out"),
+    web_page: ("not an image", "replace the file, or leave it out"),
     of_100_megapixels: ("100 megapixels, and the limit is 89", "make it smaller"),
     decompression_bomb: ("200 megapixels, and the limit is 89", "make it smaller"),
 }
@@ -279,7 +279,7 @@ IMAGES = {
 def test_an_image_to_train_on(spoil, own_photos: Path, recipe: Path, tmp_path: Path, refused: Refusal) -> None:
     broken = own_photos / TRAIN / "1.png"
     spoil(broken)
-    refused(training(recipe, own_photos, tmp_path / "run"), f"cannot read the image {broken}: ", *IMAGES[spoil])
+    refused(training(recipe, own_photos, tmp_path / "run"), f"{broken}: ", *IMAGES[spoil])
 
 
 @pytest.mark.parametrize("spoil", IMAGES, ids=lambda spoil: spoil.__name__)
@@ -291,7 +291,7 @@ def test_an_image_to_judge_on_costs_no_training(
     refused(["evaluate", str(finished), "--data.root", str(own_photos)], f"{broken}: ", *IMAGES[spoil])
     if spoil is not empty:
         return
-    refused(training(recipe, own_photos, out), f"cannot read the image {broken}: ", *IMAGES[spoil])
+    refused(training(recipe, own_photos, out), f"{broken}: ", *IMAGES[spoil])
     trained = files(out / "checkpoints")
     shutil.copy(photos / TEST / "1.png", broken)
     assert main(training(recipe, own_photos, out, "--resume")) == 0
@@ -306,7 +306,7 @@ def test_a_large_image_is_refused_by_a_loaders_worker_without_a_warning(
     broken = own_photos / TRAIN / "1.png"
     of_100_megapixels(broken)
     done = run_process(training(recipe, own_photos, tmp_path / "run", "--data.workers", 1))
-    check_refusal(*done, f"cannot read the image {broken}: ", *IMAGES[of_100_megapixels])
+    check_refusal(*done, f"{broken}: ", *IMAGES[of_100_megapixels])
 
 
 # the recipe

@@ -160,7 +160,7 @@ def test_bad_input_in_one_process_ends_all(photos, tmp_path) -> None:
     ended = in_processes(2, train, config, tmp_path / "run")
     assert {seen["error"] for seen in ended} == {InputError, RemoteProcessError}
     for seen in ended:
-        assert f"cannot read the image {broken}" in seen["message"]
+        assert str(broken) in seen["message"]
     config = make_config(photos)
     config.encoder.embedding_dim = 4096  # all meet this one
     ended = in_processes(2, train, config, tmp_path / "run")

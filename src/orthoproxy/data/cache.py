@@ -22,7 +22,7 @@ from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.datasets import PathList
 from orthoproxy.data.images import CroppableImage, read_image
-from orthoproxy.data.loading import REPLACE_FILE, iterate_batches, loader_options
+from orthoproxy.data.loading import REPLACE_FILE, UnreadableImageError, iterate_batches, loader_options
 from orthoproxy.data.transforms import resizing
 
 FORMAT = 2  # of a file: rows and columns of the copy, height and width of the image, all as little-endian int32; pixels
@@ -111,7 +111,7 @@ def file_key(path: str | Path) -> bytes:
     try:
         stat = Path(path).stat()
     except OSError as error:
-        raise InputError(error.strerror or str(error), path=path, hint=REPLACE_FILE) from error
+        raise UnreadableImageError(error.strerror or str(error), path=path, hint=REPLACE_FILE) from error
     text = f"{Path(path).absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest().encode()
 
@@ -173,16 +173,3 @@ def _write(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def file_versions(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Return size in bytes and modification time in nanoseconds of each file; two times -1 if it is missing."""
-    found = []
-    for path in paths:
-        try:
-            stat = Path(path).stat()
-        except OSError:
-            found.append((-1, -1))
-        else:
-            found.append((stat.st_size, stat.st_mtime_ns))
-    return found

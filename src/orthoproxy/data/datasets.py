@@ -50,7 +50,7 @@ class TrainingImages(Dataset):
     def __init__(
         self,
         images: Sequence[str | Path | CroppableImage],
-        labels: Sequence[int],
+        labels: Sequence[int] | Int[np.ndarray, " N"],
         transform: Augmentation | Transform,
         files: Sequence[str] | None = None,
     ) -> None:

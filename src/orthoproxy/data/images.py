@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from orthoproxy.core.errors import InputError
-from orthoproxy.data.loading import REPLACE_FILE, noting_file
+from orthoproxy.data.loading import REPLACE_FILE, UnreadableImageError, noting_file
 
 try:
     from simplejpeg import decode_jpeg
@@ -40,15 +39,16 @@ def read_image(path: str | Path) -> Image.Image:
 
     Raises
     ------
-    InputError
-        If the file is missing, is not a readable image, or has more than 89 megapixels.
+    UnreadableImageError
+        An `InputError`: if the file is missing, is not a readable image, or has more than 89 megapixels.
 
     Examples
     --------
-    >>> read_image("nowhere.png")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: nowhere.png: No such file or directory. Hint: replace the file, or leave it out
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (20, 10), 255).save(f"{folder}/a.png")
+    ...     read_image(f"{folder}/a.png").getpixel((0, 0))
+    (255, 255, 255)
     """
     with noting_file(path):
         return _decode(path)
@@ -64,7 +64,7 @@ def _decode(path: str | Path) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow raise almost any type
-        raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+        raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
 
 def _require_size(image: Image.Image) -> None:

@@ -33,10 +33,11 @@ from orthoproxy.core.distributed import (
     raise_together,
     split_sizes,
 )
+from orthoproxy.core.environment import file_versions
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
 from orthoproxy.data import drop_rows, find_unreadable, select_split
-from orthoproxy.data.cache import file_versions
+from orthoproxy.data.loading import UnreadableImageError
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.evaluation import mean_scores, require_scorable
 from orthoproxy.losses import Objective, simplex_near
@@ -52,24 +53,11 @@ from orthoproxy.training import Checkpoints, class_means, fit, make_optimizer, p
 
 @contextmanager
 def suggesting_to_skip() -> Iterator[None]:
-    """Add to the error about an image that cannot be read that it can be left out.
-
-    Examples
-    --------
-    >>> with suggesting_to_skip():
-    ...     raise InputError("cannot read the image 1.png: empty; replace it")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: cannot read the image 1.png: empty; replace it, or set data.on_error to skip
-    """
+    """Add to the error of an unreadable image that a run can skip it."""
     try:
         yield
-    except InputError as error:
-        # raised in a loader's worker, the message comes back inside the text of a traceback
-        message = str(error).rpartition("InputError: ")[2].strip()
-        if not message.startswith("cannot read the image"):
-            raise
-        raise InputError(f"{message}, or set data.on_error to skip") from error
+    except UnreadableImageError as error:
+        raise replace(error, hint=f"{error.hint}, or set data.on_error to skip") from error
 
 
 @suggesting_to_skip()
@@ -249,7 +237,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 def _note_changes(paths: list[str], before: list[tuple[int, int]]) -> None:
     """Say which images are not those any more that the training began with; it has perhaps seen both."""
-    changed = [path for path, old, new in zip(paths, before, file_versions(paths), strict=True) if old != new]
+    changed = [path for path, same in zip(paths, (before == file_versions(paths)).all(axis=1), strict=True) if not same]
     if changed:
         _say(f"note: images that changed or went away during the training: {len(changed)}, for example {changed[0]}")
 
