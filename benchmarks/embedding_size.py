@@ -18,17 +18,16 @@ from typing import Any
 from measure import arguments, report
 
 from orthoproxy import read_config, train
-from orthoproxy.diagnosis import growth
-from orthoproxy.diagnosis.size import LEAST_GAIN, Growth
+from orthoproxy.diagnosis.embedding_size import MIN_GAIN, SizeScores, score_sizes
 from orthoproxy.reports.text import points
-from orthoproxy.runs.diagnose import Embeddings, subject_of
+from orthoproxy.runs.diagnose import EmbeddingCache, load_diagnosis_input
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 
 
 def main() -> None:
     options = arguments(__doc__ or "", recipe="recipes/icons.yaml", out="runs/sizes", freeze=1)
-    embeddings = Embeddings(workers=1)  # the untrained encoder's are of all runs
+    embeddings = EmbeddingCache(workers=1)  # the untrained encoder's are of all runs
     recipe, out, freeze = Path(options.recipe), Path(options.out), bool(options.freeze)
     found = {size: grown(recipe, out / str(size), size, freeze, embeddings) for size in SIZES}
     report(
@@ -40,7 +39,7 @@ def main() -> None:
     )
 
 
-def grown(recipe: Path, folder: Path, size: int, freeze: bool, embeddings: Embeddings) -> Growth:
+def grown(recipe: Path, folder: Path, size: int, freeze: bool, embeddings: Embeddings) -> SizeScores:
     """Train with embeddings of a size, and look at the leading directions of these."""
     config = read_config(recipe)
     config = replace(
@@ -50,12 +49,12 @@ def grown(recipe: Path, folder: Path, size: int, freeze: bool, embeddings: Embed
         training=replace(config.training, seed=0, select_on="validation"),
     )
     run = train(config, folder, resume=True, judged=False)
-    seen = growth(subject_of(run, embeddings, on="validation"))
+    seen = score_sizes(load_diagnosis_input(run, embeddings, on="validation"))
     assert seen is not None, "no image has another of its class"
     return seen
 
 
-def compared(size: int, small: Growth, large: Growth) -> dict[str, Any]:
+def compared(size: int, small: SizeScores, large: SizeScores) -> dict[str, Any]:
     expected, measured = small.next_gain, large.scores[-1].value - small.scores[-1].value
     return {
         "numbers": size,
@@ -63,7 +62,7 @@ def compared(size: int, small: Growth, large: Growth) -> dict[str, Any]:
         "expected of twice": points(expected, sign=True),
         "measured": round(100 * measured, 1),
         "inside the interval": "yes" if expected.low <= measured <= expected.high else "no",
-        "a finding": "yes" if expected.low > 0 and expected.value >= LEAST_GAIN else "no",
+        "a finding": "yes" if expected.low > 0 and expected.value >= MIN_GAIN else "no",
     }
 
 

@@ -22,8 +22,8 @@ from measure import arguments, report
 
 from orthoproxy import Embedder, Run, train
 from orthoproxy.data import select_split
-from orthoproxy.diagnosis import evened, out_of_sample, plant, suspects
-from orthoproxy.diagnosis.label_errors import PLANTED, OutOfSample
+from orthoproxy.diagnosis import corrupt_labels, find_suspects, leave_one_out, whiten
+from orthoproxy.diagnosis.label_errors import CORRUPTED, LeaveOneOut
 from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.runs.evaluate import images_of
 
@@ -42,10 +42,10 @@ def main() -> None:
     )
     ways = {
         "class means, pooled features": unit_rows(features),
-        **{f"class means, whitened {w:g}": evened(features, w) for w in (0.25, 0.5, 0.75, 1.0)},
+        **{f"class means, whitened {w:g}": whiten(features, w) for w in (0.25, 0.5, 0.75, 1.0)},
     }
     rows = [
-        row(way, [judged(labels, seed, lambda changed, x=x: out_of_sample(x, changed)) for seed in SEEDS])
+        row(way, [judged(labels, seed, lambda changed, x=x: leave_one_out(x, changed)) for seed in SEEDS])
         for way, x in ways.items()
     ]
     half = ways["class means, whitened 0.5"]
@@ -57,19 +57,19 @@ def main() -> None:
     )
     if options.planted:
         rows += by_a_run_that_saw_them(run, table, labels, Path(options.planted))
-    notes = f"{len(images):,} images of {labels.max() + 1} classes; {PLANTED:.0%} of the labels changed; five seeds"
+    notes = f"{len(images):,} images of {labels.max() + 1} classes; {CORRUPTED:.0%} of the labels changed; five seeds"
     columns = ["model", "average precision", "listed", "precision", "recall"]
     report(f"label_errors-{run.folder.resolve().name}", "Wrong labels found", columns, rows, notes)
 
 
-def judged(labels: np.ndarray, seed: int, judge: Callable[[np.ndarray], OutOfSample]) -> dict[str, float]:
+def judged(labels: np.ndarray, seed: int, judge: Callable[[np.ndarray], LeaveOneOut]) -> dict[str, float]:
     """Change labels, have each image judged, and compare with what was changed."""
-    changed, planted = plant(labels, PLANTED, seed)
-    seen: OutOfSample = judge(changed)
-    return compared(seen, suspects(seen).rows, planted)
+    changed, planted = corrupt_labels(labels, CORRUPTED, seed)
+    seen: LeaveOneOut = judge(changed)
+    return compared(seen, find_suspects(seen).rows, planted)
 
 
-def compared(seen: OutOfSample, listed: np.ndarray, planted: np.ndarray) -> dict[str, float]:
+def compared(seen: LeaveOneOut, listed: np.ndarray, planted: np.ndarray) -> dict[str, float]:
     wrong = np.isin(np.argsort(seen.margin, kind="stable"), planted)  # NaN last
     precision = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
     hits = len(np.intersect1d(listed, planted))
@@ -85,7 +85,7 @@ def row(name: str, results: list[dict[str, float]]) -> dict[str, object]:
     return {"model": name, **{key: statistics.mean(result[key] for result in results) for key in results[0]}}
 
 
-def by_neighbours(x: np.ndarray, labels: np.ndarray) -> OutOfSample:
+def by_neighbours(x: np.ndarray, labels: np.ndarray) -> LeaveOneOut:
     """Vote by the similarity of the nearest images, the image itself left out."""
     cosines = x @ x.T
     np.fill_diagonal(cosines, -1)
@@ -98,12 +98,12 @@ def by_neighbours(x: np.ndarray, labels: np.ndarray) -> OutOfSample:
     own = votes[each, labels]
     votes[each, labels] = -1
     ahead = (votes > own[:, None]).sum(axis=1) + (votes >= own[:, None]).sum(axis=1)
-    return OutOfSample(own - votes.max(axis=1), ahead / (2 * labels.max()), votes.argmax(axis=1))
+    return LeaveOneOut(own - votes.max(axis=1), ahead / (2 * labels.max()), votes.argmax(axis=1))
 
 
 def by_a_run_that_saw_them(run: Run, table: pd.DataFrame, labels: np.ndarray, folder: Path) -> list[dict[str, object]]:
     """Train on changed labels, and ask the encoder about them: without the image in the means, and by its proxies."""
-    changed, planted = plant(labels, PLANTED, seed=0)
+    changed, planted = corrupt_labels(labels, CORRUPTED, seed=0)
     training = (table["split"] == "train").to_numpy()
     names = np.array(sorted(set(table["label"][training])))
     wrong = table.copy()
@@ -121,15 +121,15 @@ def by_a_run_that_saw_them(run: Run, table: pd.DataFrame, labels: np.ndarray, fo
     earlier = train(replace(run.config, data=data), folder, resume=True)
     model = earlier.model
     x = unit_rows(model.embed(table["path"][training].tolist(), workers=1, progress="embed, trained"))
-    seen = out_of_sample(x, changed)
-    results = [row("class means, encoder trained on them", [compared(seen, suspects(seen).rows, planted)])]
+    seen = leave_one_out(x, changed)
+    results = [row("class means, encoder trained on them", [compared(seen, find_suspects(seen).rows, planted)])]
     if model.proxies is not None:
         cosines, each = x @ unit_rows(model.proxies.numpy()).T, np.arange(len(x))
         own = cosines[each, changed]
         cosines[each, changed] = -1
         ahead = (cosines > own[:, None]).mean(axis=1)
-        seen = OutOfSample(own - cosines.max(axis=1), ahead, cosines.argmax(axis=1))
-        results.append(row("its proxies, also trained on them", [compared(seen, suspects(seen).rows, planted)]))
+        seen = LeaveOneOut(own - cosines.max(axis=1), ahead, cosines.argmax(axis=1))
+        results.append(row("its proxies, also trained on them", [compared(seen, find_suspects(seen).rows, planted)]))
     return results
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orthoproxy import Embedder, cli, diagnosing
+from orthoproxy import Embedder
+from orthoproxy.cli import main as cli
+from orthoproxy.core.errors import InputError
 from orthoproxy.runs import config as c
-from orthoproxy.runs.diagnose import Embeddings, diagnose_runs, subject_of
+from orthoproxy.runs.diagnose import EmbeddingCache, diagnose_runs, load_diagnosis_input
 from orthoproxy.runs.run_folder import Run
 from orthoproxy.runs.train import train
 
@@ -58,11 +60,11 @@ def test_it_writes_the_page_beside_the_report(run: Run, capsys: pytest.CaptureFi
     numbers = tmp_path / "new" / "numbers.json"
     assert cli.main(["diagnose", str(run.folder), "--json", str(numbers), "--workers", "0"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert re.match(r"run: .*; looked at 4 unseen classes \(test\)$", said[0])
+    assert re.match(r"run: .* 4 unseen classes \(test\)$", said[0])
     assert said[-1] == f"page: {run.folder / 'diagnosis.html'}"
     assert (run.folder / "diagnosis.html").read_text(encoding="utf-8").lstrip().startswith("<!DOCTYPE html>")
     told = json.loads(numbers.read_text(encoding="utf-8"))
-    assert told["format_version"] == 1
+    assert told["format_version"] == 2
     (only,) = told["runs"]
     assert only["unseen"] == {"split": "test", "classes": 4}
     assert [check["name"] for check in only["checks"]] == [
@@ -89,24 +91,24 @@ def test_several_runs_go_where_they_are_told_and_are_called_apart(
 def test_what_chose_the_checkpoint_is_looked_at_unless_it_is_little(
     run: Run, monkeypatch: pytest.MonkeyPatch, few: int, split: str
 ) -> None:
-    monkeypatch.setattr(diagnosing, "FEW_CLASSES", few)
-    assert subject_of(run, Embeddings()).unseen_are == split
-    assert subject_of(run, Embeddings(), on="test").unseen_are == "test"
+    monkeypatch.setattr("orthoproxy.runs.diagnose.FEW_CLASSES", few)
+    assert load_diagnosis_input(run, EmbeddingCache()).unseen_split == split
+    assert load_diagnosis_input(run, EmbeddingCache(), on="test").unseen_split == "test"
 
 
 def test_images_are_embedded_once_for_all_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = []
     embed = Embedder.embed
     monkeypatch.setattr(Embedder, "embed", lambda self, x, **given: embedded.append(len(x)) or embed(self, x, **given))
-    embeddings = Embeddings()
-    first, second = (subject_of(run, embeddings) for _ in range(2))
+    embeddings = EmbeddingCache()
+    first, second = (load_diagnosis_input(run, embeddings) for _ in range(2))
     assert len(embedded) == 4  # training and unseen images, each by the model and the untrained encoder
     assert np.array_equal(first.training.trained, second.training.trained)
     assert set(first.training.names) == set(first.classes)
 
 
 def test_with_fewer_images_whole_classes_are_left_out(run: Run) -> None:
-    few = subject_of(run, Embeddings(), most_images=7).training
+    few = load_diagnosis_input(run, EmbeddingCache(), most_images=7).training
     assert few.table["label"].value_counts().tolist() == [3, 3]
 
 
@@ -131,5 +133,6 @@ def test_other_images_than_those_trained_on_are_refused(run: Run, tmp_path: Path
         (tmp_path / colour).mkdir()
         for number in range(2):
             Image.new("RGB", (32, 32), colour).save(tmp_path / colour / f"{number}.png")
-    with pytest.raises(ValueError, match=r"was no training class of this run.*\n?.*--data.root"):
+    with pytest.raises(InputError) as raised:
         list(diagnose_runs([run.folder], tmp_path / "out", root=str(tmp_path)))
+    assert raised.value.field == "root"

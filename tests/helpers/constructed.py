@@ -1,4 +1,4 @@
-"""Models made up so that it is known what limits them: embeddings around class centres, without images."""
+"""Synthetic models with a known limitation: embeddings around class centers, without images."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 
 from orthoproxy.data import make_table
-from orthoproxy.diagnosis import Embedded, Subject
+from orthoproxy.diagnosis import DiagnosisInput, EmbeddedSplit
 
 CLASSES, IMAGES, LATENT = 40, 8, 16
 
 
-def centres(seed: int, classes: int = CLASSES, latent: int = LATENT) -> np.ndarray:
+def centers(seed: int, classes: int = CLASSES, latent: int = LATENT) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((classes, latent))
 
 
 def around(points: np.ndarray, labels: np.ndarray, dim: int, noise: float, seed: int) -> np.ndarray:
-    """Images near their class's point, seen in `dim` dimensions, unit length."""
+    """Unit vectors near their class's point, projected to `dim` dimensions."""
     generator = np.random.default_rng(seed)
     latent = points[labels] + noise * generator.standard_normal((len(labels), points.shape[1]))
     view = np.random.default_rng(99).standard_normal((points.shape[1], dim))
@@ -25,28 +25,31 @@ def around(points: np.ndarray, labels: np.ndarray, dim: int, noise: float, seed:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def side(what: str, points: np.ndarray, trained: float, untrained: float, seed: int, dim: int = 64) -> Embedded:
-    """Images of some classes, with so much noise in either model's embeddings."""
+def split(
+    name: str, points: np.ndarray, noise: float, baseline_noise: float, seed: int, dim: int = 64
+) -> EmbeddedSplit:
+    """Images of some classes, with the given noise in the model's and in the untrained encoder's embeddings."""
     labels = np.repeat(np.arange(len(points)), IMAGES)
-    paths = [f"{what}/{number}.png" for number in range(len(labels))]
-    table = make_table(paths, [f"{what} {label:03}" for label in labels])
-    return Embedded(table, around(points, labels, dim, trained, seed), around(points, labels, 96, untrained, seed + 1))
+    paths = [f"{name}/{number}.png" for number in range(len(labels))]
+    table = make_table(paths, [f"{name} {label:03}" for label in labels])
+    embeddings = around(points, labels, dim, noise, seed)
+    return EmbeddedSplit(table, embeddings, around(points, labels, 96, baseline_noise, seed + 1))
 
 
-def healthy(dim: int = 64, latent: int = LATENT, noise: float = 0.3) -> Subject:
-    """A model that nothing limits: classes lie apart, unseen ones as far as those trained on."""
-    seen, unseen = centres(1, latent=latent), centres(2, latent=latent)
-    training = side("seen", seen, noise, 0.5, 10, dim)
-    return Subject(
+def healthy(dim: int = 64, latent: int = LATENT, noise: float = 0.3) -> DiagnosisInput:
+    """A model without limitation: classes are separate, unseen ones as much as those trained on."""
+    seen, unseen = centers(1, latent=latent), centers(2, latent=latent)
+    training = split("seen", seen, noise, 0.5, 10, dim)
+    return DiagnosisInput(
         name="healthy",
         training=training,
-        unseen=side("new", unseen, noise, 0.5, 20, dim),
-        unseen_are="test",
+        unseen=split("new", unseen, noise, 0.5, 20, dim),
+        unseen_split="test",
         proxies=around(seen, np.arange(len(seen)), dim, 0.0, 0),
         classes=training.names,
     )
 
 
-def relabelled(images: Embedded, labels: np.ndarray) -> Embedded:
+def relabel(images: EmbeddedSplit, labels: np.ndarray) -> EmbeddedSplit:
     names = np.array(images.names)
     return replace(images, table=images.table.assign(label=names[labels]))

@@ -1,31 +1,21 @@
-"""What limits a trained model: checks that measure, and findings with their evidence and what to try."""
+"""Diagnosis of a trained model: overfitting, collapsed proxies, confused classes, label errors, embedding dimension."""
 
-from orthoproxy.diagnosis.confusions import confusions
-from orthoproxy.diagnosis.crowding import crowding
-from orthoproxy.diagnosis.diagnose import diagnose, lines
+from orthoproxy.diagnosis.diagnose import diagnose, render_diagnosis, summary_lines
 from orthoproxy.diagnosis.findings import Check, Diagnosis, Finding
-from orthoproxy.diagnosis.label_errors import evened, out_of_sample, plant, suspects
-from orthoproxy.diagnosis.overfitting import recall_gap
-from orthoproxy.diagnosis.page import render_diagnosis
-from orthoproxy.diagnosis.size import growth, participation_ratio
-from orthoproxy.diagnosis.subject import Embedded, Subject
+from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
+from orthoproxy.diagnosis.label_errors import corrupt_labels, find_suspects, leave_one_out, whiten
 
 __all__ = [
     "Check",
     "Diagnosis",
-    "Embedded",
+    "DiagnosisInput",
+    "EmbeddedSplit",
     "Finding",
-    "Subject",
-    "confusions",
-    "crowding",
+    "corrupt_labels",
     "diagnose",
-    "evened",
-    "growth",
-    "lines",
-    "out_of_sample",
-    "participation_ratio",
-    "plant",
-    "recall_gap",
+    "find_suspects",
+    "leave_one_out",
     "render_diagnosis",
-    "suspects",
+    "summary_lines",
+    "whiten",
 ]

@@ -1,91 +1,96 @@
-"""All checks of a model, and the words for a terminal."""
+"""Run all checks; summarize them for a terminal and on a page."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from orthoproxy.diagnosis.confusions import check_confusions
-from orthoproxy.diagnosis.crowding import check_proxies
+from orthoproxy.diagnosis.embedding_size import check_embedding_size
 from orthoproxy.diagnosis.findings import Check, Diagnosis
+from orthoproxy.diagnosis.inputs import DiagnosisInput
 from orthoproxy.diagnosis.label_errors import check_labels
 from orthoproxy.diagnosis.overfitting import check_overfitting
-from orthoproxy.diagnosis.size import check_size
-from orthoproxy.diagnosis.subject import Subject
+from orthoproxy.diagnosis.proxy_collapse import check_proxies
+from orthoproxy.reports.html import load_template, thumbnail_cache
 
-CHECKS: tuple[Callable[[Subject], Check], ...] = (
+CHECKS: tuple[Callable[[DiagnosisInput], Check], ...] = (
     check_overfitting,
     check_proxies,
     check_confusions,
     check_labels,
-    check_size,
+    check_embedding_size,
 )
 
 
-def diagnose(subject: Subject) -> Diagnosis:
-    """Look for what limits a model.
+def diagnose(model: DiagnosisInput) -> Diagnosis:
+    """Find out what limits a model.
 
     Parameters
     ----------
-    subject
-        The model's embeddings of training and unseen images, and its proxies.
+    model
+        The model's embeddings of training images and of unseen classes, and its proxies.
 
     Returns
     -------
     Diagnosis
-        One check a question; those that found something say how much it is and what to try.
+        One check each for overfitting, collapsed proxies, confused classes, label errors and the embedding dimension.
 
     Examples
     --------
     >>> import numpy as np
     >>> from orthoproxy.data import make_table
-    >>> from orthoproxy.diagnosis import Embedded
-    >>> images = Embedded(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
-    >>> [check.name for check in diagnose(Subject("run", images, None, "test", None, [])).checks]
+    >>> from orthoproxy.diagnosis import EmbeddedSplit
+    >>> split = EmbeddedSplit(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
+    >>> [check.name for check in diagnose(DiagnosisInput("run", split, None, "test", None, [])).checks]
     ['overfitting', 'proxies', 'confusions', 'labels', 'embedding size']
     """
-    classes = 0 if subject.unseen is None else len(subject.unseen.names)
-    return Diagnosis(subject.name, subject.unseen_are, classes, [check(subject) for check in CHECKS])
+    classes = 0 if model.unseen is None else len(model.unseen.names)
+    return Diagnosis(model.name, model.unseen_split, classes, [check(model) for check in CHECKS])
 
 
-def lines(diagnosis: Diagnosis, width: int = 100) -> Iterator[str]:
-    """Say in short what was found, the largest effect first.
+def summary_lines(diagnosis: Diagnosis, width: int = 100) -> Iterator[str]:
+    """Yield a short summary for a terminal, the most severe finding first."""
+    unseen = f"{diagnosis.num_unseen_classes:,} unseen classes ({diagnosis.unseen_split})"
+    findings = diagnosis.findings
+    yield f"{diagnosis.name}: {len(findings)} finding{'' if len(findings) == 1 else 's'}, {unseen}"
+    for rank, (check, finding) in enumerate(findings, 1):
+        yield from _wrap(f"{rank}. {finding.title}: {finding.effect} {finding.scope}", "  ", width)
+        yield from _wrap(_join_evidence(check), "     ", width)
+        yield from _wrap(f"try: {finding.advice[0]}", "     ", width)
+    for check in diagnosis.checks:
+        if check.finding is None:
+            details = "; ".join(text for text in (check.reason, _join_evidence(check)) if text)
+            yield from _wrap(f"{check.name}: {check.status} ({details})", "  ", width)
+
+
+def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
+    """Render one diagnosis, or several side by side.
 
     Parameters
     ----------
-    diagnosis
-        Of a run.
-    width
-        Letters in a line.
+    diagnoses
+        One per run, at least one.
 
-    Yields
-    ------
+    Returns
+    -------
     str
-        A line.
+        HTML with images and figures inline; it loads nothing from elsewhere.
 
     Examples
     --------
-    >>> print(*lines(Diagnosis("first", "test", 9, [Check("proxies", "not looked at: the loss has none")])), sep="\\n")
-    first: nothing found; looked at 9 unseen classes (test)
-      proxies: not looked at: the loss has none
+    >>> checks = [Check("proxies", reason="the loss has no proxies")]
+    >>> "<title>first" in render_diagnosis([Diagnosis("first", "test", 9, checks)])
+    True
     """
-    found = diagnosis.findings
-    count = {0: "nothing found", 1: "1 finding"}.get(len(found), f"{len(found)} findings, the largest effect first")
-    classes = f"{diagnosis.unseen_classes:,} unseen classes ({diagnosis.unseen_are})"
-    yield f"{diagnosis.name}: {count}; looked at {classes if diagnosis.unseen_classes else 'no unseen classes'}"
-    for place, check in enumerate(found, 1):
-        finding = check.finding
-        if finding is None:
-            continue
-        yield from _wrapped(f"{place}. {finding.title}: {finding.size}", "  ", width)
-        yield from _wrapped(f"seen: {check.summary}", "     ", width)
-        yield from _wrapped(f"try:  {finding.advice[0]}", "     ", width)
-    for check in diagnosis.checks:
-        if check.finding is None:
-            measured = f"nothing found. {check.summary[:1].upper()}{check.summary[1:]}"
-            said = measured if check.state == "nothing found" else check.summary
-            yield from _wrapped(f"{check.name}: {said}", "  ", width)
+    names = [check.name for check in diagnoses[0].checks]
+    page = load_template("diagnosis.html.j2")
+    return page.render(diagnoses=diagnoses, names=names, thumbnail=thumbnail_cache())
 
 
-def _wrapped(text: str, indent: str, width: int) -> list[str]:
+def _join_evidence(check: Check) -> str:
+    return "; ".join(f"{name} {value}" for name, value in check.evidence.items())
+
+
+def _wrap(text: str, indent: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=f"{indent}   ", break_on_hyphens=False)

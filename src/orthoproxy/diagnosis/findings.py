@@ -1,23 +1,23 @@
-"""What a diagnosis says: checks with what they measured, and findings with evidence, pictures and advice."""
+"""Results of a diagnosis as data: checks with their evidence, and findings with severity and advice."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.html import Plot
-from orthoproxy.reports.text import interval, mean
+from orthoproxy.reports.text import percent, points
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A picture to show: its file, what stands below it, and whether it is the one that is asked about."""
+class Thumbnail:
+    """An image to show, with its class, a note, and whether it is the query or suspect of its row."""
 
     path: str
     label: str
     note: str = ""
-    asked: bool = False
+    is_query: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,140 +27,130 @@ class Finding:
     Parameters
     ----------
     title
-        What it is, in one sentence.
-    effect
-        How much is at stake, as a fraction of `of`; findings are ranked by it.
-    of
-        What the effect is a share of, for example ``of unseen queries``.
-    evidence
-        Sentences with the numbers.
+        One sentence.
+    severity
+        Size of the effect as a fraction, with its interval; findings are ranked by it.
+    scope
+        What the severity is a fraction of, for example ``of unseen queries``.
     advice
         What to try, the most promising first.
-    plot
-        A figure, or None.
-    heads, rows
-        A table; empty for none.
     unit
-        Of the effect: ``%``, or ``points`` for a difference of scores.
-    shots
-        Rows of pictures.
-    shots_say
-        What is to be seen in them.
+        ``%``, or ``points`` for a difference of scores.
+    plot
+        A figure, if any.
+    columns, rows
+        A table, if any.
+    thumbnails
+        Rows of images, if any.
+    thumbnails_caption
+        What the images show.
 
     Examples
     --------
-    >>> Finding("Two classes are one", Estimate(0.1, 0.05, 0.15), "of unseen queries", ["a, b"], ["Merge them."]).size
-    '10.0 % [5.0, 15.0] of unseen queries'
+    >>> Finding("Two classes are one", Estimate(0.1, 0.05, 0.15), "of unseen queries", ["Merge them."]).effect
+    '10.0 % [5.0, 15.0]'
     """
 
     title: str
-    effect: Estimate
-    of: str
-    evidence: list[str]
+    severity: Estimate
+    scope: str
     advice: list[str]
+    unit: Literal["%", "points"] = "%"
     plot: Plot | None = None
-    heads: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
-    shots: list[list[Shot]] = field(default_factory=list)
-    shots_say: str = ""
-    unit: str = "%"
+    thumbnails: list[list[Thumbnail]] = field(default_factory=list)
+    thumbnails_caption: str = ""
 
     @property
-    def size(self) -> str:
-        """The effect in words."""
-        x = self.effect
-        return f"{mean(x)} {self.unit} {interval(x)} {self.of}"
+    def effect(self) -> str:
+        """The severity with its unit and interval."""
+        return percent(self.severity) if self.unit == "%" else points(self.severity)
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something that was looked at.
+    """The result of one check.
 
     Parameters
     ----------
     name
-        A word for it.
-    summary
-        What was measured, in a sentence; or why it was not.
+        Name of the check.
+    evidence
+        What was measured, as shown: description to formatted value; empty if the check was skipped.
     measured
-        The numbers; empty where it was not looked at.
+        The same numbers and more, for machines.
     finding
         What is wrong, if anything.
-    unclear
-        Whether the measurement is too weak to say that there is nothing.
+    reason
+        Why the check was skipped or is inconclusive.
 
     Examples
     --------
-    >>> Check("proxies", "not looked at: the loss has none").state
-    'not looked at'
+    >>> Check("proxies", reason="the loss has no proxies").status
+    'skipped'
     """
 
     name: str
-    summary: str
+    evidence: dict[str, str] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     finding: Finding | None = None
-    unclear: bool = False
+    reason: str = ""
 
     @property
-    def looked_at(self) -> bool:
-        """Whether there was something to measure."""
-        return bool(self.measured)
-
-    @property
-    def state(self) -> str:
-        """What became of it: ``found``, ``nothing found``, ``cannot be told`` or ``not looked at``."""
+    def status(self) -> str:
+        """``found``, ``nothing found``, ``inconclusive`` or ``skipped``."""
         if self.finding:
             return "found"
-        if not self.looked_at:
-            return "not looked at"
-        return "cannot be told" if self.unclear else "nothing found"
+        if not self.measured:
+            return "skipped"
+        return "inconclusive" if self.reason else "nothing found"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is neither figure nor picture, as ``--json`` writes it."""
-        finding = self.finding and {
-            "title": self.finding.title,
-            "effect": asdict(self.finding.effect),
-            "of": self.finding.of,
-            "unit": self.finding.unit,
-            "evidence": self.finding.evidence,
-            "advice": self.finding.advice,
-        }
-        return {
-            "name": self.name,
-            "state": self.state,
-            "summary": self.summary,
-            "measured": self.measured,
-            "finding": finding,
-        }
+        """Return everything except figures and images, as the JSON output has it."""
+        data = {"name": self.name, "status": self.status, "reason": self.reason, "measured": self.measured}
+        finding = self.finding
+        if finding is None:
+            return {**data, "finding": None}
+        kept = {name: getattr(finding, name) for name in ("title", "scope", "unit", "advice")}
+        return {**data, "finding": {**kept, "severity": asdict(finding.severity)}}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A run's checks, and what was found, the largest effect first.
+    """The checks of a run.
+
+    Parameters
+    ----------
+    name
+        Name of the run.
+    unseen_split, num_unseen_classes
+        Where the unseen classes are from, and their number; 0 if there are none.
+    checks
+        All checks, in a fixed order.
 
     Examples
     --------
-    >>> Diagnosis("run", "test", 9, [Check("proxies", "not looked at: the loss has none")]).findings
+    >>> Diagnosis("run", "test", 9, [Check("proxies", reason="the loss has no proxies")]).findings
     []
     """
 
     name: str
-    unseen_are: str
-    unseen_classes: int
+    unseen_split: str
+    num_unseen_classes: int
     checks: list[Check]
 
     @property
-    def findings(self) -> list[Check]:
-        """The checks that found something, the largest effect first."""
-        found = [(check.finding.effect.value, check) for check in self.checks if check.finding]
-        return [check for _, check in sorted(found, key=lambda pair: -pair[0])]
+    def findings(self) -> list[tuple[Check, Finding]]:
+        """The checks with a finding, the most severe first."""
+        found = [(check, check.finding) for check in self.checks if check.finding]
+        return sorted(found, key=lambda pair: -pair[1].severity.value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as ``--json`` writes it."""
-        unseen = {"split": self.unseen_are, "classes": self.unseen_classes}
+        """Return everything except figures and images, as the JSON output has it."""
         return {
             "name": self.name,
-            "unseen": unseen,
-            "findings": [check.name for check in self.findings],
+            "unseen": {"split": self.unseen_split, "classes": self.num_unseen_classes},
+            "findings": [check.name for check, _ in self.findings],
             "checks": [check.to_dict() for check in self.checks],
         }

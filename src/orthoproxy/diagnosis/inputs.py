@@ -1,0 +1,106 @@
+"""Input of a diagnosis: embeddings of training images and of images of unseen classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from orthoproxy.evaluation import Estimate, Retrieval, bootstrap_means, build_retrieval, estimate
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """Images of a split and their embeddings.
+
+    Parameters
+    ----------
+    table
+        N images, from `orthoproxy.data.make_table`.
+    embeddings, baseline_embeddings
+        Embeddings of the rows by the model, N x D, and by the untrained encoder, N x F.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of images and embeddings differ.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> EmbeddedSplit(make_table(["1.png", "2.png"], ["cat", "dog"]), np.eye(2), np.eye(2)).labels
+    array([0, 1])
+    """
+
+    table: pd.DataFrame
+    embeddings: Float[np.ndarray, "N D"]
+    baseline_embeddings: Float[np.ndarray, "N F"]
+
+    def __post_init__(self) -> None:
+        counts = len(self.table), len(self.embeddings), len(self.baseline_embeddings)
+        if len(set(counts)) > 1:
+            raise ValueError("{} images, {} embeddings and {} baseline embeddings".format(*counts))
+
+    @cached_property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """Index into `names` of each row's class."""
+        return pd.factorize(self.table["label"], sort=True)[0]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the classes, sorted."""
+        return sorted(set(self.table["label"]))
+
+
+@dataclass(frozen=True)
+class DiagnosisInput:
+    """A trained model, as `diagnose` needs it.
+
+    Parameters
+    ----------
+    name
+        Name of the run.
+    training
+        Training images, or those of some whole classes.
+    unseen
+        Images of classes that were not trained on; None without any.
+    unseen_split
+        Split of `unseen`: ``test`` or ``validation``.
+    proxies
+        C x D, one row per training class; None for a loss without proxies.
+    classes
+        Names of the training classes, in the order of `proxies`.
+    exclude_group
+        Exclude a query's own group from its gallery, as in the evaluation.
+
+    Examples
+    --------
+    >>> from orthoproxy.data import make_table
+    >>> split = EmbeddedSplit(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
+    >>> DiagnosisInput("run", split, None, "test", None, []).retrieval(split, split.embeddings).queries
+    array([0, 1])
+    """
+
+    name: str
+    training: EmbeddedSplit
+    unseen: EmbeddedSplit | None
+    unseen_split: str
+    proxies: Float[np.ndarray, "C D"] | None
+    classes: list[str]
+    exclude_group: bool = False
+
+    def retrieval(self, split: EmbeddedSplit, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
+        """Build the retrieval problem of a split with the given embeddings of its rows."""
+        return build_retrieval(embeddings, split.table, self.exclude_group)
+
+
+def mean_over_images(values: Float[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Estimate:
+    """Average over images, NaN left out, with an interval by the class bootstrap."""
+    counted = ~np.isnan(values)
+    if not counted.any():
+        raise ValueError("all values are NaN")
+    _, classes = np.unique(labels[counted], return_inverse=True)
+    return estimate(float(values[counted].mean()), bootstrap_means(values[counted], classes))

@@ -1,0 +1,153 @@
+"""Proxy collapse: do the proxies use the available directions, and is each class separate?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
+from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit, mean_over_images
+from orthoproxy.evaluation import Estimate
+from orthoproxy.reports.figures import spectrum_figure
+from orthoproxy.reports.geometry import (
+    Pair,
+    compare_proxies,
+    effective_rank,
+    nearest_rows,
+    orthogonality_distance,
+    row_cosines,
+    spectrum,
+    welch_floor,
+)
+from orthoproxy.reports.html import Plot, figure_to_svg
+from orthoproxy.reports.text import number, percent
+
+NAME = "proxies"
+COLLAPSED = 0.5  # effective rank, relative to that of random directions
+CLOSE_COSINE = 0.5  # of two proxies: 60 degrees
+MIN_SEVERITY = 0.01  # of the training images; geometry alone does no harm
+MAX_RANDOM_ROWS = 50_000  # with more rows, the rank of random directions hardly changes
+MAX_PAIRS = 6
+COLLAPSE_ADVICE = [
+    "Initialize the proxies with class means, and check that their learning rate is about 100 times the backbone's.",
+    "Add Soft Orthogonality (weight 0.3 to 3, scaling excess), which spreads the proxies. Started from class means it "
+    "did not raise Recall@1 in our studies: compare on validation classes.",
+]
+MERGE_ADVICE = "Check whether the closest classes are the same; merge those that are."
+
+
+@dataclass(frozen=True)
+class ProxyGeometry:
+    """Geometry of the proxies; `astray` and `astray_close` are fractions of the training images.
+
+    `astray`: the nearest proxy is of another class. `astray_close`: and it is within 60 degrees of the right proxy.
+    `close_classes` counts proxies with another within 60 degrees, among the `compared` ones.
+    """
+
+    classes: int
+    dim: int
+    effective_rank: float
+    random_rank: float
+    closest: list[Pair]
+    compared: int
+    close_classes: int
+    distance: float
+    floor: float
+    astray: Estimate
+    astray_close: Estimate
+
+
+def check_proxies(model: DiagnosisInput) -> Check:
+    """Check whether the proxies have collapsed into few directions, or are too close to each other.
+
+    A finding needs at least `MIN_SEVERITY` of the training images nearer to a wrong proxy than to their own, and
+    either an effective rank below half of that of random directions, or wrong proxies within 60 degrees of the right.
+    """
+    proxies = model.proxies
+    if proxies is None or len(proxies) < 2:
+        return Check(NAME, reason="the loss has no proxies")
+    if not np.isfinite(proxies).all():
+        return Check(NAME, reason="the proxies are not finite: training diverged")
+    found = measure_proxies(proxies, model.classes, model.training)
+    available = min(found.classes, found.dim)
+    evidence = {
+        "effective rank": f"{found.effective_rank:.1f} of {available} (random directions {found.random_rank:.1f})",
+        "largest cosine of two proxies": number(found.closest[0].cosine, digits=2),
+        "proxies with another within 60°": f"{found.close_classes:,} of {found.compared:,}",
+        "distance from orthogonality": f"{found.distance:,.1f} (Welch bound {found.floor:,.1f})",
+        "training images nearest to a wrong proxy": percent(found.astray),
+        "of these within 60° of the right proxy": percent(found.astray_close),
+    }
+    measured = {**asdict(found), "closest": [pair._asdict() for pair in found.closest]}
+    return Check(NAME, evidence, measured, _find(found, proxies, model.training))
+
+
+def measure_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str], training: EmbeddedSplit) -> ProxyGeometry:
+    """Measure the geometry of at least two proxies, and where the training images are among them."""
+    index = {name: row for row, name in enumerate(classes)}
+    own = np.array([index[label] for label in training.table["label"]])
+    nearest = nearest_rows(training.embeddings, proxies)
+    wrong = nearest != own
+    close = row_cosines(proxies, nearest, proxies, own) >= CLOSE_COSINE
+    neighbors = compare_proxies(proxies, classes, MAX_PAIRS)
+    return ProxyGeometry(
+        *proxies.shape,
+        effective_rank=effective_rank(proxies),
+        random_rank=effective_rank(_random_directions(proxies)),
+        closest=neighbors.pairs,
+        compared=len(neighbors.nearest),
+        close_classes=int((neighbors.nearest >= CLOSE_COSINE).sum()),
+        distance=orthogonality_distance(proxies),
+        floor=welch_floor(*proxies.shape),
+        astray=mean_over_images(wrong.astype(float), own),
+        astray_close=mean_over_images((wrong & close).astype(float), own),
+    )
+
+
+def _random_directions(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "R D"]:
+    count, dim = proxies.shape
+    return np.random.default_rng(0).standard_normal((min(count, MAX_RANDOM_ROWS), dim))
+
+
+def _find(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"], training: EmbeddedSplit) -> Finding | None:
+    collapsed = found.effective_rank < COLLAPSED * found.random_rank
+    if collapsed and found.astray.low > 0 and found.astray.value >= MIN_SEVERITY:
+        title, severity = "The proxies have collapsed into few directions", found.astray
+        scope, advice = "of training images are nearest to a wrong proxy", [*COLLAPSE_ADVICE, MERGE_ADVICE]
+    elif found.astray_close.low > 0 and found.astray_close.value >= MIN_SEVERITY:
+        title, severity = "Some proxies are too close to each other", found.astray_close
+        scope, advice = "of training images are nearest to a wrong proxy close to the right one", [MERGE_ADVICE]
+        advice += COLLAPSE_ADVICE
+    else:
+        return None
+    return Finding(
+        title,
+        severity,
+        scope,
+        advice,
+        plot=_plot(found, proxies) if collapsed else None,
+        columns=["Class", "Class", "Cosine of the proxies"],
+        rows=[[pair.first, pair.second, number(pair.cosine, digits=3)] for pair in found.closest],
+        thumbnails=_thumbnails(found.closest, training),
+        thumbnails_caption="The classes with the closest proxies, one training image each.",
+    )
+
+
+def _thumbnails(pairs: list[Pair], training: EmbeddedSplit) -> list[list[Thumbnail]]:
+    first = training.table.drop_duplicates("label").set_index("label")["path"]
+    known = [pair[:2] for pair in pairs if set(pair[:2]) <= set(first.index)]
+    return [[Thumbnail(first[name], name) for name in pair] for pair in known]
+
+
+def _plot(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"]) -> Plot:
+    random = spectrum(_random_directions(proxies))
+    random *= (found.classes / (random**2).sum()) ** 0.5  # as of so many rows as there are proxies
+    figure = spectrum_figure(spectrum(proxies), random, "random directions")
+    description = f"Singular values; effective rank {found.effective_rank:.1f}, random {found.random_rank:.1f}"
+    return Plot(
+        "Spectrum of the proxies",
+        "The sooner the curve falls, the fewer directions separate the classes.",
+        figure_to_svg(figure, "spectrum", description),
+    )
