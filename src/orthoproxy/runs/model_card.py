@@ -1,32 +1,36 @@
-"""The model card that lies beside a model's weights."""
+"""The model card beside a model's weights."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from orthoproxy.runs.config import Config
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration
 from orthoproxy.core.safe_parsing import parse_yaml
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration
+from orthoproxy.runs.config import Config
 
-UNKNOWN = "unknown"  # what the hub calls a licence that nobody has named
-_TEMPLATE = """\
+UNKNOWN = "unknown"  # the hub's name for a license that is not specified
+TASK = "image-feature-extraction"
+TEMPLATE = """\
 ---
-{header}---
-# {title}
+{{ card_data }}
+---
 
-An image encoder for retrieval: images of one kind get embeddings that lie close together.
+# {{ title }}
 
-- Backbone: timm `{backbone}`, {start} `{weights}`
-- Image: {view}
-- Embedding: {dim}, unit length; compare by cosine
-- Trained on: {data} with {loss}
-- Recipe: {recipe}
-- Licence: {license}
-- Made by: orthoproxy {version}
+An image encoder for retrieval: images of the same class have similar embeddings.
 
-{scores}{no_match}{exported}## Use
+- Backbone: timm `{{ encoder.name }}`, {{ "frozen" if encoder.freeze else "fine-tuned" }}, from `{{ encoder.weights }}`
+- Input: {{ encoder.image_size }} x {{ encoder.image_size }} pixels, {{ view }}
+- Embedding: {{ dim }}, unit length; compare by cosine
+- Trained on: {{ data.name }} with {{ loss }}
+- Recipe: {{ training.epochs }} epochs, batch size {{ training.batch_size }}, seed {{ training.seed }}
+- License: {{ license }}
+- Software: orthoproxy {{ version }}
+
+{{ body }}
+
+## Use
 
 ```python
 import orthoproxy
@@ -40,171 +44,78 @@ embeddings = model.embed(["one.jpg", "another.jpg"])
 def model_card(
     config: Config, evaluation: Evaluation | None, license: str = UNKNOWN, no_match: str = "", exported: str = ""
 ) -> str:
-    """Write the card's text.
-
-    Parameters
-    ----------
-    config
-        Of the run.
-    evaluation
-        Scores on unseen classes; None where there are none.
-    license
-        Of the model, as the hub names licences, for example ``apache-2.0``.
-    no_match
-        What there is to say about when a search has found nothing; see `no_match_words`.
-    exported
-        What there is to say about files made from the model.
-
-    Returns
-    -------
-    str
-        Markdown with the header that model hubs read.
-
-    Examples
-    --------
-    >>> card = model_card(Config(), None, license="mit")
-    >>> [line for line in card.splitlines() if line.startswith(("license", "# "))]
-    ['license: mit', '# deit_small_patch16_224 for icons']
-    """
-    so, training = config.loss.orthogonality, config.training
-    term = f"Soft Orthogonality ({so.scaling})" if so.kind == "soft" else f"the regulariser {so.kind}"
-    regulariser = f" + {so.weight:g} * {term}" if so.weight else ""
-    dim, size, resize = config.encoder.embedding_dim, config.encoder.image_size, config.data.resize
-    title = f"{config.encoder.name} for {config.data.name}"
-    cut = f"{size} x {size} pixels, the centre of the image after resizing its shorter side"
-    return _TEMPLATE.format(
-        header=yaml.safe_dump(_header(title, config, evaluation, license), sort_keys=False, allow_unicode=True),
+    """Return the model card as Markdown; `license` is a hub identifier such as ``apache-2.0``."""
+    title, orthogonality = f"{config.encoder.name} for {config.data.name}", config.loss.orthogonality
+    scores = evaluation.model if evaluation else {}
+    results = [
+        EvalResult(TASK, config.data.name, config.data.name, name, round(score.value, 4), "Retrieval of unseen classes")
+        for name, score in scores.items()
+    ]
+    header = ModelCardData(
+        library_name="orthoproxy",
+        license=license,
+        pipeline_tag=TASK,
+        tags=["metric-learning", "image-retrieval"],
+        model_name=title if results else None,
+        eval_results=results or None,
+        metrics=list(scores) or None,
+    )
+    regularizer = "Soft Orthogonality" if orthogonality.kind == "soft" else f"regularizer {orthogonality.kind}"
+    card = ModelCard.from_template(
+        header,
+        template_str=TEMPLATE,
         title=title,
-        backbone=config.encoder.name,
-        weights=config.encoder.weights,
-        start="frozen, as it came from" if config.encoder.freeze else "started from",
-        view=f"{size} x {size} pixels, all of the image" if resize == "squash" else cut,
-        dim=f"{dim} numbers" if dim else "the backbone's pooled features",
-        data=config.data.name,
-        loss=config.loss.name + regulariser,
-        recipe=f"{training.epochs} epochs of batches of {training.batch_size}, seed {training.seed}",
+        encoder=config.encoder,
+        data=config.data,
+        training=config.training,
+        view="the whole image" if config.data.resize == "squash" else "center crop after resizing the shorter side",
+        dim=f"{config.encoder.embedding_dim}-dimensional" if config.encoder.embedding_dim else "pooled features",
+        loss=config.loss.name + (f" + {orthogonality.weight:g} * {regularizer}" if orthogonality.weight else ""),
         license=license,
         version=config.environment.get("orthoproxy", ""),
-        scores=_scores(evaluation) if evaluation else "",
-        no_match=f"{no_match}\n\n" if no_match else "",
-        exported=f"{exported}\n\n" if exported else "",
+        body="\n\n".join(part for part in (_score_table(evaluation), no_match, exported) if part),
     )
+    return card.content
 
 
-def no_match_words(matching: NoMatchCalibration, false_match_rate: float) -> str:
-    """Say in a sentence which threshold a search can take, and how sure that is.
+def _score_table(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return ""
+    rows = [
+        f"| {name} | {score} | {evaluation.baseline[name] if evaluation.baseline else '-'} |"
+        for name, score in evaluation.model.items()
+    ]
+    head = f"Scores on {evaluation.classes} unseen classes, {evaluation.queries} queries, in percent with intervals:"
+    return "\n".join([head, "", "| metric | trained | untrained |", "|---|---|---|", *rows])
 
-    Parameters
-    ----------
-    matching
-        Of the validation classes, which were not trained on.
-    false_match_rate
-        The rate wanted, as a fraction.
 
-    Returns
-    -------
-    str
-        Two sentences; none where there are too few queries for the rate.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> matching = NoMatchCalibration(np.array([0.9, 0.7] * 5), np.array([0.2, 0.5] * 5), np.arange(10), gallery=10)
-    >>> no_match_words(matching, 0.1)[:71]
-    'No match: below a similarity of 0.500. On 10 validation classes (10 que'
-    """
-    threshold = matching.threshold(false_match_rate)
+def no_match_words(calibration: NoMatchCalibration, false_match_rate: float) -> str:
+    """Describe the threshold for a false-match rate; empty if there are too few queries for the rate."""
+    threshold = calibration.threshold(false_match_rate)
     if threshold is None:
         return ""
-    classes, queries = len(set(matching.classes.tolist())), len(matching.other)
+    classes, queries = len(set(calibration.classes.tolist())), len(calibration.other)
     return (
         f"No match: below a similarity of {threshold:.3f}. On {classes:,} validation classes ({queries:,} queries, "
-        f"{matching.gallery:,} images) {matching.false_match_rate(threshold)} % of the queries match if their class is "
-        f"not there, {matching.match_rate(threshold)} % match their own class if it is."
+        f"gallery of {calibration.gallery:,} images), the false-match rate is "
+        f"{calibration.false_match_rate(threshold)} %, the match rate {calibration.match_rate(threshold)} %."
     )
 
 
 def license_of(card: str) -> str:
-    """Read the licence from a card's header.
-
-    Parameters
-    ----------
-    card
-        Its text.
-
-    Returns
-    -------
-    str
-        ``unknown`` where it names none.
-
-    Examples
-    --------
-    >>> license_of(model_card(Config(), None, license="mit")), license_of("# A model")
-    ('mit', 'unknown')
-    """
-    try:
-        header: Any = parse_yaml(card.split("---\n")[1]) if card.startswith("---\n") else None
+    """Read the license from a card's header; ``unknown`` if it names none."""
+    try:  # not by ModelCard, whose YAML has no limits
+        header = parse_yaml(card.split("---\n")[1]) if card.startswith("---\n") else None
     except (ValueError, yaml.YAMLError):
         header = None
-    named = header.get("license") if isinstance(header, dict) else None
-    return named if isinstance(named, str) else UNKNOWN
+    license = header.get("license") if isinstance(header, dict) else None
+    return license if isinstance(license, str) else UNKNOWN
 
 
 def untrained_card(config: Config) -> str:
-    """Write the card of the encoder that a run is compared with.
-
-    Parameters
-    ----------
-    config
-        Of the run.
-
-    Returns
-    -------
-    str
-        Markdown.
-
-    Examples
-    --------
-    >>> untrained_card(Config()).splitlines()[0]
-    '# deit_small_patch16_224 as it was before training'
-    """
+    """Return the card of the untrained encoder that a run is compared with."""
     encoder = config.encoder
     return (
-        f"# {encoder.name} as it was before training\n\nThe backbone with its starting weights (`{encoder.weights}`), "
-        "pooled features at full width, unit length: what the trained model is compared with.\n"
+        f"# {encoder.name} before training\n\nThe backbone with its pretrained weights (`{encoder.weights}`): pooled "
+        "features at full width, unit length. The trained model is compared with it.\n"
     )
-
-
-def _header(title: str, config: Config, evaluation: Evaluation | None, license: str) -> dict[str, Any]:
-    """What model hubs read: the library, the licence, and the scores in the hub's own form."""
-    header: dict[str, Any] = {
-        "library_name": "orthoproxy",
-        "license": license,
-        "pipeline_tag": "image-feature-extraction",
-        "tags": ["metric-learning", "image-retrieval"],
-    }
-    if evaluation is not None:
-        values = [
-            {"type": name, "name": name, "value": round(estimate.value, 4)}
-            for name, estimate in evaluation.model.items()
-        ]
-        task = {"type": "image-feature-extraction", "name": "Image retrieval, classes not trained on"}
-        data = {"type": config.data.name, "name": config.data.name}
-        header["metrics"] = list(evaluation.model)
-        header["model-index"] = [
-            {"name": title, "results": [{"task": task, "dataset": data, "metrics": values}]},
-        ]
-    return header
-
-
-def _scores(evaluation: Evaluation) -> str:
-    lines = [
-        f"Scores on {evaluation.classes} classes not trained on, {evaluation.queries} queries, percent with interval:",
-        "",
-        "| metric | trained | untrained |",
-        "|---|---|---|",
-    ]
-    for metric, estimate in evaluation.model.items():
-        untrained = evaluation.baseline[metric] if evaluation.baseline else "-"
-        lines.append(f"| {metric} | {estimate} | {untrained} |")
-    return "\n".join([*lines, "", ""])
