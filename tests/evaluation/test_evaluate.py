@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from brute_force import metrics_of
+from brute_force import query_metrics
 from many import in_processes
 
 from orthoproxy.core.errors import InputError
@@ -55,7 +55,7 @@ def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(grou
             continue
         retrieval = build_retrieval(x, table, excluded)
         queries = [row for row in range(90) if table.role[row] in ("query", "both")]
-        every = [metrics_of(retrieval, query, (1, 5)) for query in queries]
+        every = [query_metrics(retrieval, query, (1, 5)) for query in queries]
         scored = [metrics for metrics in every if not np.isnan(metrics["mrr"])]
         assert scores.queries == len(scored)
         assert scores.queries_without_positive == len(every) - len(scored) >= 2
@@ -108,7 +108,7 @@ def test_the_difference_is_paired() -> None:
     assert 0 < difference.high - difference.low < 0.7 * (result.model["mrr"].high - result.model["mrr"].low)
     # from the definition: both resampled with the same classes
     retrievals = [build_retrieval(z, table, False) for z in (x, y)]
-    mrr = np.array([[metrics_of(c, q, (1,))["mrr"] for q in c.queries] for c in retrievals])
+    mrr = np.array([[query_metrics(c, q, (1,))["mrr"] for q in c.queries] for c in retrievals])
     scored = ~np.isnan(mrr[0])
     _, classes = np.unique(retrievals[0].labels[retrievals[0].queries][scored], return_inverse=True)
     resampled = bootstrap_means(mrr[0, scored] - mrr[1, scored], classes, 500)

@@ -28,7 +28,7 @@ def allowed_gallery(retrieval: Retrieval, query: int) -> list[int]:
     ]
 
 
-def metrics_of(retrieval: Retrieval, query: int, recall_at: Sequence[int]) -> dict[str, float]:
+def query_metrics(retrieval: Retrieval, query: int, recall_at: Sequence[int]) -> dict[str, float]:
     x, y = retrieval.embeddings, retrieval.labels
     rows = allowed_gallery(retrieval, query)
     similarity = {row: cosine(x[query], x[row]) for row in rows}
@@ -46,7 +46,7 @@ def metrics_of(retrieval: Retrieval, query: int, recall_at: Sequence[int]) -> di
     }
 
 
-def neighbours_of(retrieval: Retrieval, query: int) -> list[tuple[int, float]]:
+def neighbors(retrieval: Retrieval, query: int) -> list[tuple[int, float]]:
     """All that may be found, most similar first, ties by row."""
     similarity = [
         (row, cosine(retrieval.embeddings[query], retrieval.embeddings[row]))

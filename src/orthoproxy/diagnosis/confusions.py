@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit, mean_over_images
-from orthoproxy.evaluation import Estimate, Retrieval, nearest, query_metrics
+from orthoproxy.evaluation import Estimate, Retrieval, nearest_neighbors, query_metrics
 from orthoproxy.reports.text import percent
 
 NAME = "confusions"
@@ -95,7 +95,7 @@ def find_confusions(retrieval: Retrieval, names: list[str]) -> Confusions | None
     if not scored.any():
         return None
     queries, labels = retrieval.queries[scored], retrieval.labels
-    neighbors = nearest(retrieval, 1)[0][scored, 0]
+    neighbors = nearest_neighbors(retrieval, 1)[0][scored, 0]
     own, other = labels[queries], labels[neighbors]
     wrong = own != other
     counts = Counter(zip(own[wrong].tolist(), other[wrong].tolist(), strict=True))

@@ -11,17 +11,16 @@ from orthoproxy.evaluation.evaluate import (
     score,
 )
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
-from orthoproxy.evaluation.nearest import nearest
-from orthoproxy.evaluation.neighbours import Retrieval, comparisons
 from orthoproxy.evaluation.no_match import NoMatchCalibration, calibrate_no_match
 from orthoproxy.evaluation.per_class import ClassScores, class_scores
-from orthoproxy.evaluation.ranks import leading_ranks, positive_ranks
+from orthoproxy.evaluation.retrieval import Ranking, Retrieval, nearest_neighbors, rank_positives
 
 __all__ = [
     "ClassScores",
     "Estimate",
     "Evaluation",
     "NoMatchCalibration",
+    "Ranking",
     "Retrieval",
     "Scoring",
     "bootstrap_means",
@@ -30,15 +29,13 @@ __all__ = [
     "class_counts",
     "class_scores",
     "cluster",
-    "comparisons",
     "estimate",
     "evaluate",
-    "leading_ranks",
     "mean_scores",
-    "nearest",
+    "nearest_neighbors",
     "normalized_mutual_information",
-    "positive_ranks",
     "query_metrics",
+    "rank_positives",
     "require_scorable",
     "score",
 ]

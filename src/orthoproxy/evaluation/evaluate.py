@@ -16,7 +16,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, class_counts, estimate
 from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
-from orthoproxy.evaluation.neighbours import Retrieval
+from orthoproxy.evaluation.retrieval import Retrieval
 
 Embeddings = Float[np.ndarray, "N D"]
 

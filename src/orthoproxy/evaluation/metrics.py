@@ -14,19 +14,20 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from orthoproxy.evaluation.neighbours import Retrieval
-from orthoproxy.evaluation.ranks import leading_ranks
+from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
 
 
 def query_metrics(
-    retrieval: Retrieval, recall_at: Sequence[int] = (1, 2, 4, 8), memory_mb: float = 512, device: str = "cpu"
+    retrieval: Retrieval, recall_at: Sequence[int] = (1, 2, 4, 8), block_memory_mb: float = 512, device: str = "cpu"
 ) -> dict[str, Float[np.ndarray, " Q"]]:
-    """Compute every metric of every query.
+    r"""Compute Recall@K, MAP@R, R-precision and the reciprocal rank of every query.
 
-    With R the number of a query's positives and their ranks as in `ranks.positive_ranks` (ties never favour the
-    query): ``recall@K`` is 1 if the best positive has rank K or better; ``map@r`` is
-    ``1/R * sum over positives of rank <= R of precision at that rank``; ``r_precision`` is the share of positives
-    among the first R; ``mrr`` is 1 / rank of the best positive.
+    With R the number of a query's positives, r_1 <= r_2 <= ... their ranks, ties against the query (`rank_positives`):
+
+    - ``recall@K`` = 1 if r_1 <= K, else 0
+    - ``map@r`` = 1/R * sum over j with r_j <= R of j / r_j
+    - ``r_precision`` = number of r_j <= R, divided by R
+    - ``mrr`` = 1 / r_1
 
     Parameters
     ----------
@@ -34,13 +35,13 @@ def query_metrics(
         Embeddings, labels, queries, gallery.
     recall_at
         The values of K.
-    memory_mb, device
-        As in `ranks.leading_ranks`.
+    block_memory_mb, device
+        As in `rank_positives`.
 
     Returns
     -------
     dict
-        Metric name to one value a query, from 0 to 1; NaN for a query without any positive.
+        Metric name to one value per query, from 0 to 1; NaN for a query without a positive.
 
     References
     ----------
@@ -52,38 +53,38 @@ def query_metrics(
     >>> query_metrics(Retrieval(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    blocks = [_values(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), recall_at)]
-    blocks += [_values(*ranks, recall_at) for ranks in leading_ranks(retrieval, memory_mb, device)]
-    return {name: torch.cat([block[name] for block in blocks]).numpy() for name in blocks[0]}
+    no_queries = _metrics(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), recall_at)
+    rankings = rank_positives(retrieval, block_memory_mb, device)
+    blocks = [no_queries, *(_metrics(ranking.ranks, ranking.positives, recall_at) for ranking in rankings)]
+    return {name: torch.cat([block[name] for block in blocks]).numpy() for name in no_queries}
 
 
-def _values(
-    ranks: Int[Tensor, "b P"], counts: Int[Tensor, " b"], recall_at: Sequence[int]
+def _metrics(
+    ranks: Int[Tensor, "b P"], positives: Int[Tensor, " b"], recall_at: Sequence[int]
 ) -> dict[str, Float[Tensor, " b"]]:
-    r = counts.double()
     if ranks.shape[1] == 0:
         ranks = ranks.new_zeros(len(ranks), 1)
     first = ranks[:, 0].double()
     precision = torch.arange(1, ranks.shape[1] + 1) / ranks.double()  # at the rank of each positive
-    within_r = (ranks > 0) & (ranks <= counts[:, None])
+    within_r = (ranks > 0) & (ranks <= positives[:, None])
     values = {f"recall@{k}": (first <= k).double() for k in recall_at}
-    values["map@r"] = precision.where(within_r, 0.0).sum(dim=1) / r
-    values["r_precision"] = within_r.sum(dim=1) / r
+    values["map@r"] = precision.where(within_r, 0.0).sum(dim=1) / positives
+    values["r_precision"] = within_r.sum(dim=1) / positives.double()
     values["mrr"] = 1 / first
-    return {name: value.where(counts > 0, torch.nan) for name, value in values.items()}
+    return {name: value.where(positives > 0, torch.nan) for name, value in values.items()}
 
 
 def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) -> Int[np.ndarray, " N"]:
-    """Group embeddings by k-means.
+    """Cluster embeddings by k-means.
 
     Parameters
     ----------
     embeddings
         Unit-length rows.
     clusters
-        Number of groups; the field takes the number of classes.
+        Number of clusters, by convention that of the classes.
     seed
-        Of the starting centres.
+        Of the initial centers.
 
     Returns
     -------
@@ -113,12 +114,13 @@ def normalized_mutual_information(
     clusters
         Cluster of each row.
     weights
-        How often each class counts, each time as a class of its own; one row a bootstrap draw. None: once.
+        How often each class counts, each time as a class of its own; one row per bootstrap sample (`class_counts`).
+        None: once.
 
     Returns
     -------
     numpy.ndarray
-        One value a row of `weights`, from 0 to 1; 1 where both have a single part.
+        One value per row of `weights`, from 0 to 1; 1 where both have a single part.
 
     Examples
     --------

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from orthoproxy.evaluation import Retrieval, comparisons, nearest
+from orthoproxy.evaluation import Retrieval, nearest_neighbors, rank_positives
 from orthoproxy.reports.figures import COLORS, report_style
 from orthoproxy.reports.html import load_thumbnail
 from orthoproxy.reports.results import RunResults
@@ -90,14 +90,12 @@ def rank_queries(retrieval: Retrieval, max_queries: int = 5000, seed: int = 0) -
     rows = retrieval.queries
     if len(rows) > max_queries:
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_queries, replace=False))
-    blocks = comparisons(replace(retrieval, queries=rows)) if len(retrieval.gallery) else ()
+    blocks = rank_positives(replace(retrieval, queries=rows)) if len(retrieval.gallery) else ()
     ranks, margins = [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for block in blocks:
-        best = block.similarity.masked_fill(~block.positive, -torch.inf).amax(dim=1)
-        negatives = block.similarity.masked_fill(~block.negative, -torch.inf)
-        rank = 1 + (negatives >= best[:, None]).sum(dim=1)
-        ranks.append((rank * block.positive.any(dim=1)).numpy())
-        margins.append((best - negatives.amax(dim=1)).double().numpy())
+        best_rank = torch.nn.functional.pad(block.ranks, (0, 1))[:, 0]  # 0 for a query without a positive
+        ranks.append(best_rank.numpy())
+        margins.append((block.best_positive - block.best_negative).numpy())
     return QueryRanks(rows if len(retrieval.gallery) else rows[:0], np.concatenate(ranks), np.concatenate(margins))
 
 
@@ -123,7 +121,7 @@ def find_neighbors(retrieval: Retrieval, rows: Sequence[int], k: int = NUM_NEIGH
     if not rows:
         return []
     retrieval = replace(retrieval, queries=np.array(rows))
-    found, _ = nearest(retrieval, k)
+    found, _ = nearest_neighbors(retrieval, k)
     ranks, labels = rank_queries(retrieval, max_queries=len(rows)).rank, retrieval.labels
     return [
         Example(row, [Neighbor(other, bool(labels[other] == labels[row])) for other in others if other >= 0], rank)

@@ -120,7 +120,7 @@ def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
     matching = None
     if len(validation):
         embeddings = model.embed_distributed(views(validation), workers=workers, progress="embed, validation")
-        matching = calibrate_no_match(embeddings, validation, scoring) if is_main() else None
+        matching = calibrate_no_match(embeddings, validation, scoring)
     return RunResults(
         name=run.folder.name,
         evaluation=evaluation,

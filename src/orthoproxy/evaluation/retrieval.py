@@ -1,0 +1,283 @@
+"""Exact nearest-neighbor search and ranks, block by block, so that memory is bounded and never Q x N.
+
+Similarities are computed in float64. Identical embeddings are compared once, so that exact duplicates tie whatever
+the block size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from orthoproxy.core.errors import InputError
+
+BYTES_PER_PAIR = 24  # of a query and a gallery row: the similarity, a copy of it, a mask and what is selected from it
+BUCKET = 32  # neighboring columns whose maximum is looked at first by `largest`
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Embeddings, and which rows are queries and gallery.
+
+    Parameters
+    ----------
+    embeddings
+        One row per image, of any length; compared by cosine.
+    labels
+        Class number of each row.
+    queries, gallery
+        Row numbers, each at most once; a row may be in both, and is never its own neighbor.
+    groups
+        Group number of each row, -1 for none: a query's own group is left out of its gallery. None keeps all groups.
+
+    Raises
+    ------
+    InputError
+        If an embedding is not finite.
+
+    Examples
+    --------
+    >>> points, everyone = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), np.arange(3)
+    >>> retrieval = Retrieval(points, np.array([0, 0, 1]), queries=everyone, gallery=everyone)
+    >>> nearest_neighbors(retrieval, k=1)[0].ravel()
+    array([1, 0, 1])
+    """
+
+    embeddings: Float[np.ndarray, "N D"]
+    labels: Int[np.ndarray, " N"]
+    queries: Int[np.ndarray, " Q"]
+    gallery: Int[np.ndarray, " G"]
+    groups: Int[np.ndarray, " N"] | None = None
+
+    def __post_init__(self) -> None:
+        finite = np.isfinite(self.embeddings).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"row {int(finite.argmin())} is not finite ({(~finite).sum()} such rows)", field="embeddings"
+            )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where the positives of a block of queries stand among the gallery; see `rank_positives`.
+
+    Parameters
+    ----------
+    ranks
+        Best positive first, from 1, ties against the query; P is the block's largest number of positives. Exact for
+        the best positive and for those within the first R, the number of the query's positives; others are above R.
+        Filled with 0.
+    positives
+        R of each query, possibly 0.
+    best_positive, best_negative
+        Largest cosine with an image of the query's class, and of another class; -inf without one.
+    best_of_other_class
+        The same as `best_negative`, but with the query's own group kept in the gallery.
+    """
+
+    ranks: Int[Tensor, "b P"]
+    positives: Int[Tensor, " b"]
+    best_positive: Float[Tensor, " b"]
+    best_negative: Float[Tensor, " b"]
+    best_of_other_class: Float[Tensor, " b"]
+
+
+def rank_positives(retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranking]:
+    """Rank each query's positives among its gallery, a block of queries at a time.
+
+    The j-th best positive has rank j + the number of negatives at least as similar.
+
+    Parameters
+    ----------
+    retrieval
+        Embeddings, labels, queries, gallery.
+    block_memory_mb
+        Bound in MiB on the memory of a block; a block has at least one query.
+    device
+        Where similarities are computed: a CUDA device, or else the CPU, since other devices lack float64.
+
+    Yields
+    ------
+    Ranking
+        Of consecutive queries.
+
+    Examples
+    --------
+    >>> points, everyone = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), np.arange(3)
+    >>> next(rank_positives(Retrieval(points, np.array([0, 0, 1]), everyone, everyone))).ranks
+    tensor([[1],
+            [1],
+            [0]])
+    """
+    blocks = _SimilarityBlocks(retrieval, block_memory_mb, device)
+    gallery_labels = retrieval.labels[blocks.gallery]
+    by_label = np.argsort(gallery_labels, kind="stable")
+    sorted_labels = gallery_labels[by_label]
+    columns = torch.from_numpy(by_label).to(blocks.device)
+    for rows, similarity in blocks:
+        labels = retrieval.labels[rows]
+        start, end = (np.searchsorted(sorted_labels, labels, side=side) for side in ("left", "right"))
+        sizes = torch.from_numpy(end - start).to(blocks.device)
+        place = torch.arange(int(sizes.max()), device=blocks.device)
+        query, number = (place < sizes[:, None]).nonzero(as_tuple=True)
+        column = columns[torch.from_numpy(start).to(blocks.device)[query] + number]
+        positive = similarity.new_full((len(rows), len(place)), -torch.inf)
+        excluded = blocks.same_group(rows, query, column)
+        positive[query, number] = similarity[query, column].masked_fill(excluded, -torch.inf)
+        similarity[query, column] = -torch.inf  # leaves the negatives
+        yield _rank(blocks, rows, similarity, positive.sort(dim=1, descending=True).values)
+
+
+def _rank(
+    blocks: _SimilarityBlocks,
+    rows: Int[np.ndarray, " b"],
+    negative: Float[Tensor, "b G"],
+    positive: Float[Tensor, "b P"],
+) -> Ranking:
+    counts = (positive > -torch.inf).sum(dim=1)
+    max_count = int(counts.max())
+    none = negative.new_full((len(rows), 1), -torch.inf)
+    positive = positive[:, :max_count].contiguous() if max_count else none
+    best_of_other_class = torch.cat([negative, none], dim=1).amax(dim=1) if blocks.groups is not None else None
+    blocks.mask_groups(rows, negative)
+    kept = min(positive.shape[1], negative.shape[1])
+    rivals = largest(negative, kept)[0] if kept else none  # enough to tell every rank up to R
+    ahead = rivals.shape[1] - torch.searchsorted(rivals.flip(1), positive)
+    unresolved = (ahead[:, 0] == rivals.shape[1]) & (counts > 0)
+    ahead[unresolved, 0] = (negative[unresolved] >= positive[unresolved, :1]).sum(dim=1)
+    order = torch.arange(1, positive.shape[1] + 1, device=negative.device)
+    ranks = (order + ahead).masked_fill(order > counts[:, None], 0)[:, :max_count]
+    best_negative = rivals[:, 0]
+    other = best_negative if best_of_other_class is None else best_of_other_class
+    return Ranking(*(x.cpu() for x in (ranks, counts, positive[:, 0], best_negative, other)))
+
+
+def nearest_neighbors(
+    retrieval: Retrieval, k: int, block_memory_mb: float = 512, device: str = "cpu"
+) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
+    """List each query's nearest neighbors, most similar first, ties by row number.
+
+    Parameters
+    ----------
+    retrieval
+        What to search.
+    k
+        Length of the lists; at most G are returned.
+    block_memory_mb, device
+        As in `rank_positives`.
+
+    Returns
+    -------
+    rows
+        Row numbers of the neighbors; -1 where a query has fewer than `k`.
+    similarity
+        Their cosines; -inf there.
+
+    Examples
+    --------
+    >>> points = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> nearest_neighbors(Retrieval(points, np.zeros(3, dtype=int), np.array([0]), np.arange(3)), k=2)[0]
+    array([[1, 2]])
+    """
+    blocks = _SimilarityBlocks(retrieval, block_memory_mb, device)
+    k = min(k, len(retrieval.gallery))
+    if k == 0:
+        return np.empty((len(retrieval.queries), 0), dtype=np.int64), np.empty((len(retrieval.queries), 0))
+    rows, values = [np.empty((0, k), dtype=np.int64)], [np.empty((0, k))]
+    for queries, similarity in blocks:
+        blocks.mask_groups(queries, similarity)
+        found, columns = largest(similarity, min(k + 1, similarity.shape[1]))
+        columns = columns[:, :k]
+        if found.shape[1] > k:  # of those that tie with the k-th, the lowest row numbers are listed
+            tied = (found[:, k - 1] == found[:, k]) & (found[:, k] > -torch.inf)
+            for row in tied.nonzero().flatten().tolist():
+                columns[row] = similarity[row].sort(descending=True, stable=True).indices[:k]
+        columns = columns.sort(dim=1).values
+        similar, order = similarity.gather(1, columns).sort(dim=1, descending=True, stable=True)
+        similar, columns = similar.cpu().numpy(), columns.gather(1, order).cpu().numpy()
+        rows.append(np.where(np.isinf(similar), -1, blocks.gallery[columns]))
+        values.append(similar)
+    return np.concatenate(rows), np.concatenate(values)
+
+
+class _SimilarityBlocks:
+    """Iterates over blocks of queries and their cosines with the gallery, -inf with themselves, sorted by row."""
+
+    def __init__(self, retrieval: Retrieval, block_memory_mb: float, device: str) -> None:
+        self.queries, self.gallery = retrieval.queries, np.sort(retrieval.gallery)
+        self.device = device if torch.device(device).type == "cuda" else "cpu"
+        self.size = max(1, int(block_memory_mb * 2**20 / (BYTES_PER_PAIR * max(1, len(self.gallery)))))
+        distinct, self.copy_of = _distinct_rows(unit_rows(retrieval.embeddings).numpy())
+        self.units = torch.from_numpy(distinct).to(self.device)
+        candidates, columns = np.unique(self.copy_of[self.gallery], return_inverse=True)
+        self.candidates = self.units[torch.from_numpy(candidates).to(self.device)].T
+        in_order = np.array_equal(columns, np.arange(len(candidates)))
+        self.columns = None if in_order else torch.from_numpy(columns).to(self.device)
+        # reused, as new memory for each block costs time
+        self.room = self.units.new_empty(min(self.size, len(self.queries)), len(candidates))
+        self.place = torch.full((len(retrieval.labels),), -1)  # of a row in the gallery
+        self.place[torch.from_numpy(self.gallery)] = torch.arange(len(self.gallery))
+        self.groups = None if retrieval.groups is None else torch.from_numpy(retrieval.groups).to(self.device)
+        self.gallery_rows = torch.from_numpy(self.gallery).to(self.device)
+
+    def __iter__(self) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b G"]]]:
+        for start in range(0, len(self.queries), self.size):
+            rows = self.queries[start : start + self.size]
+            units = self.units[torch.from_numpy(self.copy_of[rows]).to(self.device)]
+            similarity = torch.mm(units, self.candidates, out=self.room[: len(rows)])
+            if self.columns is not None:
+                similarity = similarity[:, self.columns]
+            own = self.place[torch.from_numpy(rows)].to(self.device)
+            (query,) = (own >= 0).nonzero(as_tuple=True)
+            similarity[query, own[query]] = -torch.inf
+            yield rows, similarity
+
+    def same_group(self, rows: Int[np.ndarray, " b"], query: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Tensor:
+        """Tell for pairs of a query and a gallery column whether they share an excluded group."""
+        if self.groups is None:
+            return torch.zeros_like(query, dtype=torch.bool)
+        own = self.groups[torch.from_numpy(rows).to(self.device)][query]
+        return (own >= 0) & (own == self.groups[self.gallery_rows[column]])
+
+    def mask_groups(self, rows: Int[np.ndarray, " b"], similarity: Float[Tensor, "b G"]) -> None:
+        """Set the similarity with the query's own group to -inf, in place."""
+        if self.groups is not None:
+            own = self.groups[torch.from_numpy(rows).to(self.device)][:, None]
+            similarity.masked_fill_((own >= 0) & (own == self.groups[self.gallery_rows]), -torch.inf)
+
+
+def largest(x: Float[Tensor, "b G"], k: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """Return the k largest of each row and their columns, like `torch.topk` but several times as fast for small k.
+
+    They lie in the k buckets of columns whose maxima are the largest.
+    """
+    buckets = x.shape[1] // BUCKET
+    if buckets < 4 * k:
+        values, columns = x.topk(k, dim=1)
+        return values, columns
+    chosen = x[:, : buckets * BUCKET].unflatten(1, (buckets, BUCKET)).amax(dim=2).topk(k, dim=1).indices
+    columns = (chosen[:, :, None] * BUCKET + torch.arange(BUCKET, device=x.device)).flatten(1)
+    rest = torch.arange(buckets * BUCKET, x.shape[1], device=x.device).expand(len(x), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    values, places = x.gather(1, columns).topk(k, dim=1)
+    return values, columns.gather(1, places)
+
+
+def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
+    """Scale each row to length 1, in float64; a row of zeros stays zero."""
+    rows = torch.from_numpy(np.ascontiguousarray(x)).double()
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.where(length > 0, 1.0)
+
+
+def _distinct_rows(x: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "U D"], Int[np.ndarray, " N"]]:
+    """Return the rows that differ from each other in some bit, and which of them each row is."""
+    x = np.ascontiguousarray(x + 0.0)  # -0.0 and 0.0 are one number
+    as_bytes = x.view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).ravel()
+    _, first, copy_of = np.unique(as_bytes, return_index=True, return_inverse=True)
+    return (x, np.arange(len(x))) if len(first) == len(x) else (x[first], copy_of.ravel())
