@@ -208,10 +208,10 @@ def test_it_fits_narrow_and_dark_screens(browser: Any, address: str, width: int,
 def test_a_browser_sends_the_token_as_a_password(browser: Any, root: Path, tmp_path: Path) -> None:
     model = make_model()
     catalog = make_catalog(tmp_path / "catalog", model, root, ["red/0.png", "blue/0.png"])
-    with running(Service({"squares": catalog}, [model], QUICK), TOKEN) as address:
-        with opened(browser, address, http_credentials={"username": "", "password": TOKEN}) as page:
-            page.set_input_files("#image", str(root / "red" / "3.png"))
-            assert searched(page)[0] == "red"
+    credentials, service = {"username": "", "password": TOKEN}, Service({"squares": catalog}, [model], QUICK)
+    with running(service, TOKEN) as address, opened(browser, address, http_credentials=credentials) as page:
+        page.set_input_files("#image", str(root / "red" / "3.png"))
+        assert searched(page)[0] == "red"
 
 
 def test_a_page_of_another_origin_cannot_ask(browser: Any, address: str, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ class SearchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    k: int = Field(10, ge=1, le=MAX_RESULTS, description="Number of results.")
+    k: int = Field(default=10, ge=1, le=MAX_RESULTS, description="Number of results.")
     filter: str | None = Field(
-        None, max_length=20_000, description='A condition on label, group and path, such as label != "wren".'
+        default=None, max_length=20_000, description='A condition on label, group and path, such as label != "wren".'
     )
-    diverse: bool = Field(False, description="At most one result per group, or per label where there is no group.")
+    diverse: bool = Field(
+        default=False, description="At most one result per group, or per label where there is no group."
+    )
     catalog: CatalogName = None
 
 
@@ -34,10 +36,15 @@ class SearchRequest(SearchOptions):
         json_schema_extra={"oneOf": [{"required": [name]} for name in ("image", "id", "embedding")]},
     )
 
-    image: Base64Bytes | None = Field(None, min_length=1, description="An image file in base64.")
-    id: str | None = Field(None, pattern=ID_PATTERN, description="An image of the catalog, left out of the results.")
+    image: Base64Bytes | None = Field(default=None, min_length=1, description="An image file in base64.")
+    id: str | None = Field(
+        default=None, pattern=ID_PATTERN, description="An image of the catalog, left out of the results."
+    )
     embedding: list[float] | None = Field(
-        None, min_length=1, max_length=16_384, description="An embedding of the catalog's dimension, of any length."
+        default=None,
+        min_length=1,
+        max_length=16_384,
+        description="An embedding of the catalog's dimension, of any length.",
     )
 
     @model_validator(mode="after")

@@ -62,7 +62,9 @@ class Service:
     loads the one that it names; a model that did not make the catalog's embeddings is an `InputError`.
     """
 
-    def __init__(self, catalogs: Mapping[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None):
+    def __init__(
+        self, catalogs: Mapping[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None
+    ) -> None:
         self.limits = limits or Limits()
         self.models = {model.identity: model for model in models}
         self.catalogs = {name: self._serve(name, catalog) for name, catalog in catalogs.items()}
