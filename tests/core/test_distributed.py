@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from many import in_processes
-from records import record
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.distributed import (
+    RemoteProcessError,
+    agree_on_start,
     all_gather_rows,
     all_reduce_sum,
     any_process,
@@ -23,6 +27,7 @@ from orthoproxy.core.distributed import (
     broadcast_object,
     broadcast_rows,
     gather_to_main,
+    is_connection_loss,
     local_slice,
     process_count,
     process_index,
@@ -156,7 +161,7 @@ TWENTY = Plan(epochs=5, log_every=1)  # of four batches each
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_those_of_one_process(count: int, sharded: bool) -> None:
     encoder = small()
     one = Case(encoder, dtype=torch.float32).run()
@@ -168,8 +173,11 @@ def test_loss_and_gradients_are_those_of_one_process(count: int, sharded: bool) 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize(
     ("count", "images", "batch_size"),
-    [(2, 40, 10), (4, 40, 10), (4, 3, 10)],
-    ids=["halves", "unequal parts", "fewer images than processes"],
+    [
+        pytest.param(4, 40, 10, id="unequal parts"),
+        pytest.param(2, 40, 10, id="halves", marks=pytest.mark.slow),
+        pytest.param(4, 3, 10, id="fewer images than processes", marks=pytest.mark.slow),
+    ],
 )
 def test_weights_after_twenty_steps_are_those_of_one_process(
     count: int, images: int, batch_size: int, sharded: bool
@@ -203,16 +211,13 @@ def test_weights_of_the_usual_encoders_after_twenty_steps(count: int, name: str,
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_twice_in_as_many_processes_comes_to_the_same_bits(count: int, sharded: bool) -> None:
     case = Case(small(), sharded=sharded, dtype=torch.float32, plan=Plan(epochs=2, log_every=1))
     one, again = (in_processes(count, case.run) for _ in range(2))
-    lost = "nothing" if one[0]["losses"] == again[0]["losses"] else "losses"
-    for ours, theirs in zip(one, again, strict=True):
-        if not all(torch.equal(x, theirs["weights"][name]) for name, x in ours["weights"].items() if x is not None):
-            lost = "weights"
-    record("repeatable", f"the same training twice in {count} processes", lost)
-    assert lost == "nothing"
+    assert one[0]["losses"] == again[0]["losses"]
+    for first, second in zip(one, again, strict=True):
+        assert all(torch.equal(x, second["weights"][name]) for name, x in first["weights"].items() if x is not None)
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
@@ -293,16 +298,16 @@ def test_live_batch_norm_leaves_the_same_encoder_in_all_processes() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_processes_exchange(count: int) -> None:
+def test_collectives(count: int) -> None:
     for seen in in_processes(count, exchange):
         assert seen == {
-            "shares": split_sizes(10, count),
+            "sizes": split_sizes(10, count),
             "gathered": list(range(10)),
             "sum": sum(range(count)),
             "any": [True, False],
-            "broadcast_object": 0,
-            "in_order": list(range(10)),
-            "copied": 0.0,
+            "object": 0,
+            "broadcast rows": list(range(10)),
+            "broadcast": 0.0,
         }
 
 
@@ -312,30 +317,114 @@ def exchange() -> dict[str, Any]:
     copied = torch.full((2, 2), float(rank))
     broadcast_([copied])
     return {
-        "shares": sizes,
+        "sizes": sizes,
         "gathered": all_gather_rows(own, sizes).tolist(),
         "sum": int(all_reduce_sum(torch.tensor(rank))),
         "any": [any_process(rank == 0), any_process(False)],
-        "broadcast_object": broadcast_object(rank),
-        "in_order": [int(x) for _, rows in broadcast_rows(own, sizes, block=2) for x in rows],
-        "copied": float(copied.mean()),
+        "object": broadcast_object(rank),
+        "broadcast rows": [int(x) for _, rows in broadcast_rows(own, sizes, block=2) for x in rows],
+        "broadcast": float(copied.mean()),
     }
 
 
-def fail_in(process: int) -> tuple[str, str]:
+def gathered_gradient() -> Tensor:
+    sizes = [2, 0, 1]
+    own = torch.ones(sizes[process_index()], 2, requires_grad=True)
+    rows = all_gather_rows(own, sizes)
+    (rows * torch.arange(6.0).view(3, 2) * (process_index() + 1)).sum().backward()
+    assert own.grad is not None
+    return own.grad
+
+
+def test_gradients_of_gathered_rows_are_summed_over_the_processes() -> None:
+    grads = in_processes(3, gathered_gradient)
+    assert [len(grad) for grad in grads] == [2, 0, 1]
+    assert torch.equal(torch.cat(grads), torch.arange(6.0).view(3, 2) * (1 + 2 + 3))
+
+
+# ---- errors
+
+
+class OddError(Exception):
+    """Cannot be unpickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+ERRORS = {
+    "input": InputError("no such file", field="root", path="a.png", expected="an image", hint="look"),
+    "memory": MemoryError("cannot allocate 8 GB"),
+    "odd": OddError("no", "thing"),
+}
+
+
+def fail_from(rank: int, name: str) -> BaseException | None:
     try:
         with raise_together():
-            if process_index() >= process:
-                raise InputError("no such file")
-    except InputError as error:
-        return type(error).__name__, str(error)
-    return "", ""
+            if process_index() >= rank:
+                raise ERRORS[name]
+    except Exception as error:
+        return None if isinstance(error, OddError) else error
+    return None
 
 
-def test_an_error_in_one_process_is_raised_in_all() -> None:
-    ours, theirs = in_processes(2, fail_in, 1)
-    assert theirs == ("InputError", "no such file")
-    assert ours == ("RemoteProcessError", "process 1 of 2: no such file")
-    ours, theirs = in_processes(2, fail_in, 0)
-    assert ours == ("InputError", "no such file") and theirs[0] == "RemoteProcessError"
-    assert in_processes(2, fail_in, 2) == [("", "")] * 2
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_process_is_raised_in_all_with_its_data(rank: int) -> None:
+    errors = in_processes(2, fail_from, rank, "input")
+    own, remote = errors[rank], errors[1 - rank]
+    assert isinstance(own, InputError) and isinstance(remote, RemoteProcessError) and remote.rank == rank
+    for error in (own, remote.error):
+        assert isinstance(error, InputError) and str(error) == str(ERRORS["input"])
+        assert (error.field, error.path, error.hint) == ("root", "a.png", "look")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("memory", MemoryError), ("odd", RuntimeError)])
+def test_other_errors_keep_their_type_where_pickle_can(name: str, expected: type[Exception]) -> None:
+    remote, _ = in_processes(2, fail_from, 1, name)
+    assert isinstance(remote, RemoteProcessError) and type(remote.error) is expected
+    assert str(ERRORS[name]) in str(remote.error)
+
+
+def test_no_error_none_raised() -> None:
+    assert in_processes(2, fail_from, 2, "input") == [None, None]
+
+
+def is_loss(errors: list[Exception]) -> list[bool]:
+    return [is_connection_loss(error) for error in errors]
+
+
+def test_only_broken_connections_count_as_a_lost_process() -> None:
+    lost: list[Exception] = [
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4711"),
+        RuntimeError("Read error [127.0.1.1]:4711: Connection reset by peer"),
+        RuntimeError("writev [127.0.1.1]:4711: Broken pipe"),
+        dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited, ncclRemoteError: ..."),
+    ]
+    own: list[Exception] = [
+        RuntimeError("NCCL Error 1: unhandled cuda error: out of memory"),
+        RuntimeError("Detected mismatch between collectives on ranks. gloo"),
+        RuntimeError("could not open /data/Socket-Wrenches/1.jpg"),
+        dist.DistBackendError("NCCL error: invalid usage (two ranks on one GPU: Duplicate GPU detected)"),
+        OSError("Connection reset by peer"),  # of a download
+    ]
+    assert in_processes(2, is_loss, [*lost, *own])[0] == [True] * len(lost) + [False] * len(own)
+    assert is_loss(lost) == [False] * len(lost)  # there is no other process
+
+
+# ---- rendezvous
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_process_is_named_after_a_while(rank: int) -> None:
+    with pytest.raises(InputError, match="process 1 of 2" if rank == 0 else "process 0 of 2"):
+        agree_on_start(dist.HashStore(), rank, 2, timedelta(seconds=0.1))
+
+
+def test_processes_agree_on_a_start_beside_what_a_dead_one_left() -> None:
+    store, patience = dist.HashStore(), timedelta(minutes=5)
+    store.set("request/1", "of a dead process")
+    store.set("taken/of an earlier start/2", "")
+    with ThreadPoolExecutor(3) as pool:
+        names = list(pool.map(lambda rank: agree_on_start(store, rank, 3, patience), range(3)))
+    assert len(set(names)) == 1

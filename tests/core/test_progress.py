@@ -74,8 +74,10 @@ def test_track_passes_items_on_and_counts_them(clock: Clock, capsys: pytest.Capt
         clock.now += 11
     assert seen == ["a", "b", "c"]
     assert capsys.readouterr().err.splitlines() == [
-        "spell 1/3, 0:11 elapsed, 0:22 left", "spell 2/3, 0:22 elapsed, 0:11 left", "spell 3/3, 0:33 elapsed, 0:00 left",
-    ]  # fmt: skip
+        "spell 1/3, 0:11 elapsed, 0:22 left",
+        "spell 2/3, 0:22 elapsed, 0:11 left",
+        "spell 3/3, 0:33 elapsed, 0:00 left",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""Fingerprints of data tell images apart by names, labels and sizes, wherever they lie."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orthoproxy.core.environment import environment, file_versions, fingerprint
+from orthoproxy.data import make_table
+
+
+def make_files(root: Path) -> list[str]:
+    root.mkdir()
+    for name in ("a.png", "b.png"):
+        (root / name).write_text(name)
+    return [str(root / "a.png"), str(root / "b.png")]
+
+
+def test_versions_are_sizes_and_times(tmp_path: Path) -> None:
+    paths = make_files(tmp_path / "images")
+    before = file_versions([*paths, "nowhere.png"])
+    assert before.dtype == np.int64 and before[:, 0].tolist() == [5, 5, -1] and before[2, 1] == -1
+    Path(paths[1]).write_text("c.png")
+    os.utime(paths[1], ns=(0, 1))
+    assert (file_versions([*paths, "nowhere.png"]) != before).any(axis=1).tolist() == [False, True, False]
+
+
+def test_a_fingerprint_tells_data_apart(tmp_path: Path) -> None:
+    def print_of(paths: list[str], labels: str = "ab") -> str:
+        return fingerprint(make_table(paths, list(labels)), file_versions(paths))
+
+    paths = make_files(tmp_path / "images")
+    first = print_of(paths)
+    elsewhere = Path(shutil.copytree(tmp_path / "images", tmp_path / "elsewhere"))
+    assert print_of([str(elsewhere / "a.png"), str(elsewhere / "b.png")]) == first
+    assert print_of(paths, "aa") != first
+    Path(paths[0]).write_text("longer")
+    assert print_of(paths) != first
+
+
+def test_each_file_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, calls, stat = make_files(tmp_path / "images"), [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, *args, **options: calls.append(path) or stat(path, *args, **options))
+    fingerprint(make_table(paths, ["a", "b"]), file_versions(paths))
+    assert [call for call in calls if call in paths] == paths
+
+
+def test_the_environment_is_text() -> None:
+    found = environment()
+    assert {"python", "torch", "cores", "processes", "gpu", "revision"} <= found.keys()
+    assert all(isinstance(value, str) for value in found.values())
