@@ -61,7 +61,7 @@ def no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("resize", [40, 60, "squash"])
+@pytest.mark.parametrize("resize", [40, 60, "stretch"])
 def test_evaluation_of_the_copies_has_the_pixels_of_the_files(
     resize: Resize, workers: int, paths: list[str], folder: Path
 ) -> None:
@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_made_is_an_input_error(paths: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("resize", "cache_size", "training", "evaluation"),
     [(None, None, "v1-37", "v1-37"), (40, None, "v1-40", "v1-40"), (40, 60, "v1-60", None), (40, 40, "v1-40", "v1-40"),
-     ("squash", None, "v1-32x32", "v1-32x32"), ("squash", 50, "v1-50x50", None)],
+     ("stretch", None, "v1-32x32", "v1-32x32"), ("stretch", 50, "v1-50x50", None)],
 )  # fmt: skip
 def test_what_a_run_reads(
     resize: Resize, cache_size: int | None, training: str, evaluation: str | None, paths: list[str], folder: Path

@@ -35,21 +35,24 @@ def test_numbers_are_taken_as_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "field"),
     [
-        ({"path": [], "label": []}, "no images"),
-        ({"label": ["a", ""]}, r"label: empty in row 2 .*2\.png"),
-        ({"path": ["1.png", ""]}, "path: empty"),
-        ({"split": ["train", "trian"]}, r"split: unknown value 'trian'; one of train, validation, test, \(empty\)"),
-        ({"split": "Train"}, "split: unknown value 'Train'"),
-        ({"role": ["query", ""]}, "role: unknown value ''; one of both, query, gallery"),
-        ({"label": ["x", "x"], "split": ["train", "test"]}, "split: class 'x' is in train and in test"),
-        ({"label": ["x", "x"], "split": ["train", "validation"]}, "split: class 'x' is in train and in validation"),
+        ({"path": [], "label": []}, None),
+        ({"label": ["a"]}, None),
+        ({"label": ["a", ""]}, "label"),
+        ({"path": ["1.png", ""]}, "path"),
+        ({"path": ["1.png", "2\0.png"]}, "path"),
+        ({"split": ["train", "trian"]}, "split"),
+        ({"split": "Train"}, "split"),
+        ({"role": ["query", ""]}, "role"),
+        ({"label": ["x", "x"], "split": ["train", "test"]}, "split"),
+        ({"label": ["x", "x"], "split": ["train", "validation"]}, "split"),
     ],
 )
-def test_what_cannot_be_used_is_named(arguments: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_the_wrong_column_is_named(arguments: dict, field: str | None) -> None:
+    with pytest.raises(InputError) as caught:
         make_table(**{"path": ["1.png", "2.png"], "label": ["a", "b"], **arguments})
+    assert caught.value.field == field
 
 
 @given(NAMES, st.text(max_size=5))
@@ -125,7 +128,7 @@ def test_splits_of_known_names_never_change() -> None:
     assert set(select_split(table, "validation").label) == set(rest[:2])
 
 
-def test_only_starts_a_fresh_index() -> None:
+def test_a_split_has_an_index_from_0() -> None:
     table = make_table(list("123"), list("abc"), split=["test", "train", "test"])
     assert select_split(table, "test").index.tolist() == [0, 1]
     assert select_split(table, "validation").empty
@@ -134,5 +137,6 @@ def test_only_starts_a_fresh_index() -> None:
 def test_test_classes_are_named_instead_of_drawn():
     table = table_of(["a", "b", "c"])
     assert assign_split(table, 0.9, ["c", "a"]).split.tolist() == ["test", "train", "test"] * 2
-    with pytest.raises(InputError, match=r"data\.test_classes: 'd' is no class of the data, or has a split already"):
+    with pytest.raises(InputError) as caught:
         assign_split(table, 0.9, ["c", "d"])
+    assert caught.value.field == "test_classes"

@@ -188,7 +188,7 @@ def test_the_fixed_view_is_the_centre_after_the_shorter_side_is_resized(
 
 def test_a_squashed_view_has_the_whole_image(map_image: Image.Image) -> None:
     wide = map_image.crop((0, 64, 256, 192))
-    pixels = evaluation_transform(64, "squash")(wide).double()
+    pixels = evaluation_transform(64, "stretch")(wide).double()
     assert (pixels[0].mean(dim=0) - (torch.arange(64) * 4 + 1.5))[2:-2].abs().max() < 1
     assert (pixels[1].mean(dim=1) - (64 + torch.arange(64) * 2 + 0.5))[2:-2].abs().max() < 1
 

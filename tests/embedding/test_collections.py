@@ -142,7 +142,7 @@ def test_what_does_not_belong_together_is_refused(run, image_folder, tmp_path) -
 def test_another_view_of_the_same_weights_is_another_model(run, tiny_encoder) -> None:
     run()
     with pytest.raises(InputError, match="another model"):
-        run(embedder=Embedder(tiny_encoder, resize="squash"))
+        run(embedder=Embedder(tiny_encoder, resize="stretch"))
 
 
 def test_a_folder_of_something_else_is_refused(run, tmp_path) -> None:

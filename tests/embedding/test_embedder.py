@@ -243,7 +243,7 @@ def test_the_identity_depends_on_weights_and_transform(embedder: Embedder, tmp_p
     assert again.identity == embedder.identity and len(embedder.identity) == 16
     assert int(embedder.identity, 16) >= 0
     identities = {}
-    for resize in (37, "squash", None):
+    for resize in (37, "stretch", None):
         rewrite_config(tmp_path, resize=resize, threshold=0.5)
         identities[resize] = Embedder.load(tmp_path).identity
     assert identities[None] == identities[37]  # 37 is the default at 32 pixels

@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_named(file: Path, tmp_path: Path) -> None:
         OnnxEmbedder(file).embed("one.png")
 
 
-@pytest.mark.parametrize("resize", [None, 40, "squash"])
+@pytest.mark.parametrize("resize", [None, 40, "stretch"])
 @pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet"])
 def test_the_view_goes_along(backbone: str, resize: object, tmp_path: Path) -> None:
     torch.manual_seed(1)
@@ -91,7 +91,7 @@ def test_the_view_goes_along(backbone: str, resize: object, tmp_path: Path) -> N
     ours = OnnxEmbedder(exported(model, tmp_path / "model.onnx"))
     np.testing.assert_allclose(ours.embed([image, image.rotate(90)]), model.embed([image, image.rotate(90)]), atol=1e-5)
     assert (ours.image_size, ours.embedding_dim) == (32, 8)
-    assert ours.resize == {None: 37, 40: 40, "squash": "squash"}[resize]
+    assert ours.resize == {None: 37, 40: 40, "stretch": "stretch"}[resize]
     assert ours.about.mean == pytest.approx(model.encoder.mean.flatten().tolist())
     assert ours.about.std == pytest.approx(model.encoder.std.flatten().tolist())
 
@@ -158,7 +158,7 @@ def test_a_newer_format_is_refused_by_name(model: Embedder, tmp_path: Path) -> N
         OnnxEmbedder(path)
 
 
-@pytest.mark.parametrize("change", [{}, {"threshold": 0.5, "false_match_rate": 0.01, "resize": "squash"}])
+@pytest.mark.parametrize("change", [{}, {"threshold": 0.5, "false_match_rate": 0.01, "resize": "stretch"}])
 def test_a_description_comes_back_from_its_metadata(change: dict, model: Embedder) -> None:
     about = Description(**{**vars(describe(model, license="mit")), **change})
     assert Description.of(about.metadata(), "x.onnx") == about

@@ -19,7 +19,7 @@ from small_runs import STEPS_PER_EPOCH, Started, difference, message, saved_step
 
 from orthoproxy.cli.main import main
 from orthoproxy.data import scan_images
-from orthoproxy.data.read_timeout import VARIABLE
+from orthoproxy.data.loading import TIMEOUT_VARIABLE as VARIABLE
 
 
 @pytest.fixture
@@ -84,7 +84,9 @@ def test_an_image_replaced_while_training_is_reported(
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("step", [1, pytest.param(STEPS_PER_EPOCH + 2, marks=pytest.mark.slow)])
-def test_a_killed_worker_costs_no_step(step: int, recipe: Path, photos: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_step(
+    step: int, recipe: Path, photos: Path, whole: Path, tmp_path: Path, hurry
+) -> None:
     out = tmp_path / "run"
 
     def kill_worker() -> None:
@@ -94,7 +96,7 @@ def test_a_killed_worker_costs_no_step(step: int, recipe: Path, photos: Path, wh
     job = Started(training(recipe, photos, out), tmp_path / "errors", partial(on_event, f"step:{step}", kill_worker))
     code, error = job.end()
     saved = saved_step(out)
-    assert code == 1 and "SIGKILL" in message(error) and "data.workers" in error, error
+    assert code == 1 and "SIGKILL" in message(error) and "fewer workers" in error, error
     assert saved >= step and f"after step {saved}" in error
     assert main(training(recipe, photos, out, "--resume")) == 0 and not difference(out, whole)
 

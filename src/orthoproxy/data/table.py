@@ -1,9 +1,23 @@
-"""The one table that every source of images becomes: path, label, split, role, group."""
+"""The table of images that every source is read into, and its splits.
+
+One row an image, all columns text, with an index from 0:
+
+``path``
+    The image file.
+``label``
+    Class name.
+``split``
+    ``train``, ``validation`` or ``test``; empty if the source does not say. A class is in one split only.
+``role``
+    In retrieval, an image is a ``query``, part of the ``gallery``, or ``both``.
+``group``
+    What the image was taken with or belongs to (a camera, a font family), so that it can be excluded from a query's
+    gallery; or empty.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -21,7 +35,7 @@ def make_table(
     role: Sequence[str] | str = "both",
     group: Sequence[str] | str = "",
 ) -> pd.DataFrame:
-    """Put images and what is known of them into the project's table, checked.
+    """Make a checked table of images.
 
     Parameters
     ----------
@@ -30,22 +44,21 @@ def make_table(
     label
         Class name of each image; numbers are taken as names.
     split
-        ``train``, ``validation`` or ``test``; empty where the source does not say (see `assign_split`).
+        ``train``, ``validation`` or ``test``; or empty, for `assign_split` to fill in.
     role
-        In retrieval, an image is a ``query``, part of the ``gallery``, or ``both``.
+        ``query``, ``gallery`` or ``both``.
     group
-        What took the picture (a camera, a font family), so that it can be left out of a query's gallery; or empty.
+        Such as a camera; or empty.
 
     Returns
     -------
     pandas.DataFrame
-        Columns `path, label, split, role, group`, all text, with a fresh index from 0.
+        Columns `path, label, split, role, group`, all text, with an index from 0.
 
     Raises
     ------
     InputError
-        For an empty table, an empty path or label, a path that no file can have, an unknown split or role, or a class
-        in two splits.
+        If the table is empty, a path or label is empty, a split or role is unknown, or a class is in two splits.
 
     Examples
     --------
@@ -55,84 +68,67 @@ def make_table(
     0  a.png   cat  train  both
     1  b.png   dog  train  both
     """
-    columns = {"path": list(path), "label": list(label)}
-    given = (path, label, *(x for x in (split, role, group) if not isinstance(x, str)))
-    if len({len(x) for x in given}) > 1:
-        raise InputError(f"the columns of a table must be equally long, not {sorted({len(x) for x in given})}")
-    for name, value in (("split", split), ("role", role), ("group", group)):
-        columns[name] = [value] * len(columns["path"]) if isinstance(value, str) else list(value)
+    columns: dict[str, list[object]] = {"path": list(path), "label": list(label)}
+    for name, values in (("split", split), ("role", role), ("group", group)):
+        columns[name] = [values] * len(columns["path"]) if isinstance(values, str) else list(values)
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"columns of different lengths: {lengths}")
     table = pd.DataFrame(columns).fillna("").astype(str)
     if table.empty:
-        raise InputError("the data has no images; check data.root and data.path")
+        raise InputError("no images")
     for name in ("path", "label"):
-        empty = (table[name] == "").to_numpy()
-        if empty.any():
+        if (empty := (table[name] == "").to_numpy()).any():
             row = int(empty.argmax())
-            raise InputError(
-                f"{name}: empty in row {row + 1} ({table.loc[row, ['path', 'label']].to_dict()}); fill it in"
-            )
-    if (nul := table["path"].str.contains("\0", regex=False)).any():
-        raise InputError(f"path: {table['path'][nul].iloc[0]!r} holds a NUL, which no file's name does; correct it")
+            raise InputError(f"empty in row {row + 1}: {table.loc[row, ['path', 'label']].to_dict()}", field=name)
+    if (invalid := table["path"].str.contains("\0", regex=False)).any():
+        raise InputError(f"{table['path'][invalid].iloc[0]!r} contains a NUL character", field="path")
     for name, allowed in ALLOWED.items():
-        unknown = sorted(set(table[name]) - set(allowed))
-        if unknown:
-            choices = ", ".join(value or "(empty)" for value in allowed)
-            raise InputError(f"{name}: unknown value {unknown[0]!r}; one of {choices}")
-    labels = {split: set(table.label[table.split == split]) for split in ("train", "validation", "test")}
-    for one, other in itertools.combinations(labels, 2):
-        shared = labels[one] & labels[other]
-        if shared:
-            raise InputError(
-                f"split: class {min(shared)!r} is in {one} and in {other} ({len(shared)} such); "
-                "retrieval is judged on classes never seen before, so give each class to one split"
-            )
+        if unknown := sorted(set(table[name]) - set(allowed)):
+            expected = " or ".join(value or "nothing" for value in allowed)
+            raise InputError(repr(unknown[0]), field=name, expected=expected)
+    _require_one_split_per_class(table)
     return table
 
 
+def _require_one_split_per_class(table: pd.DataFrame) -> None:
+    pairs = table.loc[table["split"] != "", ["label", "split"]].drop_duplicates()
+    shared = pairs.loc[pairs["label"].duplicated(), "label"]
+    if len(shared):
+        splits = " and ".join(sorted(pairs.loc[pairs["label"] == shared.min(), "split"]))
+        raise InputError(
+            f"class {shared.min()!r} is in {splits} ({shared.nunique()} such classes)",
+            field="split",
+            hint="retrieval is evaluated on classes not seen in training, so give each class to one split",
+        )
+
+
 def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
-    """Order class names by a hash: a fixed shuffle that depends on the names alone.
-
-    Parameters
-    ----------
-    names
-        Class names; repeats count once.
-    salt
-        A word that makes one shuffle independent of another.
-
-    Returns
-    -------
-    list of str
-        Each name once, by the SHA-256 of ``salt/name``.
-
-    Examples
-    --------
-    >>> rank_by_hash(["a", "b", "c"], salt="test")
-    ['a', 'b', 'c']
-    """
+    """Sort distinct class names by the SHA-256 of ``salt/name``: a fixed shuffle that depends on the names alone."""
     return sorted(set(names), key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).digest())
 
 
 def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
-    """Give every row without a split one: a share of the classes, or those named, to test, the others to train.
+    """Assign classes without a split to test or train.
 
     Parameters
     ----------
     table
         From `make_table`.
     test_fraction
-        Share of the classes without a split that go to test, by hash of the class name, 0 to 1.
+        Fraction of these classes that go to test, chosen by a hash of the class name, 0 to 1.
     test_classes
-        The classes that go to test, by name; None to go by the share.
+        Names of the classes that go to test instead; None to go by the fraction.
 
     Returns
     -------
     pandas.DataFrame
-        A copy in which no split is empty. Rows with a split keep it, and so does every other row of their class.
+        A copy in which no split is empty. Rows with a split keep it, and so do the other rows of their class.
 
     Raises
     ------
     InputError
-        If a class named is not there, or has another split already.
+        If one of `test_classes` does not exist, or has a split.
 
     Examples
     --------
@@ -141,35 +137,32 @@ def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequen
     ['test', 'train', 'train']
     """
     table = table.copy()
-    open_rows = table["split"] == ""
-    known = dict(zip(table.label[~open_rows], table.split[~open_rows], strict=True))
-    free = set(table.label[open_rows]) - set(known)
+    unassigned = table["split"] == ""
+    known = table[~unassigned].drop_duplicates("label").set_index("label")["split"]
+    free = set(table.loc[unassigned, "label"]) - set(known.index)
     ranked = rank_by_hash(free, salt="test")
     chosen = set(ranked[: round(test_fraction * len(ranked))]) if test_classes is None else set(test_classes)
-    if test_classes is not None and chosen - free:
-        raise InputError(f"data.test_classes: {min(chosen - free)!r} is no class of the data, or has a split already")
-    table.loc[open_rows, "split"] = [
-        known.get(label, "test" if label in chosen else "train") for label in table.label[open_rows]
-    ]
+    if chosen - free:
+        raise InputError(f"{min(chosen - free)!r} is not a class of the data, or has a split", field="test_classes")
+    splits = {**{name: "test" if name in chosen else "train" for name in free}, **known.to_dict()}
+    table.loc[unassigned, "split"] = table.loc[unassigned, "label"].map(splits)
     return table
 
 
 def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
-    """Move a share of the training classes to validation, by hash of the class name.
-
-    Where the source itself has validation classes, these stay and nothing is moved.
+    """Move a fraction of the training classes to validation, chosen by a hash of the class name.
 
     Parameters
     ----------
     table
-        With every split assigned.
+        With every split assigned; one that has validation classes is left as it is.
     fraction
-        Share of the training classes, 0 to 1. Fewer than two classes cannot be ranked, so then none is moved.
+        Fraction of the training classes, 0 to 1. Fewer than two classes cannot be ranked, so then none is moved.
 
     Returns
     -------
     pandas.DataFrame
-        A copy with ``validation`` among its splits.
+        A copy.
 
     Examples
     --------
@@ -178,29 +171,17 @@ def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     ['validation', 'train', 'train', 'validation']
     """
     table = table.copy()
-    if (table.split == "validation").any():
+    if (table["split"] == "validation").any():
         return table
-    ranked = rank_by_hash(table.label[table.split == "train"], salt="validation")
+    ranked = rank_by_hash(table.loc[table["split"] == "train", "label"], salt="validation")
     chosen = ranked[: round(fraction * len(ranked))]
     if len(chosen) >= 2:
-        table.loc[table.label.isin(chosen), "split"] = "validation"
+        table.loc[table["label"].isin(chosen), "split"] = "validation"
     return table
 
 
 def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the rows of one split, with a fresh index from 0.
-
-    Parameters
-    ----------
-    table
-        From `make_table`.
-    split
-        The split to keep.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Possibly empty.
+    """Return the rows of one split, with an index from 0.
 
     Examples
     --------
@@ -208,4 +189,4 @@ def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
     >>> select_split(table, "test")["path"].tolist()
     ['2.png']
     """
-    return table[table.split == split].reset_index(drop=True)
+    return table[table["split"] == split].reset_index(drop=True)

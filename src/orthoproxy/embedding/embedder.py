@@ -65,7 +65,7 @@ class Embedder(
     encoder
         Put into evaluation mode.
     resize
-        Shorter side in pixels before the center crop, or ``"squash"``; see `data.evaluation_transform`.
+        Shorter side in pixels before the center crop, or ``"stretch"``; see `data.evaluation_transform`.
     classes
         Names of the training classes, in the order of `proxies`.
     proxies

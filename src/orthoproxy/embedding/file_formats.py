@@ -16,7 +16,7 @@ MAX_IMAGE_SIZE = 4096
 Dim = Annotated[int, Field(ge=1, le=MAX_DIM)]
 ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-ResizeField = Annotated[int, Field(ge=1, le=MAX_DIM)] | Literal["squash"] | None
+ResizeField = Annotated[int, Field(ge=1, le=MAX_DIM)] | Literal["stretch"] | None
 
 
 def validate_json(schema: type[T], text: str | bytes, path: str | Path, hint: str) -> T:

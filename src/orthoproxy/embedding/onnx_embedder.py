@@ -44,7 +44,7 @@ class Description:
     image_size
         Side of the square that the model takes, in pixels.
     resize
-        Shorter side in pixels before the centre square is cut out, or ``squash``: the whole image becomes the square.
+        Shorter side in pixels before the centre square is cut out, or ``stretch``: the whole image becomes the square.
         Bicubic either way.
     mean, std
         Of each colour, from 0 to 1; the model applies them itself.
@@ -135,7 +135,7 @@ class Description:
             Naming the one that is not.
         """
         sizes = {"image_size": self.image_size, "embedding_dim": self.embedding_dim}
-        if self.resize not in (None, "squash"):
+        if self.resize not in (None, "stretch"):
             sizes["resize"] = self.resize
         for name, value in sizes.items():
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
@@ -188,7 +188,7 @@ class OnnxEmbedder:
 
     @property
     def resize(self) -> Resize:
-        """Shorter side before the centre square is cut out, or ``squash``."""
+        """Shorter side before the centre square is cut out, or ``stretch``."""
         return self.about.resize
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from orthoproxy.core.distributed import process_count, process_index
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.errors import InputError, field_prefix
 from orthoproxy.data import (
     BatchSampler,
     CroppableImage,
@@ -45,6 +45,7 @@ from orthoproxy.training import Plan, rate_factor
 T = TypeVar("T")
 
 
+@field_prefix("data")
 def read_table(data: Data) -> pd.DataFrame:
     """Read the table of a source, with the splits that the source itself has.
 
@@ -99,7 +100,9 @@ def split_table(config: Config) -> pd.DataFrame:
     See `read_table`.
     """
     data = config.data
-    table = assign_split(read_table(data), data.test_fraction, data.test_classes)
+    table = read_table(data)
+    with field_prefix("data"):
+        table = assign_split(table, data.test_fraction, data.test_classes)
     if config.training.select_on == "validation":
         table = hold_out_validation(table, data.validation_fraction)
     if not (table["split"] == "train").any():
@@ -220,7 +223,7 @@ def keep_images(config: Config, paths: list[str], evaluation: bool = False) -> S
     data = config.data
     natural = size = evaluation_size(config.encoder.image_size, data.resize)
     if data.cache_size:
-        size = (data.cache_size, data.cache_size) if data.resize == "squash" else data.cache_size
+        size = (data.cache_size, data.cache_size) if data.resize == "stretch" else data.cache_size
     if not data.cache or (evaluation and size != natural):
         return paths
     return cached_images(paths, data.cache, size, data.workers)

@@ -44,8 +44,8 @@ class Data:
     """The classes kept for the final judgement by name, instead of a share."""
     validation_fraction: float = 0.1
     """Share of the training classes that choose the checkpoint instead of being trained on, by hash of the name."""
-    resize: int | Literal["squash"] | None = None
-    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224; squash
+    resize: int | Literal["stretch"] | None = None
+    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224; stretch
     makes the whole image a square instead, for images far from square."""
     workers: int = 1
     """Processes that read and augment images, for each process that trains."""
@@ -54,7 +54,7 @@ class Data:
     may serve many runs. A copy of 341 x 256 pixels takes 262 KB, 120,000 of them 31 GB. Crops of it are softer than
     crops of the file."""
     cache_size: int | None = None
-    """Shorter side of the copies in pixels, or both sides with data.resize squash; null for the size that evaluation
+    """Shorter side of the copies in pixels, or both sides with data.resize stretch; null for the size that evaluation
     resizes to, which then reads the copies too, to the same scores. Larger copies keep small crops sharp; evaluation
     then reads the files."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -279,7 +279,7 @@ class Config:
         for name in ("data.augmentation.crop_scale", "data.augmentation.crop_ratio"):
             _require(self, name, lambda x: 0 < x[0] <= x[1], "two positive numbers in order")
         _require(self, "data.augmentation.crop_scale", lambda x: x[1] <= 1, "at most 1, the whole image")
-        _require(self, "data.resize", lambda x: x == "squash" or x >= 1, "1 or more, or squash")
+        _require(self, "data.resize", lambda x: x == "stretch" or x >= 1, "1 or more, or stretch")
         _require(self, "evaluation.recall_at", lambda x: x and min(x) >= 1, "at least one K, each 1 or more")
         _require(self, "evaluation.confidence", lambda x: 0 < x < 1, "between 0 and 1")
         scores = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]

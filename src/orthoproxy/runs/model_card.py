@@ -68,7 +68,7 @@ def model_card(
         encoder=config.encoder,
         data=config.data,
         training=config.training,
-        view="the whole image" if config.data.resize == "squash" else "center crop after resizing the shorter side",
+        view="the whole image" if config.data.resize == "stretch" else "center crop after resizing the shorter side",
         dim=f"{config.encoder.embedding_dim}-dimensional" if config.encoder.embedding_dim else "pooled features",
         loss=config.loss.name + (f" + {orthogonality.weight:g} * {regularizer}" if orthogonality.weight else ""),
         license=license,
