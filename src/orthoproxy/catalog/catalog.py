@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from jaxtyping import Float
+from pydantic import BaseModel
 
-from orthoproxy.catalog.filters import parse_condition, quote
+from orthoproxy.catalog.filters import parse_filter, quote
 from orthoproxy.catalog.milvus import (
     COLLECTION,
-    TEXTS,
+    TEXT_FIELDS,
     Client,
     MilvusException,
     close_lite,
@@ -30,24 +31,24 @@ from orthoproxy.catalog.milvus import (
     create_collection,
     create_index,
     first_line,
-    held,
     is_server,
+    lock_folder,
     open_lite,
 )
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.safe_parsing import parse_json
+from orthoproxy.embedding.file_formats import Dim, read_json, validate_json
 
-FORMAT_VERSION = 1
-FLAT_BELOW = 200_000  # rows; with more, an index of another kind answers faster than a look at every row
-MOST = 16_384  # rows that a Milvus server returns at once
-EF = 128  # candidates that a search of HNSW keeps
-UNIT = 1e-3  # how far from 1 an embedding's length may be
+FLAT_BELOW = 200_000  # rows; above, HNSW is faster than exact search
+MAX_RESULTS = 16_384  # of one query to a Milvus server
+EF_SEARCH = 128  # HNSW's candidates per search
+UNIT_TOLERANCE = 1e-3
+INDEX_AGAIN = "update orthoproxy, or index again"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image found: its `id`, absolute `path`, `label`, `group`, and cosine `similarity` to the query."""
+    """A search result: `id`, absolute `path`, `label`, `group`, and cosine `similarity` to the query."""
 
     id: str
     path: str
@@ -56,13 +57,18 @@ class Hit:
     similarity: float
 
 
-def image_id(relative_path: str) -> str:
-    """Return the primary key of an image: 16 bytes of the SHA-256 of its path below the root, as hex.
+class CatalogMeta(BaseModel, frozen=True):
+    """The catalog.json of a folder, or the description of a server's collection."""
 
-    Parameters
-    ----------
-    relative_path
-        With ``/`` between folders.
+    format_version: Literal[1]
+    root: str
+    dim: Dim
+    model: str
+    model_path: str
+
+
+def image_id(relative_path: str) -> str:
+    """Return the primary key of an image: 32 hexadecimal digits of the SHA-256 of its path relative to the root.
 
     Examples
     --------
@@ -75,8 +81,8 @@ def image_id(relative_path: str) -> str:
 class Catalog:
     """A collection of embeddings in a Milvus Lite folder or on a Milvus server.
 
-    Made by `create` or `open`; a context manager, which closes it. What this object wrote, it reads; what others write
-    to a server meanwhile, its searches see some seconds later.
+    Created by `create` or `open`; a context manager that closes it. It reads its own writes; searches see the writes of
+    other clients of a server after some seconds.
 
     Examples
     --------
@@ -90,130 +96,85 @@ class Catalog:
     [('cat', 1.0)]
     """
 
-    def __init__(self, client: Client, collection: str, address: str, facts: dict[str, Any]) -> None:
-        self.address = address
-        self.dim: int = facts["dim"]
-        self.model: str = facts["model"]
-        self.model_path: str = facts["model_path"]
-        self.root: str = facts["root"]
-        self.ef = EF
+    def __init__(self, client: Client, collection: str, address: str, meta: CatalogMeta) -> None:
+        self.address, self.ef = address, EF_SEARCH
+        self.dim, self.model, self.model_path, self.root = meta.dim, meta.model, meta.model_path, meta.root
         self._client, self._collection = client, collection
-        self._wrote = False
+        self._has_written = False
         self._release: Callable[[], None] = client.close
 
     @classmethod
     def create(cls, address: str, dim: int, model: str, model_path: str, root: str | Path = ".") -> Catalog:
-        """Make an empty catalog.
+        """Create an empty catalog.
 
         Parameters
         ----------
         address
-            A folder; or ``http://host:19530``, with a name after a slash if a server is to hold several catalogs.
+            Folder, or ``http://host:19530``; a name after the slash distinguishes the catalogs of a server.
         dim
-            D of the embeddings.
+            Embedding dimension D.
         model
-            Identity of the model that embeds, so that vectors of no other get in.
+            Identity of the embedding model; embeddings of other models are rejected.
         model_path
-            Where this model lies, to embed queries.
+            Where this model is, to embed queries.
         root
-            Folder that the images' paths start from.
+            Folder that image paths are relative to.
 
         Raises
         ------
         InputError
-            If there is a catalog already, or something else, or the server does not answer.
+            If the address is in use, or the server does not answer.
         """
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "root": str(Path(root).absolute()),
-            "dim": dim,
-            "model": model,
-            "model_path": model_path,
-        }
-        if is_server(address):
-            return cls._create_on_server(address, facts)
-        folder = Path(address)
-        theirs = _not_ours(folder)
-        if theirs is not None:
-            raise InputError(f"{address}: {theirs}; give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with held(folder) as lock:
-            shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a start that was killed
-            client = open_lite(folder)
-            create_collection(client, COLLECTION, dim, "")
-            # the last step: without it, there is no catalog
-            atomic_write(folder / "catalog.json", json.dumps(facts, indent=2) + "\n")
-            return cls._of_folder(client, folder, facts, lock)
-
-    @classmethod
-    def _create_on_server(cls, address: str, facts: dict[str, Any]) -> Catalog:
-        client, name = connect(address)
-        with closed_on_error(client):
-            if client.has_collection(name):
-                raise InputError(f"{address}: there is a collection {name} already; give another name after the slash")
-            create_collection(client, name, facts["dim"], json.dumps(facts))
-            return cls(client, name, address, facts)
-
-    @classmethod
-    def open(cls, address: str) -> Catalog:
-        """Open a catalog.
-
-        Parameters
-        ----------
-        address
-            As in `create`. The token of a server that asks for one is in the environment's ``MILVUS_TOKEN``.
-
-        Raises
-        ------
-        InputError
-            If it is not there, of an unknown version, or open in another process.
-
-        Examples
-        --------
-        >>> Catalog.open("nowhere")
-        Traceback (most recent call last):
-        ...
-        orthoproxy.core.errors.InputError: nowhere: no catalog; make one with: orthoproxy index nowhere IMAGES --model MODEL
-        """
-        missing = InputError(f"{address}: no catalog; make one with: orthoproxy index {address} IMAGES --model MODEL")
+        meta = CatalogMeta(
+            format_version=1, root=str(Path(root).absolute()), dim=dim, model=model, model_path=model_path
+        )
         if is_server(address):
             client, name = connect(address)
             with closed_on_error(client):
-                if not client.has_collection(name):
-                    raise missing
-                facts = _checked(client.describe_collection(name).get("description", ""), address)
-                client.load_collection(name)
-                return cls(client, name, address, facts)
+                if client.has_collection(name):
+                    raise InputError(f"collection {name} exists already", path=address, hint="choose another name")
+                create_collection(client, name, dim, meta.model_dump_json())
+                return cls(client, name, address, meta)
         folder = Path(address)
-        if not (folder / "catalog.json").is_file():
-            raise missing
-        facts = _checked(
-            (folder / "catalog.json").read_text(encoding="utf-8", errors="replace"), f"{folder / 'catalog.json'}"
-        )
-        with held(folder) as lock:
+        _require_free(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder) as lock:
+            shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a process that was killed while creating it
             client = open_lite(folder)
-            client.load_collection(COLLECTION)
-            return cls._of_folder(client, folder, facts, lock)
+            create_collection(client, COLLECTION, dim, "")
+            atomic_write(folder / "catalog.json", meta.model_dump_json(indent=2) + "\n")  # completes the catalog
+            return cls._of_folder(client, folder, meta, lock)
 
-    @staticmethod
-    def exists(address: str) -> bool:
-        """Say whether there is a catalog at an address.
-
-        Parameters
-        ----------
-        address
-            As in `create`.
+    @classmethod
+    def open(cls, address: str) -> Catalog:
+        """Open a catalog at an address as in `create`; a server's token is read from ``MILVUS_TOKEN``.
 
         Raises
         ------
         InputError
-            If the server does not answer.
-
-        Examples
-        --------
-        >>> Catalog.exists("nowhere")
-        False
+            If it does not exist, has an unknown format version, or is open in another process.
         """
+        if not is_server(address):
+            folder = Path(address)
+            if not (folder / "catalog.json").is_file():
+                raise _no_catalog(address)
+            meta = read_json(CatalogMeta, folder / "catalog.json", INDEX_AGAIN)
+            with lock_folder(folder) as lock:
+                client = open_lite(folder)
+                client.load_collection(COLLECTION)
+                return cls._of_folder(client, folder, meta, lock)
+        client, name = connect(address)
+        with closed_on_error(client):
+            if not client.has_collection(name):
+                raise _no_catalog(address)
+            description = client.describe_collection(name).get("description", "")
+            meta = validate_json(CatalogMeta, description, address, INDEX_AGAIN)
+            client.load_collection(name)
+            return cls(client, name, address, meta)
+
+    @staticmethod
+    def exists(address: str) -> bool:
+        """Whether there is a catalog at an address."""
         if not is_server(address):
             return (Path(address) / "catalog.json").is_file()
         client, name = connect(address)
@@ -223,8 +184,8 @@ class Catalog:
             client.close()
 
     @classmethod
-    def _of_folder(cls, client: Client, folder: Path, facts: dict[str, Any], lock: FileLock) -> Catalog:
-        catalog = cls(client, COLLECTION, str(folder), facts)
+    def _of_folder(cls, client: Client, folder: Path, meta: CatalogMeta, lock: FileLock) -> Catalog:
+        catalog = cls(client, COLLECTION, str(folder), meta)
 
         def release() -> None:
             close_lite(client, folder)
@@ -234,108 +195,96 @@ class Catalog:
         return catalog
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
-        """Add images, and replace those that are there. On return they are kept, whatever happens to the process.
+        """Insert images, replacing those with the same id; durable on return.
 
         Parameters
         ----------
         rows
-            Columns ``id, path, label, group, content``; the path relative to the root, the content a hash of the file.
+            Columns ``id, path, label, group, content``: the path relative to the root, the content a hash of the file.
         embeddings
-            Unit-length rows, in the same order.
+            Unit-length rows in the same order.
 
         Raises
         ------
         InputError
-            If the embeddings are not of the catalog's width or not of unit length, or a text is too long.
+            If the embeddings have another dimension or no unit length, or a text is too long.
         """
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self._check(embeddings)
         if len(rows) != len(embeddings):
-            raise InputError(f"embeddings: {len(embeddings)}, but {len(rows)} rows")
-        texts = rows[list(TEXTS)].astype(str)
-        for field, most in TEXTS.items():
-            long = next((text for text in texts[field] if len(text) * 4 > most and len(text.encode()) > most), None)
+            raise InputError(f"{len(embeddings)} rows", field="embeddings", expected=f"{len(rows)}, one per image")
+        texts = rows[list(TEXT_FIELDS)].astype(str)
+        for field, limit in TEXT_FIELDS.items():
+            long = next((text for text in texts[field] if len(text) * 4 > limit and len(text.encode()) > limit), None)
             if long is not None:
-                raise InputError(f"{field}: {long[:60]}... has {len(long.encode())} bytes; at most {most}")
+                problem = f"{long[:60]}... has {len(long.encode())} bytes"
+                raise InputError(problem, field=field, expected=f"at most {limit}")
         records = texts.to_dict("records")
         step = max(1, min(2000, 4_000_000 // self.dim))
         for first in range(0, len(records), step):
-            part = records[first : first + step]
             vectors = embeddings[first : first + step].tolist()
-            data = [{**row, "embedding": vector} for row, vector in zip(part, vectors, strict=True)]
-            self._wrote = True
-            with self._told():
-                self._client.upsert(self._collection, data)
+            pairs = zip(records[first : first + step], vectors, strict=True)
+            self._has_written = True
+            with self._milvus_errors():
+                self._client.upsert(self._collection, [{**row, "embedding": vector} for row, vector in pairs])
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Take images out.
-
-        Parameters
-        ----------
-        ids
-            Their keys; those that are not there do not matter.
-
-        Returns
-        -------
-        int
-            How many were there.
-        """
-        there = self.get(ids)["id"].tolist()
-        self._wrote = True
-        for part in _parts(there, 1000):
-            with self._told():
-                self._client.delete(self._collection, ids=part)
-        return len(there)
+        """Delete images by id and return how many existed."""
+        self._has_written, deleted = True, 0
+        for part in _parts(list(dict.fromkeys(ids)), 1000):
+            existing = [row["id"] for row in self._query(f"id in {_list(part)}", ["id"])]
+            if existing:
+                with self._milvus_errors():
+                    self._client.delete(self._collection, ids=existing)
+            deleted += len(existing)
+        return deleted
 
     def get(self, ids: Sequence[str], with_embeddings: bool = False) -> pd.DataFrame:
-        """Look images up.
+        """Look up images.
 
         Parameters
         ----------
         ids
-            Their keys.
+            Primary keys.
         with_embeddings
             Return the embeddings too.
 
         Returns
         -------
         pandas.DataFrame
-            ``id, path, label, group, content`` and, if wanted, ``embedding``, in the order of the ids; without those
-            that are not there.
+            ``id, path, label, group, content`` and, on request, ``embedding``, in the order of the ids; ids that do not
+            exist are skipped.
         """
-        columns = [*TEXTS, *(["embedding"] if with_embeddings else [])]
-        found = {}
+        columns = [*TEXT_FIELDS, *(["embedding"] if with_embeddings else [])]
+        found: dict[str, dict[str, Any]] = {}
         for part in _parts(list(dict.fromkeys(ids)), 1000):
-            listed = ", ".join(map(quote, part))
-            for row in self._query(f"id in [{listed}]", columns):
-                found[row["id"]] = row
-        if with_embeddings:
-            found = {key: {**row, "embedding": np.float32(row["embedding"])} for key, row in found.items()}
+            for row in self._query(f"id in {_list(part)}", columns):
+                found[row["id"]] = {**row, "embedding": np.float32(row["embedding"])} if with_embeddings else row
         return pd.DataFrame([found[key] for key in ids if key in found], columns=columns)
 
+    def iterate_rows(self, columns: Sequence[str] = tuple(TEXT_FIELDS)) -> Iterator[pd.DataFrame]:
+        """Yield these columns of all images, some thousand rows at a time, ordered by id."""
+        for page in self._pages(list(columns)):
+            yield pd.DataFrame(page, columns=list(columns))
+
+    def rows(self, columns: Sequence[str] = tuple(TEXT_FIELDS)) -> pd.DataFrame:
+        """Return these columns of all images, ordered by id."""
+        return pd.concat(self.iterate_rows(columns), ignore_index=True).sort_values("id", ignore_index=True)
+
     def ids(self) -> dict[str, str]:
-        """Return the key of every image, and the hash of its content."""
-        rows = self.rows(["id", "content"])
-        return dict(zip(rows["id"], rows["content"], strict=True))
+        """Return the id of each image and the hash of its content."""
+        pages = self.iterate_rows(["id", "content"])
+        return {key: content for page in pages for key, content in zip(page["id"], page["content"], strict=True)}
 
-    def rows(self, columns: Sequence[str] = tuple(TEXTS)) -> pd.DataFrame:
-        """Return every image's row.
-
-        Parameters
-        ----------
-        columns
-            Of ``id, path, label, group, content``.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Ordered by id.
-        """
-        found = [row for part in self._pages(list(columns)) for row in part]
-        return pd.DataFrame(found, columns=list(columns)).sort_values("id", ignore_index=True)
+    def sample_ids(self, count: int) -> list[str]:
+        """Return the ids of up to `count` images; as ids are hashes of paths, this is a random sample."""
+        fraction = min(1.0, 4 * count / max(1, len(self)))
+        below = "g" if fraction == 1 else f"{round(fraction * 16**8):08x}"
+        rows = self._query(f'id < "{below}"', ["id"])
+        return sorted(row["id"] for row in rows)[:count]
 
     def __len__(self) -> int:
-        with self._told():
+        with self._milvus_errors():
             counted = self._client.query(
                 self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
             )
@@ -351,11 +300,11 @@ class Catalog:
         queries
             Unit-length rows.
         k
-            How many to find.
+            Number of results per query.
         where
-            A condition that they must meet; see `conditions.parse_condition`.
+            Filter on the results; see `filters.parse_filter`.
         diverse
-            At most one image a group, or a label where there is no group.
+            At most one image per group, or per label for images without a group.
 
         Returns
         -------
@@ -365,13 +314,13 @@ class Catalog:
         Raises
         ------
         InputError
-            If k, the condition or the queries are not right.
+            If k, the filter or the queries are invalid.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         self._check(queries)
-        if not 1 <= k <= MOST:
-            raise InputError(f"k: {k}; from 1 to {MOST}")
-        condition = str(parse_condition(where)) if where else ""
+        if not 1 <= k <= MAX_RESULTS:
+            raise InputError(str(k), field="k", expected=f"1 to {MAX_RESULTS}")
+        condition = parse_filter(where) if where else ""
         if diverse:
             return [self._search_diverse(query[None], k, condition) for query in queries]
         return self._search(queries, k, condition)
@@ -379,35 +328,34 @@ class Catalog:
     def _search(self, queries: np.ndarray, k: int, condition: str) -> list[list[Hit]]:
         if not len(queries):
             return []
-        with self._told():
-            found = self._client.search(
+        with self._milvus_errors():
+            results = self._client.search(
                 self._collection,
                 data=list(queries),
                 filter=condition,
                 limit=k,
                 output_fields=["path", "label", "group"],
                 search_params={"metric_type": "IP", "params": {"ef": max(self.ef, k)}},
-                consistency_level="Strong" if self._wrote else "Bounded",
+                consistency_level="Strong" if self._has_written else "Bounded",
             )
-        return [[self._hit(hit["id"], hit["entity"], hit["distance"]) for hit in hits] for hits in found]
+        return [[self._hit(hit["id"], hit["entity"], hit["distance"]) for hit in hits] for hits in results]
 
     def _hit(self, key: str, row: dict[str, str], similarity: float) -> Hit:
-        path = str(Path(self.root) / row["path"])
-        return Hit(key, path, row["label"], row["group"], float(similarity))
+        return Hit(key, str(Path(self.root) / row["path"]), row["label"], row["group"], float(similarity))
 
     def _search_diverse(self, query: np.ndarray, k: int, condition: str) -> list[Hit]:
-        """Search again without the groups found so far, until there are enough or no more."""
+        """Search again without the groups found so far, until there are enough results or no more rows."""
         best: dict[tuple[str, str], Hit] = {}
-        limit = min(MOST, 4 * k)
+        limit = min(MAX_RESULTS, 4 * k)
         while True:
-            left_out = {field: [value for name, value in best if name == field] for field in ("group", "label", "id")}
+            found = {field: [value for name, value in best if name == field] for field in ("group", "label", "id")}
             parts = [f"({condition})"] if condition else []
-            if left_out["group"]:
-                parts.append(f"not (group in {_list(left_out['group'])})")
-            if left_out["label"]:
-                parts.append(f'not (group == "" and label in {_list(left_out["label"])})')
-            if left_out["id"]:
-                parts.append(f"not (id in {_list(left_out['id'])})")
+            if found["group"]:
+                parts.append(f"not (group in {_list(found['group'])})")
+            if found["label"]:
+                parts.append(f'not (group == "" and label in {_list(found["label"])})')
+            if found["id"]:
+                parts.append(f"not (id in {_list(found['id'])})")
             hits = self._search(query, limit, " and ".join(parts))[0]
             for hit in hits:
                 field = next(name for name in ("group", "label", "id") if getattr(hit, name))
@@ -424,12 +372,16 @@ class Catalog:
             ``images``, ``labels``, ``groups``, ``duplicates`` (images whose file is a copy of another's), ``dim``,
             ``index`` (its kind), ``model``, ``model_path``, ``root``.
         """
-        rows = self.rows(["id", "label", "group", "content"])
+        images, distinct = 0, {name: set[str]() for name in ("label", "group", "content")}
+        for page in self.iterate_rows(["label", "group", "content"]):
+            images += len(page)
+            for name, values in distinct.items():
+                values.update(page[name].unique())
         return {
-            "images": len(rows),
-            "labels": rows["label"][rows["label"] != ""].nunique(),
-            "groups": rows["group"][rows["group"] != ""].nunique(),
-            "duplicates": len(rows) - rows["content"].nunique(),
+            "images": images,
+            "labels": len(distinct["label"] - {""}),
+            "groups": len(distinct["group"] - {""}),
+            "duplicates": images - len(distinct["content"]),
             "dim": self.dim,
             "index": self.index,
             "model": self.model,
@@ -438,41 +390,32 @@ class Catalog:
         }
 
     def flush(self) -> None:
-        """Put what was written into its final form, which a server searches exactly and a folder keeps smaller.
-
-        To be called once after much was written; what `upsert` wrote is safe without it.
-        """
-        with self._told():
+        """Compact what was written; to be called once after many writes, which are durable without it."""
+        with self._milvus_errors():
             self._client.flush(self._collection)
 
     @property
     def index(self) -> str:
-        """The kind of index: ``FLAT``, which looks at every row, or ``HNSW``."""
-        with self._told():
+        """Kind of index: ``FLAT`` (exact) or ``HNSW``."""
+        with self._milvus_errors():
             return str(self._client.describe_index(self._collection, "embedding")["index_type"])
 
     def set_index(self, kind: str) -> None:
-        """Build an index of another kind. Searches wait for it.
-
-        Parameters
-        ----------
-        kind
-            ``FLAT`` or ``HNSW``.
-        """
-        with self._told():
+        """Build an index of another kind, ``FLAT`` or ``HNSW``; searches wait for it."""
+        with self._milvus_errors():
             self._client.release_collection(self._collection)
             self._client.drop_index(self._collection, "embedding")
             create_index(self._client, self._collection, kind)
             self._client.load_collection(self._collection)
 
     def vectors(self) -> Iterator[tuple[list[str], Float[np.ndarray, "N D"]]]:
-        """Yield all embeddings, some thousand at a time, with their ids."""
-        for part in self._pages(["id", "embedding"]):
-            if part:
-                yield [row["id"] for row in part], np.array([row["embedding"] for row in part], dtype=np.float32)
+        """Yield the ids and embeddings of all images, some thousand at a time."""
+        for page in self._pages(["id", "embedding"]):
+            if page:
+                yield [row["id"] for row in page], np.array([row["embedding"] for row in page], dtype=np.float32)
 
     def close(self) -> None:
-        """Let go of the folder or the connection; to be called once, or more often."""
+        """Release the folder or the connection; may be called more than once."""
         release, self._release = self._release, lambda: None
         release()
 
@@ -486,78 +429,60 @@ class Catalog:
 
     def _check(self, embeddings: np.ndarray) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            raise InputError(f"embeddings: shape {embeddings.shape}; {self.address} holds rows of {self.dim}")
-        lengths = np.linalg.norm(embeddings, axis=1)
-        if not (np.abs(lengths - 1) < UNIT).all():  # also for those that are no numbers
-            raise InputError("embeddings: not all rows have unit length; divide each by its length")
+            expected = f"rows of {self.dim}, the dimension of {self.address}"
+            raise InputError(f"shape {embeddings.shape}", field="embeddings", expected=expected)
+        if not (np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT_TOLERANCE).all():  # nor NaN
+            raise InputError("not all rows have unit length", field="embeddings", hint="divide each by its length")
 
     def _query(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
-        with self._told():
+        with self._milvus_errors():
             return self._client.query(
                 self._collection,
                 filter=condition,
                 output_fields=columns,
-                limit=MOST if is_server(self.address) else 2**31,
+                limit=MAX_RESULTS if is_server(self.address) else 2**31,
                 consistency_level="Strong",
             )
 
     def _pages(self, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """All rows, in parts by the first digits of their ids, which are hashes and so spread evenly.
+        """Yield all rows by ranges of ids, which are hashes and so spread evenly.
 
-        Milvus Lite goes through all rows for each part, so there the parts are larger.
+        Milvus Lite scans all rows for each range, so there the ranges are larger.
         """
         size, floats = (8000, 8_000_000) if is_server(self.address) else (100_000, 40_000_000)
         if "embedding" in columns:
             size = max(1, min(size, floats // self.dim))
         count = max(1, -(-len(self) // size))
-        bounds = [f"{number * 16**8 // count:08x}" for number in range(count)]
-        for first, last in zip(bounds, [*bounds[1:], "g"], strict=True):
+        for first, last in pairwise([*(f"{number * 16**8 // count:08x}" for number in range(count)), "g"]):
             yield self._query(f'id >= "{first}" and id < "{last}"', columns)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Say in a line what a server refuses."""
+    def _milvus_errors(self) -> Iterator[None]:
         try:
             yield
         except MilvusException as error:
-            raise InputError(f"{self.address}: Milvus says: {first_line(error)}") from error
+            raise InputError(f"Milvus: {first_line(error)}", path=self.address) from error
 
 
-def _not_ours(folder: Path) -> str | None:
-    """Why a catalog cannot be made in a folder; what a killed start left is no reason."""
+def _no_catalog(address: str) -> InputError:
+    return InputError("no catalog", path=address, hint=f"create one: orthoproxy index {address} IMAGES --model MODEL")
+
+
+def _require_free(folder: Path) -> None:
+    """Raise InputError unless a catalog can be created in the folder, where a killed process may have begun one."""
     if folder.exists() and not folder.is_dir():
-        return "a file"
+        raise InputError("is a file", path=folder, expected="a folder")
     if (folder / "catalog.json").is_file():
-        return "holds a catalog already"
-    ours = {"milvus.db", "lock", "lock.pid", "catalog.json.tmp"}
-    others = {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
-    return f"holds {min(others)}, but no catalog" if others else None
+        raise InputError("holds a catalog already", path=folder, hint="choose another folder")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = {name for name in names if name not in ("milvus.db", "lock", "lock.pid") and not name.endswith(".tmp")}
+    if others:
+        raise InputError(f"holds {min(others)}, but no catalog", path=folder, hint="choose another folder")
 
 
-def _checked(text: str, where: str) -> dict[str, Any]:
-    """The facts of a catalog, if they are of a version that this code knows."""
-    try:
-        facts = parse_json(text)
-    except ValueError:
-        facts = None
-    version = facts.get("format_version") if isinstance(facts, dict) else None
-    if not isinstance(facts, dict) or version is None:
-        raise InputError(f"{where}: not a catalog of orthoproxy")
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{where}: format_version {version!r} is unknown; this orthoproxy reads version {FORMAT_VERSION}. "
-            "Update orthoproxy, or index again"
-        )
-    dim, texts = facts.get("dim"), [facts.get(name) for name in ("model", "model_path", "root")]
-    if not isinstance(dim, int) or dim < 1 or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where}: damaged; index again")
-    return facts
-
-
-def _list(values: Sequence[str]) -> str:
+def _list(values: Iterable[str]) -> str:
     return f"[{', '.join(map(quote, values))}]"
 
 
-def _parts(items: Sequence[str], size: int) -> Iterator[list[str]]:
-    for first in range(0, len(items), size):
-        yield list(items[first : first + size])
+def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

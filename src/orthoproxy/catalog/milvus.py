@@ -1,4 +1,4 @@
-"""Milvus in a folder or on a server: connecting, one process a folder, and the collection that holds a catalog."""
+"""Milvus Lite folders and Milvus servers: connections, the folder lock, and the collection of a catalog."""
 
 from __future__ import annotations
 
@@ -15,94 +15,93 @@ from filelock import FileLock, Timeout
 
 from orthoproxy.core.errors import InputError
 
-# embedding images forks workers while Milvus's threads run; they use no gRPC, so its handlers would only be in the way
+# Data loading forks while Milvus's threads run; the children use no gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-# it tells of pings and of connections opened anew on standard error; what fails comes as an exception
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # failures are raised as well
 
 try:
     from pymilvus import DataType, MilvusClient
     from pymilvus.exceptions import MilvusException
 except ImportError as error:
-    raise InputError("pymilvus is not installed; run: pip install 'orthoproxy[search]'") from error
+    raise InputError("pymilvus is not installed", hint="pip install 'orthoproxy[search]'") from error
 
-for _name in ("pymilvus", "milvus_lite", "grpc._server"):  # what they log of a failure, we tell in a line
+for _name in ("pymilvus", "milvus_lite", "grpc._server"):  # failures are raised as well
     logging.getLogger(_name).addHandler(logging.NullHandler())
     logging.getLogger(_name).propagate = False
 
 COLLECTION = "orthoproxy"
-TOKEN = "MILVUS_TOKEN"
-TEXTS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # fields and their most bytes
-NEIGHBOURS = {"M": 32, "efConstruction": 200}  # of HNSW
-Client = Any  # a MilvusClient; its decorators hide from a type checker what its methods return
-# A folder's server is in this process: no proxy, and no pings, for which it would hang up on a call that takes minutes,
-# and pymilvus send it again
+TEXT_FIELDS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # maximum bytes
+HNSW = {"M": 32, "efConstruction": 200}
+Client = Any  # MilvusClient; its decorators hide the return types
+# The server of a folder is in this process: no proxy, and no keepalive pings, which end calls that take minutes
 LOCAL = {"grpc.enable_http_proxy": 0, "grpc.keepalive_time_ms": 2**31 - 1}
 
 
 def is_server(address: str) -> bool:
-    """Tell a server's address from a folder."""
+    """Whether an address is a server's, not a folder."""
     return re.match(r"https?://", address) is not None
 
 
 def connect(address: str) -> tuple[Client, str]:
-    """Connect to a server, with ``MILVUS_TOKEN`` if that is set; the collection's name is what follows the slash."""
+    """Connect to a server; returns the client and the collection's name, which follows the slash."""
     parts = urlsplit(address)
     name = parts.path.strip("/") or COLLECTION
     if not re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.ASCII):
-        raise InputError(f"{address}: {name!r} is no name of a collection; use letters, digits and underscores")
-    uri = f"{parts.scheme}://{parts.netloc}"
+        raise InputError(f"collection name {name!r}", path=address, expected="letters, digits and underscores")
+    token = os.environ.get("MILVUS_TOKEN", "")
     try:
-        return MilvusClient(uri, token=os.environ.get(TOKEN, ""), timeout=10, dedicated=True), name
+        return MilvusClient(f"{parts.scheme}://{parts.netloc}", token=token, timeout=10, dedicated=True), name
     except MilvusException as error:
-        raise InputError(f"{address}: no Milvus server answers there: {first_line(error)}") from error
+        raise InputError(f"no Milvus server answers: {first_line(error)}", path=address) from error
 
 
 def open_lite(folder: Path) -> Client:
-    """Open or make the database in a folder that is `held`."""
+    """Open or create the database in a locked folder."""
     try:
         return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True, grpc_options=LOCAL)
-    except MilvusException as error:  # without our lock: opened by another program
-        raise InputError(
-            f"{folder}: Milvus cannot open it, perhaps since another program has: {first_line(error)}"
-        ) from error
+    except MilvusException as error:
+        hint = "close other programs that use it"
+        raise InputError(f"Milvus cannot open it: {first_line(error)}", path=folder, hint=hint) from error
 
 
 def close_lite(client: Client, folder: Path) -> None:
-    """Close the database, and end the thread that served it."""
-    from milvus_lite.server_manager import server_manager_instance
-
+    """Close the database and stop its server thread."""
     with suppress(MilvusException):
         client.close()
+    _stop_server(folder)
+
+
+def _stop_server(folder: Path) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
     server_manager_instance.release_server(str(folder.absolute() / "milvus.db"))
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[FileLock]:
-    """Take a folder for this process; let it go again only on an error."""
+def lock_folder(folder: Path) -> Iterator[FileLock]:
+    """Lock a folder for this process; released here only on an error."""
     lock, holder = FileLock(folder / "lock"), folder / "lock.pid"
     try:
         lock.acquire(timeout=0)
     except Timeout:
         pid = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "unknown"
-        who = "this process" if pid == str(os.getpid()) else f"another process (pid {pid})"
-        raise InputError(f"{folder} is open in {who}; stop it, or give the address of its server") from None
+        owner = "this process" if pid == str(os.getpid()) else f"another process (pid {pid})"
+        raise InputError(f"open in {owner}", path=folder, hint="stop it, or use its server's address") from None
     except OSError as error:
-        raise InputError(f"{folder}: {os.strerror(error.errno or 0).lower()}; a catalog must be writable") from error
+        problem = f"{os.strerror(error.errno or 0).lower()}; a catalog must be writable"
+        raise InputError(problem, path=folder) from error
     try:
         holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
         yield lock
     except BaseException:
-        from milvus_lite.server_manager import server_manager_instance
-
-        server_manager_instance.release_server(str(folder.absolute() / "milvus.db"))
+        _stop_server(folder)
         lock.release()
         raise
 
 
 @contextmanager
 def closed_on_error(client: Client) -> Iterator[None]:
-    """Close a connection again if what follows fails."""
+    """Close a connection if the block fails."""
     try:
         yield
     except BaseException:
@@ -111,10 +110,10 @@ def closed_on_error(client: Client) -> Iterator[None]:
 
 
 def create_collection(client: Client, name: str, dim: int, description: str) -> None:
-    """Make an empty collection with a catalog's fields, its search exact, and load it."""
+    """Create and load an empty collection with exact search."""
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
-    for field, most in TEXTS.items():
-        schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=most)
+    for field, max_bytes in TEXT_FIELDS.items():
+        schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=max_bytes)
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
     client.create_collection(name, schema=schema, consistency_level="Bounded")
     create_index(client, name, "FLAT")
@@ -124,10 +123,10 @@ def create_collection(client: Client, name: str, dim: int, description: str) -> 
 def create_index(client: Client, name: str, kind: str) -> None:
     """Build an index, ``FLAT`` or ``HNSW``."""
     index = client.prepare_index_params()
-    index.add_index("embedding", index_type=kind, metric_type="IP", params=NEIGHBOURS if kind == "HNSW" else {})
+    index.add_index("embedding", index_type=kind, metric_type="IP", params=HNSW if kind == "HNSW" else {})
     client.create_index(name, index)
 
 
 def first_line(error: MilvusException) -> str:
-    """What Milvus says of a failure, in a line."""
+    """Return the first line of Milvus's error message."""
     return (error.message or str(error)).strip().split("\n")[0][:300]

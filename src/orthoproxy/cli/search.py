@@ -95,7 +95,7 @@ def run_embed(arguments: list[str]) -> None:
             model, options.model, collection, options.out, options.batch_size, options.workers, options.part_size
         )
     if is_main():
-        now = f", {done.made} of them now in {duration(done.seconds)}, {done.rate:.0f} images/s" if done.made else ""
+        now = f", {done.new_images} of them now in {duration(done.seconds)}, {done.rate:.0f} images/s" if done.new_images else ""
         print(f"{options.out}: {done.images} images embedded{now}")
         if len(done.unreadable):
             print(
@@ -210,7 +210,7 @@ def _index(options: Namespace) -> None:
         if options.root and Path(options.root).absolute() != Path(catalog.root):
             raise InputError(f"--root: paths of {options.catalog} start from {catalog.root}; that cannot be changed")
         if model is not None:
-            index.require_model(catalog, model.identity, "--model")
+            index.require_model(catalog, model.identity, "model")
         if images is None:
             assert folder is not None
             changes = index.index_embeddings(catalog, folder, _acknowledge)
@@ -238,8 +238,8 @@ def _new_catalog(
     if images is None:
         assert folder is not None
         about = embedding_meta(folder)
-        place, root = options.model or about["model_path"], about["root"]
-        dim, identity = about["dim"], about["model"]
+        place, root = options.model or about.model_path, about.root
+        dim, identity = about.dim, about.model
     elif model is None:
         raise InputError("--model: missing; say what embeds, for example --model runs/icons")
     else:
@@ -301,14 +301,14 @@ def run_search(arguments: list[str]) -> None:
     parser.add_argument("--accelerator", type=get_type_hints(Training)["accelerator"], default="auto")
     options = parse(parser, arguments)
     from orthoproxy.catalog.catalog import Catalog
-    from orthoproxy.catalog.filters import parse_condition
+    from orthoproxy.catalog.filters import parse_filter
     from orthoproxy.catalog.index import require_model
 
     if options.where is not None:
-        parse_condition(options.where)  # before a model is loaded
+        parse_filter(options.where)  # before a model is loaded
     with Catalog.open(options.catalog) as catalog:
         model = _load(options.model or catalog.model_path, options)
-        require_model(catalog, model.identity, "--model")
+        require_model(catalog, model.identity, "model")
         least = _least_similarity(options.min_similarity, model.threshold)
         queries = model.embed(options.images)
         found = catalog.search(queries, options.k, options.where, options.diverse)

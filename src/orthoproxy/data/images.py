@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ except ImportError:  # no wheel for this Python; Pillow decodes to the same pixe
     decode_jpeg = None
 
 MAX_MEGAPIXELS = 89  # Pillow warns above; decoding and conversion would take gigabytes
+MAX_FILE_SIZE = 2**30  # bytes
 JPEG_START = b"\xff\xd8\xff"
 DECOMPRESSION_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -54,11 +56,34 @@ def read_image(path: str | Path) -> Image.Image:
         return _decode(path)
 
 
-def _decode(path: str | Path) -> Image.Image:
+def read_image_bytes(path: str | Path) -> bytes:
+    """Return the content of an image file; raises UnreadableImageError as `read_image` does."""
+    with noting_file(path):
+        try:
+            if _require_regular(path).st_size > MAX_FILE_SIZE:
+                raise ValueError(f"larger than {MAX_FILE_SIZE >> 20} MiB")
+            return Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+
+
+def decode_image(data: bytes, path: str | Path) -> Image.Image:
+    """Decode the content of an image file as `read_image` does; the path is for errors."""
+    with noting_file(path):
+        return _decode(path, data)
+
+
+def _require_regular(path: str | Path) -> os.stat_result:
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for ever
+        raise ValueError("not a regular file")
+    return status
+
+
+def _decode(path: str | Path, data: bytes | None = None) -> Image.Image:
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a named pipe would wait for ever
-            raise ValueError("not a regular file")
-        with Image.open(path, formats=readable_formats()) as image:
+        _require_regular(path)
+        with Image.open(path if data is None else io.BytesIO(data), formats=readable_formats()) as image:
             _require_size(image)
             return to_rgb(image)
     except MemoryError:

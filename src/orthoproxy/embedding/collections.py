@@ -1,15 +1,16 @@
-"""Embed image files, and collections of them: by any number of processes, kept where the work stops."""
+"""Embed collections of image files into Parquet parts, in any number of processes, resumably."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,44 +23,40 @@ from orthoproxy.core.distributed import broadcast_object, is_main, process_count
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import Collection, read_image
+from orthoproxy.data import Collection
+from orthoproxy.data.images import decode_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.transforms import Transform
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
-from orthoproxy.embedding.parquet_store import begin, is_whole, list_unreadable, make_plan, write_part
+from orthoproxy.embedding.parquet_store import EmbeddingMeta, Part, begin, is_complete, write_part, write_unreadable
 
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What `embed_collection` did.
+    """Result of `embed_collection`.
 
     Parameters
     ----------
     images
-        Embedded by now, in all parts.
-    made
-        Images read this time, by all processes together.
+        Images embedded so far, in all parts.
+    new_images
+        Images read by this call, in all processes.
     seconds
-        Spent on them.
+        Duration of this call.
     unreadable
-        One row an image that cannot be read: `path`, `part`, `reason`.
-
-    Examples
-    --------
-    >>> EmbedResult(images=20, made=10, seconds=2.0, unreadable=pd.DataFrame(columns=["path", "part", "reason"])).rate
-    5.0
+        One row per image that could not be read: `path`, `part`, `reason`.
     """
 
     images: int
-    made: int
+    new_images: int
     seconds: float
     unreadable: pd.DataFrame
 
     @property
     def rate(self) -> float:
-        """Images a second."""
-        return self.made / max(self.seconds, 1e-9)
+        """Images per second."""
+        return self.new_images / max(self.seconds, 1e-9)
 
 
 def embed_collection(
@@ -71,37 +68,37 @@ def embed_collection(
     workers: int = 0,
     part_size: int = 10_000,
 ) -> EmbedResult:
-    """Embed a collection into a folder of Parquet parts, or go on where that was stopped.
+    """Embed a collection into a folder of Parquet parts; an interrupted call is continued by the next one.
 
-    Started by torchrun, the processes take the missing parts in turn; each calls this. A part is there whole or not at
-    all. Its bits depend on its images and the batch size, not on the number of processes.
+    In a distributed job every process must call it; the parts are divided among the processes. Results depend on the
+    images and the batch size, not on the number of processes.
 
     Parameters
     ----------
     embedder
         From `load_model`.
     model_path
-        Where it was loaded from; kept, to embed queries later.
+        Where it was loaded from; stored, to embed queries later.
     collection
         From `data.read_collection`.
     out
-        The folder.
+        Folder.
     batch_size
-        Images that go through the encoder at once.
+        Images per forward pass.
     workers
-        Processes that read files, for each process that embeds.
+        Data loading processes, per process.
     part_size
-        Images of a part.
+        Images per part.
 
     Returns
     -------
     EmbedResult
-        The same in every process, but for the seconds.
+        The same in every process, except for the seconds.
 
     Raises
     ------
     InputError
-        If the folder holds embeddings of another model or of other images, or another job is writing to it, or no image
+        If the folder holds embeddings of another model or of other images, another job is writing to it, or no image
         can be read.
 
     Examples
@@ -113,8 +110,8 @@ def embed_collection(
     >>> from orthoproxy.embedding.parquet_store import read_parts
     >>> folder = Path(tempfile.mkdtemp())
     >>> (folder / "images").mkdir()
-    >>> for colour in ("gold", "navy"):
-    ...     Image.new("RGB", (40, 30), colour).save(folder / "images" / f"{colour}.png")
+    >>> for color in ("gold", "navy"):
+    ...     Image.new("RGB", (40, 30), color).save(folder / "images" / f"{color}.png")
     >>> embedder = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=16, image_size=32))
     >>> embed_collection(embedder, "runs/x", read_collection(folder / "images"), folder / "embeddings").images
     2
@@ -122,184 +119,125 @@ def embed_collection(
     ...     print(rows["path"].tolist(), embeddings.shape)
     ['gold.png', 'navy.png'] (2, 16)
     """
-    for name, value, least in (("batch-size", batch_size, 1), ("part-size", part_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise InputError(f"--{name}: {value}; give {least} or more")
-    out, plan = Path(out), make_plan(embedder, model_path, collection, part_size)
-    parts = plan["parts"]
+    for name, value, minimum in (("batch_size", batch_size, 1), ("part_size", part_size, 1), ("workers", workers, 0)):
+        if value < minimum:
+            raise InputError(str(value), field=name, expected=f"at least {minimum}")
+    out, plan, start = Path(out), EmbeddingMeta.plan(embedder, model_path, collection, part_size), time.monotonic()
     with exclusive(out, "out"):
         with raise_together():
             if is_main():
                 begin(out, plan)
-        planned = broadcast_object(parts)
+        same = broadcast_object(plan.parts) == plan.parts
         with raise_together():
-            if parts != planned:
-                raise InputError(f"{collection.root}: not the same images in all processes; give all the same ones")
-        missing = broadcast_object([n for n, part in enumerate(parts) if not is_whole(out, part)] if is_main() else [])
-        start = time.monotonic()
+            if not same:
+                raise InputError("the processes see different images", path=collection.root)
+            missing = [number for number, part in enumerate(plan.parts) if is_main() and not is_complete(out, part)]
+        missing = broadcast_object(missing)
         with raise_together():
-            if is_main() and len(missing) < len(parts):
-                print(f"{out}: {len(parts) - len(missing)} of {len(parts)} parts are there already", file=sys.stderr)
+            if is_main() and len(missing) < len(plan.parts):
+                complete = len(plan.parts) - len(missing)
+                print(f"{out}: {complete} of {len(plan.parts)} parts exist already", file=sys.stderr)
             own = missing[process_index() :: process_count()]
             for part, rows, embeddings in _embed_parts(embedder, plan, collection, own, batch_size, workers):
                 write_part(out, plan, part, rows, embeddings)
-        seconds = time.monotonic() - start
-        unreadable = _unreadable_of_all(out, plan)
+        with raise_together():
+            unreadable = write_unreadable(out, plan) if is_main() else None
+        unreadable = broadcast_object(unreadable)
+    assert unreadable is not None
     if len(unreadable) == len(collection):
-        first = unreadable.iloc[0]
-        raise InputError(f"{collection.root}: no image can be read, beginning with {first['path']}: {first['reason']}")
-    made = sum(parts[number]["images"] for number in missing)
-    return EmbedResult(len(collection) - len(unreadable), made, seconds, unreadable)
-
-
-def embed_files(
-    embedder: Embedder | OnnxEmbedder,
-    paths: Sequence[str | Path],
-    batch_size: int = 128,
-    workers: int = 0,
-) -> tuple[Float[np.ndarray, "n D"], list[str], list[str]]:
-    """Embed the files that can be read, and say of the others why not.
-
-    Parameters
-    ----------
-    embedder
-        From `load_model`.
-    paths
-        Image files, N of them.
-    batch_size, workers
-        As in `embed_collection`. A batch is of so many files, read or not.
-
-    Returns
-    -------
-    embeddings
-        Unit-length rows of the files that can be read, in their order.
-    contents
-        Of each of the N files the first 32 hexadecimal digits of its SHA-256; empty if it cannot be read.
-    reasons
-        Of each of the N files why it cannot be read; empty if it can.
-
-    Examples
-    --------
-    >>> from orthoproxy.models import Encoder
-    >>> embedder = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=16, image_size=32))
-    >>> embeddings, contents, reasons = embed_files(embedder, ["nowhere.png"])
-    >>> embeddings.shape, contents, reasons
-    ((0, 16), [''], ['No such file or directory'])
-    """
-    batches = [list(paths[first : first + batch_size]) for first in range(0, len(paths), batch_size)]
-    rows = [np.empty((0, embedder.embedding_dim), dtype=np.float32)]
-    contents, reasons = [], []
-    for embeddings, batch_contents, batch_reasons in _embed_batches(embedder, batches, workers):
-        rows.append(embeddings)
-        contents += batch_contents
-        reasons += batch_reasons
-    return np.concatenate(rows), contents, reasons
+        path, _, reason = unreadable.iloc[0]
+        raise InputError(f"no image can be read; the first one: {reason}", path=path)
+    new_images = sum(plan.parts[number].images for number in missing)
+    return EmbedResult(len(collection) - len(unreadable), new_images, time.monotonic() - start, unreadable)
 
 
 def _embed_parts(
     embedder: Embedder | OnnxEmbedder,
-    plan: dict[str, Any],
+    plan: EmbeddingMeta,
     collection: Collection,
-    own: Sequence[int],
+    numbers: Sequence[int],
     batch_size: int,
     workers: int,
-) -> Iterator[tuple[dict[str, Any], pd.DataFrame, Float[np.ndarray, "n D"]]]:
-    """Embed the images of some parts; yield each, with what `write_part` takes, as soon as it is complete."""
+) -> Iterator[tuple[Part, pd.DataFrame, Float[np.ndarray, "n D"]]]:
+    """Yield each of these parts, its rows and embeddings, as soon as it is complete; the loader runs ahead."""
 
-    def rows_of(number: int) -> pd.DataFrame:
-        first = number * plan["part_size"]
-        return collection.images.iloc[first : first + plan["parts"][number]["images"]]
+    def rows(number: int) -> pd.DataFrame:
+        return collection.images.iloc[number * plan.part_size :][: plan.part_size]
 
-    def batches() -> Iterator[list[str]]:
-        for number in own:
-            paths = [f"{collection.root}/{path}" for path in rows_of(number)["path"]]
-            yield from (paths[first : first + batch_size] for first in range(0, len(paths), batch_size))
+    def batches() -> Iterator[list[File]]:
+        for number in numbers:
+            files = [File(f"{collection.root}/{path}") for path in rows(number)["path"]]
+            yield from (files[first : first + batch_size] for first in range(0, len(files), batch_size))
 
-    embedded = _embed_batches(embedder, batches(), workers)
-    with Progress("embed", sum(plan["parts"][number]["images"] for number in own)) as progress:
-        for number in own:
-            part, done = plan["parts"][number], []
-            for batch in itertools.islice(embedded, -(-part["images"] // batch_size)):
+    embedded = embed_files(embedder, batches(), workers)
+    with Progress("embed", sum(plan.parts[number].images for number in numbers)) as progress:
+        for number in numbers:
+            done: list[EmbeddedFiles] = []
+            for batch in itertools.islice(embedded, -(-plan.parts[number].images // batch_size)):
                 done.append(batch)
-                progress.advance(len(batch[1]), unit="images")
-            embeddings, contents, reasons = zip(*done, strict=True)
-            rows = rows_of(number).assign(content=[*itertools.chain(*contents)], reason=[*itertools.chain(*reasons)])
-            yield part, rows, np.concatenate(embeddings)
+                progress.advance(len(batch.contents), unit="images")
+            result = EmbeddedFiles.concatenate(done)
+            yield plan.parts[number], rows(number).assign(**result.columns), result.embeddings
 
 
-def _unreadable_of_all(out: Path, plan: dict[str, Any]) -> pd.DataFrame:
-    """The images that could not be read, in every process; the main one writes them down."""
-    unreadable = None
-    with raise_together():
-        if is_main():
-            unreadable = list_unreadable(out, plan)
-    unreadable = broadcast_object(unreadable)
-    assert unreadable is not None
-    return unreadable
+class File(NamedTuple):
+    """An image file; it is not decoded if its content is the known one."""
+
+    path: str
+    known_content: str | None = None
 
 
-def _embed_batches(
-    embedder: Embedder | OnnxEmbedder, batches: Iterable[list[Any]], workers: int
-) -> Iterator[tuple[Float[np.ndarray, "n D"], list[str], list[str]]]:
-    """Embed batches of files, the next ones read meanwhile; see `embed_files` for what comes of each."""
-    files, options = _Files(embedder.transform), loader_options(workers, _collate)
-    loader = DataLoader(files, batch_sampler=batches, **options)
+class EmbeddedFiles(NamedTuple):
+    """Files of a batch: embeddings of those that were decoded; of all, a content hash or the reason for none."""
+
+    embeddings: Float[np.ndarray, "n D"]
+    contents: list[str]
+    reasons: list[str]
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        return {"content": self.contents, "reason": self.reasons}
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[EmbeddedFiles]) -> EmbeddedFiles:
+        embeddings, contents, reasons = zip(*batches, strict=True)
+        return cls(np.concatenate(embeddings), list(itertools.chain(*contents)), list(itertools.chain(*reasons)))
+
+
+def embed_files(
+    embedder: Embedder | OnnxEmbedder, batches: Iterable[list[File]], workers: int
+) -> Iterator[EmbeddedFiles]:
+    """Embed batches of files that may be unreadable; each file is read once."""
+    loader = DataLoader(_Files(embedder.transform), batch_sampler=batches, **loader_options(workers, _collate))
     for pixels, contents, reasons in iterate_batches(loader):
-        if pixels is None:
-            yield np.empty((0, embedder.embedding_dim), dtype=np.float32), contents, reasons
-        else:
-            yield embedder.embed(pixels, batch_size=len(pixels)), contents, reasons
-
-
-def content_of(path: str | Path) -> str:
-    """Hash what a file holds: 16 bytes of its SHA-256, as hex.
-
-    Parameters
-    ----------
-    path
-        Of the file.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "words.txt"
-    >>> path.write_text("words")
-    5
-    >>> content_of(path)
-    'dba36bffa5cab0f922d087a3aeb179f9'
-    """
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-File = tuple[UInt8[Tensor, "3 H W"] | None, str, str]
+        embeddings = np.empty((0, embedder.embedding_dim), dtype=np.float32)
+        if pixels is not None:
+            embeddings = embedder.embed(pixels, batch_size=len(pixels))
+        yield EmbeddedFiles(embeddings, contents, reasons)
 
 
 class _Files(Dataset):
-    """From path to pixels, content and why the file cannot be read."""
+    """Maps a `File` to its pixels (None if unreadable or known), content hash and reason for being unreadable."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
-    def __getitem__(self, path: str | Path) -> File:
+    def __getitem__(self, file: File) -> tuple[UInt8[Tensor, "3 H W"] | None, str, str]:
         try:
-            str(path).encode()  # Parquet holds text
-            pixels = self.transform(read_image(path))
-            return pixels, content_of(path), ""
+            file.path.encode()  # Parquet and Milvus store text
+            data = read_image_bytes(file.path)
+            content = hashlib.sha256(data).hexdigest()[:32]
+            pixels = None if content == file.known_content else self.transform(decode_image(data, file.path))
+            return pixels, content, ""
         except UnicodeEncodeError:
-            return None, "", "its name is not UTF-8; rename it"
+            return None, "", f"its name is not UTF-8: {os.fsencode(file.path)!r}"
         except InputError as error:
             return None, "", error.problem
-        except Exception as error:  # of many types, whatever the damage makes Pillow trip over
-            return None, "", f"{type(error).__name__}: {error}"
 
 
-def _collate(files: list[File]) -> tuple[UInt8[Tensor, "b 3 H W"] | None, list[str], list[str]]:
+def _collate(
+    files: list[tuple[UInt8[Tensor, "3 H W"] | None, str, str]],
+) -> tuple[UInt8[Tensor, "b 3 H W"] | None, list[str], list[str]]:
     pixels = [pixels for pixels, _, _ in files if pixels is not None]
     contents, reasons = [content for _, content, _ in files], [reason for _, _, reason in files]
     return torch.stack(pixels) if pixels else None, contents, reasons

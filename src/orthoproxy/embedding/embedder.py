@@ -41,7 +41,7 @@ Images = Sequence[str | Path | Image.Image | CroppableImage] | Tensor
 class ModelConfig(BaseModel, frozen=True):
     """The config.json of a model folder."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[2]
     encoder: str
     embedding_dim: Dim | None
     image_size: ImageSize
@@ -243,7 +243,7 @@ class Embedder(
     ) -> Iterator[tuple[int, Float[Tensor, "b _"]]]:
         first = 0
         with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
-            for batch in iterate_batches(images, self.transform, batch_size, workers):
+            for batch in iterate_image_batches(images, self.transform, batch_size, workers):
                 with torch.no_grad(), _autocast(self.device, precision):
                     rows = model(batch.to(self.device))
                 yield first, rows.float()
@@ -264,6 +264,7 @@ class Embedder(
         folder.mkdir(parents=True, exist_ok=True)
         encoder = self.encoder
         config = ModelConfig(
+            format_version=2,
             encoder=encoder.name,
             embedding_dim=encoder.embedding_dim if isinstance(encoder.projection, torch.nn.Linear) else None,
             image_size=encoder.image_size,
@@ -353,7 +354,7 @@ class Embedder(
         return cls.load(_download(model_id, local_files_only=local_files_only, **options), device)
 
 
-def iterate_batches(images: Images, transform: Transform, batch_size: int, workers: int) -> Iterable[Tensor]:
+def iterate_image_batches(images: Images, transform: Transform, batch_size: int, workers: int) -> Iterable[Tensor]:
     """Yield batches of transformed images, b x 3 x H x W; tensors of pixels or features are only split."""
     if isinstance(images, Tensor):
         is_float = images.is_floating_point()

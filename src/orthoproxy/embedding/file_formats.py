@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -41,3 +42,12 @@ def _input_error(error: Any, path: str | Path, hint: str) -> InputError:
         expected = error.get("ctx", {}).get("expected")
         return InputError(f"unknown format version {version!r}", field=field, path=path, expected=expected, hint=hint)
     return InputError(f"damaged: {error['msg']}", field=field, path=path, hint=hint)
+
+
+def import_optional(name: str, extra: str) -> Any:
+    """Import a module of an optional dependency; raises InputError with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        hint = f"pip install 'orthoproxy[{extra}]'"
+        raise InputError(f"{name.partition('.')[0]} is not installed", hint=hint) from error

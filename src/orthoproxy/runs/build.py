@@ -34,7 +34,7 @@ from orthoproxy.data import (
 )
 from orthoproxy.data.loading import loader_options
 from orthoproxy.embedding.embedder import Embedder, Images
-from orthoproxy.embedding.feature_cache import frozen_views
+from orthoproxy.embedding.feature_cache import FrozenFeatures
 from orthoproxy.evaluation import Scoring
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regulariser, simplex
 from orthoproxy.models import Encoder
@@ -249,7 +249,7 @@ def fixed_views(config: Config, untrained: Embedder, paths: Sequence[str]) -> Ca
     Raises
     ------
     InputError
-        As `keep_images` or `features.frozen_views`.
+        As `keep_images` or `FrozenFeatures.compute`.
 
     Examples
     --------
@@ -258,7 +258,7 @@ def fixed_views(config: Config, untrained: Embedder, paths: Sequence[str]) -> Ca
     ['a.png']
     """
     if config.encoder.freeze:
-        return frozen_views(untrained, paths, _cache() / "features", config.data.workers)
+        return FrozenFeatures.compute(untrained, paths, _cache() / "features", config.data.workers)
     return lambda some: keep_images(config, some, evaluation=True)
 
 

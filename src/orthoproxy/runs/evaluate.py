@@ -162,7 +162,7 @@ def views_of(config: Config, untrained: Embedder, table: pd.DataFrame) -> Callab
     Raises
     ------
     InputError
-        As from `features.frozen_views`.
+        As from `FrozenFeatures.compute`.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_m
 from orthoproxy.core.files import atomic_write, exclusive
 from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, images_of
 from orthoproxy.runs.run_folder import Run
-from orthoproxy.export.onnx_export import Exported, export_onnx, exports_of
+from orthoproxy.export.onnx_export import Exported, export_onnx, find_exports
 
 CALIBRATION_IMAGES = 256
 
@@ -138,12 +138,12 @@ def _scores_of(run: Run) -> Evaluation | None:
 
 def _table_of(folder: Path, identity: str) -> str:
     """List the files in a folder that were exported from a model."""
-    rows = [f"| `{path.name}` | {about.precision} | {about.checked} |" for path, about in exports_of(folder, identity)]
+    rows = [f"| `{path.name}` | {about.precision} | {about.checked} |" for path, about in find_exports(folder, identity)]
     return "\n".join(["## Exported files", "", "| file | precision | check |", "|---|---|---|", *rows])
 
 
 def _told(exported: Exported, false_match_rate: float) -> Iterator[str]:
-    about = exported.about
+    about = exported.metadata
     yield f"{exported.path}: {about.precision}, {exported.path.stat().st_size / 1e6:.1f} MB, model {about.identity}"
     yield f"checked: {about.checked}"
     matching = exported.matching

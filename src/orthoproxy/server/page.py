@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from pydantic import BaseModel, Field, ValidationError
 
-from orthoproxy.catalog.filters import in_quotes
+from orthoproxy.catalog.filters import quote
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.app import template
 from orthoproxy.server.limits import RequestError
@@ -162,7 +162,7 @@ def render_search(
         asked = Query.model_validate_json(query)
         names = [catalog] if other in (NONE, catalog, None) else [catalog, other]
         filters = [condition] if condition and condition.strip() else []
-        filters += [f"label in [{', '.join(in_quotes(str(label)) for label in labels)}]"] if labels else []
+        filters += [f"label in [{', '.join(quote(str(label)) for label in labels)}]"] if labels else []
         joined = filters[0] if len(filters) == 1 else " and ".join(f"({part})" for part in filters)
         options = SearchOptions(k=int(k), filter=joined or None, diverse=diverse)
         lists = [_search(service, asked, options.model_copy(update={"catalog": name})) for name in names]

@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, Hit
-from orthoproxy.catalog.filters import in_quotes, parse_condition
+from orthoproxy.catalog.filters import quote, parse_filter
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
@@ -187,7 +187,7 @@ class Service:
     ) -> SearchResults:
         conditions = _check_filter(options.filter)
         if exclude_path is not None:
-            conditions.append(f"path != {in_quotes(exclude_path)}")
+            conditions.append(f"path != {quote(exclude_path)}")
         unit = (query / np.linalg.norm(query)).astype(np.float32)
         with _catalog_errors():
             where = " and ".join(conditions) or None
@@ -242,7 +242,7 @@ def _check_filter(text: str | None) -> list[str]:
     if text is None or not text.strip():
         return []
     try:
-        parse_condition(text)
+        parse_filter(text)
     except InputError as error:
         raise RequestError(error.problem, field="filter", expected=error.expected, hint=error.hint) from error
     return [f"({text})"]
