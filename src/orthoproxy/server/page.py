@@ -17,12 +17,7 @@ from orthoproxy.catalog.filters import quote
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.app import template
 from orthoproxy.server.limits import RequestError
-from orthoproxy.server.schemas import (
-    ID_PATTERN,
-    MAX_RESULTS,
-    SearchOptions,
-    SearchResults,
-)
+from orthoproxy.server.schemas import ID_PATTERN, MAX_RESULTS, SearchOptions, SearchResults
 from orthoproxy.server.security import SMALL_BODY
 from orthoproxy.server.service import ServedCatalog, Service
 

@@ -25,12 +25,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
 from orthoproxy.server.limits import Limits, RequestError
-from orthoproxy.server.schemas import (
-    CatalogInfo,
-    SearchOptions,
-    SearchResult,
-    SearchResults,
-)
+from orthoproxy.server.schemas import CatalogInfo, SearchOptions, SearchResult, SearchResults
 from orthoproxy.server.uploads import MEDIA_TYPES, DecoderPool, image_format
 
 LOG = logging.getLogger("orthoproxy.server")
