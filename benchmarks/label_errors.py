@@ -22,8 +22,14 @@ from measure import arguments, report
 
 from orthoproxy import Embedder, Run, train
 from orthoproxy.data import select_split
-from orthoproxy.diagnosis import corrupt_labels, find_suspects, leave_one_out, whiten
-from orthoproxy.diagnosis.label_errors import CORRUPTED, LeaveOneOut
+from orthoproxy.diagnosis.label_errors import (
+    CORRUPTED,
+    LeaveOneOut,
+    corrupt_labels,
+    find_suspects,
+    leave_one_out,
+    whiten,
+)
 from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.runs.evaluate import images_of
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from orthoproxy.diagnosis import corrupt_labels, find_suspects, leave_one_out, whiten
-from orthoproxy.diagnosis.label_errors import LeaveOneOut
+from orthoproxy.diagnosis.label_errors import LeaveOneOut, corrupt_labels, find_suspects, leave_one_out, whiten
 from orthoproxy.diagnosis.overfitting import match_class_sizes, recall_gap
 from orthoproxy.evaluation import build_retrieval, query_metrics
 

@@ -113,28 +113,33 @@ def test_own_group_excluded_and_included(tmp_path: Path) -> None:
 
 
 NOTHING = make_table(["x"], ["x"]).iloc[:0]
+NO_TEST_CLASSES = {"table": NOTHING, "embeddings": np.empty((0, 6)), "baseline_embeddings": None, "evaluation": None}
+STEP_WITHOUT_SCORES = {"step": [1, 2], "loss": [3.0, 2.0], "rate/backbone": [0.0, 0.0]}
 SPARSE: dict[str, dict[str, Any]] = {
-    "no baseline": {"baseline_embeddings": None, "evaluation": None},
-    "no test classes": {
-        "evaluation": None,
-        "table": NOTHING,
-        "embeddings": np.empty((0, 6)),
+    "no test classes, one step": {**NO_TEST_CLASSES, "log": pd.DataFrame({"step": [1], "loss": [3.0]})},
+    "no baseline, one proxy": {
         "baseline_embeddings": None,
+        "evaluation": None,
+        "proxies": np.ones((1, 6)),
+        "classes": ["one"],
+        "log": pd.DataFrame(STEP_WITHOUT_SCORES),
     },
-    "no proxies": {"proxies": None},
-    "one proxy": {"proxies": np.ones((1, 6)), "classes": ["one"]},
-    "two proxies": {"proxies": np.eye(2, 6), "classes": ["one", "two"]},
-    "equal proxies": {"proxies": np.ones((12, 6))},
-    "zero proxies": {"proxies": np.zeros((12, 6))},
-    "proxies that diverged": {"proxies": np.full((12, 6), np.nan)},
+    "two proxies, a log of NaN": {
+        **NO_TEST_CLASSES,
+        "proxies": np.eye(2, 6),
+        "classes": ["one", "two"],
+        "log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]}),
+    },
+    "equal proxies, no configuration": {
+        **NO_TEST_CLASSES,
+        "proxies": np.ones((12, 6)),
+        "config": "",
+        "machine": {},
+        "notes": [],
+    },
+    "zero proxies": {**NO_TEST_CLASSES, "proxies": np.zeros((12, 6))},
+    "proxies that diverged": {**NO_TEST_CLASSES, "proxies": np.full((12, 6), np.nan)},
     "one dimension": {"proxies": np.ones((12, 1)), "embeddings": np.ones((40, 1))},
-    "no log": {"log": pd.DataFrame()},
-    "a log of one step": {"log": pd.DataFrame({"step": [1], "loss": [3.0]})},
-    "a log without validation": {
-        "log": pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "rate/backbone": [0.0, 0.0]})
-    },
-    "a log of NaN": {"log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]})},
-    "no configuration, machine, notes": {"config": "", "machine": {}, "notes": []},
 }
 
 

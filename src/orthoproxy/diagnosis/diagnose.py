@@ -67,15 +67,7 @@ def summary_lines(diagnosis: Diagnosis, width: int = 100) -> Iterator[str]:
 def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
     """Render one diagnosis, or several side by side.
 
-    Parameters
-    ----------
-    diagnoses
-        One per run, at least one.
-
-    Returns
-    -------
-    str
-        HTML with images and figures inline; it loads nothing from elsewhere.
+    Returns HTML with images and figures inline, which loads nothing from elsewhere.
 
     Examples
     --------

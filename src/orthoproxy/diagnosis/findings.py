@@ -36,14 +36,8 @@ class Finding:
         What to try, the most promising first.
     unit
         ``%``, or ``points`` for a difference of scores.
-    plot
-        A figure, if any.
-    columns, rows
-        A table, if any.
-    thumbnails
-        Rows of images, if any.
-    thumbnails_caption
-        What the images show.
+    plot, columns, rows, thumbnails, thumbnails_caption
+        A figure, a table and rows of images, if any.
 
     Examples
     --------
