@@ -1,28 +1,35 @@
-"""Deep metric learning with soft orthogonal proxies: train an image encoder for retrieval, and know how good it is.
+"""Deep metric learning with soft orthogonal proxies: train an image encoder for retrieval and evaluate it honestly.
 
-What the command line does takes a few lines here: `train` a `Config` (`read_config` reads one from a recipe), `load` a
-run's model and `embed` images with it, `evaluate` it on a table of images (`read_table`).
+`train` a `Config` (`read_config` reads one from a recipe), `load` the model of a run and `embed` images with it,
+`evaluate` it on a table of images (`read_table`).
 """
 
-from orthoproxy.core.errors import InputError
-from orthoproxy.data import make_table
-from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import evaluate
-from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss, soft_orthogonality
-from orthoproxy.runs.build import read_table
-from orthoproxy.runs.config import Config
-from orthoproxy.runs.recipes import read_config
-from orthoproxy.runs.run_folder import Run
-from orthoproxy.runs.train import train
+from __future__ import annotations
 
-load = Embedder.load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthoproxy.core.errors import DivergedError, InputError
+    from orthoproxy.data import make_table
+    from orthoproxy.embedding.embedder import Embedder
+    from orthoproxy.evaluation import evaluate
+    from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss, soft_orthogonality
+    from orthoproxy.runs.config import Config
+    from orthoproxy.runs.experiment import read_table
+    from orthoproxy.runs.recipes import read_config
+    from orthoproxy.runs.run_folder import RunFolder
+    from orthoproxy.runs.train import train
+
+    load = Embedder.load
 
 __all__ = [
     "Config",
+    "DivergedError",
     "Embedder",
     "InputError",
     "ProxyAnchorLoss",
-    "Run",
+    "RunFolder",
     "SoftOrthogonality",
     "evaluate",
     "load",
@@ -33,3 +40,35 @@ __all__ = [
     "soft_orthogonality",
     "train",
 ]
+
+# names are imported on first use, so that the command line answers without loading PyTorch
+_MODULES = {
+    "Config": "runs.config",
+    "DivergedError": "core.errors",
+    "Embedder": "embedding.embedder",
+    "InputError": "core.errors",
+    "ProxyAnchorLoss": "losses",
+    "RunFolder": "runs.run_folder",
+    "SoftOrthogonality": "losses",
+    "evaluate": "evaluation",
+    "make_table": "data",
+    "proxy_anchor_loss": "losses",
+    "read_config": "runs.recipes",
+    "read_table": "runs.experiment",
+    "soft_orthogonality": "losses",
+    "train": "runs.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        return __getattr__("Embedder").load
+    if name not in _MODULES:
+        raise AttributeError(f"module 'orthoproxy' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"orthoproxy.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -57,9 +57,9 @@ def _log() -> pd.DataFrame:
             "loss": 9 / step,
             "metric_loss": 8 / step,
             "orthogonality": 1 / step,
-            "rate/backbone": 1e-4,
-            "rate/projection": 0.0,
-            "rate/proxies": 1e-2,
+            "lr/backbone": 1e-4,
+            "lr/projection": 0.0,
+            "lr/proxies": 1e-2,
             "images_per_second": 100.0,
             "seconds": 1.5 * step,
         }

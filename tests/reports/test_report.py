@@ -140,6 +140,16 @@ SPARSE: dict[str, dict[str, Any]] = {
     "zero proxies": {**NO_TEST_CLASSES, "proxies": np.zeros((12, 6))},
     "proxies that diverged": {**NO_TEST_CLASSES, "proxies": np.full((12, 6), np.nan)},
     "one dimension": {"proxies": np.ones((12, 1)), "embeddings": np.ones((40, 1))},
+<<<<<<< HEAD
+=======
+    "no log": {"log": pd.DataFrame()},
+    "a log of one step": {"log": pd.DataFrame({"step": [1], "loss": [3.0]})},
+    "a log without validation": {
+        "log": pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]})
+    },
+    "a log of NaN": {"log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]})},
+    "no configuration, machine, notes": {"config": "", "machine": {}, "notes": []},
+>>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
 }
 
 
@@ -180,7 +190,7 @@ def test_the_strip_shows_baseline_and_model(run: RunResults, tmp_path: Path) -> 
 
 def test_a_long_log_is_thinned() -> None:
     step = np.arange(1, 100_001)
-    figure = learning_rate_figure(pd.DataFrame({"step": step, "rate/backbone": 1e-4 * step}), ["rate/backbone"])
+    figure = learning_rate_figure(pd.DataFrame({"step": step, "lr/backbone": 1e-4 * step}), ["lr/backbone"])
     x, y = (np.asarray(values) for values in figure.axes[0].lines[0].get_data())
     assert len(x) == 400
     assert y == pytest.approx(1e-4 * x)

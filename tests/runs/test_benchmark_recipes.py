@@ -17,8 +17,8 @@ import yaml
 from stand_ins import write_cars_in_one_folder, write_cub, write_inshop, write_pictures, write_sop
 
 import orthoproxy
-from orthoproxy.runs import evaluate as judging
 from orthoproxy.data import icons
+from orthoproxy.runs import evaluate as judging
 from orthoproxy.runs.recipes import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from many import in_processes
+from orthoproxy.runs.build import split_table
 from PIL import Image
 
 import orthoproxy
-from many import in_processes
-from orthoproxy.runs import config as c
-from orthoproxy.runs.build import split_table
-from orthoproxy.data import select_split
-from orthoproxy.core.errors import InputError
 from orthoproxy.core.distributed import RemoteProcessError
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import select_split
+from orthoproxy.runs import config as c
 from orthoproxy.runs.recipes import write_config
 from orthoproxy.runs.run_folder import Run
 

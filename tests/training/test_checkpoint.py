@@ -1,5 +1,8 @@
-"""Checkpoints restore everything, and refuse what they must not read."""
+"""Checkpoints restore everything; damage is told from other errors."""
 
+from __future__ import annotations
+
+import errno
 import pickle
 import random
 from pathlib import Path
@@ -10,10 +13,10 @@ import torch
 from torch import nn
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.training import Checkpoints, Position
+from orthoproxy.training import Checkpoints, TrainingState
 
 
-def setting(folder: Path, width: int = 3) -> tuple[Checkpoints, nn.Linear, nn.Linear]:
+def make(folder: Path, width: int = 3) -> tuple[Checkpoints, nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     encoder, objective = nn.Linear(2, width), nn.Linear(width, 1)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *objective.parameters()], lr=0.1)
@@ -26,50 +29,70 @@ def draw() -> tuple[float, float, float]:
     return torch.rand(()).item(), random.random(), float(np.random.rand())
 
 
-def test_weights_optimiser_position_and_random_states_come_back(tmp_path):
-    checkpoints, encoder, objective = setting(tmp_path)
-    position = Position(step=7, epoch=1, batch=3, best=0.5, best_epoch=1, stale=2, seconds=9.0)
-    checkpoints.save("last", position)
+def test_weights_optimizer_state_and_random_states_come_back(tmp_path):
+    checkpoints, encoder, objective = make(tmp_path)
+    state = TrainingState(step=7, epoch=1, batch=3, best_score=0.5, best_epoch=1, validations_since_best=2, seconds=9.0)
+    checkpoints.save("last", state)
     weights, expected = encoder.weight.detach().clone(), draw()
-    moments = [state["exp_avg"].clone() for state in checkpoints.optimizer.state.values()]
-
+    moments = [x["exp_avg"].clone() for x in checkpoints.optimizer.state.values()]
     with torch.no_grad():
         for parameter in (*encoder.parameters(), *objective.parameters()):
             parameter.add_(1)
-    for state in checkpoints.optimizer.state.values():
-        state["exp_avg"].zero_()
+    for x in checkpoints.optimizer.state.values():
+        x["exp_avg"].zero_()
     draw()
-
-    assert checkpoints.load("last") == position
+    assert checkpoints.load("last") == state
     assert torch.equal(encoder.weight, weights)
-    assert all(
-        torch.equal(state["exp_avg"], moment)
-        for state, moment in zip(checkpoints.optimizer.state.values(), moments, strict=True)
-    )
+    restored = [x["exp_avg"] for x in checkpoints.optimizer.state.values()]
+    assert all(torch.equal(x, moment) for x, moment in zip(restored, moments, strict=True))
     assert draw() == expected
 
 
-def test_no_half_written_file_takes_the_name(tmp_path, monkeypatch):
-    checkpoints, *_ = setting(tmp_path)
-    checkpoints.save("last", Position(step=1))
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(errno.ESTALE, "stale file handle"), OSError(errno.EIO, "I/O"), torch.OutOfMemoryError()],
+)
+def test_an_error_that_is_not_damage_leaves_every_checkpoint_in_place(tmp_path, monkeypatch, error):
+    checkpoints, *_ = make(tmp_path)
+    for step in (10, 20):
+        checkpoints.save("last", TrainingState(step=step))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def interrupted_save(state, file):
-        file.write(b"half")
-        raise KeyboardInterrupt
+    def fail(*_, **__):
+        raise error
 
-    monkeypatch.setattr(torch, "save", interrupted_save)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoints.save("last", Position(step=2))
-    assert checkpoints.load("last").step == 1
+    with monkeypatch.context() as patched, pytest.raises((MemoryError, OSError, RuntimeError)) as caught:
+        patched.setattr(torch, "load", fail)
+        checkpoints.load("last")
+    assert caught.value is error
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert checkpoints.load("last").step == 20
 
 
-def test_a_file_cut_short_is_named(tmp_path):
-    checkpoints, *_ = setting(tmp_path)
-    checkpoints.save("last", Position())
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "other"])
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, damage):
+    checkpoints, *_ = make(tmp_path)
+    for step in (10, 20):
+        checkpoints.save("last", TrainingState(step=step))
+    path = checkpoints.path("last")
+    content = bytearray(path.read_bytes())
+    content[::50] = bytes(byte ^ 1 for byte in content[::50])  # a single byte may hit padding
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:1000], "flipped": content, "other": b"text"}[damage])
+    assert checkpoints.load("last").step == 10
+    assert (tmp_path / "damaged.ckpt").exists() == (damage != "missing")
+
+
+def test_without_a_previous_checkpoint_damage_is_an_error_with_a_hint(tmp_path):
+    checkpoints, *_ = make(tmp_path)
+    checkpoints.save("last", TrainingState())
     path = checkpoints.path("last")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"cannot read the checkpoint .*last\.ckpt"):
+    with pytest.raises(InputError) as caught:
         checkpoints.load("last")
+    assert caught.value.path == path and caught.value.hint
 
 
 class Hostile:
@@ -80,21 +103,33 @@ class Hostile:
         return Path.touch, (Path(self.marker),)
 
 
-def test_code_inside_a_checkpoint_does_not_run(tmp_path):
-    checkpoints, *_ = setting(tmp_path)
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    checkpoints, *_ = make(tmp_path)
     marker = tmp_path / "ran"
-    torch.save({"format_version": 1, "encoder": Hostile(str(marker))}, checkpoints.path("last"))
-    with pytest.raises(InputError, match="cannot read the checkpoint"):
+    torch.save({"format_version": 2, "encoder": Hostile(str(marker))}, checkpoints.path("last"))
+    with pytest.raises(InputError):
         checkpoints.load("last")
     checkpoints.path("last").write_bytes(pickle.dumps(Hostile(str(marker)), protocol=2))
-    with pytest.raises(InputError, match="cannot read the checkpoint"):
+    with pytest.raises(InputError):
         checkpoints.load("last")
     assert not marker.exists()
 
 
-def test_another_configuration_is_named(tmp_path):
-    checkpoints, *_ = setting(tmp_path)
-    checkpoints.save("last", Position())
-    wider, *_ = setting(tmp_path, width=4)
-    with pytest.raises(InputError, match="made with another configuration"):
+def test_a_checkpoint_of_another_configuration_is_an_error(tmp_path):
+    checkpoints, *_ = make(tmp_path)
+    checkpoints.save("last", TrainingState())
+    wider, *_ = make(tmp_path, width=4)
+    with pytest.raises(InputError) as caught:
         wider.load("last")
+    assert caught.value.path == checkpoints.path("last")
+
+
+def test_only_the_random_state_of_the_own_gpu_is_saved(tmp_path, monkeypatch):
+    """A run of a machine with four GPUs resumes on one with a single GPU."""
+    checkpoints, *_ = make(tmp_path)
+    checkpoints.device, seen = torch.device("cuda", 0), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.arange(3, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: seen.append((state.tolist(), device)))
+    checkpoints.save("last", TrainingState())
+    checkpoints.load("last")
+    assert seen == [([0, 1, 2], torch.device("cuda", 0))]

@@ -1,95 +1,60 @@
 """The training loop, on a few images and a tiny encoder."""
 
-import copy
+from __future__ import annotations
+
 import os
 import signal
 
 import pytest
 import torch
-from lightning_fabric import Fabric
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
+from training_job import Job
 
-from orthoproxy.core.errors import InputError
-from orthoproxy.data import BatchSampler, TrainingImages, evaluation_transform, folder_table, training_transform
-from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.training import Checkpoints, Interrupted, Plan, fit, make_optimizer
-
-
-class Setting:
-    """All that `fit` takes, on the three classes of `image_folder`."""
-
-    def __init__(self, folder, encoder, images, batch_size=4):
-        torch.manual_seed(0)
-        table = folder_table(images)
-        labels = table["label"].astype("category").cat.codes.astype(int).tolist()
-        self.encoder = copy.deepcopy(encoder)
-        self.objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality(), weight=0.1)
-        self.optimizer = make_optimizer(self.encoder, self.objective, 1e-3, 1e-3, 1e-2, 1e-4)
-        self.sampler = BatchSampler(labels, batch_size)
-        dataset = TrainingImages(table["path"].tolist(), labels, training_transform(32))
-        self.loader = DataLoader(dataset, batch_sampler=self.sampler, generator=torch.Generator())
-        self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer)
-        self.records = []
-
-    def fit(self, plan, validate=None, position=None, log=None, precision="32-true"):
-        return fit(
-            Fabric(accelerator="cpu", devices=1, precision=precision),
-            self.encoder,
-            self.objective,
-            self.optimizer,
-            self.loader,
-            self.sampler,
-            plan,
-            self.checkpoints,
-            log or self.records.append,
-            validate,
-            position,
-        )
-
-    def parameters(self):
-        return {
-            name: p.detach().clone() for part in (self.encoder, self.objective) for name, p in part.named_parameters()
-        }
+from orthoproxy.core.errors import DivergedError
+from orthoproxy.data import TrainingFeatures, evaluation_transform
+from orthoproxy.losses import Objective, SoftOrthogonality
+from orthoproxy.training import Interrupted, TrainingState, make_optimizer
 
 
 @pytest.fixture
-def setting(tmp_path, tiny_encoder, image_folder):
-    return Setting(tmp_path, tiny_encoder, image_folder)
+def job(tmp_path, tiny_encoder, image_folder):
+    return Job(tmp_path, tiny_encoder, image_folder)
 
 
-def test_the_loss_falls_and_everything_moves(setting):
-    before = setting.parameters()
-    setting.fit(Plan(epochs=8, log_every=1))
-    after = setting.parameters()
+def test_the_loss_falls_and_every_parameter_moves(job):
+    before = job.parameters()
+    job.fit(epochs=8, log_every_n_steps=1)
+    after = job.parameters()
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert (before["loss.proxies"] != after["loss.proxies"]).any(dim=1).all()  # each proxy
-    losses = [record["loss"] for record in setting.records]
+    losses = [record["loss"] for record in job.records]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_records_hold_losses_rates_and_throughput(setting):
-    setting.fit(Plan(epochs=2, log_every=1, rate_factor=lambda step: 1 / (1 + step)))
-    assert [record["step"] for record in setting.records] == [1, 2, 3, 4, 5, 6]
-    assert [record["epoch"] for record in setting.records] == [1, 1, 1, 2, 2, 2]
-    record = setting.records[2]
+def test_records_hold_losses_learning_rates_and_throughput(job):
+    job.fit(epochs=2, log_every_n_steps=1, lr_factor=lambda step: 1 / (1 + step))
+    assert [record["step"] for record in job.records] == [1, 2, 3, 4, 5, 6]
+    assert [record["epoch"] for record in job.records] == [1, 1, 1, 2, 2, 2]
+    record = job.records[2]
     assert record["loss"] == pytest.approx(record["metric_loss"] + 0.1 * record["orthogonality"], rel=1e-6)
-    assert record["rate/backbone"] == pytest.approx(1e-3 / 3)
-    assert record["rate/proxies"] == pytest.approx(1e-2 / 3)
+    assert record["lr/backbone"] == pytest.approx(1e-3 / 3)
+    assert record["lr/proxies"] == pytest.approx(1e-2 / 3)
     assert record["images_per_second"] > 0
 
 
-def test_the_backbone_rests_while_frozen(setting):
-    before = setting.parameters()
-    setting.fit(Plan(epochs=1, freeze_steps=3))
-    after = setting.parameters()
+def test_a_frozen_backbone_does_not_move(job):
+    before = job.parameters()
+    job.fit(freeze_backbone_steps=3)
+    after = job.parameters()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"projection.weight", "projection.bias", "loss.proxies"}
-    setting.fit(Plan(epochs=1, freeze_steps=0))
-    assert not torch.equal(after["backbone.cls_token"], setting.parameters()["backbone.cls_token"])
+    job.fit(freeze_backbone_steps=0)
+    assert not torch.equal(after["backbone.cls_token"], job.parameters()["backbone.cls_token"])
 
 
 class MeanOverImages(torch.nn.Module):
-    """A loss that is a mean over the images, so that two batches weigh as much as one twice the size."""
+    """A loss that is a mean over the images, so that two batches weigh as much as one of twice the size."""
 
     def __init__(self):
         super().__init__()
@@ -101,116 +66,153 @@ class MeanOverImages(torch.nn.Module):
 
 def test_accumulated_gradients_are_averaged_into_one_step(tmp_path, tiny_encoder, image_folder):
     gradients = []
-    for batch_size, accumulate in ((6, 1), (3, 2)):
-        setting = Setting(tmp_path, tiny_encoder, image_folder, batch_size)
-        setting.objective = Objective(MeanOverImages(), 3, SoftOrthogonality())
-        setting.optimizer = make_optimizer(setting.encoder, setting.objective, 0.0, 0.0, 0.0, 0.0)
+    for batch_size, steps in ((6, 1), (3, 2)):
+        job = Job(tmp_path, tiny_encoder, image_folder, batch_size)
+        job.objective = Objective(MeanOverImages(), 3, SoftOrthogonality())
+        job.optimizer = make_optimizer(job.encoder, job.objective, 0.0, 0.0, 0.0, 0.0)
         seen = []
-        setting.optimizer.register_step_pre_hook(
+        job.optimizer.register_step_pre_hook(
             lambda optimizer, *_, seen=seen: seen.append(
                 torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]])
             )
         )
-        # the same images in the same views: the sampler's order does not depend on the batch size
-        setting.loader.dataset.transform = evaluation_transform(32)
-        position = setting.fit(Plan(epochs=1, accumulate=accumulate))
-        assert position.step == len(seen) == 2
+        # the same images and pixels: the order of the sampler does not depend on the batch size
+        job.loader.dataset.transform = evaluation_transform(32)
+        state = job.fit(gradient_accumulation_steps=steps)
+        assert state.step == len(seen) == 2
         gradients.append(seen)
     for whole, accumulated in zip(*gradients, strict=True):
         torch.testing.assert_close(accumulated, whole, rtol=1e-3, atol=1e-6)
 
 
-def test_a_batch_left_over_is_a_step_of_its_own(setting):
-    assert setting.fit(Plan(epochs=1, accumulate=2)).step == 2  # of three batches
+def test_a_remaining_batch_is_a_step_of_its_own(job):
+    assert job.fit(gradient_accumulation_steps=2).step == 2  # three batches
 
 
-def test_weights_that_have_diverged_are_neither_judged_nor_saved(setting):
-    for group in setting.optimizer.param_groups:
-        group["highest_rate"] = float("inf")
+def test_diverged_weights_are_neither_validated_nor_saved(job):
+    for group in job.optimizer.param_groups:
+        group["peak_lr"] = float("inf")
     validated = []
-    with pytest.raises(InputError, match=r"not finite at step|the loss is nan at step"):
-        setting.fit(Plan(epochs=2, log_every=1000), validate=lambda: validated.append(1) or {"map@r": 1.0})
-    assert not validated and not setting.checkpoints.path("last").exists()
+    job.validate = lambda: validated.append(1) or {"map@r": 1.0}
+    with pytest.raises(DivergedError):
+        job.fit(epochs=2, log_every_n_steps=1000)
+    assert not validated and not job.checkpoints.path("last").exists()
 
 
-def test_bfloat16_trains_float32_weights(setting):
-    before = setting.parameters()
-    setting.fit(Plan(epochs=1, log_every=1), precision="bf16-mixed")
-    after = setting.parameters()
+def test_bfloat16_trains_float32_weights(tmp_path, tiny_encoder, image_folder):
+    job = Job(tmp_path, tiny_encoder, image_folder, precision="bf16-mixed")
+    before = job.parameters()
+    job.fit(log_every_n_steps=1)
+    after = job.parameters()
     assert all(after[name].dtype == torch.float32 and not torch.equal(after[name], before[name]) for name in before)
-    assert all(torch.tensor(record["loss"]).isfinite() for record in setting.records)
+    assert all(torch.tensor(record["loss"]).isfinite() for record in job.records)
 
 
-def test_clipping_bounds_the_gradient(setting):
-    seen = []
-    setting.optimizer.register_step_pre_hook(
-        lambda optimizer, *_: seen.append([p.grad for g in optimizer.param_groups for p in g["params"]])
-    )
-    norms = []
-    setting.optimizer.register_step_pre_hook(
-        lambda *_: norms.append(torch.cat([grad.flatten() for grad in seen[-1]]).norm().item())
-    )
-    setting.fit(Plan(epochs=1, clip_norm=0.01))
+def test_clipping_bounds_the_gradient(job):
+    norms, largest = [], []
+
+    def measure(optimizer, *_):
+        gradients = torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]])
+        norms.append(gradients.norm().item())
+        largest.append(gradients.abs().max().item())
+
+    job.optimizer.register_step_pre_hook(measure)
+    job.fit(grad_clip_norm=0.01)
     assert max(norms) <= 0.01 * (1 + 1e-4)
-    largest = []
-    setting.optimizer.register_step_pre_hook(lambda *_: largest.append(max(g.abs().max().item() for g in seen[-1])))
-    setting.fit(Plan(epochs=1, clip_value=1e-5))
+    largest.clear()
+    job.fit(grad_clip_value=1e-5)
     assert max(largest) <= 1e-5 * (1 + 1e-6)
 
 
-def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(setting):
+def test_the_best_checkpoint_is_kept_and_patience_ends_training(job):
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.9])
-    position = setting.fit(Plan(epochs=5, patience=2), validate=lambda: {"map@r": next(scores)})
-    assert (position.epoch, position.best, position.best_epoch) == (4, 0.5, 2)  # a tie is no improvement
-    assert setting.checkpoints.load("best").epoch == 2
-    validations = [record["validation/map@r"] for record in setting.records if "validation/map@r" in record]
+    job.validate = lambda: {"map@r": next(scores)}
+    state = job.fit(epochs=5, early_stopping_patience=2)
+    assert (state.epoch, state.best_score, state.best_epoch) == (4, 0.5, 2)  # a tie is no improvement
+    assert job.checkpoints.load("best").epoch == 2
+    validations = [record["validation/map@r"] for record in job.records if "validation/map@r" in record]
     assert validations == [0.1, 0.5, 0.4, 0.5]
 
 
-def test_validation_comes_every_so_many_epochs_and_at_the_end(setting):
-    epochs = []
-    setting.fit(
-        Plan(epochs=5, validate_every=2),
-        validate=lambda: {"map@r": 0.5},
-        log=lambda record: epochs.append(record["epoch"]) if "validation/map@r" in record else None,
-    )
-    assert epochs == [2, 4, 5]
+def test_validation_runs_every_n_epochs_and_at_the_end(job):
+    job.validate = lambda: {"map@r": 0.5}
+    job.fit(epochs=5, validate_every_n_epochs=2)
+    assert [record["epoch"] for record in job.records if "validation/map@r" in record] == [2, 4, 5]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(setting):
-    with torch.no_grad():
-        setting.objective.loss.proxies[0] = torch.nan
-    with pytest.raises(InputError, match=r"the loss is nan at step 1: training\.rates"):
-        setting.fit(Plan(epochs=1, log_every=1))
-    assert not setting.checkpoints.path("last").exists()
+class CountReads(TorchFunctionMode):
+    """Counts tensor values read by Python; on a GPU, each read waits for the device."""
+
+    READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.READS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"grad_clip_norm": 1.0}, {"gradient_accumulation_steps": 2}])
+def test_values_are_read_only_when_a_record_is_logged(tmp_path, tiny_encoder, image_folder, options):
+    reads = {}
+    for batch_size, every in ((1, 1), (1, 1000), (4, 1000)):
+        job = Job(tmp_path, tiny_encoder, image_folder, batch_size)
+        features = torch.randn(len(job.loader.dataset), tiny_encoder.feature_dim)
+        dataset = TrainingFeatures(features, job.loader.dataset.labels)
+        job.loader = DataLoader(dataset, batch_sampler=job.sampler, collate_fn=lambda batch: batch)
+        with CountReads() as counter:
+            state = job.fit(log_every_n_steps=every, **options)
+        reads[batch_size, every] = counter.count, state.step
+    (often, steps), (rarely, _), (fewer_steps, few) = reads.values()
+    assert steps >= few + 3
+    assert rarely == fewer_steps  # however many steps
+    assert often == rarely + 2 * (steps - 1)  # losses and skipped steps, once a record
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 5])  # in the first epoch, at its end, in the second
 def test_ctrl_c_stops_after_the_step_and_resuming_gives_the_same_bits(tmp_path, tiny_encoder, image_folder, stop_at):
     tiny_encoder.backbone.pos_drop.p = 0.1  # training draws random numbers
-    whole = Setting(tmp_path / "whole", tiny_encoder, image_folder)
-    whole.fit(Plan(epochs=3, log_every=1))
+    whole = Job(tmp_path / "whole", tiny_encoder, image_folder)
+    whole.fit(epochs=3, log_every_n_steps=1)
 
-    stopped = Setting(tmp_path / "stopped", tiny_encoder, image_folder)
+    stopped = Job(tmp_path / "stopped", tiny_encoder, image_folder)
 
     def log(record):
         stopped.records.append(record)
         if record["step"] == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
+    stopped.log = log
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted):
-        stopped.fit(Plan(epochs=3, log_every=1), log=log)
-    assert signal.getsignal(signal.SIGINT) == handler
+    with pytest.raises(Interrupted) as caught:
+        stopped.fit(epochs=3, log_every_n_steps=1)
+    assert caught.value.code == 130 and signal.getsignal(signal.SIGINT) == handler
 
-    resumed = Setting(tmp_path / "stopped", tiny_encoder, image_folder)
+    resumed = Job(tmp_path / "stopped", tiny_encoder, image_folder)
     torch.manual_seed(123)
-    position = resumed.checkpoints.load("last")
-    assert position.step == stop_at
-    resumed.fit(Plan(epochs=3, log_every=1), position=position)
+    state = resumed.checkpoints.load("last")
+    assert state.step == stop_at
+    resumed.fit(state, epochs=3, log_every_n_steps=1)
     after, expected = resumed.parameters(), whole.parameters()
     assert all(torch.equal(after[name], expected[name]) for name in expected)
-    steps = [record["step"] for record in stopped.records + resumed.records]
-    assert steps == [record["step"] for record in whole.records]
-    losses = [record["loss"] for record in stopped.records + resumed.records]
-    assert losses == [record["loss"] for record in whole.records]
+    records = stopped.records + resumed.records
+    assert [(r["step"], r["loss"]) for r in records] == [(r["step"], r["loss"]) for r in whole.records]
+
+
+def test_images_that_cannot_be_read_end_training_with_the_run_saved(job):
+    dataset = job.loader.dataset
+    read = []
+
+    class Failing(type(dataset)):
+        def __getitem__(self, seed):
+            read.append(seed)
+            if len(read) > 6:
+                raise MemoryError("out of memory")
+            return super().__getitem__(seed)
+
+    dataset.__class__ = Failing
+    with pytest.raises(MemoryError):
+        job.fit(log_every_n_steps=1)
+    assert job.checkpoints.load("last").step == 1

@@ -1,4 +1,4 @@
-"""Parameter groups and the schedule of rates."""
+"""Parameter groups and the learning rate schedule."""
 
 import math
 
@@ -7,28 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.training import make_optimizer, rate_factor
+from orthoproxy.training import lr_factor, make_optimizer
 
 
-def test_every_parameter_is_in_one_group_with_its_own_rate(tiny_encoder):
+def test_every_parameter_is_in_one_group_with_its_own_learning_rate(tiny_encoder):
     objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality())
     optimizer = make_optimizer(tiny_encoder, objective, 1e-5, 1e-4, 1e-2, weight_decay=0.1)
-    rates = {id(p): (g["name"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(rates)
+    lrs = {id(p): (g["name"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(lrs)
     for part, expected in (
         (tiny_encoder.backbone, ("backbone", 1e-5)),
         (tiny_encoder.projection, ("projection", 1e-4)),
         (objective, ("proxies", 1e-2)),
     ):
-        assert {rates[id(p)] for p in part.parameters()} == {expected}
+        assert {lrs[id(p)] for p in part.parameters()} == {expected}
 
 
-def test_biases_norms_and_proxies_do_not_decay(tiny_encoder):
+def test_biases_norms_positions_tokens_and_proxies_are_not_decayed(tiny_encoder):
     objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality())
     optimizer = make_optimizer(tiny_encoder, objective, 1e-5, 1e-4, 1e-2, weight_decay=0.1)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            decays = parameter.ndim > 1 and group["name"] != "proxies"
+            tokens = any(parameter is x for x in (tiny_encoder.backbone.pos_embed, tiny_encoder.backbone.cls_token))
+            decays = parameter.ndim > 1 and group["name"] != "proxies" and not tokens
             assert group["weight_decay"] == (0.1 if decays else 0.0)
 
 
@@ -46,15 +47,15 @@ def test_frozen_parameters_are_left_out(tiny_encoder):
     every=st.integers(1, 50),
 )
 def test_the_factor_rises_in_the_warm_up_and_never_after(total, warmup, schedule, every):
-    factors = [rate_factor(step, total, warmup, schedule, every, 0.5) for step in range(total)]
+    factors = [lr_factor(step, total, warmup, schedule, every, 0.5) for step in range(total)]
     assert all(0 <= factor <= 1 for factor in factors)
     rising, falling = factors[:warmup], factors[warmup:]
     assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
 
 
 def test_each_schedule_at_known_steps():
-    assert rate_factor(55, 100, 10, "cosine") == pytest.approx(0.5)
-    assert rate_factor(9, 100, 10, "cosine") == 1.0
-    assert rate_factor(99, 100, 0, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
-    assert [rate_factor(step, 30, 0, "step", 10, 0.25) for step in (9, 10, 20)] == [1.0, 0.25, 0.0625]
-    assert rate_factor(99, 100, 0, "constant") == 1.0
+    assert lr_factor(55, 100, 10, "cosine") == pytest.approx(0.5)
+    assert lr_factor(9, 100, 10, "cosine") == 1.0
+    assert lr_factor(99, 100, 0, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert [lr_factor(step, 30, 0, "step", 10, 0.25) for step in (9, 10, 20)] == [1.0, 0.25, 0.0625]
+    assert lr_factor(99, 100, 0, "constant") == 1.0

@@ -96,9 +96,12 @@ class TrainingFeatures(Dataset):
     """
 
     def __init__(
-        self, features: Float[Tensor, "N F"], labels: Sequence[int], files: Sequence[str] | None = None
+        self,
+        features: Float[Tensor, "N F"],
+        labels: Sequence[int] | Int[np.ndarray, " N"],
+        files: Sequence[str] | None = None,
     ) -> None:
-        self.features, self.labels, self.files = features, torch.tensor(labels), files
+        self.features, self.labels, self.files = features, torch.as_tensor(np.asarray(labels)), files
 
     def __len__(self) -> int:
         return len(self.features)

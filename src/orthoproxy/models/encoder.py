@@ -118,6 +118,11 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of backbone parameters that timm excludes from weight decay, such as position embeddings."""
+        names = getattr(self.backbone, "no_weight_decay", set)
+        return set(names())
+
     def freeze(self) -> None:
         """Keep the backbone as it is; the projection alone is trained."""
         self.backbone.requires_grad_(False)

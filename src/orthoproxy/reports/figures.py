@@ -102,7 +102,7 @@ def learning_rate_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
     figure, (axes,) = create_figure()
     for column, style in zip(columns, itertools.cycle(("-", (0, (5, 1.5)), (0, (1.5, 1.2)), "-."))):
         step, rate = _thin(*_finite_points(log, column))
-        axes.plot(step, np.where(rate > 0, rate, np.nan), label=column.removeprefix("rate/"), linestyle=style)
+        axes.plot(step, np.where(rate > 0, rate, np.nan), label=column.removeprefix("lr/"), linestyle=style)
     axes.set_yscale("log")
     label_axes(axes, "step", legend=len(columns) > 1)
     return figure

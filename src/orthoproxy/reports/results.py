@@ -26,7 +26,7 @@ class RunResults:
     embeddings, baseline_embeddings
         Embeddings of the table's rows by the model (N x D) and by the untrained encoder (N x F, or None).
     log
-        One row per line of ``metrics.jsonl``: `step`, `loss`, `metric_loss`, `orthogonality`, ``rate/...``,
+        One row per line of ``metrics.jsonl``: `step`, `loss`, `metric_loss`, `orthogonality`, ``lr/...``,
         `images_per_second` and `seconds` since the start, or ``validation/...``. Every column except `step` is
         optional.
     proxies

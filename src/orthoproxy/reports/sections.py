@@ -91,7 +91,7 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
     losses = {"loss": "total loss", "metric_loss": "metric loss"}
     losses = {column: name for column, name in losses.items() if len(finite_values(log, column))}
     regularizer = ["orthogonality"] if len(finite_values(log, "orthogonality")) else []
-    rates = [name for name in figures.logged_columns(log, "rate/") if (finite_values(log, name) > 0).any()]
+    rates = [name for name in figures.logged_columns(log, "lr/") if (finite_values(log, name) > 0).any()]
     scores = figures.validation_columns(log)
     plots = []
     if "loss" in losses:

@@ -1,46 +1,75 @@
-"""The configuration of a run: typed, checked, and the source of the command line's options and of the recipes' keys."""
+"""The configuration of a run: typed, validated, and the source of recipe keys and command line options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from orthoproxy.core.errors import InputError
 
-
-@dataclass
-class Augmentation:
-    """How a training image is varied."""
-
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Least and greatest share of the image's area in a random crop."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)
-    """Least and greatest width / height of a random crop."""
-    flip: float = 0.5
-    """Chance of a horizontal flip; 0 where left and right mean different things."""
-    jitter: float = 0.0
-    """Greatest relative change of brightness, contrast and saturation."""
-    grayscale: float = 0.0
-    """Chance that all colour is taken away; above 0 where things of a class differ in colour."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass
-class Data:
-    """Which images, and how they are split and read."""
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the minimum is above the maximum")
+    return bounds
+
+
+Bounds = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
+
+
+class Section(BaseModel):
+    """A group of fields: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Augmentation(Section):
+    """Random transforms of training images."""
+
+    crop_scale: Annotated[tuple[PositiveFloat, Fraction], AfterValidator(_ordered)] = (0.2, 1.0)
+    """Minimum and maximum area of a random crop, as a fraction of the image."""
+    crop_ratio: Bounds = (0.75, 1.3333)
+    """Minimum and maximum aspect ratio (width / height) of a random crop."""
+    horizontal_flip: Fraction = 0.5
+    """Probability of a horizontal flip; 0 where left and right differ in meaning."""
+    color_jitter: NonNegativeFloat = 0.0
+    """Maximum relative change of brightness, contrast and saturation."""
+    grayscale: Fraction = 0.0
+    """Probability of converting to grayscale."""
+
+
+class Data(Section):
+    """Dataset, splits and image loading."""
 
     name: Literal["icons", "folder", "csv", "cub", "cars", "sop", "inshop"] = "icons"
-    """icons (rendered from fonts), folder (one sub-folder a class), csv (path,label and more), or a benchmark."""
+    """icons (rendered from fonts), folder (one subfolder per class), csv (columns path,label,...), or a benchmark."""
     root: str | None = None
-    """Folder of the images; for icons, where they are rendered to (default: the user's cache)."""
-    path: str | None = None
-    """The CSV file, for data.name csv."""
-    outside_root: bool = False
-    """Let a CSV file list images outside data.root (or outside its own folder); for lists that you trust."""
-    test_fraction: float = 0.2
-    """Share of the classes kept for the final judgement, by hash of the name, where the source has no split."""
+    """Image folder; for icons, where to render them (default: the user cache)."""
+    csv: str | None = None
+    """The CSV file, if data.name is csv."""
+    allow_paths_outside_root: bool = False
+    """Allow a CSV file to list images outside data.root (or its own folder). Only for files you trust."""
+    test_fraction: Fraction = 0.2
+    """Fraction of classes held out for testing, chosen by a hash of the class name, if the dataset has no split."""
     test_classes: list[str] | None = None
+<<<<<<< HEAD
     """The classes kept for the final judgement by name, instead of a share."""
     validation_fraction: float = 0.1
     """Share of the training classes that choose the checkpoint instead of being trained on, by hash of the name."""
@@ -303,162 +332,382 @@ class Config:
             _check_frozen(self.encoder)
         if self.initialisation.proxies == "simplex":
             _check_simplex(self.loss)
+=======
+    """Names of the test classes, instead of a fraction."""
+    validation_fraction: Fraction = 0.1
+    """Fraction of the training classes held out for validation, chosen by a hash of the class name."""
+    resize: PositiveInt | Literal["stretch"] | None = None
+    """Shorter side in pixels before the center crop of evaluation; null for encoder.image_size * 256 / 224; stretch
+    resizes the whole image to a square, for images far from square."""
+    workers: NonNegativeInt = 1
+    """Data loading processes per training process."""
+    resized_cache_dir: str | None = None
+    """Folder that caches resized copies of the images, so that training need not decode the files; may be shared by
+    runs. A copy of 341 x 256 pixels takes 262 KB."""
+    resized_cache_size: PositiveInt | None = None
+    """Shorter side of the cached copies in pixels (both sides with data.resize stretch); null for the size that
+    evaluation resizes to, which then reads the copies too. Larger copies keep small crops sharp."""
+    on_unreadable_image: Literal["raise", "skip"] = "raise"
+    """skip reads all images before training and lists unreadable ones in unreadable_images.csv."""
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.name == "csv" and not self.csv:
+            raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
+        if self.name not in ("icons", "csv") and not self.root:
+            raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {self.name}")
+>>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
         return self
 
 
-def _check_frozen(encoder: Encoder) -> None:
-    """With a frozen backbone, the projection must be there to be trained."""
-    if encoder.embedding_dim is None:
-        raise InputError(
-            "encoder.embedding_dim: null leaves out the projection, and with encoder.freeze there is nothing else to "
-            "train; give a number"
-        )
-    if encoder.freeze_epochs:
-        raise InputError(
-            f"encoder.freeze_epochs: {encoder.freeze_epochs:g}, but encoder.freeze keeps the backbone as it is in all "
-            "epochs; set one of them to 0 or false"
-        )
+class Sampler(Section):
+    """Composition of training batches."""
+
+    batch_size: PositiveInt = 128
+    """Images per batch, over all processes."""
+    images_per_class: PositiveInt | None = None
+    """Images of each class in a batch; null for shuffled batches."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.images_per_class and self.batch_size % self.images_per_class:
+            raise InputError(
+                str(self.images_per_class),
+                field="sampler.images_per_class",
+                expected=f"a divisor of sampler.batch_size {self.batch_size}",
+            )
+        return self
 
 
-def _check_simplex(loss: Loss) -> None:
-    """Proxies that stand still can neither be kept apart nor be divided."""
-    if loss.orthogonality.weight:
-        raise InputError(
-            "loss.orthogonality.weight: initialisation.proxies simplex keeps the proxies as they are, so there is "
-            "nothing to regularise; set it to 0"
-        )
-    if loss.shard_proxies:
-        raise InputError(
-            "loss.shard_proxies: initialisation.proxies simplex has at most encoder.embedding_dim + 1 proxies, all in "
-            "one place; set it to false"
-        )
+class Encoder(Section):
+    """Backbone and projection."""
+
+    name: str = "deit_small_patch16_224"
+    """Any timm backbone."""
+    init_from: str = "hub"
+    """Initial weights: hub (timm's), none, a local file, package:efficientnet-lite0, or run:FOLDER."""
+    embedding_dim: PositiveInt | None = 128
+    """Embedding dimension D; null for the backbone's features without a projection."""
+    image_size: PositiveInt = 224
+    """Side of the square input in pixels."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth: probability of dropping a residual branch."""
+    freeze: bool = False
+    """Train only projection and proxies, on backbone features computed once from unaugmented images; takes seconds."""
+    freeze_batchnorm: bool = True
+    """Keep batch-norm layers on their stored statistics."""
+    freeze_patch_embedding: bool = False
+    """Keep the patch embedding of a vision transformer fixed."""
+    freeze_backbone_epochs: NonNegativeFloat = 0.0
+    """Epochs at the beginning in which only projection and proxies are trained."""
+
+    @model_validator(mode="after")
+    def _frozen_trains_projection(self) -> Self:
+        if self.freeze and self.embedding_dim is None:
+            raise InputError(
+                "null", field="encoder.embedding_dim", expected="a dimension, as encoder.freeze trains the projection"
+            )
+        if self.freeze and self.freeze_backbone_epochs:
+            raise InputError(
+                f"{self.freeze_backbone_epochs:g}",
+                field="encoder.freeze_backbone_epochs",
+                expected="0, as encoder.freeze is true",
+            )
+        return self
 
 
-_FRACTIONS = (
-    "data.test_fraction",
-    "data.validation_fraction",
-    "data.augmentation.flip",
-    "data.augmentation.grayscale",
-    "encoder.drop_path",
-    "initialisation.whitening",
-    "training.step_factor",
-)
-_POSITIVE_COUNTS = (
-    "data.cache_size",
-    "encoder.embedding_dim",
-    "encoder.image_size",
-    "training.epochs",
-    "training.batch_size",
-    "training.per_class",
-    "training.accumulate",
-    "training.step_epochs",
-    "training.validate_every",
-    "training.patience",
-    "training.log_every",
-    "evaluation.draws",
-    "evaluation.memory_mb",
-)
-_NOT_NEGATIVE = (
-    "data.augmentation.jitter",
-    "data.workers",
-    "encoder.freeze_epochs",
-    "loss.orthogonality.weight",
-    "training.rates.backbone",
-    "training.rates.projection",
-    "training.rates.proxies",
-    "training.weight_decay",
-    "training.warmup_epochs",
-    "training.clip_norm",
-    "training.clip_value",
-    "training.max_bad_batches",
-    "training.seed",
-)
+class Initialization(Section):
+    """Data-driven initialization; set both to random for that of the papers."""
+
+    projection: Literal["pca", "random"] = "pca"
+    """pca: principal components of the training features."""
+    whitening: Fraction = 1.0
+    """0 keeps the variances of the principal components, 1 equalizes them."""
+    proxies: Literal["class_means", "random"] = "class_means"
+    """class_means: mean embedding of each class."""
 
 
-def _require(config: Config, name: str, holds: Any, what: str) -> None:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    if value is not None and not holds(value):
-        raise InputError(f"{name}: must be {what}, not {value}")
+class Miner(Section):
+    """Pair or triplet miner of pytorch-metric-learning."""
+
+    name: str | None = None
+    """A class in pytorch_metric_learning.miners; null for none."""
+    args: dict[str, Any] = {}
+    """Its arguments."""
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """Return a copy whose paths hold wherever it is read.
+class ProxyRegularizer(Section):
+    """Regularizer that spreads the proxies."""
 
-    Parameters
-    ----------
-    config
-        Paths in it start at the current folder.
-
-    Examples
-    --------
-    >>> with_absolute_paths(Config(data=Data(name="folder", root="/images/../birds"))).data.root
-    '/birds'
-    """
-
-    def absolute(path: str | None) -> str | None:
-        return str(Path(path).resolve()) if path else path
-
-    weights = config.encoder.weights
-    if weights.startswith("run:"):
-        weights = f"run:{absolute(weights.removeprefix('run:'))}"
-    elif weights not in ("hub", "none") and not weights.startswith("package:"):
-        weights = absolute(weights) or weights
-    return replace(
-        config,
-        data=replace(
-            config.data,
-            root=absolute(config.data.root),
-            path=absolute(config.data.path),
-            cache=absolute(config.data.cache),
-        ),
-        encoder=replace(config.encoder, weights=weights),
+    name: Literal["soft_orthogonality", "off_diagonal", "spectral", "coherence", "coding_rate", "koleo"] = (
+        "soft_orthogonality"
     )
+    """soft_orthogonality; off_diagonal: without the lengths; spectral: norm of the Gram residual (SRIP); coherence:
+    the closest pair; coding_rate: spanned volume; koleo: nearest-neighbor distances."""
+    weight: NonNegativeFloat = 0.0
+    """Weight lambda in the loss; 0 disables it."""
+    scaling: Literal["sum", "mean", "excess"] = "excess"
+    """For soft_orthogonality and off_diagonal: sum (as published), mean over pairs, or excess over the Welch bound
+    per proxy."""
+    normalize: bool = True
+    """Normalize the proxies first; off_diagonal requires false; coherence, coding_rate and koleo require true."""
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Return the options of a configuration by their dotted names, without the environment.
+class Loss(Section):
+    """Training loss."""
 
-    Parameters
-    ----------
-    config
-        Of a run.
+    name: str = "proxy_anchor"
+    """proxy_anchor, or a class in pytorch_metric_learning.losses (extra compare)."""
+    args: dict[str, Any] = {}
+    """Its arguments, for example scale and margin."""
+    miner: Miner = Miner()
+    proxy_regularizer: ProxyRegularizer = ProxyRegularizer()
+    shard_proxies: bool = False
+    """Shard the proxies and their optimizer state over the processes (proxy_anchor only)."""
+
+
+class LearningRates(Section):
+    """Peak learning rates."""
+
+    backbone: NonNegativeFloat = 1e-4
+    """Pretrained backbone."""
+    projection: NonNegativeFloat = 1e-4
+    """Linear layer from backbone features to the embedding."""
+    proxies: NonNegativeFloat = 1e-2
+    """Proxies or class weights of the loss."""
+
+
+class Optimizer(Section):
+    """AdamW, learning rate schedule and gradient clipping."""
+
+    lr: LearningRates = LearningRates()
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW; not applied to proxies, biases, normalization layers and position embeddings."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate schedule after the warm-up."""
+    warmup_epochs: NonNegativeFloat = 1.0
+    """Linear learning rate warm-up, in epochs."""
+    step_epochs: PositiveInt = 10
+    """Step schedule: epochs between decays."""
+    step_factor: NonNegativeFloat = 0.5
+    """Step schedule: decay factor."""
+    grad_clip_norm: NonNegativeFloat | None = None
+    """Maximum gradient norm."""
+    grad_clip_value: NonNegativeFloat | None = None
+    """Maximum absolute value of a gradient element."""
+
+
+class Training(Section):
+    """Training loop."""
+
+    epochs: PositiveInt = 10
+    """Passes over the training images."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches whose gradients are averaged into one optimizer step."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bf16-mixed where the hardware supports it natively, else 32-true."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train and evaluate on."""
+    seed: NonNegativeInt = 0
+    """Random seed."""
+    deterministic: bool = False
+    """Use deterministic kernels: bit-identical results on GPU, and after resuming with three or more processes.
+    Slower; not needed otherwise."""
+    validate_every_n_epochs: PositiveInt = 1
+    """Epochs between validations."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many validations without improvement."""
+    log_every_n_steps: PositiveInt = 10
+    """Steps between records in metrics.jsonl."""
+    max_nonfinite_steps: NonNegativeInt = 10
+    """Steps with non-finite loss or gradients to skip before training fails; counted from the start or the last
+    resume."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Experiment trackers, in addition to metrics.jsonl."""
+
+
+class CheckpointSelection(Section):
+    """Choice of the final checkpoint."""
+
+    split: Literal["validation", "test", "none"] = "validation"
+    """Classes that select the best checkpoint; none keeps the last. Results selected on test are labeled so."""
+    metric: str = "map@r"
+    """Metric to maximize."""
+
+
+class Evaluation(Section):
+    """Evaluation protocol."""
+
+    recall_at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8)
+    """Values of K for Recall@K."""
+    nmi: bool = False
+    """Also report NMI of a k-means clustering."""
+    exclude_same_group: bool | None = None
+    """Exclude a query's own group from its gallery; null: if the dataset has groups."""
+    bootstrap_samples: PositiveInt = 1000
+    """Bootstrap samples of classes."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+    block_memory_mb: PositiveFloat = 512
+    """Memory limit of a block of similarities in MiB, per process."""
+
+
+class Config(Section):
+    """Everything that decides a run: a recipe in YAML, one option per field on the command line.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        A `ValueError`, if a value is not allowed; `parse_config` and `read_config` raise `InputError` instead.
 
     Examples
     --------
-    >>> flat(Config())["loss.orthogonality.scaling"]
+    >>> config = Config(data=Data(name="folder", root="images"))
+    >>> config.with_overrides({"loss.proxy_regularizer.weight": 0.3}).loss.proxy_regularizer.scaling
     'excess'
     """
-    return {name: value for name, value in _walk(config, "") if not name.startswith("environment")}
+
+    data: Data = Data()
+    sampler: Sampler = Sampler()
+    encoder: Encoder = Encoder()
+    initialization: Initialization = Initialization()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    checkpoint_selection: CheckpointSelection = CheckpointSelection()
+    evaluation: Evaluation = Evaluation()
+    environment: dict[str, str] = {}
+    """Versions and machine, written by a run; not an option."""
+
+    @model_validator(mode="after")
+    def _metric_is_computed(self) -> Self:
+        metrics = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
+        if self.checkpoint_selection.metric not in metrics:
+            raise InputError(
+                f"unknown metric {self.checkpoint_selection.metric!r}",
+                field="checkpoint_selection.metric",
+                expected=f"one of {', '.join(metrics)}",
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dicts and lists, as in a recipe."""
+        return self.model_dump(mode="json")
+
+    def flatten(self) -> dict[str, Any]:
+        """Return the values by dotted key, without `environment`."""
+        return dict(_flatten(self, self.to_dict()))
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Config:
+        """Return a validated copy with other values for some dotted keys."""
+        return parse_config(self.to_dict(), overrides)
+
+    def with_absolute_paths(self) -> Config:
+        """Return a copy whose paths hold in any working directory."""
+        paths = {key: getattr(self.data, key) for key in ("root", "csv", "resized_cache_dir")}
+        overrides = {f"data.{key}": str(Path(path).resolve()) for key, path in paths.items() if path}
+        kind, separator, place = self.encoder.init_from.rpartition(":")
+        if kind == "run" or (not separator and place not in ("hub", "none")):
+            overrides["encoder.init_from"] = f"{kind}{separator}{Path(place).resolve()}"
+        return self.with_overrides(overrides)
 
 
-def _walk(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for item in fields(part):
-        value = getattr(part, item.name)
-        if is_dataclass(value):
-            yield from _walk(value, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", list(value) if isinstance(value, tuple) else value
+def fields_by_key(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield dotted key, description and default of each field but `environment`."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, Section):
+            yield from fields_by_key(type(field.default), f"{prefix}{name}.")
+        elif name != "environment":
+            yield f"{prefix}{name}", field.description or "", field.default
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return a configuration as nested dictionaries and lists, as YAML has it.
+def parse_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Validate nested values, after setting `overrides` by dotted key; raise `InputError` for the first problem."""
+    merged: dict[str, Any] = _copy(values)
+    for key, value in (overrides or {}).items():
+        *path, name = key.split(".")
+        section = merged
+        for part in path:
+            inner = section.get(part)
+            section[part] = section = inner if isinstance(inner, dict) else {}
+        section[name] = value
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _input_error(error) from error
 
-    Parameters
-    ----------
-    config
-        Of a run.
 
-    Examples
-    --------
-    >>> to_dict(Config())["data"]["augmentation"]["crop_scale"]
-    [0.2, 1.0]
-    """
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
-    return plain(asdict(config))
+def _flatten(section: Section, values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        inner = getattr(section, key)
+        if isinstance(inner, Section):
+            yield from _flatten(inner, value, f"{prefix}{key}.")
+        elif key != "environment":
+            yield f"{prefix}{key}", value
+
+
+def _input_error(error: ValidationError) -> InputError:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    keys = [key for key, _, _ in fields_by_key()]
+    parts = [str(part) for part in first["loc"]]
+    known = [end for end in range(1, len(parts) + 1) if any(f"{key}.".startswith(_dotted(parts[:end])) for key in keys)]
+    if first["type"] == "extra_forbidden":
+        field = _dotted(parts)[:-1]
+        renamed = next((new for old, new in RENAMED.items() if f"{old}.".startswith(f"{field}.")), None)
+        if renamed is not None:
+            return InputError("renamed in version 0.2", field=field, hint=renamed)
+        close = difflib.get_close_matches(field, keys, n=1)
+        return InputError("unknown key", field=field, hint=f"did you mean {close[0]}?" if close else None)
+    field = _dotted(parts[: max(known, default=len(parts))])[:-1]
+    return InputError(f"{first['msg']} (got {first['input']!r})", field=field)
+
+
+def _dotted(parts: list[str]) -> str:
+    return "".join(f"{part}." for part in parts)
+
+
+# keys of version 0.1, and what to write instead
+RENAMED = {
+    "initialisation.projection": "use initialization.projection (pca instead of principal)",
+    "initialisation.proxies": "use initialization.proxies (simplex was removed)",
+    "initialisation.whitening": "use initialization.whitening",
+    "data.path": "use data.csv",
+    "data.outside_root": "use data.allow_paths_outside_root",
+    "data.cache": "use data.resized_cache_dir",
+    "data.cache_size": "use data.resized_cache_size",
+    "data.on_error": "use data.on_unreadable_image",
+    "data.augmentation.flip": "use data.augmentation.horizontal_flip",
+    "data.augmentation.jitter": "use data.augmentation.color_jitter",
+    "encoder.weights": "use encoder.init_from",
+    "encoder.freeze_epochs": "use encoder.freeze_backbone_epochs",
+    "loss.orthogonality": "use loss.proxy_regularizer (kind is now name, and soft is soft_orthogonality)",
+    "training.batch_size": "use sampler.batch_size",
+    "training.per_class": "use sampler.images_per_class",
+    "training.accumulate": "use training.gradient_accumulation_steps",
+    "training.rates": "use optimizer.lr",
+    "training.weight_decay": "use optimizer.weight_decay",
+    "training.schedule": "use optimizer.schedule",
+    "training.warmup_epochs": "use optimizer.warmup_epochs",
+    "training.step_epochs": "use optimizer.step_epochs",
+    "training.step_factor": "use optimizer.step_factor",
+    "training.clip_norm": "use optimizer.grad_clip_norm",
+    "training.clip_value": "use optimizer.grad_clip_value",
+    "training.accelerator": "use training.device",
+    "training.select_on": "use checkpoint_selection.split",
+    "training.monitor": "use checkpoint_selection.metric",
+    "training.validate_every": "use training.validate_every_n_epochs",
+    "training.patience": "use training.early_stopping_patience",
+    "training.log_every": "use training.log_every_n_steps",
+    "training.max_bad_batches": "use training.max_nonfinite_steps",
+    "evaluation.draws": "use evaluation.bootstrap_samples",
+    "evaluation.exclude_group": "use evaluation.exclude_same_group",
+    "evaluation.memory_mb": "use evaluation.block_memory_mb",
+}

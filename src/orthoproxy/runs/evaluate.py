@@ -1,147 +1,73 @@
-"""A trained run judged on its unseen classes: scores, model card and report."""
+"""Evaluate a trained run on its unseen classes: scores, model card and report."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.build import split_table
-from orthoproxy.runs.model_card import license_of, model_card, no_match_words
-from orthoproxy.runs.config import Config, with_absolute_paths
-from orthoproxy.data import drop_rows, select_split
-from orthoproxy.embedding.embedder import Embedder, Images, write_threshold
-from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
+from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.distributed import raise_together, is_first_of_machine, is_main
-from orthoproxy.reports import RunResults, render_report
-from orthoproxy.reports import FEW_CLASSES
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.data import drop_rows, select_split
+from orthoproxy.embedding.embedder import Embedder, write_threshold
+from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
+from orthoproxy.reports import FEW_CLASSES, RunResults, render_report
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.experiment import choose_precision, evaluation_precision, make_inputs, make_scoring, read_splits
+from orthoproxy.runs.model_card import license_of, model_card, no_match_words
+from orthoproxy.runs.run_folder import RunFolder
 
-FROZEN = (
-    "Frozen encoder: the projection and the proxies alone were trained, on features of the images as evaluation sees "
-    "them, without augmentation."
-)
-FALSE_MATCH_RATE = 0.01  # of queries whose class is not there, unless an export chose another
-
-
-def judge(run: Run, device: str | torch.device = "cpu") -> None:
-    """Score a trained run on its test classes, and write evaluation.json, the model card and the report.
-
-    Parameters
-    ----------
-    run
-        With a model.
-    device
-        Where to compute.
-
-    Raises
-    ------
-    InputError
-        If the run has no model yet, or its images cannot be read.
-
-    Examples
-    --------
-    >>> judge(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: no run in runs/nowhere: config.yaml is not there
-    """
-    results = results_of(run, device)
-    with raise_together():  # the others wait, and can read the scores afterwards
-        if is_main():
-            _write_results(run, results)
+FALSE_MATCH_RATE = 0.01  # of queries without a match in the gallery, unless an export chose another
 
 
-def _write_results(run: Run, results: RunResults) -> None:
-    config = run.config
-    if results.evaluation is not None:
-        labels = {"chosen_on": config.training.select_on, "notes": results.notes}
-        scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
-        atomic_write(run.folder / "evaluation.json", scores + "\n")
-    _write_card(run, results)
-    atomic_write(run.report, render_report(results))
+def evaluate_run(run: RunFolder, device: str | torch.device = "cpu") -> RunResults:
+    """Embed the test images of a run with its model and with the baseline, and score both.
 
-
-def _write_card(run: Run, results: RunResults) -> None:
-    """Write the model card and the threshold; the licence and the false-match rate stay as an export chose them."""
-    folder = run.folder / "model"
-    model = Embedder.load(folder, with_proxies=False)
-    rate = model.false_match_rate or FALSE_MATCH_RATE
-    threshold = results.matching and results.matching.threshold(rate)
-    words = no_match_words(results.matching, rate) if results.matching else ""
-    write_threshold(folder, threshold, rate)
-    card = model_card(run.config, results.evaluation, license_of(model.card), words)
-    atomic_write(folder / "README.md", card)
-
-
-def results_of(run: Run, device: str | torch.device = "cpu") -> RunResults:
-    """Embed a run's test images with its model and with the untrained encoder, and score both.
-
-    Parameters
-    ----------
-    run, device
-        As in `judge`.
-
-    Returns
-    -------
-    RunResults
-        All that the report shows; of several processes, the main one has the proxies.
-
-    Raises
-    ------
-    InputError
-        As from `judge`.
-
-    Examples
-    --------
-    >>> results_of(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: no run in runs/nowhere: config.yaml is not there
+    With several processes, each calls this and embeds a part; the main one gets the proxies.
     """
     start, config = time.monotonic(), run.config
-    model = Embedder.load(run.folder, device, with_proxies=is_main())
-    untrained = Embedder.load(run.folder / "baseline", device)
-    table, unreadable = split_together(config), run.unreadable
-    if unreadable is not None:
-        table = drop_rows(table, unreadable)
-    judged, validation, workers = select_split(table, "test"), select_split(table, "validation"), config.data.workers
-    views = views_of(config, untrained, table)
-    ours = model.embed_distributed(views(judged), workers=workers, progress="embed, trained")
-    theirs = untrained.embed_distributed(views(judged), workers=workers, progress="embed, untrained")
-    scoring = replace(builders.make_scoring(config.evaluation), device=str(device), shared=True)
-    evaluation = score(ours, theirs, judged, scoring, start) if len(judged) else None
-    matching = None
+    table = load_table(run)
+    test, validation = select_split(table, "test"), select_split(table, "validation")
+    model = run.load_model(device, with_proxies=is_main())
+    baseline = Embedder.load(run.baseline, device)
+    inputs = make_inputs(config.with_overrides({"data.resized_cache_dir": None}), baseline, table)
+    precision = evaluation_precision(device, choose_precision(config.training))
+
+    def embed(embedder: Embedder, split: pd.DataFrame, description: str) -> Any:
+        images = inputs.for_evaluation(split["path"].tolist())
+        return embedder.embed_distributed(
+            images, workers=config.data.workers, progress=description, precision=precision
+        )
+
+    model_embeddings = embed(model, test, "embed test images, model")
+    baseline_embeddings = embed(baseline, test, "embed test images, baseline")
+    scoring = make_scoring(config.evaluation, device)
+    evaluation = score(model_embeddings, baseline_embeddings, test, scoring, start) if len(test) else None
+    no_match = None
     if len(validation):
-        embeddings = model.embed_distributed(views(validation), workers=workers, progress="embed, validation")
-        matching = calibrate_no_match(embeddings, validation, scoring)
+        no_match = calibrate_no_match(embed(model, validation, "embed validation images"), validation, scoring)
     return RunResults(
         name=run.folder.name,
         evaluation=evaluation,
-        table=judged,
-        embeddings=ours,
-        baseline_embeddings=theirs,
+        table=test,
+        embeddings=model_embeddings,
+        baseline_embeddings=baseline_embeddings,
         log=run.records(),
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,
         config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         machine=config.environment,
-        notes=_notes(
-            config,
-            held_out=len(set(validation["label"])),
-            unreadable=0 if unreadable is None else len(unreadable),
-            evaluation=evaluation,
-        ),
-        matching=matching,
+        notes=_notes(config, validation["label"].nunique(), run.unreadable, evaluation),
+        matching=no_match,
     )
 
 
+<<<<<<< HEAD
 def views_of(config: Config, untrained: Embedder, table: pd.DataFrame) -> Callable[[pd.DataFrame], Images]:
     """Say what is embedded to judge a run: the files, or the features that its frozen backbone made of them.
 
@@ -235,27 +161,59 @@ def split_together(config: Config) -> pd.DataFrame:
     orthoproxy.core.errors.InputError: data.root: no folder nowhere; give one that has a sub-folder of images a class
     """
     table = None
+=======
+def write_report(run: RunFolder, results: RunResults) -> None:
+    """Write evaluation.json, the model card and report.html; other processes wait until they are written."""
+>>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
     with raise_together():
-        if is_first_of_machine():
-            table = split_table(config)
-    with raise_together():
-        return split_table(config) if table is None else table
+        if not is_main():
+            return
+        if results.evaluation is not None:
+            labels = {"selected_on": run.config.checkpoint_selection.split, "notes": results.notes}
+            scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
+            atomic_write(run.folder / "evaluation.json", scores + "\n")
+        _write_card(run, results)
+        atomic_write(run.report, render_report(results))
 
 
-def _notes(config: Config, held_out: int, unreadable: int, evaluation: Evaluation | None) -> list[str]:
-    """Say what a reader of the scores must know, from the numbers of validation classes and of images left out."""
-    notes = [FROZEN] if config.encoder.freeze else []
-    if unreadable:
-        images = "1 unreadable image was" if unreadable == 1 else f"{unreadable} unreadable images were"
-        notes.append(f"{images} left out; skipped.csv lists {'it' if unreadable == 1 else 'them'}.")
-    if config.training.select_on == "test":
-        notes.append("The checkpoint was chosen on the test classes themselves, so these scores are too high.")
-    elif config.training.select_on == "none" or held_out == 0:
-        notes.append("The last checkpoint was kept; none was chosen on held-out classes.")
-    elif held_out < FEW_CLASSES:
-        notes.append(f"Only {held_out} classes chose the checkpoint: the choice is unreliable.")
+def _write_card(run: RunFolder, results: RunResults) -> None:
+    """Write model card and threshold; license and false-match rate stay as an export chose them."""
+    folder = run.folder / "model"
+    model = Embedder.load(folder, with_proxies=False)
+    rate = model.false_match_rate or FALSE_MATCH_RATE
+    threshold = results.matching and results.matching.threshold(rate)
+    description = no_match_words(results.matching, rate) if results.matching else ""
+    write_threshold(folder, threshold, rate)
+    card = model_card(run.config, results.evaluation, license_of(model.card), description)
+    atomic_write(folder / "README.md", card)
+
+
+def load_table(run: RunFolder, overrides: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Return the images of a run with their splits, without those it left out, in every process.
+
+    `overrides` by dotted key say where moved images are now, for example ``{"data.root": "birds"}``.
+    """
+    table = read_splits(run.config.with_overrides(overrides or {}).with_absolute_paths())
+    return table if run.unreadable is None else drop_rows(table, run.unreadable)
+
+
+def _notes(
+    config: Config, validation_classes: int, unreadable: pd.DataFrame | None, evaluation: Evaluation | None
+) -> list[str]:
+    """What a reader of the scores must know."""
+    notes = []
+    if config.encoder.freeze:
+        notes.append("Frozen backbone: only projection and proxies were trained, on features of unaugmented images.")
+    if unreadable is not None and len(unreadable):
+        notes.append(f"Unreadable images left out: {len(unreadable)} (see unreadable_images.csv).")
+    if config.checkpoint_selection.split == "test":
+        notes.append("The checkpoint was selected on the test classes themselves, so these scores are too high.")
+    elif config.checkpoint_selection.split == "none" or validation_classes == 0:
+        notes.append("The last checkpoint was kept; none was selected on held-out classes.")
+    elif validation_classes < FEW_CLASSES:
+        notes.append(f"Only {validation_classes} classes selected the checkpoint: the selection is unreliable.")
     difference = evaluation.difference if evaluation else None
     worse = [metric for metric, change in (difference or {}).items() if change.high < 0]
     if worse:
-        notes.append(f"Training made retrieval worse than the untrained encoder's in {', '.join(worse)}.")
+        notes.append(f"Training made retrieval worse than the untrained encoder in {', '.join(worse)}.")
     return notes

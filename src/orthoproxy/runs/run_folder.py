@@ -1,44 +1,57 @@
-"""The folder that a run leaves, and how it is opened."""
+"""The folder that a run writes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import replace
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
-from orthoproxy.core.environment import DATA, environment, file_versions, fingerprint
+from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, flush
+from orthoproxy.core.files import atomic_write, exclusive, flush
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.runs.config import Config, flat
+from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.training import has_checkpoint
 
 # options that do not change what a run computes
-WITHOUT_EFFECT = {"data.workers", "evaluation.memory_mb"}
-# what a run makes besides config.yaml, which comes first
-MADE = ("skipped.csv", "checkpoints", "metrics.jsonl", "baseline", "model", "evaluation.json", "report.html")
+WITHOUT_EFFECT = {"data.workers", "evaluation.block_memory_mb"}
+# what a run writes after config.yaml
+WRITTEN = (
+    "unreadable_images.csv",
+    "checkpoints",
+    "metrics.jsonl",
+    "baseline",
+    "model",
+    "evaluation.json",
+    "report.html",
+)
 
 
-class Run:
-    """A run folder: where training leaves its model, scores and report.
+class RunFolder:
+    """A run folder: configuration, metrics, checkpoints, model, scores and report of a training run.
 
     Parameters
     ----------
     folder
-        ``runs/NAME``.
+        For example ``runs/birds``.
+
+    Attributes
+    ----------
+    report, metrics, checkpoints
+        Paths of report.html, metrics.jsonl and the checkpoints.
 
     Examples
     --------
-    >>> Run("runs/nowhere").finished
+    >>> RunFolder("runs/nowhere").exists
     False
     """
 
@@ -46,25 +59,30 @@ class Run:
         self.folder = Path(folder)
         self.report = self.folder / "report.html"
         self.metrics = self.folder / "metrics.jsonl"
-        self.skipped = self.folder / "skipped.csv"
         self.checkpoints = self.folder / "checkpoints"
+        self.baseline = self.folder / "baseline"
 
     @classmethod
-    def of(cls, place: str | Path) -> Run | None:
-        """Find the run that a folder is, or that a model folder belongs to.
-
-        Parameters
-        ----------
-        place
-            A run folder or its model folder; anything else, such as a name on the hub, is of no run.
-
-        Examples
-        --------
-        >>> Run.of("runs/nowhere/model") is None
-        True
-        """
-        runs = (cls(folder) for folder in (Path(place), Path(place).resolve().parent))
+    def find(cls, path: str | Path) -> RunFolder | None:
+        """Return the run whose folder, or whose model folder, `path` is; None for anything else."""
+        runs = (cls(folder) for folder in (Path(path), Path(path).resolve().parent))
         return next((run for run in runs if run.exists), None)
+
+    @contextmanager
+    def open(self, config: Config, resume: bool) -> Iterator[Self]:
+        """Lock the folder for a training run, after checking that the run can start or continue in it.
+
+        Raises
+        ------
+        InputError
+            If another process is writing to it, it holds a run and `resume` is false, or the run has another
+            configuration.
+        """
+        with exclusive(self.folder, "out"):
+            with raise_together():
+                if is_main():
+                    self._check(config, resume)
+            yield self
 
     @property
     def exists(self) -> bool:
@@ -73,132 +91,117 @@ class Run:
 
     @property
     def has_state(self) -> bool:
-        """Whether there is anything to go on from, or to lose."""
-        return self.exists and (self.finished or self.trained or has_checkpoint(self.checkpoints))
+        """Whether there is anything to resume from, or to lose."""
+        return self.exists and (self.has_report or self.has_model or has_checkpoint(self.checkpoints))
 
     @property
-    def trained(self) -> bool:
-        """Whether the model is there, whole."""
+    def has_model(self) -> bool:
+        """Whether training is complete."""
         return (self.folder / "model" / "config.json").is_file()
 
     @property
-    def finished(self) -> bool:
-        """Whether training, evaluation and report are done."""
+    def has_report(self) -> bool:
+        """Whether evaluation is complete."""
         return self.report.is_file()
 
     @cached_property
     def config(self) -> Config:
-        """The configuration that the run was made with.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no run.
-        """
+        """The configuration of the run; raises `InputError` if the folder holds none."""
         if not self.exists:
-            raise InputError(f"no run in {self.folder}: config.yaml is not there")
+            raise InputError("no run: config.yaml is missing", path=self.folder)
+        if (self.folder / "untrained").is_dir():
+            raise InputError(
+                "a run of version 0.1: its baseline is in untrained/", path=self.folder, hint="train it again"
+            )
         return read_config(self.folder / "config.yaml")
 
     @property
-    def model(self) -> Embedder:
-        """The trained model."""
-        return Embedder.load(self.folder)
-
-    @property
     def scores(self) -> dict[str, Any] | None:
-        """The scores on the test classes, as evaluation.json holds them; None where there were no test classes."""
+        """The content of evaluation.json; None if there were no test classes, or the run was not evaluated."""
         path = self.folder / "evaluation.json"
         try:
             return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
         except ValueError as error:
-            raise InputError(f"{path}: damaged; write it anew with: orthoproxy report {self.folder}") from error
+            raise InputError("damaged", path=path, hint=f"run: orthoproxy report {self.folder}") from error
 
     @property
     def unreadable(self) -> pd.DataFrame | None:
-        """The images left out, as from `data.find_unreadable`; None with data.on_error raise."""
-        return pd.read_csv(self.skipped, dtype=str, keep_default_na=False) if self.skipped.is_file() else None
+        """The images left out because they cannot be read; None unless data.on_unreadable_image is skip."""
+        path = self.folder / "unreadable_images.csv"
+        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else None
 
-    def check(self, config: Config, resume: bool) -> None:
-        """Make sure that a run can start here, or go on.
+    def load_model(self, device: Any = "cpu", with_proxies: bool = True) -> Embedder:
+        """Load the trained model."""
+        return Embedder.load(self.folder, device, with_proxies=with_proxies)
 
-        Parameters
-        ----------
-        config
-            Of the run.
-        resume
-            Whether a run that is there already is to go on.
-
-        Raises
-        ------
-        InputError
-            If there is a run and `resume` is false, or the run was made with another configuration.
-        """
+    def _check(self, config: Config, resume: bool) -> None:
         if self.folder.is_file():
-            raise InputError(f"--out: {self.folder} is a file; give a folder")
+            raise InputError("a file", field="out", path=self.folder, expected="a folder")
         if not self.has_state:
-            self._require_own()
+            self._require_empty_or_own()
             return
         if not resume:
             raise InputError(
-                f"{self.folder} holds a run already; resume it with --resume, or give another folder with --out"
+                "holds a run already", field="out", path=self.folder, hint="use --resume, or choose another folder"
             )
-        before, now = flat(self.config), flat(config)
-        changed = [name for name in now if now[name] != before[name] and name not in WITHOUT_EFFECT]
+        before, now = self.config.flatten(), config.flatten()
+        changed = [key for key in now if now[key] != before[key] and key not in WITHOUT_EFFECT]
         if changed:
             raise InputError(
-                f"{changed[0]}: {self.folder} was started with {before[changed[0]]!r}, not {now[changed[0]]!r}; "
-                "resume with the same configuration, or give another folder with --out"
+                f"the run was started with {before[changed[0]]!r}, not {now[changed[0]]!r}",
+                field=changed[0],
+                path=self.folder,
+                hint="resume with the same configuration, or choose another folder",
             )
 
-    def _require_own(self) -> None:
-        """A start overwrites what a failed start left, never what somebody else did."""
-        theirs = [name for name in MADE if (self.folder / name).exists()]
-        if theirs and not self.exists:
-            raise InputError(f"--out: {self.folder} holds {theirs[0]}, but no run; give another folder")
+    def _require_empty_or_own(self) -> None:
+        """A start overwrites what a failed start left, never anything else."""
+        found = [name for name in WRITTEN if (self.folder / name).exists()]
+        if found and not self.exists:
+            raise InputError(
+                f"holds {found[0]} but no run", field="out", path=self.folder, hint="choose another folder"
+            )
         if self.exists:
-            try:
-                read_config(self.folder / "config.yaml")
-            except InputError as error:
-                raise InputError(f"{error}\n--out: {self.folder} is of something else; give another folder") from error
+            _ = self.config
 
-    def start(self, config: Config, images: pd.DataFrame, unreadable: pd.DataFrame | None = None) -> None:
-        """Make the folder, with the configuration, versions and machine; what a failed start left is removed.
-
-        Parameters
-        ----------
-        config
-            Of the run.
-        images
-            All that it uses.
-        unreadable
-            The images that it leaves out; None with data.on_error raise.
-        """
+    def start(self, config: Config, environment: Mapping[str, str], unreadable: pd.DataFrame | None) -> None:
+        """Create the folder with config.yaml and unreadable_images.csv, after removing what a failed start left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
-        self.skipped.unlink(missing_ok=True)
-        told = {**environment(), DATA: fingerprint(images, file_versions(images["path"].tolist()))}
-        write_config(replace(config, environment=told), self.folder / "config.yaml")
+        (self.folder / "unreadable_images.csv").unlink(missing_ok=True)
+        write_config(config.model_copy(update={"environment": dict(environment)}), self.folder / "config.yaml")
+        self.__dict__.pop("config", None)
         if unreadable is not None:
-            atomic_write(self.skipped, unreadable.to_csv(index=False))
+            atomic_write(self.folder / "unreadable_images.csv", unreadable.to_csv(index=False))
+
+    def require_shared(self) -> None:
+        """Raise `InputError` in all processes if one does not see the folder that the main process created."""
+        with raise_together():
+            if not self.exists:
+                raise InputError(
+                    f"not visible on {socket.gethostname()}",
+                    field="out",
+                    path=self.folder.resolve(),
+                    hint="choose a folder that all machines share",
+                )
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl, and wait until the disk has it: a checkpoint may count on it."""
-        line = json.dumps(record).encode() + b"\n"
+        """Append a record to metrics.jsonl and wait until it is on disk: a checkpoint may rely on it."""
         with self.metrics.open("ab") as file:
-            file.write(line)
+            file.write(json.dumps(record).encode() + b"\n")
             flush(file)
 
     def records(self) -> pd.DataFrame:
-        """Return metrics.jsonl as a table, one row a record."""
+        """Return metrics.jsonl as a table with one row per record."""
         return pd.DataFrame([record for _, record in self._lines()])
 
     def drop_records_after(self, step: int) -> None:
-        """Forget records of steps that a checkpoint does not know, since resuming takes these steps again."""
+        """Remove the records of steps after a checkpoint, which are trained again."""
         atomic_write(self.metrics, "".join(line for line, record in self._lines() if record["step"] <= step))
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield each line of metrics.jsonl and its record, without what a full disk or a power cut left in pieces."""
+        """Yield the lines of metrics.jsonl with their records, without lines that a crash left incomplete."""
         text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
         for line in text.split("\n")[:-1]:
             with suppress(ValueError):

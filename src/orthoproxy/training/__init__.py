@@ -1,20 +1,24 @@
-"""One training loop, the data-driven start, and checkpoints."""
+"""The training loop, data-driven initialization, and checkpoints."""
 
-from orthoproxy.training.checkpoint import Checkpoints, Position, has_checkpoint
-from orthoproxy.training.initialization import class_means, principal_weight
-from orthoproxy.training.loop import Diverged, Interrupted, Plan, fit
-from orthoproxy.training.optimizer import make_optimizer, rate_factor
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState, has_checkpoint
+from orthoproxy.training.initialization import class_means, class_sums, pca_projection, second_moment
+from orthoproxy.training.job import FitOptions, Job
+from orthoproxy.training.loop import fit
+from orthoproxy.training.optimizer import lr_factor, make_optimizer
+from orthoproxy.training.signals import Interrupted
 
 __all__ = [
     "Checkpoints",
-    "Diverged",
+    "FitOptions",
     "Interrupted",
-    "Plan",
-    "Position",
+    "Job",
+    "TrainingState",
     "class_means",
+    "class_sums",
     "fit",
     "has_checkpoint",
+    "lr_factor",
     "make_optimizer",
-    "principal_weight",
-    "rate_factor",
+    "pca_projection",
+    "second_moment",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints of proxies that are divided among processes: a file of each process, whatever their number on reading."""
+"""Checkpoints of sharded proxies: one file per process, readable by any number of processes."""
 
 from __future__ import annotations
 
@@ -13,31 +13,15 @@ from orthoproxy.core.distributed import process_count, process_index
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses import ShardedProxyAnchorLoss
 
-State = dict[str, Any]
+Content = dict[str, Any]
 
 
-class Shards:
-    """The files ``NAME-step-S.proxies-R-of-W.ckpt`` beside a checkpoint ``NAME.ckpt``, which lists them.
+class CheckpointShards:
+    """The files ``NAME-step-S.proxies-R-of-W.ckpt`` beside ``NAME.ckpt``, which lists them.
 
-    Each holds a process's rows of the proxies and of their optimiser state. They are written under the step's own names
-    before the checkpoint that lists them replaces the one of an earlier step, and those of the earlier step go last: so
-    what a checkpoint lists is whole, and of its own step. The files of ``last.ckpt`` stay when it becomes
-    ``previous.ckpt``.
-
-    Parameters
-    ----------
-    folder
-        Of the checkpoints.
-    objective, optimizer
-        What the checkpoints hold.
-    loss
-        Part of the objective; keeps the rows of this process.
-
-    Examples
-    --------
-    >>> loss = ShardedProxyAnchorLoss(3, 8)
-    >>> Shards(Path("checkpoints"), loss, torch.optim.AdamW(loss.parameters()), loss).names("last", step=7)
-    ['last-step-7.proxies-0-of-1.ckpt']
+    Each holds the proxies of one process and their optimizer state. They are written under names of their step before
+    the checkpoint that lists them, and those of earlier steps are removed last, so whatever a checkpoint lists is
+    complete. The files of ``last.ckpt`` stay when it becomes ``previous.ckpt``.
     """
 
     def __init__(
@@ -46,99 +30,51 @@ class Shards:
         self.folder, self.loss = folder, loss
         self.key = next(name for name, x in objective.named_parameters() if x is loss.proxies)
         parameters = [x for group in optimizer.param_groups for x in group["params"]]
-        self.number = next(number for number, x in enumerate(parameters) if x is loss.proxies)
-        self.of_last: list[str] = []  # the files that last.ckpt lists
+        self.index = next(index for index, x in enumerate(parameters) if x is loss.proxies)
+        self.last_files: list[str] = []  # listed in last.ckpt
 
-    def names(self, name: str, step: int) -> list[str]:
-        """Return the names of the files of all processes.
-
-        Parameters
-        ----------
-        name, step
-            Of the checkpoint.
-        """
+    def _names(self, name: str, step: int) -> list[str]:
         count = process_count()
         return [f"{name}-step-{step}.proxies-{process}-of-{count}.ckpt" for process in range(count)]
 
-    def save(self, name: str, step: int, state: State, write: Callable[[State, Path], None]) -> State:
-        """Write this process's rows.
-
-        Parameters
-        ----------
-        name, step
-            Of the checkpoint.
-        state
-            All that it is to hold.
-        write
-            Writes a file.
-
-        Returns
-        -------
-        dict
-            The state without the rows, with a list of the files instead.
-        """
-        objective, of_proxies = dict(state["objective"]), dict(state["optimizer"]["state"].get(self.number, {}))
+    def save(self, name: str, step: int, content: Content, write: Callable[[Content, Path], None]) -> Content:
+        """Write the rows of this process; return the content without them, listing the files instead."""
+        objective, moments = dict(content["objective"]), dict(content["optimizer"]["state"].get(self.index, {}))
         rows = {"proxies": objective.pop(self.key)}
-        rows |= {field: of_proxies.pop(field) for field, x in list(of_proxies.items()) if x.ndim}
-        names = self.names(name, step)
+        rows |= {field: moments.pop(field) for field, x in list(moments.items()) if x.ndim}
+        names = self._names(name, step)
         write({"step": step, "rows": rows}, self.folder / names[process_index()])
-        optimizer = {**state["optimizer"], "state": {**state["optimizer"]["state"], self.number: of_proxies}}
-        listed = [{"file": file, "rows": size} for file, size in zip(names, self.loss.sizes, strict=True)]
-        return {**state, "objective": objective, "optimizer": optimizer, "shards": listed}
+        optimizer = {**content["optimizer"], "state": {**content["optimizer"]["state"], self.index: moments}}
+        shards = [{"file": file, "rows": size} for file, size in zip(names, self.loss.sizes, strict=True)]
+        return {**content, "objective": objective, "optimizer": optimizer, "shards": shards}
 
-    def load(self, name: str, state: State, read: Callable[[Path], Any]) -> State:
-        """Read the rows of this process, from the files of however many processes wrote them.
-
-        Parameters
-        ----------
-        name
-            Of the checkpoint.
-        state
-            As a checkpoint holds it.
-        read
-            Reads a file.
-
-        Returns
-        -------
-        dict
-            The state with the rows.
-
-        Raises
-        ------
-        InputError
-            If a file is of another step, or the rows are not as many as there are classes.
-        """
-        own, found, first = self.loss.classes, [], 0
-        for listed in state["shards"]:
-            start, end = max(own.start, first), min(own.stop, first + listed["rows"])
-            if start < end or not found:  # a process that keeps no proxy still learns what there would be
-                part = read(self.folder / listed["file"])
-                if part["step"] != state["position"]["step"]:
-                    raise InputError(f"{self.folder / listed['file']}: not of step {state['position']['step']}")
+    def load(self, name: str, content: Content, read: Callable[[Path], Any]) -> Content:
+        """Return the content with the rows of this process, whatever the number of processes that wrote them."""
+        own, parts, first = self.loss.classes, [], 0
+        for shard in content["shards"]:
+            start, end = max(own.start, first), min(own.stop, first + shard["rows"])
+            if start < end or not parts:  # a process without proxies still needs the fields and their shapes
+                part = read(self.folder / shard["file"])
+                if part["step"] != content["state"]["step"]:
+                    raise InputError(f"not of step {content['state']['step']}", path=self.folder / shard["file"])
                 start, end = start - first, max(start, end) - first
-                found.append({field: rows[start:end] for field, rows in part["rows"].items()})
-            first += listed["rows"]
+                parts.append({field: rows[start:end] for field, rows in part["rows"].items()})
+            first += shard["rows"]
         if first != self.loss.num_classes:
-            raise InputError(f"{self.folder}: made with another configuration: of {first} classes")
+            raise InputError(f"checkpoint of {first} classes (expected {self.loss.num_classes})", path=self.folder)
         if name == "last":
-            self.of_last = [listed["file"] for listed in state["shards"]]
-        rows = {field: torch.cat([part[field] for part in found]) for field in found[0]}
-        state["objective"][self.key] = rows.pop("proxies")
-        state["optimizer"]["state"].setdefault(self.number, {}).update(rows)
-        return state
+            self.last_files = [shard["file"] for shard in content["shards"]]
+        rows = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+        content["objective"][self.key] = rows.pop("proxies")
+        content["optimizer"]["state"].setdefault(self.index, {}).update(rows)
+        return content
 
     def remove_others(self, name: str, step: int) -> None:
-        """Remove the files of other steps and of other numbers of processes.
-
-        Parameters
-        ----------
-        name, step
-            Of the checkpoint whose files stay; beside those of ``last.ckpt``, those that it listed before.
-        """
-        own = self.names(name, step)
-        kept = {*own, *self.of_last} if name == "last" else set(own)
+        """Remove files of other steps and numbers of processes, but those that ``previous.ckpt`` lists."""
+        own = self._names(name, step)
+        kept = {*own, *self.last_files} if name == "last" else set(own)
         for path in self.folder.glob(f"{name}-step-*.proxies-*"):
             if path.name not in kept:
                 path.unlink()
         if name == "last":
-            self.of_last = own
+            self.last_files = own

@@ -1,6 +1,6 @@
-"""The data-driven start: the projection from principal components, the proxies from class means.
+"""Data-driven initialization: projection from principal components, proxies from class means.
 
-A random projection first throws away what the backbone knows; started from the data, retrieval rises at once.
+A random projection first discards what the backbone knows; started from the data, retrieval improves from step one.
 """
 
 from __future__ import annotations
@@ -12,72 +12,67 @@ from torch.nn import functional as F
 
 from orthoproxy.core.errors import InputError
 
+BLOCK = 8192  # rows converted to float64 at a time
+
 
 @torch.no_grad()
-def principal_weight(features: Float[Tensor, "N F"], dim: int, whitening: float = 1.0) -> Float[Tensor, "D F"]:
-    """Make a projection onto the first principal directions of features.
+def second_moment(features: Float[Tensor, "N F"]) -> Float[Tensor, "F F"]:
+    """Return X^T X in float64, accumulated in blocks of rows."""
+    width = features.shape[1]
+    moment = torch.zeros(width, width, dtype=torch.float64, device=features.device)
+    for block in features.split(BLOCK):
+        rows = block.double()
+        moment.addmm_(rows.T, rows)
+    return moment
 
-    With eigenvalues e and eigenvectors v of the features' second moments ``features^T features``, row j is
-    ``v_j / sqrt(e_j)^whitening``, all rows scaled alike to length 1 on average. Eigenvalues below half the mean of all
-    F are raised to it: directions that the data hardly use, as when there are fewer images than dimensions, are noise,
-    and to blow them up would drown the rest. The features are not centred, so that their length does not matter.
+
+@torch.no_grad()
+def pca_projection(moment: Float[Tensor, "F F"], dim: int, whitening: float = 1.0) -> Float[Tensor, "D F"]:
+    """Return the weight of a projection onto the principal components of features X.
+
+    With eigenvalues e and eigenvectors v of X^T X, row j is ``v_j / sqrt(e_j)^whitening``, scaled so that rows have
+    mean length 1. Eigenvalues below half the mean of all F are raised to it: amplifying directions that the data
+    hardly use would drown the others in noise. Features are not centered.
 
     Parameters
     ----------
-    features
-        Pooled features of training images, unit length.
+    moment
+        X^T X of unit-length pooled features of the training images, from `second_moment`.
     dim
         D, at most F.
     whitening
-        0 keeps the directions' energies, 1 makes them equal.
-
-    Returns
-    -------
-    Tensor
-        Weight of a linear layer from F to D.
+        0 keeps the energies of the directions, 1 equalizes them.
 
     Raises
     ------
     InputError
-        If `dim` is above F.
+        If `dim` is larger than F.
 
     Examples
     --------
     >>> features = torch.randn(50, 3) * torch.tensor([1.0, 20.0, 25.0])
-    >>> weight = principal_weight(features, dim=2)
-    >>> energies = (features @ weight.T).square().sum(dim=0)
+    >>> weight = pca_projection(second_moment(features), dim=2)
+    >>> energies = (features.double() @ weight.T).square().sum(dim=0)
     >>> bool(abs(energies[0] / energies[1] - 1) < 1e-3)
     True
     """
-    width = features.shape[1]
+    width = len(moment)
     if dim > width:
         raise InputError(
-            f"encoder.embedding_dim: {dim} is more than the backbone's {width} features, so there are not as many "
-            "principal directions; lower it or set initialisation.projection to random"
+            str(dim),
+            field="embedding_dim",
+            expected=f"at most {width}, the feature dimension of the backbone",
+            hint="lower it, or set initialization.projection to random",
         )
-    energies, directions = torch.linalg.eigh(features.double().T @ features.double())  # ascending
+    energies, directions = torch.linalg.eigh(moment)  # ascending
     directions = directions.flip(1)[:, :dim].T  # D F
-    spread = energies.flip(0)[:dim].clamp_min(energies.sum() / (2 * width)).sqrt()
-    weight = directions / spread[:, None] ** whitening
-    return (weight / weight.norm(dim=1).mean()).to(features.dtype)
+    scale = energies.flip(0)[:dim].clamp_min(energies.sum() / (2 * width)).sqrt()
+    weight = directions / scale[:, None] ** whitening
+    return weight / weight.norm(dim=1).mean()
 
 
 def class_means(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
-    """Average the embeddings of each class and scale the means to unit length.
-
-    Parameters
-    ----------
-    embeddings
-        Unit length.
-    labels
-        Class of each, 0 to C - 1.
-    num_classes
-        C.
-
-    Returns
-    -------
-    Tensor
-        One row a class; zero for a class without an embedding.
+    """Return the mean embedding of each class, scaled to unit length; zero for a class without images.
 
     Examples
     --------
@@ -85,5 +80,11 @@ def class_means(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num
     tensor([[0.0000, 0.0000],
             [0.7071, 0.7071]])
     """
+    return F.normalize(class_sums(embeddings, labels, num_classes), dim=1)
+
+
+def class_sums(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
+    """Return the sum of the embeddings of each class; labels outside 0 to C - 1 are ignored."""
+    known = (labels >= 0) & (labels < num_classes)
     sums = torch.zeros(num_classes, embeddings.shape[1], dtype=embeddings.dtype)
-    return F.normalize(sums.index_add(0, labels, embeddings), dim=1)
+    return sums.index_add(0, labels[known], embeddings[known])

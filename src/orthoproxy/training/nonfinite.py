@@ -1,204 +1,133 @@
-"""What must not get into the weights, and what must not be lost."""
+"""Skip steps with non-finite loss or gradients, on the device; fail when there are too many."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 
-from orthoproxy.core.distributed import any_process, is_main, raise_together
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.distributed import all_reduce_sum, is_main, process_count, raise_together
+from orthoproxy.core.errors import DivergedError
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import BatchSampler
 from orthoproxy.losses import Objective
 from orthoproxy.models import Encoder
-from orthoproxy.training.checkpoint import Checkpoints, Position
+from orthoproxy.training.checkpoint import TrainingState
+from orthoproxy.training.job import Job, Log
 
-Batch = Sequence[Tensor]  # pixels and class numbers
-Record = dict[str, Any]
+HINT = "lower the learning rates or make the loss less extreme; the last checkpoint is finite"
 
 
-class Diverged(InputError):  # noqa: N818 -- what happened to the training
-    """The weights are not finite any more, or too many losses are not; what was saved is from before.
+class NonFiniteStepHandler:
+    """Skips non-finite steps without waiting for the device, and counts them at every log record.
 
-    Examples
-    --------
-    >>> raise Diverged("the loss is nan at step 10")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.training.nonfinite.Diverged: the loss is nan at step 10
+    The fused optimizer leaves weights and moments alone where its ``found_inf`` is 1. Images of skipped steps are
+    listed in ``nonfinite_steps.csv`` beside the checkpoints.
     """
 
+    def __init__(self, job: Job, run: Log) -> None:
+        self.job, self.run = job, run
+        self.limit = job.options.max_nonfinite_steps
+        self.total = self.skipped_in_epoch = self.steps_in_epoch = 0
+        self.pending: list[tuple[int, int, int, Tensor]] = []  # step, first batch, batches, flag
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.flag = torch.zeros(())
 
-class Guard:
-    """Leaves steps out that are not finite, and saves what was trained where no more images come.
+    def start_epoch(self, state: TrainingState) -> None:
+        """Start counting; the epoch may be half done."""
+        self.skipped_in_epoch = self.steps_in_epoch = 0
+        self.next_step, self.next_batch = state.step + 1, state.batch
 
-    Parameters
-    ----------
-    encoder, objective
-        What is trained.
-    loader, sampler
-        Of the batches; their data set's `files` name the images.
-    checkpoints
-        Where the run is saved.
-    limit
-        Steps that may be left out.
-    log
-        Takes a record of each; called in the main process only.
+    def save_buffers(self) -> None:
+        """Copy buffers that a forward pass changes: batch-norm statistics in training mode, a miner's memory."""
+        norms = (m for m in self.job.encoder.modules() if isinstance(m, _BatchNorm) and m.training)
+        changing = [*(b for norm in norms for b in norm.buffers()), *self.job.objective.buffers()]
+        self.buffers = [(buffer, buffer.clone()) for buffer in changing]
 
-    Examples
-    --------
-    Used by `fit`.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        objective: Objective,
-        loader: DataLoader,
-        sampler: BatchSampler,
-        checkpoints: Checkpoints,
-        limit: int,
-        log: Callable[[Record], None],
-    ) -> None:
-        self.encoder, self.objective, self.checkpoints, self.log = encoder, objective, checkpoints, log
-        self.files, self.sampler, self.limit = getattr(loader.dataset, "files", None), sampler, limit
-        self.buffers: list[Tensor] = []
-        self.bad = self.bad_before = self.first = 0
-
-    def begin(self, position: Position) -> None:
-        """Begin an epoch, perhaps in its midst."""
-        self.bad_before, self.first = self.bad, position.step
-
-    def read(self, groups: Iterator[list[Batch]], position: Position, progress: Progress) -> list[Batch]:
-        """Return the batches of the next step, none at the end of the epoch."""
-        batches, error = [], None
-        try:
-            batches = next(groups, [])
-        except Exception as found:  # whatever it is, the weights are as the last step left them
-            error = found
-        if any_process(error is not None):
-            if position.step > self.first:  # else it is saved already, or there is nothing to save
-                self._save(position)
-                progress.say(f"saved after step {position.step}; --resume goes on from there")
-            with raise_together():
-                if error is not None:
-                    raise error
-        return batches
-
-    def remember(self) -> None:
-        """Remember what a step changes besides the weights: the statistics of live batch norm, a miner's memory."""
-        self.buffers = [x.clone() for x in self._live_buffers()]
-
-    def _live_buffers(self) -> list[Tensor]:
-        return [*self.encoder.buffers(), *self.objective.buffers()]
-
-    def leaves_out(self, parts: list[dict[str, Tensor]], position: Position, progress: Progress, batches: int) -> bool:
-        """Whether the step is not to be taken; it is told and counted, and one too many ends the training."""
-        trouble = self._trouble(parts)
-        if not any_process(bool(trouble)):
-            return False
-        step = position.step + 1
-        trouble = trouble or "the loss or a gradient of another process is not finite"
-        for x, before in zip(self._live_buffers(), self.buffers, strict=True):
-            x.copy_(before)
-        with raise_together():
-            if not _all_finite(self.encoder, self.objective):
-                raise Diverged(_DIVERGED.format(what=trouble, step=step))
-        self.bad += 1
-        files = self._files(position, batches)
-        with raise_together():
-            if is_main():
-                self._note(step, files)
-        some = ", ".join(files[:3]) + f" and {len(files) - 3} more" * (len(files) > 3)
-        told = f"{trouble} at step {step}, of {some or 'images without a file'}"
-        if self.bad > self.limit:
-            self._save(position)
-            raise Diverged(
-                f"{told}; {self.bad} such steps, and training.max_bad_batches is {self.limit}\n"
-                f"mend what {self._list.name} names, or lower training.rates; the run is saved as before that step"
-            )
-        if is_main():
-            self.log({"step": step, "epoch": position.epoch + 1, "bad_batches": self.bad})
-        progress.say(f"note: {told}; the step is left out, {self.bad} of at most {self.limit}")
-        return True
-
-    def _trouble(self, parts: list[dict[str, Tensor]]) -> str:
-        """What is not finite, if anything; on a GPU this waits for the step, once."""
-        parameters = [*self.encoder.parameters(), *self.objective.parameters()]
+    def skip_if_nonfinite(self, losses: list[dict[str, Tensor]]) -> None:
+        """Tell the optimizer to skip this step if the loss or a gradient is not finite in any process."""
+        parameters = [p for group in self.job.optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        loss = torch.stack([part["loss"] for part in parts]).mean()
-        loss, norm = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()
-        if not math.isfinite(loss):
-            return f"the loss is {loss}"
-        return "" if math.isfinite(norm) else "a gradient is not finite"
+        loss = torch.stack([part["loss"] for part in losses]).sum()
+        flag = 1.0 - (loss.isfinite() & norm.to(loss.device).isfinite()).float()
+        self.flag = all_reduce_sum(flag).clamp(max=1.0) if process_count() > 1 else flag
+        self.job.optimizer.found_inf = self.flag  # pyright: ignore[reportAttributeAccessIssue]
+        self.pending.append((self.next_step, self.next_batch, len(losses), self.flag))
+        self.next_step, self.next_batch = self.next_step + 1, self.next_batch + len(losses)
+        self.steps_in_epoch += 1
 
-    def _files(self, position: Position, batches: int) -> list[str]:
-        """The images of a step, of all processes together."""
-        if self.files is None:
+    def restore_buffers_if_skipped(self) -> None:
+        """Undo what a skipped step did to buffers."""
+        for buffer, before in self.buffers:
+            buffer.copy_(torch.where(self.flag.to(buffer.device) > 0, before, buffer))
+
+    def report_skipped(self, state: TrainingState, progress: Progress) -> set[int]:
+        """Return the steps skipped since the last call, after logging them; waits for the device.
+
+        Raises
+        ------
+        DivergedError
+            If the weights are not finite, or more steps were skipped than allowed, with the run saved.
+        """
+        flags = torch.stack([flag for *_, flag in self.pending]).tolist()
+        skipped = [entry[:3] for entry, flag in zip(self.pending, flags, strict=True) if flag > 0]
+        self.pending = []
+        if not skipped:
+            return set()
+        require_finite_weights(self.job.encoder, self.job.objective, state)
+        self.skipped_in_epoch += len(skipped)
+        for step, first, batches in skipped:
+            self.total += 1
+            files = self._files(state.epoch, first, batches)
+            with raise_together():
+                if is_main():
+                    self._list(step, files)
+                    self.run.log({"step": step, "epoch": state.epoch + 1, "nonfinite_steps": self.total})
+            examples = ", ".join(files[:3]) + f" and {len(files) - 3} more" * (len(files) > 3)
+            progress.say(
+                f"warning: skipped step {step}, loss or gradients not finite ({self.total} of at most {self.limit}): "
+                f"{examples}"
+            )
+        if self.total > self.limit:
+            self.job.checkpoints.save("last", state)
+            raise DivergedError(
+                f"loss or gradients not finite in {self.total} steps (at most {self.limit} are allowed). "
+                f"Hint: check the images in {self._csv}, or lower the learning rates"
+            )
+        return {step for step, *_ in skipped}
+
+    def finish_epoch(self, state: TrainingState) -> None:
+        """Raise `DivergedError` if every step of the epoch was skipped."""
+        if self.steps_in_epoch and self.skipped_in_epoch == self.steps_in_epoch:
+            raise DivergedError(f"no finite loss in the epoch that ends at step {state.step}. Hint: {HINT}")
+
+    def _files(self, epoch: int, first_batch: int, batches: int) -> list[str]:
+        """The images of a step, over all processes."""
+        files = getattr(self.job.loader.dataset, "files", None)
+        if files is None:
             return []
-        whole = copy.copy(self.sampler)
+        whole = copy.copy(self.job.sampler)
         whole.process, whole.of = 0, 1
-        whole.set_position(position.epoch, position.batch)
-        return [str(self.files[row]) for batch in itertools.islice(whole, batches) for row, _ in batch]
+        whole.set_position(epoch, first_batch)
+        return [str(files[row]) for batch in itertools.islice(whole, batches) for row, _ in batch]
 
     @property
-    def _list(self) -> Path:
-        return self.checkpoints.folder / "bad_batches.csv"
+    def _csv(self) -> Path:
+        return self.job.checkpoints.folder / "nonfinite_steps.csv"
 
-    def _note(self, step: int, files: list[str]) -> None:
-        self._list.parent.mkdir(parents=True, exist_ok=True)
-        with self._list.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file).writerows((step, path) for path in files)
-
-    def end(self, position: Position) -> None:
-        """End an epoch; nothing was learnt in one without a finite loss."""
-        steps = position.step - self.first
-        if steps and self.bad - self.bad_before == steps:
-            raise Diverged(_DIVERGED.format(what="no loss of the epoch is finite", step=position.step))
-
-    def _save(self, position: Position) -> None:
-        require_finite(self.encoder, self.objective, position)
-        self.checkpoints.save("last", position)
+    def _list(self, step: int, files: list[str]) -> None:
+        self._csv.parent.mkdir(parents=True, exist_ok=True)
+        with self._csv.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file).writerows((step, name) for name in files)
 
 
-_DIVERGED = (
-    "{what} at step {step}: training.rates or loss.args are too extreme, lower them; what is saved is from before"
-)
-
-
-def _all_finite(encoder: Encoder, objective: Objective) -> bool:
-    return all(bool(p.isfinite().all()) for p in (*encoder.parameters(), *objective.parameters()))
-
-
-def require_finite(encoder: Encoder, objective: Objective, position: Position) -> None:
-    """Never judge or save a model that has diverged.
-
-    Parameters
-    ----------
-    encoder, objective
-        What is trained.
-    position
-        Where the run stands.
-
-    Raises
-    ------
-    Diverged
-        If a weight is not finite, in any process.
-
-    Examples
-    --------
-    Used by `fit`.
-    """
+def require_finite_weights(encoder: Encoder, objective: Objective, state: TrainingState) -> None:
+    """Raise `DivergedError` in all processes if a weight is not finite in one."""
     with raise_together():
-        if not _all_finite(encoder, objective):
-            raise Diverged(_DIVERGED.format(what="the weights are not finite", step=position.step))
+        if not all(bool(p.isfinite().all()) for p in (*encoder.parameters(), *objective.parameters())):
+            raise DivergedError(f"weights not finite at step {state.step}. Hint: {HINT}")

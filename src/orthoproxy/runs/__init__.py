@@ -1,0 +1,1 @@
+"""What a configuration decides: the only place that sees a Config."""

@@ -1,0 +1,46 @@
+"""A training job on the three classes of `image_folder`, for tests of the loop."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+
+from orthoproxy.data import BatchSampler, TrainingImages, folder_table, training_transform
+from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
+from orthoproxy.training import Checkpoints, FitOptions, TrainingState, fit, make_optimizer
+
+
+class Job:
+    """Everything that `fit` takes, on the three classes of `image_folder`; it is its own log."""
+
+    def __init__(self, folder, encoder, images, batch_size=4, precision="32-true"):
+        torch.manual_seed(0)
+        table = folder_table(images)
+        labels = table["label"].astype("category").cat.codes.astype(int).tolist()
+        self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        self.encoder = copy.deepcopy(encoder)
+        self.objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality(), weight=0.1)
+        self.optimizer = make_optimizer(self.encoder, self.objective, 1e-3, 1e-3, 1e-2, 1e-4)
+        self.sampler = BatchSampler(labels, batch_size)
+        dataset = TrainingImages(table["path"].tolist(), labels, training_transform(32))
+        self.loader = DataLoader(dataset, batch_sampler=self.sampler, generator=torch.Generator())
+        self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer)
+        self.options = FitOptions(epochs=1)
+        self.records = []
+
+    def validate(self):
+        return None
+
+    def log(self, record):
+        self.records.append(record)
+
+    def fit(self, state=None, **options):
+        self.options = FitOptions(**{"epochs": 1, **options})
+        return fit(self, state or TrainingState(), self)
+
+    def parameters(self):
+        parts = (self.encoder, self.objective)
+        return {name: p.detach().clone() for part in parts for name, p in part.named_parameters()}
