@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote as quote_url
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, Hit
-from orthoproxy.catalog.filters import quote, parse_filter
+from orthoproxy.catalog.filters import parse_filter, quote
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
@@ -264,5 +264,5 @@ def _result(served: ServedCatalog, rank: int, hit: Hit) -> SearchResult:
         label=hit.label,
         group=hit.group,
         path=path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
-        image=f"/images/{hit.id}?catalog={quote(served.name, safe='')}",
+        image=f"/images/{hit.id}?catalog={quote_url(served.name, safe='')}",
     )
