@@ -114,7 +114,7 @@ def test_own_group_excluded_and_included(tmp_path: Path) -> None:
 
 NOTHING = make_table(["x"], ["x"]).iloc[:0]
 NO_TEST_CLASSES = {"table": NOTHING, "embeddings": np.empty((0, 6)), "baseline_embeddings": None, "evaluation": None}
-STEP_WITHOUT_SCORES = {"step": [1, 2], "loss": [3.0, 2.0], "rate/backbone": [0.0, 0.0]}
+STEP_WITHOUT_SCORES = {"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]}
 SPARSE: dict[str, dict[str, Any]] = {
     "no test classes, one step": {**NO_TEST_CLASSES, "log": pd.DataFrame({"step": [1], "loss": [3.0]})},
     "no baseline, one proxy": {
@@ -140,16 +140,6 @@ SPARSE: dict[str, dict[str, Any]] = {
     "zero proxies": {**NO_TEST_CLASSES, "proxies": np.zeros((12, 6))},
     "proxies that diverged": {**NO_TEST_CLASSES, "proxies": np.full((12, 6), np.nan)},
     "one dimension": {"proxies": np.ones((12, 1)), "embeddings": np.ones((40, 1))},
-<<<<<<< HEAD
-=======
-    "no log": {"log": pd.DataFrame()},
-    "a log of one step": {"log": pd.DataFrame({"step": [1], "loss": [3.0]})},
-    "a log without validation": {
-        "log": pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]})
-    },
-    "a log of NaN": {"log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]})},
-    "no configuration, machine, notes": {"config": "", "machine": {}, "notes": []},
->>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
 }
 
 

@@ -14,7 +14,7 @@ from training_job import Job
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.data import TrainingFeatures, evaluation_transform
 from orthoproxy.losses import Objective, SoftOrthogonality
-from orthoproxy.training import Interrupted, TrainingState, make_optimizer
+from orthoproxy.training import Interrupted, make_optimizer
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent
-from orthoproxy.training import principal_weight
+from orthoproxy.training import pca_projection, second_moment
 
 NAME = "labels"
 WHITENING = 0.5  # chosen by benchmarks/label_errors.py
@@ -97,7 +97,7 @@ def check_labels(model: DiagnosisInput) -> Check:
 def whiten(features: Float[np.ndarray, "N F"], whitening: float = WHITENING) -> Float[np.ndarray, "N F"]:
     """Rotate features to principal components and scale these by ``energy ** (-whitening / 2)``; uses no labels."""
     units = torch.from_numpy(unit_rows(features))
-    return unit_rows((units @ principal_weight(units, units.shape[1], whitening).T).numpy())
+    return unit_rows((units @ pca_projection(second_moment(units), units.shape[1], whitening).T).numpy())
 
 
 def leave_one_out(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " N"]) -> LeaveOneOut:

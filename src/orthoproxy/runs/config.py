@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -69,270 +69,6 @@ class Data(Section):
     test_fraction: Fraction = 0.2
     """Fraction of classes held out for testing, chosen by a hash of the class name, if the dataset has no split."""
     test_classes: list[str] | None = None
-<<<<<<< HEAD
-    """The classes kept for the final judgement by name, instead of a share."""
-    validation_fraction: float = 0.1
-    """Share of the training classes that choose the checkpoint instead of being trained on, by hash of the name."""
-    resize: int | Literal["stretch"] | None = None
-    """Shorter side in pixels before the centre crop of evaluation; null for encoder.image_size * 256 / 224; stretch
-    makes the whole image a square instead, for images far from square."""
-    workers: int = 1
-    """Processes that read and augment images, for each process that trains."""
-    cache: str | None = None
-    """Folder for smaller copies of the images, made once, so that training need not decode the files; null for none. It
-    may serve many runs. A copy of 341 x 256 pixels takes 262 KB, 120,000 of them 31 GB. Crops of it are softer than
-    crops of the file."""
-    cache_size: int | None = None
-    """Shorter side of the copies in pixels, or both sides with data.resize stretch; null for the size that evaluation
-    resizes to, which then reads the copies too, to the same scores. Larger copies keep small crops sharp; evaluation
-    then reads the files."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """An image that cannot be read ends the run, or is left out: with skip all are read before the training, and those
-    left out are listed in skipped.csv."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-
-@dataclass
-class Encoder:
-    """The network that turns an image into an embedding."""
-
-    name: str = "deit_small_patch16_224"
-    """Any timm backbone."""
-    weights: str = "hub"
-    """Start: hub (timm's), none, a local file, package:efficientnet-lite0, or run:FOLDER."""
-    embedding_dim: int | None = 128
-    """Size of the embedding; null for the backbone's own features without a projection."""
-    image_size: int = 224
-    """Side of the square input in pixels."""
-    drop_path: float = 0.0
-    """Stochastic depth: chance that a residual branch is left out in training."""
-    freeze: bool = False
-    """Train the projection and the proxies alone: the backbone's features are computed once, in the view of evaluation,
-    without augmentation, and kept in the user's cache; a run then takes seconds."""
-    freeze_batchnorm: bool = True
-    """Keep batch-norm layers on their stored statistics."""
-    freeze_patch_embedding: bool = False
-    """Keep a vision transformer's patch embedding as it is."""
-    freeze_epochs: float = 0.0
-    """Train only projection and proxies for so many epochs first."""
-
-
-@dataclass
-class Initialisation:
-    """The data-driven start; set both to random for the papers' start."""
-
-    projection: Literal["principal", "random"] = "principal"
-    """From the principal components of the training features, or random."""
-    whitening: float = 1.0
-    """0 keeps the variances of the principal components, 1 makes them equal."""
-    proxies: Literal["class_means", "random", "simplex"] = "class_means"
-    """From the mean embedding of each class, or random; simplex: each as far from every other, turned towards the class
-    means, and not trained, for at most embedding_dim + 1 classes."""
-
-
-@dataclass
-class Miner:
-    """Chooses pairs or triplets for a loss of pytorch-metric-learning."""
-
-    name: str | None = None
-    """A class of pytorch_metric_learning.miners; null for none."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Its settings."""
-
-
-@dataclass
-class Orthogonality:
-    """What keeps the proxies apart: Soft Orthogonality, or a rival."""
-
-    kind: Literal["soft", "off_diagonal", "spectral", "coherence", "coding_rate", "koleo"] = "soft"
-    """soft: Soft Orthogonality; off_diagonal: without the lengths; spectral: of the worst direction (SRIP); coherence:
-    of the closest pair; coding_rate: by the volume spanned; koleo: by the nearest of each."""
-    weight: float = 0.0
-    """lambda; 0 leaves it out."""
-    scaling: Literal["sum", "mean", "excess"] = "excess"
-    """Of soft and off_diagonal: sum as published, mean over pairs, or the excess over the Welch bound a proxy."""
-    normalize: bool = True
-    """Scale proxies to unit length first; off_diagonal takes false only, coherence, coding_rate and koleo true only."""
-    form: Literal["auto", "classes", "dims"] = "auto"
-    """Of soft: compute through the C x C matrix, the D x D matrix, or the smaller."""
-
-
-@dataclass
-class Loss:
-    """What training minimises."""
-
-    name: str = "proxy_anchor"
-    """proxy_anchor, or a class of pytorch_metric_learning.losses (extra compare)."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Its settings, for example scale and margin."""
-    miner: Miner = field(default_factory=Miner)
-    orthogonality: Orthogonality = field(default_factory=Orthogonality)
-    shard_proxies: bool = False
-    """Divide the proxies and their optimiser state among the processes started by torchrun; for proxy_anchor."""
-
-
-@dataclass
-class Rates:
-    """Learning rates at their highest."""
-
-    backbone: float = 1e-4
-    """Of the pretrained backbone."""
-    projection: float = 1e-4
-    """Of the layer from the backbone's features to the embedding."""
-    proxies: float = 1e-2
-    """Of the loss's proxies or class weights."""
-
-
-@dataclass
-class Training:
-    """The loop."""
-
-    epochs: int = 10
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images a step and accumulation, of all processes together."""
-    per_class: int | None = None
-    """Images of each class in a batch; null for shuffled batches."""
-    accumulate: int = 1
-    """Batches whose gradients are averaged into one step."""
-    rates: Rates = field(default_factory=Rates)
-    weight_decay: float = 1e-4
-    """AdamW's, on all but proxies, biases and normalisation layers."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How rates fall after the warm-up."""
-    warmup_epochs: float = 1.0
-    """Rates rise linearly from 0 for so long."""
-    step_epochs: int = 10
-    """For the step schedule: rates fall every so many epochs ..."""
-    step_factor: float = 0.5
-    """... by this factor."""
-    clip_norm: float | None = None
-    """Greatest norm of the gradient."""
-    clip_value: float | None = None
-    """Greatest absolute value of a gradient's element."""
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """auto: bf16-mixed where the hardware computes it natively, else 32-true."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-    seed: int = 0
-    """Of everything random."""
-    deterministic: bool = False
-    """The same bits each time on a GPU, and from three processes or more when resumed; slower. Others need it not."""
-    select_on: Literal["validation", "test", "none"] = "validation"
-    """Classes that choose the best checkpoint; none keeps the last. Results chosen on test are labelled so."""
-    monitor: str = "map@r"
-    """The score that the choice looks at."""
-    validate_every: int = 1
-    """Epochs between two validations."""
-    patience: int | None = None
-    """Stop after so many validations without improvement."""
-    log_every: int = 10
-    """Steps between two lines of metrics.jsonl."""
-    max_bad_batches: int = 10
-    """Steps that may be left out because their loss or a gradient is not finite, since the start or the last --resume;
-    with one more the training stops."""
-    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
-    """Trackers that get the metrics too, besides metrics.jsonl."""
-
-
-@dataclass
-class Evaluation:
-    """How results are scored."""
-
-    recall_at: tuple[int, ...] = (1, 2, 4, 8)
-    """Values of K for Recall@K."""
-    nmi: bool = False
-    """Also report NMI of a k-means clustering."""
-    exclude_group: bool | None = None
-    """Leave a query's own group out of its gallery; null: where the data have groups."""
-    draws: int = 1000
-    """Bootstrap samples of classes."""
-    confidence: float = 0.95
-    """Coverage of the intervals."""
-    memory_mb: float = 512
-    """Bound on the memory of a block of similarities, in MiB; of each process."""
-
-
-@dataclass
-class Config:
-    """All that decides a run; as YAML a recipe, on the command line one option a field.
-
-    Examples
-    --------
-    >>> config = Config(data=Data(name="folder", root="images"), loss=Loss(orthogonality=Orthogonality(weight=0.3)))
-    >>> config.loss.orthogonality.scaling
-    'excess'
-    """
-
-    data: Data = field(default_factory=Data)
-    """Which images."""
-    encoder: Encoder = field(default_factory=Encoder)
-    """The network."""
-    initialisation: Initialisation = field(default_factory=Initialisation)
-    """Where it starts."""
-    loss: Loss = field(default_factory=Loss)
-    """What is minimised."""
-    training: Training = field(default_factory=Training)
-    """How."""
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    """How results are scored."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Versions and machine, written by a run; not an option."""
-
-    def check(self) -> Config:
-        """Check what the types leave open.
-
-        Returns
-        -------
-        Config
-            Itself.
-
-        Raises
-        ------
-        InputError
-            Naming the field and what it may be.
-
-        Examples
-        --------
-        >>> Config(training=Training(batch_size=0)).check()
-        Traceback (most recent call last):
-        ...
-        orthoproxy.core.errors.InputError: training.batch_size: must be 1 or more, not 0
-        """
-        for name in _FRACTIONS:
-            _require(self, name, lambda x: 0 <= x <= 1, "from 0 to 1")
-        for name in _POSITIVE_COUNTS:
-            _require(self, name, lambda x: x >= 1, "1 or more")
-        for name in _NOT_NEGATIVE:
-            _require(self, name, lambda x: x >= 0, "0 or more")
-        for name in ("data.augmentation.crop_scale", "data.augmentation.crop_ratio"):
-            _require(self, name, lambda x: 0 < x[0] <= x[1], "two positive numbers in order")
-        _require(self, "data.augmentation.crop_scale", lambda x: x[1] <= 1, "at most 1, the whole image")
-        _require(self, "data.resize", lambda x: x == "stretch" or x >= 1, "1 or more, or stretch")
-        _require(self, "evaluation.recall_at", lambda x: x and min(x) >= 1, "at least one K, each 1 or more")
-        _require(self, "evaluation.confidence", lambda x: 0 < x < 1, "between 0 and 1")
-        scores = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
-        if self.training.monitor not in scores:
-            raise InputError(f"training.monitor: unknown {self.training.monitor!r}; one of {', '.join(scores)}")
-        if self.data.name == "csv" and not self.data.path:
-            raise InputError("data.path: missing; data.name csv needs the CSV file")
-        if self.data.name not in ("icons", "csv") and not self.data.root:
-            raise InputError(f"data.root: missing; data.name {self.data.name} needs the folder of the images")
-        if self.training.per_class and self.training.batch_size % self.training.per_class:
-            raise InputError(
-                f"training.per_class: {self.training.per_class} does not divide "
-                f"training.batch_size {self.training.batch_size}"
-            )
-        if self.loss.shard_proxies and self.loss.orthogonality.form == "classes":
-            raise InputError(
-                "loss.orthogonality.form: classes compares all proxies with each other, and loss.shard_proxies divides "
-                "them among processes; use auto or dims"
-            )
-        if self.encoder.freeze:
-            _check_frozen(self.encoder)
-        if self.initialisation.proxies == "simplex":
-            _check_simplex(self.loss)
-=======
     """Names of the test classes, instead of a fraction."""
     validation_fraction: Fraction = 0.1
     """Fraction of the training classes held out for validation, chosen by a hash of the class name."""
@@ -352,12 +88,11 @@ class Config:
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
-    def _has_source(self) -> Self:
+    def _has_source(self) -> Data:
         if self.name == "csv" and not self.csv:
             raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
         if self.name not in ("icons", "csv") and not self.root:
             raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {self.name}")
->>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
         return self
 
 
@@ -370,7 +105,7 @@ class Sampler(Section):
     """Images of each class in a batch; null for shuffled batches."""
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _divides(self) -> Sampler:
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise InputError(
                 str(self.images_per_class),
@@ -403,7 +138,7 @@ class Encoder(Section):
     """Epochs at the beginning in which only projection and proxies are trained."""
 
     @model_validator(mode="after")
-    def _frozen_trains_projection(self) -> Self:
+    def _frozen_trains_projection(self) -> Encoder:
         if self.freeze and self.embedding_dim is None:
             raise InputError(
                 "null", field="encoder.embedding_dim", expected="a dimension, as encoder.freeze trains the projection"
@@ -581,7 +316,7 @@ class Config(Section):
     """Versions and machine, written by a run; not an option."""
 
     @model_validator(mode="after")
-    def _metric_is_computed(self) -> Self:
+    def _metric_is_computed(self) -> Config:
         metrics = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
         if self.checkpoint_selection.metric not in metrics:
             raise InputError(

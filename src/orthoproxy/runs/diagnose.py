@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,9 @@ from orthoproxy.data import rank_by_hash, select_split
 from orthoproxy.diagnosis import DiagnosisInput, EmbeddedSplit, diagnose, render_diagnosis, summary_lines
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.reports import FEW_CLASSES
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.evaluate import images_of
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.evaluate import load_table
+from orthoproxy.runs.experiment import make_scoring
+from orthoproxy.runs.run_folder import RunFolder
 
 FORMAT_VERSION = 2
 
@@ -44,27 +44,26 @@ class EmbeddingCache:
 def diagnose_runs(
     folders: Sequence[str | Path],
     out: Path,
-    on: Literal["test", "validation"] | None = None,
-    most_images: int = 20_000,
-    root: str | None = None,
-    path: str | None = None,
+    split: Literal["test", "validation"] | None = None,
+    max_images: int = 20_000,
+    overrides: Mapping[str, Any] | None = None,
     workers: int = 0,
     device: str | torch.device = "cpu",
     json_file: Path | None = None,
 ) -> Iterator[str]:
     """Write ``diagnosis.html`` about some runs into `out`, and yield a summary line by line.
 
-    `on` selects the unseen classes: by default the validation classes, so that changes made because of a diagnosis can
-    still be evaluated on the test classes; the test classes if there are fewer than `FEW_CLASSES`.
-    `root` and `path` say where the images, or their CSV file, are now.
+    `split` selects the unseen classes: by default the validation classes, so that changes made because of a diagnosis
+    can still be evaluated on the test classes; the test classes if there are fewer than `FEW_CLASSES`.
+    `overrides` by dotted key say where moved images are now. At most `max_images` training images are used.
     """
     cache = EmbeddingCache(workers, device)
-    runs = [Run(folder) for folder in folders]
+    runs = [RunFolder(folder) for folder in folders]
     for run in runs:  # fail before the work begins
         _ = run.config
     diagnoses = []
     for run, name in zip(runs, _display_names(runs), strict=True):
-        diagnoses.append(diagnose(load_diagnosis_input(run, cache, on, most_images, root, path, name)))
+        diagnoses.append(diagnose(load_diagnosis_input(run, cache, split, max_images, overrides, name)))
         yield from summary_lines(diagnoses[-1])
     out.mkdir(parents=True, exist_ok=True)
     page = out / "diagnosis.html"
@@ -77,41 +76,40 @@ def diagnose_runs(
 
 
 def load_diagnosis_input(
-    run: Run,
+    run: RunFolder,
     cache: EmbeddingCache,
-    on: str | None = None,
-    most_images: int = 20_000,
-    root: str | None = None,
-    path: str | None = None,
+    split: str | None = None,
+    max_images: int = 20_000,
+    overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> DiagnosisInput:
     """Embed a run's training images and unseen classes with its model and with the untrained encoder."""
-    table = images_of(run, root, path)
-    model = Embedder.load(run.folder, cache.device)
-    baseline = Embedder.load(run.folder / "baseline", cache.device)
-    if on is None:
-        on = "validation" if select_split(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
-    unseen = select_split(table, on)
-    if on == "validation" and unseen.empty:
-        raise InputError("no validation classes", field="on", path=run.folder, hint="choose test")
-    training = _select_classes(select_split(table, "train"), most_images)
+    table = load_table(run, overrides)
+    model = run.load_model(cache.device)
+    baseline = Embedder.load(run.baseline, cache.device)
+    if split is None:
+        split = "validation" if select_split(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
+    unseen = select_split(table, split)
+    if split == "validation" and unseen.empty:
+        raise InputError("no validation classes", field="split", path=run.folder, hint="choose test")
+    training = _select_classes(select_split(table, "train"), max_images)
     unknown = set(training["label"]) - set(model.classes)
     if unknown:
         problem = f"{len(unknown)} training classes are unknown to the model, for example {min(unknown)!r}"
-        raise InputError(problem, field="root", path=run.folder, expected="the images that the run was trained on")
+        raise InputError(problem, field="data.root", path=run.folder, expected="the images that the run was trained on")
 
-    def embed(split: pd.DataFrame, what: str) -> EmbeddedSplit:
-        embeddings = cache.embed(model, split, f"embed, {what}, trained")
-        return EmbeddedSplit(split, embeddings, cache.embed(baseline, split, f"embed, {what}, untrained"))
+    def embed(images: pd.DataFrame, what: str) -> EmbeddedSplit:
+        embeddings = cache.embed(model, images, f"embed, {what}, model")
+        return EmbeddedSplit(images, embeddings, cache.embed(baseline, images, f"embed, {what}, baseline"))
 
     return DiagnosisInput(
         name=name or run.folder.resolve().name,
         training=embed(training, "training images"),
         unseen=embed(unseen, "unseen classes") if len(unseen) else None,
-        unseen_split=on,
+        unseen_split=split,
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,
-        exclude_group=builders.make_scoring(run.config.evaluation).excludes_group(table),
+        exclude_group=make_scoring(run.config.evaluation).excludes_group(table),
     )
 
 
@@ -125,7 +123,7 @@ def _select_classes(table: pd.DataFrame, max_images: int) -> pd.DataFrame:
     return table[table["label"].isin(kept or ranked[:1])].reset_index(drop=True)
 
 
-def _display_names(runs: Sequence[Run]) -> list[str]:
+def _display_names(runs: Sequence[RunFolder]) -> list[str]:
     """Use the names of the folders, or their paths if two names are equal."""
     names = [run.folder.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

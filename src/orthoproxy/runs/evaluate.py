@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -67,104 +66,8 @@ def evaluate_run(run: RunFolder, device: str | torch.device = "cpu") -> RunResul
     )
 
 
-<<<<<<< HEAD
-def views_of(config: Config, untrained: Embedder, table: pd.DataFrame) -> Callable[[pd.DataFrame], Images]:
-    """Say what is embedded to judge a run: the files, or the features that its frozen backbone made of them.
-
-    Parameters
-    ----------
-    config
-        Of the run.
-    untrained
-        Its untrained encoder.
-    table
-        All images that will be asked for.
-
-    Returns
-    -------
-    Callable
-        From some rows of the table to what `Embedder.embed` takes.
-
-    Raises
-    ------
-    InputError
-        As from `FrozenFeatures.compute`.
-
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> from orthoproxy.models import Encoder
-    >>> table = make_table(["a.png", "b.png"], ["a", "b"])
-    >>> views_of(Config(), Embedder(Encoder("deit_tiny_patch16_224", image_size=32)), table)(table[1:])
-    ['b.png']
-    """
-    if not config.encoder.freeze:
-        return lambda some: some["path"].tolist()
-    views = builders.fixed_views(config, untrained, table["path"].tolist())
-    return lambda some: views(some["path"].tolist())
-
-
-def images_of(run: Run, root: str | None = None, path: str | None = None) -> pd.DataFrame:
-    """Return a run's images with their splits, without those that it left out.
-
-    Parameters
-    ----------
-    run
-        Trained.
-    root, path
-        Where its images, or their CSV file, are now; None for where they were.
-
-    Raises
-    ------
-    InputError
-        If there is no run, or its images are gone.
-
-    Examples
-    --------
-    >>> images_of(Run("runs/nowhere"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: no run in runs/nowhere: config.yaml is not there
-    """
-    data = replace(run.config.data, root=root or run.config.data.root, path=path or run.config.data.path)
-    table = split_table(with_absolute_paths(replace(run.config, data=data)))
-    unreadable = run.unreadable
-    return table if unreadable is None else drop_rows(table, unreadable)
-
-
-def split_together(config: Config) -> pd.DataFrame:
-    """Read a run's table of images in every process of a job.
-
-    One of a machine comes first, as icons are rendered on the way.
-
-    Parameters
-    ----------
-    config
-        As in `builders.split_table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The same in every process.
-
-    Raises
-    ------
-    InputError
-        As from `builders.split_table`, in all processes.
-
-    Examples
-    --------
-    >>> from orthoproxy.runs.config import Data
-    >>> split_together(Config(Data(name="folder", root="nowhere")))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: data.root: no folder nowhere; give one that has a sub-folder of images a class
-    """
-    table = None
-=======
 def write_report(run: RunFolder, results: RunResults) -> None:
     """Write evaluation.json, the model card and report.html; other processes wait until they are written."""
->>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
     with raise_together():
         if not is_main():
             return

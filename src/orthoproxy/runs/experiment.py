@@ -56,7 +56,7 @@ from orthoproxy.data import (
 )
 from orthoproxy.data.loading import loader_options
 from orthoproxy.embedding.embedder import Embedder, Images
-from orthoproxy.embedding.feature_cache import frozen_views
+from orthoproxy.embedding.feature_cache import FrozenFeatures
 from orthoproxy.evaluation import Scoring, mean_scores, require_scorable
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regulariser
 from orthoproxy.models import Encoder, load_weights
@@ -344,7 +344,7 @@ class ImageInputs:
 class FeatureInputs:
     """Pooled features of a frozen backbone."""
 
-    features: Any
+    features: FrozenFeatures
 
     def for_training(self, paths: Sequence[str]) -> Tensor:
         """Return one row per image."""
@@ -359,7 +359,8 @@ def make_inputs(config: Config, baseline: Embedder, table: pd.DataFrame) -> Inpu
     """Choose between files, resized copies and features; computes the features of a frozen backbone."""
     if config.encoder.freeze:
         folder = _user_cache() / "features"
-        return FeatureInputs(frozen_views(baseline, table["path"].tolist(), folder, config.data.workers))
+        paths = table["path"].tolist()
+        return FeatureInputs(FrozenFeatures.compute(baseline, paths, folder, config.data.workers))
     data = config.data
     natural = size = evaluation_size(config.encoder.image_size, data.resize)
     if data.resized_cache_size:

@@ -6,22 +6,16 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from orthoproxy.runs import build as builders
+from orthoproxy.runs.model_card import license_of, model_card, no_match_words
+from orthoproxy.data import select_split, rank_by_hash
+from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.core.errors import InputError
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
 from orthoproxy.core.files import atomic_write, exclusive
-<<<<<<< HEAD
 from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, images_of
 from orthoproxy.runs.run_folder import Run
 from orthoproxy.export.onnx_export import Exported, export_onnx, find_exports
-=======
-from orthoproxy.data import rank_by_hash, select_split
-from orthoproxy.embedding.embedder import Embedder, write_threshold
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
-from orthoproxy.export.onnx_export import Exported, export_onnx, exports_of
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, images_of
-from orthoproxy.runs.model_card import license_of, model_card, no_match_words
-from orthoproxy.runs.run_folder import Run
->>>>>>> 1ff3295 (The spine: Experiment.assemble builds what a configuration decides, fit(job, state, run) trains it)
 
 CALIBRATION_IMAGES = 256
 
@@ -93,9 +87,7 @@ def export_run(
         )
         matching = exported.matching
         if int8 and len(validation):  # the model folder is of the original, which has a threshold of its own
-            matching = calibrate_no_match(
-                model.embed(validation["path"].tolist(), workers=workers), validation, scoring
-            )
+            matching = calibrate_no_match(model.embed(validation["path"].tolist(), workers=workers), validation, scoring)
         words = no_match_words(matching, false_match_rate) if matching else ""
         card = model_card(run.config, _scores_of(run), license, words, _table_of(beside.parent, model.identity))
         _put_beside(beside, model, run, card, matching, false_match_rate)

@@ -20,11 +20,11 @@ TEMPLATE = """\
 
 An image encoder for retrieval: images of the same class have similar embeddings.
 
-- Backbone: timm `{{ encoder.name }}`, {{ "frozen" if encoder.freeze else "fine-tuned" }}, from `{{ encoder.weights }}`
+- Backbone: timm `{{ encoder.name }}`, {{ training_mode }} from `{{ encoder.init_from }}`
 - Input: {{ encoder.image_size }} x {{ encoder.image_size }} pixels, {{ view }}
 - Embedding: {{ dim }}, unit length; compare by cosine
 - Trained on: {{ data.name }} with {{ loss }}
-- Recipe: {{ training.epochs }} epochs, batch size {{ training.batch_size }}, seed {{ training.seed }}
+- Recipe: {{ training.epochs }} epochs, batch size {{ batch_size }}, seed {{ training.seed }}
 - License: {{ license }}
 - Software: orthoproxy {{ version }}
 
@@ -45,7 +45,7 @@ def model_card(
     config: Config, evaluation: Evaluation | None, license: str = UNKNOWN, no_match: str = "", exported: str = ""
 ) -> str:
     """Return the model card as Markdown; `license` is a hub identifier such as ``apache-2.0``."""
-    title, orthogonality = f"{config.encoder.name} for {config.data.name}", config.loss.orthogonality
+    title, regularizer = f"{config.encoder.name} for {config.data.name}", config.loss.proxy_regularizer
     scores = evaluation.model if evaluation else {}
     results = [
         EvalResult(TASK, config.data.name, config.data.name, name, round(score.value, 4), "Retrieval of unseen classes")
@@ -60,17 +60,21 @@ def model_card(
         eval_results=results or None,
         metrics=list(scores) or None,
     )
-    regularizer = "Soft Orthogonality" if orthogonality.kind == "soft" else f"regularizer {orthogonality.kind}"
+    regularizer = (
+        "Soft Orthogonality" if orthogonality.name == "soft_orthogonality" else f"regularizer {orthogonality.name}"
+    )
     card = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
         title=title,
         encoder=config.encoder,
+        training_mode="frozen," if config.encoder.freeze else "fine-tuned",
         data=config.data,
         training=config.training,
+        batch_size=config.sampler.batch_size,
         view="the whole image" if config.data.resize == "stretch" else "center crop after resizing the shorter side",
         dim=f"{config.encoder.embedding_dim}-dimensional" if config.encoder.embedding_dim else "pooled features",
-        loss=config.loss.name + (f" + {orthogonality.weight:g} * {regularizer}" if orthogonality.weight else ""),
+        loss=config.loss.name + (f" + {regularizer.weight:g} * {regularizer.name}" if regularizer.weight else ""),
         license=license,
         version=config.environment.get("orthoproxy", ""),
         body="\n\n".join(part for part in (_score_table(evaluation), no_match, exported) if part),
@@ -112,10 +116,10 @@ def license_of(card: str) -> str:
     return license if isinstance(license, str) else UNKNOWN
 
 
-def untrained_card(config: Config) -> str:
+def baseline_card(config: Config) -> str:
     """Return the card of the untrained encoder that a run is compared with."""
     encoder = config.encoder
     return (
-        f"# {encoder.name} before training\n\nThe backbone with its pretrained weights (`{encoder.weights}`): pooled "
+        f"# {encoder.name} before training\n\nThe backbone with its pretrained weights (`{encoder.init_from}`): pooled "
         "features at full width, unit length. The trained model is compared with it.\n"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 
@@ -69,7 +69,7 @@ class RunFolder:
         return next((run for run in runs if run.exists), None)
 
     @contextmanager
-    def open(self, config: Config, resume: bool) -> Iterator[Self]:
+    def open(self, config: Config, resume: bool) -> Iterator[RunFolder]:
         """Lock the folder for a training run, after checking that the run can start or continue in it.
 
         Raises

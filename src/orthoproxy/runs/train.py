@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,11 +29,12 @@ from orthoproxy.core.distributed import (
 )
 from orthoproxy.core.environment import DATA, environment, file_versions, fingerprint
 from orthoproxy.core.errors import field_prefix
+from orthoproxy.data.loading import UnreadableImageError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.evaluate import evaluate_run, write_report
 from orthoproxy.runs.experiment import Experiment, launch_fabric, warn
-from orthoproxy.runs.model_card import untrained_card
+from orthoproxy.runs.model_card import baseline_card
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training import TrainingState, class_sums, fit, pca_projection, second_moment
 
@@ -92,7 +94,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     config = config.with_absolute_paths()
     run = RunFolder(out or Path("runs") / config.data.name)
     fabric = launch_fabric(config.training, run.folder)
-    with run.open(config, resume), _deterministic_kernels(config.training.deterministic):
+    with run.open(config, resume), _deterministic_kernels(config.training.deterministic), suggest_skipping():
         if not broadcast_object(run.has_model):
             job = Experiment.assemble(config, run, fabric)
             state = job.resume(run) if broadcast_object(run.has_state) else initialize(job, run, config)
@@ -111,7 +113,7 @@ def initialize(job: Experiment, run: RunFolder, config: Config) -> TrainingState
         if is_main():
             assert job.file_versions is not None
             run.start(config, {**environment(), DATA: fingerprint(job.table, job.file_versions)}, job.unreadable)
-            job.baseline.save(run.baseline, untrained_card(config))
+            job.baseline.save(run.baseline, baseline_card(config))
     run.require_shared()
     continued = config.encoder.init_from.startswith("run:")
     _initialize_from_data(job, config.encoder.init_from if continued else None)
@@ -128,10 +130,9 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
     Each process embeds its part; features of others are never gathered. Weights from another run (`continued`) keep
     their projection, and its proxies for the classes that it knew.
     """
-    projects = (
-        job.initialization.projection == "pca" and isinstance(job.encoder.projection, nn.Linear) and not continued
-    )
-    averages = job.initialization.proxies == "class_means" and job.objective.class_vectors() is not None
+    initialization, projection = job.initialization, job.encoder.projection
+    projects = initialization.projection == "pca" and isinstance(projection, nn.Linear) and not continued
+    averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
     if not (projects or averages):
         return
     images = job.inputs.for_training(job.select("train")["path"].tolist())
@@ -205,6 +206,15 @@ def _warn_about_changed_images(job: Experiment) -> None:
         changed = (file_versions(paths) != job.file_versions).any(axis=1).nonzero()[0]
         if len(changed):
             warn(f"{len(changed)} images were modified or deleted during training, for example {paths[changed[0]]}")
+
+
+@contextmanager
+def suggest_skipping() -> Iterator[None]:
+    """Add to the hint of an unreadable image that it can be left out."""
+    try:
+        yield
+    except UnreadableImageError as error:
+        raise replace(error, hint=f"{error.hint}, or set data.on_unreadable_image to skip") from error
 
 
 @contextmanager

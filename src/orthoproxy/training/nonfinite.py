@@ -112,7 +112,7 @@ class NonFiniteStepHandler:
         if files is None:
             return []
         whole = copy.copy(self.job.sampler)
-        whole.process, whole.of = 0, 1
+        whole.rank, whole.world_size = 0, 1
         whole.set_position(epoch, first_batch)
         return [str(files[row]) for batch in itertools.islice(whole, batches) for row, _ in batch]
 
