@@ -28,8 +28,8 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.parquet_store import read_parts
 from orthoproxy.models import Encoder
 from orthoproxy.models.weights import read_tensors
-from orthoproxy.runs.recipes import config_of, options_parser, parse
-from orthoproxy.training.checkpoint import Checkpoints, Position
+from orthoproxy.runs.recipes import read_config
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 
 Read = Callable[[], object]
 EVIL = "module_that_must_not_be_imported"
@@ -80,10 +80,12 @@ def csv(root: Path) -> Read:
 
 
 RECIPE = """\
-data: {name: folder, root: birds, test_fraction: 0.4, resize: 32, augmentation: {flip: 0.5, crop_scale: [0.2, 1.0]}}
-encoder: {name: test_vit, weights: none, embedding_dim: 8, image_size: 32}
-loss: {name: TripletMarginLoss, args: {margin: 0.1, distance: {name: LpDistance, power: 2}}, orthogonality: {weight: 1}}
-training: {epochs: 2, batch_size: 6, per_class: 2, patience: null}
+data: {name: folder, root: birds, resize: 32, augmentation: {horizontal_flip: 0.5, crop_scale: [0.2, 1.0]}}
+sampler: {batch_size: 6, images_per_class: 2}
+encoder: {name: test_vit, init_from: none, embedding_dim: 8, image_size: 32}
+loss: {name: TripletMarginLoss}
+optimizer: {lr: {backbone: 1.0e-4}}
+training: {epochs: 2}
 """
 YAML = (f"class_path: {EVIL}.X".encode(), f"!!python/name:{EVIL}.X".encode(), b"&a ", b"*a", b"<<: ", b"- ", b"? ")
 YAML += (b"| ", b"%YAML 9\n", b"--- ", b"2020-99-99", b"0x", b"!!bool x", b"config: recipe.yaml\n")
@@ -91,14 +93,13 @@ YAML += (b"| ", b"%YAML 9\n", b"--- ", b"2020-99-99", b"0x", b"!!bool x", b"conf
 
 def recipe(root: Path) -> Read:
     (root / "recipe.yaml").write_text(RECIPE)
-    parser = options_parser()
-    return lambda: config_of(parse(parser, ["--config", str(root / "recipe.yaml")]))
+    return lambda: read_config(root / "recipe.yaml")
 
 
 def checkpoint(root: Path) -> Read:
     layer, proxies = nn.Linear(3, 2), nn.Linear(2, 2)
     checkpoints = Checkpoints(root, layer, proxies, torch.optim.AdamW(layer.parameters()))
-    checkpoints.save("best", Position(step=3))
+    checkpoints.save("best", TrainingState(step=3))
     return lambda: checkpoints.load("best")
 
 
