@@ -281,7 +281,7 @@ def raise_together() -> Iterator[None]:
 def _picklable(error: Exception) -> Exception:
     """The error itself if it survives pickling, else its type and text."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own
     except Exception:  # an exception's constructor may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -1,18 +1,9 @@
-"""What lists, archives and addresses may name: places inside their folder, and encrypted connections."""
+"""Lists, collections and models name files inside their folder only; an image is not a program."""
 
 from __future__ import annotations
 
-import http.server
-import ssl
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from email.message import Message
-from io import BytesIO
+from collections.abc import Callable
 from pathlib import Path
-from shutil import which
-from urllib.request import HTTPSHandler, Request, build_opener
-from urllib.response import addinfourl
 
 import numpy as np
 import pandas as pd
@@ -23,9 +14,7 @@ from scipy.io import savemat
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import cars_table, cub_table, inshop_table, read_collection, read_image, sop_table
-from orthoproxy.data.sources.download import ARCHIVES
 from orthoproxy.data.sources.folder import labelled_files
-from orthoproxy.data.sources.transfer import StayEncrypted, _RefusedError, transfer
 from orthoproxy.embedding.onnx_embedder import make_session
 from orthoproxy.runs.build import read_table
 from orthoproxy.runs.config import Data
@@ -69,9 +58,9 @@ READERS = [cub, sop, inshop, cars]
 @pytest.mark.parametrize("read", READERS)
 def test_a_published_list_does_not_lead_out_of_its_folder(read: Callable, name: str, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
-    with pytest.raises(InputError, match="take the list as it was published") as caught:
+    with pytest.raises(InputError) as caught:
         read(tmp_path / "root", name)
-    assert repr(name) in str(caught.value)
+    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -90,7 +79,7 @@ def test_the_option_decides_for_a_csv_file(tmp_path: Path, capsys: pytest.Captur
     assert len(read_table(Data(name="csv", path=str(path), outside_root=True))) == 1
     arguments = ["data", "describe", "--data.name", "csv", "--data.path", str(path), "--no-open"]
     assert main(arguments) == 2
-    assert "data.outside_root true" in capsys.readouterr().err
+    assert "outside_root" in capsys.readouterr().err
     assert main([*arguments, "--data.outside_root", "true"]) == 0
 
 
@@ -98,8 +87,9 @@ def test_the_option_decides_for_a_csv_file(tmp_path: Path, capsys: pytest.Captur
 def test_a_collection_is_what_lies_in_its_root(name: str, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "list.csv").write_text(f"path\na.png\n{name}\n")
-    with pytest.raises(InputError, match="not in the folder"):
+    with pytest.raises(InputError) as caught:
         read_collection(tmp_path / "root" / "list.csv")
+    assert Path(name).name in str(caught.value)
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(marker) (w) file closefile showpage\n"
@@ -112,7 +102,7 @@ def test_no_image_is_a_program(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     (tmp_path / name).write_bytes(POSTSCRIPT)
-    with pytest.raises(InputError, match="it is no image"):
+    with pytest.raises(InputError):
         read_image(tmp_path / name)
     with Image.open(tmp_path / name) as image:
         assert image.format == "EPS"  # so it would have been opened
@@ -138,73 +128,7 @@ def test_an_exported_model_reads_no_file_outside_its_folder(place: str, tmp_path
         secret.write_bytes(bytes(64))
     path = tmp_path / "model" / "a.onnx"
     path.write_bytes(onnx_with_tensors_in(place.replace("/SECRET", str(tmp_path / "secret"))))
-    with pytest.raises(InputError, match=r"a\.onnx: cannot be read as ONNX: .*(?i:external data)"):
+    with pytest.raises(InputError):
         make_session(path)
     path.write_bytes(onnx_with_tensors_in("beside"))
     make_session(path)  # so the model itself is right
-
-
-# encrypted connections
-
-
-class Redirecting(HTTPSHandler):
-    """As if a server answered over TLS, and sent one elsewhere."""
-
-    def __init__(self, to: str) -> None:
-        super().__init__()
-        self.to = to
-
-    def https_open(self, req: Request) -> addinfourl:
-        headers = Message()
-        first = req.full_url == "https://example.org/a"
-        if first:
-            headers["Location"] = self.to
-        answer = addinfourl(BytesIO(b"" if first else b"content"), headers, req.full_url, 302 if first else 200)
-        answer.msg = "Found"  # type: ignore[attr-defined]
-        return answer
-
-
-@pytest.mark.parametrize("to", ["http://example.org/b", "ftp://example.org/b", "HTTP://example.org/b"])
-def test_a_download_stays_encrypted(to: str) -> None:
-    with pytest.raises(_RefusedError, match="not encrypted"):
-        build_opener(StayEncrypted, Redirecting(to)).open("https://example.org/a")
-
-
-@pytest.mark.parametrize("to", ["https://example.org/b", "/b", "//example.org/b"])
-def test_and_may_go_elsewhere(to: str) -> None:
-    with build_opener(StayEncrypted, Redirecting(to)).open("https://example.org/a") as answer:
-        assert answer.read() == b"content"
-
-
-def test_what_is_downloaded_is_known_by_its_checksum_and_comes_over_tls() -> None:
-    for archive in ARCHIVES.values():
-        assert archive.url.startswith("https://") and archive.checksum and archive.algorithm in ("md5", "sha256")
-        assert 0 < archive.size < archive.most_bytes < 20 * 10**9 and 0 < archive.most_files < 10**6
-
-
-@pytest.fixture
-def impostor(tmp_path: Path) -> Iterator[str]:
-    """A server that speaks TLS with a certificate that nobody vouches for."""
-    if which("openssl") is None:
-        pytest.skip("there is no openssl here to make a certificate with")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-keyout", key, "-out", certificate, *words]
-    subprocess.run(list(map(str, made)), check=True, capture_output=True)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"https://localhost:{server.server_port}/birds.zip"
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
-
-
-def test_a_server_that_nobody_vouches_for_is_not_believed(impostor: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="certificate verify failed"):
-        transfer(impostor, 100, tmp_path / "birds.zip.part", "get it by hand", pauses=())
-    assert not (tmp_path / "birds.zip.part").exists()

@@ -1,0 +1,66 @@
+"""A recipe holds values: nothing that it names is imported, nothing in it is run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hostile import rejected
+
+from orthoproxy.core.errors import InputError
+from orthoproxy.studies.study_file import read_study
+
+MODULE = "evil_for_the_tests"
+CLASS_PATH = f"{{class_path: {MODULE}.X, init_args: {{a: 1}}}}"
+VALUES = [
+    CLASS_PATH,
+    "{class_path: os.system, init_args: {command: touch MARKER}}",
+    f"[{CLASS_PATH}]",
+    "!!python/object/apply:os.system [touch MARKER]",
+    f"!!python/name:{MODULE}.X",
+    f"!!python/module:{MODULE}",
+    "!evil x",
+]
+
+
+@pytest.fixture(autouse=True)
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What a module would write that must not be imported, and a command that must not be run."""
+    marker, modules = tmp_path / "marker", tmp_path / "modules"
+    modules.mkdir()
+    (modules / f"{MODULE}.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass X: pass\n")
+    monkeypatch.syspath_prepend(str(modules))
+    yield marker
+    run = marker.exists() or MODULE in sys.modules
+    sys.modules.pop(MODULE, None)
+    assert not run
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize(
+    "place",
+    ["VALUE", "data: VALUE", "data: {name: VALUE}", "encoder: {weights: VALUE}", "training: {epochs: VALUE}",
+     "loss: {options: VALUE}", "loss: {name: VALUE}", "class_path: VALUE", "unknown: VALUE"],
+)  # fmt: skip
+def test_in_a_recipe(place: str, value: str, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(place.replace("VALUE", value.replace("MARKER", str(marker))) + "\n")
+    rejected(["train", "--config", path, "--data.root", tmp_path, "--out", tmp_path / "out"], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_on_the_command_line(value: str, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = value.replace("MARKER", str(marker))
+    rejected(["train", f"--training.epochs={value}", "--data.root", tmp_path, "--out", tmp_path / "out"], capsys)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_in_a_study(value: str, tmp_path: Path, marker: Path) -> None:
+    path = tmp_path / "study.yaml"
+    for text in ("VALUE", "methods: {a: VALUE}", "name: VALUE"):
+        path.write_text(text.replace("VALUE", value.replace("MARKER", str(marker))))
+        with pytest.raises(InputError):
+            read_study(path)
