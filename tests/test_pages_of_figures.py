@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield ROOT / "benchmarks"
-    for name in ("page", "measure", "reliability"):
+    for name in ("page", "measure"):
         sys.modules.pop(name, None)
 
 
@@ -23,23 +23,6 @@ def test_the_page_shows_the_figures_that_were_measured(benchmarks: Path) -> None
     from page import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page()
-
-
-def test_the_page_of_what_was_tried_is_of_the_records(benchmarks: Path) -> None:
-    from reliability import PAGE, RESULTS, page, read
-
-    soak = RESULTS / "soak.json"
-    words = page(read(RESULTS / "reliability.json"), read(soak) if soak.is_file() else None)
-    assert PAGE.read_text(encoding="utf-8") == words
-
-
-def test_a_loss_stands_on_the_page(benchmarks: Path) -> None:
-    from reliability import counted
-
-    records = [{"section": "faults", "tried": "a fall", "lost": lost} for lost in ("nothing", "a tooth", "")]
-    assert counted([*records, {**records[0], "times": 5}]) == [
-        {"section": "faults", "tried": "a fall", "times": 8, "lost": "a tooth; something"}
-    ]
 
 
 def test_each_figure_names_its_machine_and_day(benchmarks: Path) -> None:

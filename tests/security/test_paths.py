@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from orthoproxy.runs.build import read_table
 from PIL import Image
 from scipy.io import savemat
 
@@ -16,7 +17,6 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.data import cars_table, cub_table, inshop_table, read_collection, read_image, sop_table
 from orthoproxy.data.sources.folder import labelled_files
 from orthoproxy.embedding.onnx_embedder import make_session
-from orthoproxy.runs.build import read_table
 from orthoproxy.runs.config import Data
 
 
