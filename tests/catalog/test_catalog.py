@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from milvus_lite.engine.collection import Collection
 from milvus_server import milvus_server
 
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
-from orthoproxy.catalog.index import fit_index, index_recall
+from orthoproxy.catalog.index import delete_paths, fit_index, index_recall, prune
 from orthoproxy.core.errors import InputError
 
 DIM = 16
@@ -190,8 +188,9 @@ def test_text_of_all_kinds_is_kept_and_found(catalog: Catalog) -> None:
 
 def test_bad_conditions_do_not_reach_milvus(catalog: Catalog) -> None:
     for where in ("id == 'x'", "label == 'x' or 1 == 1", "count(*)"):
-        with pytest.raises(InputError, match="condition: "):
+        with pytest.raises(InputError) as error:
             catalog.search(some(1)[1], 1, where=where)
+        assert error.value.field == "where"
 
 
 @pytest.mark.parametrize("where", [None, 'label != "class 0"'])
@@ -263,37 +262,70 @@ def test_all_embeddings_can_be_read_again(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize(
-    ("embeddings", "said"),
-    [
-        (np.ones((1, DIM + 1)), "shape"),
-        (np.ones((1, DIM)), "unit length"),
-        (np.full((1, DIM), np.nan), "unit length"),
-        (np.zeros((1, DIM)), "unit length"),
-        (some(2)[1], "2, but 1 rows"),
-    ],
+    "embeddings", [np.ones((1, DIM + 1)), np.ones((1, DIM)), np.full((1, DIM), np.nan), np.zeros((1, DIM)), some(2)[1]]
 )
-def test_bad_embeddings_are_refused(catalog: Catalog, embeddings: np.ndarray, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_embeddings(catalog: Catalog, embeddings: np.ndarray) -> None:
+    with pytest.raises(InputError) as error:
         catalog.upsert(some(1)[0], embeddings)
-    assert len(catalog) == 0
+    assert error.value.field == "embeddings" and len(catalog) == 0
 
 
 def test_text_too_long_is_named(catalog: Catalog) -> None:
     rows, embeddings = some(1)
-    with pytest.raises(InputError, match=r"label: xxx.* has 2000 bytes; at most 1024"):
+    with pytest.raises(InputError) as error:
         catalog.upsert(rows.assign(label="x" * 2000), embeddings)
+    assert error.value.field == "label"
 
 
 @pytest.mark.parametrize("k", [0, -1, 100_000])
 def test_k_is_checked(catalog: Catalog, k: int) -> None:
-    with pytest.raises(InputError, match=f"k: {k}"):
+    with pytest.raises(InputError) as error:
         catalog.search(some(1)[1], k)
+    assert error.value.field == "k"
+
+
+class RecordingClient:
+    """Passes calls on to Milvus and records what columns they ask for and how many rows they get."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.queries: list[tuple[set[str], int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def query(self, *args: Any, output_fields: list[str], **options: Any) -> Any:
+        rows = self.client.query(*args, output_fields=output_fields, **options)
+        self.queries.append((set(output_fields) - {"count(*)"}, len(rows)))
+        return rows
+
+
+def test_only_the_columns_and_rows_needed_are_read(catalog: Catalog) -> None:
+    rows, embeddings = some(2000)
+    catalog.upsert(rows, embeddings)
+    client = RecordingClient(catalog._client)
+    catalog._client = client
+
+    def columns_read(call: Callable[[], object]) -> set[str]:
+        client.queries.clear()
+        call()
+        return set().union(*(columns for columns, _ in client.queries))
+
+    sample = catalog.sample_ids(12)
+    assert len(set(sample)) == 12 and set(sample) <= set(rows["id"])
+    assert columns_read(lambda: catalog.sample_ids(12)) == {"id"}
+    assert max(count for _, count in client.queries) < 200  # of 2000 rows
+    assert columns_read(lambda: delete_paths(catalog, ["0/0.png"])) == {"id", "path"}
+    assert columns_read(lambda: prune(catalog, rows["id"][:1500])) == {"id"}
+    assert columns_read(catalog.info) == {"label", "group", "content"}
+    assert len(catalog) == 1499
 
 
 def test_there_is_one_catalog_at_an_address(address: str) -> None:
     assert not Catalog.exists(address)
-    with pytest.raises(InputError, match="no catalog; make one with: orthoproxy index"):
+    with pytest.raises(InputError) as error:
         Catalog.open(address)
+    assert error.value.path == address and "orthoproxy index" in (error.value.hint or "")
     Catalog.create(address, DIM, "m", "p").close()
     assert Catalog.exists(address)
     with pytest.raises(InputError, match="already"):
@@ -338,23 +370,24 @@ def test_a_call_of_minutes_is_made_once(folder: Path, monkeypatch: pytest.Monkey
     assert len(calls) == 1
 
 
-def test_a_second_process_is_told_in_a_line(folder: Path) -> None:
-    program = f"from orthoproxy.cli.main import main; raise SystemExit(main(['index', {str(folder)!r}, '--info']))"
-    with Catalog.create(str(folder), DIM, "m", "p"):
+def test_a_folder_is_open_in_one_process(folder: Path) -> None:
+    program = f"""
+from orthoproxy.catalog.catalog import Catalog
+from orthoproxy.core.errors import InputError
+try:
+    Catalog.open({str(folder)!r}).close()
+except InputError as error:
+    raise SystemExit(str(error))
+"""
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == (
-        f"orthoproxy: {folder} is open in another process (pid {os.getpid()}); stop it, or give the address of its "
-        "server\n"
-    )
+        assert done.returncode == 1 and f"pid {os.getpid()}" in done.stderr
+        with pytest.raises(InputError) as error:
+            Catalog.open(str(folder))
+        assert error.value.path == folder
+    catalog.close()  # again
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_opened_twice_here(folder: Path) -> None:
-    with Catalog.create(str(folder), DIM, "m", "p"), pytest.raises(InputError, match="is open in this process"):
-        Catalog.open(str(folder))
 
 
 def test_opened_by_milvus_itself(folder: Path) -> None:
@@ -368,8 +401,9 @@ def test_opened_by_milvus_itself(folder: Path) -> None:
     ) as other:
         assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "open\n"
-        with pytest.raises(InputError, match="perhaps since another program has"):
+        with pytest.raises(InputError) as error:
             Catalog.open(str(folder))
+        assert error.value.path == folder
         other.stdin.close()
     Catalog.open(str(folder)).close()
 
@@ -382,63 +416,37 @@ def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
         assert len(catalog) == 5
 
 
-def test_what_somebody_else_keeps_there_is_left_alone(folder: Path) -> None:
+def test_other_files_are_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match=r"holds thesis.txt, but no catalog; give another folder"):
-        Catalog.create(str(folder), DIM, "m", "p")
+    for place in (folder, folder / "thesis.txt"):
+        with pytest.raises(InputError) as error:
+            Catalog.create(str(place), DIM, "m", "p")
+        assert error.value.path == place
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
-    with pytest.raises(InputError, match="a file; give another folder"):
-        Catalog.create(str(folder / "thesis.txt"), DIM, "m", "p")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{}", "not a catalog"), ("[]", "not a catalog"), ("{", "not a catalog"), ("9", "not a catalog")]
+    ("text", "field"),
+    [("{}", "format_version"), ("[]", None), ("{", None), ('{"format_version": 99}', "format_version")],
 )
-def test_a_damaged_description_is_named(folder: Path, text: str, said: str) -> None:
+def test_a_damaged_description(folder: Path, text: str, field: str | None) -> None:
     Catalog.create(str(folder), DIM, "m", "p").close()
     (folder / "catalog.json").write_text(text)
-    with pytest.raises(InputError, match=f"catalog.json: {said}"):
+    with pytest.raises(InputError) as error:
         Catalog.open(str(folder))
-
-
-def test_an_unknown_version_is_named(folder: Path) -> None:
-    Catalog.create(str(folder), DIM, "m", "p").close()
-    facts = json.loads((folder / "catalog.json").read_text())
-    (folder / "catalog.json").write_text(json.dumps({**facts, "format_version": 99}))
-    with pytest.raises(InputError, match="format_version 99 is unknown; this orthoproxy reads version 1"):
-        Catalog.open(str(folder))
-
-
-def _in_child(folder: str) -> None:
-    Catalog.open(folder).close()
-
-
-def test_closing_lets_another_process_in(folder: Path) -> None:
-    catalog = Catalog.create(str(folder), DIM, "m", "p")
-    catalog.close()
-    catalog.close()
-    process = multiprocessing.get_context("spawn").Process(target=_in_child, args=(str(folder),))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert (error.value.field, error.value.path) == (field, folder / "catalog.json")
 
 
 # ---- a server
 
 
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("http://127.0.0.1:9", "no Milvus server answers there"),
-        ("http://127.0.0.1:9/a-b", "'a-b' is no name of a collection"),
-    ],
-)
-def test_a_server_that_is_not_there(address: str, said: str) -> None:
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://127.0.0.1:9/a-b"])
+def test_a_server_that_does_not_answer(address: str) -> None:
     for opens in (lambda: Catalog.open(address), lambda: Catalog.create(address, DIM, "m", "p")):
-        with pytest.raises(InputError, match=said) as error:
+        with pytest.raises(InputError) as error:
             opens()
-        assert "\n" not in str(error.value)
+        assert error.value.path == address
 
 
 @pytest.mark.server
@@ -447,7 +455,7 @@ def test_another_collection_is_not_taken_for_a_catalog(server: str) -> None:
 
     client = MilvusClient(server)
     client.create_collection("theirs", dimension=4)
-    with pytest.raises(InputError, match="theirs: not a catalog of orthoproxy"):
+    with pytest.raises(InputError):
         Catalog.open(f"{server}/theirs")
     client.close()
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ from PIL import Image
 
 from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.catalog.index import delete_paths, index_embeddings, index_images, prune
-from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_collection
 from orthoproxy.embedding.collections import embed_collection
@@ -56,7 +56,7 @@ def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: 
     told: list[tuple[int, int]] = []
     with create(place, embedder, pictures) as catalog:
         changes = index_images(
-            catalog, read_collection(pictures), embedder, batch_size=2, told=lambda *step: told.append(step)
+            catalog, read_collection(pictures), embedder, batch_size=2, report=lambda *step: told.append(step)
         )
         assert (changes.added, changes.replaced, changes.unchanged, changes.unreadable) == (12, 0, 0, [])
         assert told == [(8, 12), (12, 12)]
@@ -69,9 +69,18 @@ def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: 
         np.testing.assert_allclose(np.stack(kept["embedding"].tolist()), embedder.embed(files), atol=1e-5)
 
 
-def test_again_only_what_changed_is_embedded(
-    place: Path, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Counting(Embedder):
+    """Counts the images that it embeds."""
+
+    images = 0
+
+    def embed(self, images: Any, *args: Any, **options: Any) -> np.ndarray:
+        self.images += len(images)
+        return super().embed(images, *args, **options)
+
+
+def test_again_only_what_changed_is_embedded(place: Path, tiny_encoder: Encoder, pictures: Path) -> None:
+    embedder = Counting(tiny_encoder)
     with create(place, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures), embedder)
         before = catalog.rows()
@@ -79,14 +88,9 @@ def test_again_only_what_changed_is_embedded(
         paint(pictures / "red" / "new.png", "purple")  # new
         shutil.copy(pictures / "blue" / "0.png", pictures / "red" / "copy.png")  # a copy elsewhere: a row of its own
         (pictures / "blue" / "1.png").unlink()
-        embedded: list[str] = []
-        embed_files = sys.modules["orthoproxy.catalog.index"].embed_files
-        monkeypatch.setattr(
-            "orthoproxy.catalog.index.embed_files",
-            lambda model, files, *rest: (embedded.extend(files), embed_files(model, files, *rest))[1],
-        )
+        embedder.images = 0
         changes = index_images(catalog, read_collection(pictures), embedder)
-        assert sorted(Path(file).name for file in embedded) == ["0.png", "copy.png", "new.png"]
+        assert embedder.images == 3
         assert (changes.added, changes.replaced, changes.unchanged) == (2, 1, 10)
         assert len(catalog) == 14
         assert catalog.info()["duplicates"] == 1
@@ -101,17 +105,16 @@ def test_again_only_what_changed_is_embedded(
         assert len(catalog) == 13
 
 
-def test_another_label_keeps_the_embedding(
-    place: Path, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_label_keeps_the_embedding(place: Path, tiny_encoder: Encoder, pictures: Path) -> None:
+    embedder = Counting(tiny_encoder)
     listed = pd.DataFrame({"path": ["red/0.png", "red/1.png"], "label": ["rose", "rose"], "group": ["a", "a"]})
     listed.to_csv(pictures / "list.csv", index=False)
     with create(place, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures / "list.csv"), embedder)
         before = catalog.get([image_id("red/0.png")], with_embeddings=True)
         listed.assign(label=["tulip", "rose"]).to_csv(pictures / "list.csv", index=False)
-        monkeypatch.setattr("orthoproxy.catalog.index.embed_files", None)
         changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
+        assert embedder.images == 2  # of the first time
         assert (changes.added, changes.replaced, changes.unchanged) == (0, 1, 1)
         after = catalog.get([image_id("red/0.png")], with_embeddings=True)
         assert after["label"][0] == "tulip"
@@ -129,6 +132,7 @@ def test_unreadable_images_are_listed(place: Path, embedder: Embedder, pictures:
         assert sorted(Path(path).name for path, _ in changes.unreadable) == ["1.png", "2.png", "gone.png"]
         assert all(reason for _, reason in changes.unreadable)
         assert sorted(catalog.rows()["path"]) == ["red/0.png", "red/3.png"]
+        assert image_id("red/1.png") in changes.ids and image_id("red/gone.png") not in changes.ids  # for prune
 
 
 def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
@@ -136,10 +140,12 @@ def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pic
     collection = read_collection(pictures)
     embed_collection(other, "elsewhere", collection, tmp_path / "embeddings")
     with create(place, embedder, pictures) as catalog:
-        with pytest.raises(InputError, match=f"--model: of model {other.identity}, but .* was made with"):
+        with pytest.raises(InputError) as error:
             index_images(catalog, collection, other)
-        with pytest.raises(InputError, match=f"embeddings: of model {other.identity}, but"):
+        assert error.value.field == "model"
+        with pytest.raises(InputError) as error:
             index_embeddings(catalog, tmp_path / "embeddings")
+        assert error.value.field == "folder"
         assert len(catalog) == 0
 
 
@@ -162,8 +168,9 @@ def test_embeddings_are_taken_over(place: Path, embedder: Embedder, pictures: Pa
 
 def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder, pictures: Path) -> None:
     with create(place, embedder, pictures / "red") as catalog:
-        with pytest.raises(InputError, match=r"blue/0.png lies outside of the catalog's root .*red"):
+        with pytest.raises(InputError) as error:
             index_images(catalog, read_collection(pictures), embedder)
+        assert error.value.path == pictures / "blue" / "0.png"
         assert index_images(catalog, read_collection(pictures / "red"), embedder).added == 4
         assert sorted(catalog.rows()["path"]) == ["0.png", "1.png", "2.png", "3.png"]
 
@@ -173,94 +180,10 @@ def test_images_and_folders_are_deleted(place: Path, embedder: Embedder, picture
         index_images(catalog, read_collection(pictures), embedder)
         assert delete_paths(catalog, ["red/0.png", str(pictures / "red" / "1.png"), "blue"]) == 6
         assert sorted(catalog.rows()["path"]) == [*(f"green/{n}.png" for n in range(4)), "red/2.png", "red/3.png"]
-        with pytest.raises(InputError, match="--delete: gree is not in"):
+        with pytest.raises(InputError) as error:
             delete_paths(catalog, ["green/0.png", "gree"])
+        assert error.value.path == "gree"
         assert len(catalog) == 6
-
-
-# ---- the command
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32)).save(folder)
-    return folder
-
-
-def test_the_command_makes_adds_and_takes_out(
-    place: Path, pictures: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (pictures / "red" / "1.png").write_bytes(b"no picture")
-    command = ["index", str(place), str(pictures), "--workers", "0"]
-    assert main(command) == 2
-    assert "--model: missing" in capsys.readouterr().err
-    assert main([*command, "--model", str(model)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "indexed 11/12"
-    assert said[1] == f"{place}: 11 images: 11 added, 0 replaced, 0 unchanged"
-    assert re.fullmatch(r"in \d+:\d\d, \d+ images/s", said[2])
-    assert said[3] == "note: unreadable images left out: 1"
-    assert said[4].startswith(f"  {pictures}/red/1.png: ")
-    paint(pictures / "red" / "1.png", "red")
-    (pictures / "red" / "2.png").unlink()
-    assert main([*command, "--prune"]) == 0  # the model is known
-    assert f"{place}: 11 images: 1 added, 0 replaced, 10 unchanged, 1 taken out" in capsys.readouterr().out
-    whole = (pictures / "red" / "1.png").read_bytes()
-    (pictures / "red" / "1.png").write_bytes(whole[:20])  # as while it is being copied
-    assert main([*command, "--prune"]) == 0
-    assert f"{place}: 11 images: 0 added, 0 replaced, 10 unchanged, 0 taken out" in capsys.readouterr().out
-    (pictures / "red" / "1.png").write_bytes(whole)
-    assert main(["index", str(place), "--delete", "blue", "red/0.png", "--info"]) == 0
-    said = capsys.readouterr().out
-    assert f"{place}: 5 taken out\n" in said
-    for line in ("images: 6", "labels: 2", "groups: 0", "duplicates: 0", "index: FLAT", f"root: {pictures}"):
-        assert f"{line}\n" in said
-
-
-def test_the_command_takes_embeddings(
-    place: Path, pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "embeddings"
-    assert main(["embed", str(model), str(pictures), "--out", str(out), "--workers", "0"]) == 0
-    assert main(["index", str(place), str(out)]) == 0
-    assert f"{place}: 12 images: 12 added" in capsys.readouterr().out
-    with Catalog.open(str(place)) as catalog:
-        assert (catalog.model_path, catalog.root) == (str(model), str(pictures))
-    assert main(["index", str(tmp_path / "above"), str(out), "--root", str(tmp_path)]) == 0
-    with Catalog.open(str(tmp_path / "above")) as catalog:
-        assert catalog.root == str(tmp_path)
-        assert sorted(catalog.rows()["path"])[0] == "pictures/blue/0.png"
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ([], "index: nothing to do"),
-        (["--prune"], "index: nothing to do"),
-        (["--prune", "--info"], "--prune: give the images that are to stay"),
-        (["--info"], "no catalog; make one with"),
-        (["nowhere", "--model", "nowhere"], "no"),
-        (["nowhere", "--batch-size", "0"], "--batch-size: 0; give 1 or more"),
-    ],
-)
-def test_what_the_command_refuses(
-    place: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["index", str(place), *options]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert said in told.err and told.err.count("\n") == 1
-    assert not place.exists()
-
-
-def test_a_root_cannot_be_changed(
-    place: Path, pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["index", str(place), str(pictures), "--model", str(model), "--workers", "0"]
-    assert main(command) == 0
-    assert main([*command, "--root", str(tmp_path)]) == 2
-    assert f"--root: paths of {place} start from {pictures}" in capsys.readouterr().err
 
 
 # ---- kills

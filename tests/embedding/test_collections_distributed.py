@@ -15,7 +15,6 @@ import pytest
 import torch
 from many import in_processes
 
-from orthoproxy.cli import main as cli
 from orthoproxy.core.distributed import RemoteProcessError, process_index
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import Collection, read_collection
@@ -37,9 +36,9 @@ def embed(images: Path, out: Path, without_last_in: int | None = None) -> tuple[
         collection = Collection(collection.root, collection.images[:-1])
     try:
         done = embed_collection(tiny(), "runs/x", collection, out, batch_size=2, part_size=3)
-    except InputError as error:
+    except (InputError, RemoteProcessError) as error:
         return type(error).__name__, 0
-    return f"{done.images} images, {len(done.unreadable)} unreadable", done.made
+    return f"{done.images} images, {len(done.unreadable)} unreadable", done.new_images
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -92,34 +91,11 @@ def test_an_error_in_one_process_ends_all(photos, tmp_path) -> None:
     assert not list((tmp_path / "out").glob("part-*"))
 
 
-def command(model: Path, images: Path, out: Path) -> int:
-    options = ["--out", out, "--part-size", 3, "--batch-size", 2, "--workers", 0]
-    return cli.main(["embed", *map(str, [model, images, *options])])
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny().save(folder)
     return folder
-
-
-def test_only_the_main_process_prints(photos, model, tmp_path, one, capfd) -> None:
-    assert in_processes(2, command, model, photos, tmp_path / "out") == [0, 0]
-    printed, shown = capfd.readouterr()
-    assert printed.count("11 images embedded, 12 of them now") == 1
-    assert printed.count("unreadable images left out: 1") == 1 and len(printed.splitlines()) == 2
-    assert shown == ""
-    parts = {name: content for name, content in files(tmp_path / "out").items() if name.startswith("part-")}
-    assert parts == {name: content for name, content in one.items() if name.startswith("part-")}
-    assert in_processes(2, command, model, photos / "nowhere", tmp_path / "out") == [2, 2]
-    assert capfd.readouterr().err.count("no such folder or CSV file") == 1
-
-
-def test_other_verbs_are_still_of_one_process(monkeypatch, capsys) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.main(["index", "x", "y"]) == 2
-    assert "works in one process" in capsys.readouterr().err
 
 
 def start(processes: int, model: Path, images: Path, out: Path) -> subprocess.Popen[str]:
