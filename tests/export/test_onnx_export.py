@@ -23,10 +23,10 @@ from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_table, select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_description
+from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_metadata
 from orthoproxy.evaluation import Estimate, Evaluation
 from orthoproxy.export import export_onnx
-from orthoproxy.export.onnx_export import _require_alike, write_onnx
+from orthoproxy.export.onnx_export import _check, write_onnx
 from orthoproxy.runs.build import split_table
 
 RECIPE = """
@@ -158,8 +158,8 @@ def test_int8_is_another_model_a_quarter_of_the_size(run: Path, tmp_path: Path, 
     out = tmp_path / "made"
     assert export(run, out / "model.onnx", "--false-match-rate", "0.2") == 0
     assert export(run, out / "int8.onnx", "--false-match-rate", "0.2", "--int8") == 0
-    single, ours = read_description(out / "model.onnx"), OnnxEmbedder(out / "int8.onnx")
-    assert ours.about.precision == "int8" and ours.about.source == single.identity != ours.identity
+    single, ours = read_metadata(out / "model.onnx"), OnnxEmbedder(out / "int8.onnx")
+    assert ours.metadata.precision == "int8" and ours.metadata.source == single.identity != ours.identity
     kinds = {node.op_type for node in onnx.load(out / "int8.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     original, exported = Embedder.load(run).embed(paths), ours.embed(paths)
@@ -176,10 +176,7 @@ def test_int8_that_loses_too_much_is_refused_and_leaves_nothing(
 ) -> None:
     worse(lambda weight: weight.zero_())  # all images get the same embedding
     assert export(run, tmp_path / "made" / "model.onnx", "--int8") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"--int8: Recall@1 changes by -100.0 .* and a loss of up to .* is more than 1; nothing was written", error
-    )
+    assert "int8: Recall@1 changes by -100.0" in capsys.readouterr().err
     assert list((tmp_path / "made").iterdir()) == []
 
 
@@ -189,10 +186,11 @@ def test_int8_is_judged_by_the_upper_bound_of_its_loss(low: float, passes: bool)
     some = {"recall@1": Estimate(0.5, 0.4, 0.6)}
     scores = Evaluation(some, some, change, queries=9, classes=3, queries_without_positive=0, seconds=0.0)
     if passes:
-        _require_alike(True, 1.0, scores)
+        _check(True, 1.0, scores)
     else:
-        with pytest.raises(InputError, match="--int8: Recall@1 changes by"):
-            _require_alike(True, 1.0, scores)
+        with pytest.raises(InputError) as error:
+            _check(True, 1.0, scores)
+        assert error.value.field == "int8"
 
 
 def test_float32_that_differs_is_refused_and_what_was_there_stays(
@@ -203,9 +201,7 @@ def test_float32_that_differs_is_refused_and_what_was_there_stays(
     out.parent.mkdir()
     out.write_text("an earlier export")
     assert export(run, out) == 2
-    assert re.search(
-        r"differ from the original's by up to 0\.00\d+, more than 0\.0001; nothing was", capsys.readouterr().err
-    )
+    assert re.search(r"differ from the original's by up to 0\.00\d+", capsys.readouterr().err)
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"] and out.read_text() == "an earlier export"
 
 
@@ -278,10 +274,12 @@ def test_what_is_no_run_has_no_images_to_check_on(run: Path, tmp_path: Path, cap
 
 def test_no_images_to_check_on(run: Path, tmp_path: Path) -> None:
     model, nothing = Embedder.load(run), make_table(["x"], ["x"]).iloc[:0]
-    with pytest.raises(InputError, match="there are no test images to check the model on"):
+    with pytest.raises(InputError) as error:
         export_onnx(model, tmp_path / "model.onnx", nothing, nothing)
-    with pytest.raises(InputError, match="there are no training images to calibrate on"):
+    assert error.value.field == "test"
+    with pytest.raises(InputError) as error:
         export_onnx(model, tmp_path / "model.onnx", make_table(["x"], ["x"]), nothing, int8=True)
+    assert error.value.field == "training"
 
 
 def test_an_evaluation_comes_back_from_json(run: Path) -> None:
