@@ -6,7 +6,7 @@ JOBS ?= 2
 .PHONY: help demo test lint check slow server bench bench-full docs fuzz audit reliability coverage mutate dist clean
 
 help:
-	@echo "make demo   train on icons, judge on unseen icons, make a catalog of these (no data to download)"
+	@echo "make demo   train on icons, evaluate on unseen icons, index these (no data to download)"
 	@echo "make test   the test suite, without the slow tests, in JOBS=2 processes"
 	@echo "make lint   style and types"
 	@echo "make check  lint and test"
@@ -24,7 +24,7 @@ help:
 
 demo: .venv/installed-icons,search
 	$(BIN)/orthoproxy train --config recipes/icons.yaml --out runs/icons --resume
-	$(BIN)/orthoproxy index runs/icons/catalog --data.name icons --split test --model runs/icons
+	$(BIN)/orthoproxy index runs/icons/catalog icons --split test --model runs/icons
 	@echo "search in them on a page: $(BIN)/orthoproxy serve runs/icons/catalog"
 
 test: .venv/installed-dev

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from orthoproxy import read_table
-from orthoproxy.cli import main as cli
-from orthoproxy.cli import search as search_verbs
 from orthoproxy.data import select_split
 from orthoproxy.runs.config import Data
 from orthoproxy.runs.recipes import parse
@@ -30,30 +28,22 @@ sys.exit(code)
 """
 
 
-def verbs_of_the_demo() -> list[list[str]]:
-    """What `make demo` runs and finally tells to run, without the program's own name."""
+def demo_commands() -> list[list[str]]:
+    """What `make demo` runs, and what it finally recommends."""
     commands = subprocess.run(["make", "-n", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [shlex.split(words) for words in re.findall(r"bin/orthoproxy ([^\"\n]+)", commands)]
 
 
-def test_the_demo_ends_with_the_one_command_that_opens_the_page(monkeypatch):
-    options = {}
-
-    def parse_and_stop(*given):
-        parsed = parse(*given)
-        options.update({name: value for name, value in vars(parsed).items() if name in ("out", "catalog", "split")})
-        raise StopIteration
-
-    for module in (cli, search_verbs):
-        monkeypatch.setattr(module, "parse", parse_and_stop)
-    monkeypatch.chdir(ROOT)
-    catalogs = []
-    for verb, *arguments in verbs_of_the_demo():
-        with pytest.raises(StopIteration):
-            cli.VERBS[verb](arguments)
-        catalogs.append((verb, options.get("catalog")))
-    assert catalogs == [("train", None), ("index", "runs/icons/catalog"), ("serve", ["runs/icons/catalog"])]
-    assert options["out"] == "runs/icons" and options["split"] == "test"
+def test_the_demo_trains_indexes_the_test_icons_and_ends_with_the_page() -> None:
+    train, index, serve = (parse(command)[1] for command in demo_commands())
+    assert train.config == ["recipes/icons.yaml"] and train.resume
+    assert (index.catalog, index.images, index.split, index.model) == (
+        f"{train.out}/catalog",
+        "icons",
+        "test",
+        train.out,
+    )
+    assert serve.catalogs == [index.catalog]
 
 
 @pytest.mark.slow
@@ -77,7 +67,7 @@ def test_the_demo_gains_on_unseen_icons_within_its_time_and_memory(tmp_path):
     assert gibibytes < 4
     print(f"{seconds:.0f} s, {gibibytes:.2f} GiB, gain {100 * gain['value']:.1f} points")
 
-    index = [word.replace("runs/icons", str(out)) for word in verbs_of_the_demo()[1]]
+    index = [word.replace("runs/icons", str(out)) for word in demo_commands()[1]]
     command = [sys.executable, "-m", "orthoproxy", *index]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     info = subprocess.run([*command[:5], "--info"], env=environment, check=True, capture_output=True, text=True).stdout

@@ -1,72 +1,52 @@
-"""The command line's verb `diagnose`."""
+"""`orthoproxy diagnose`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from jsonargparse import ArgumentParser
-
+from orthoproxy.cli.options import Parser, at_least, config_overrides, json_output
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
-from orthoproxy.runs.diagnose import diagnose_runs
-from orthoproxy.runs.fabric import choose_accelerator
-from orthoproxy.runs.recipes import parse
 
 
-def diagnose_parser() -> ArgumentParser:
-    """Make the parser of ``orthoproxy diagnose``.
-
-    Returns
-    -------
-    jsonargparse.ArgumentParser
-        Raises instead of exiting.
-
-    Examples
-    --------
-    >>> options = parse(diagnose_parser(), ["runs/a", "runs/b", "--on", "validation"])
-    >>> options.run, options.on, options.most_images
-    (['runs/a', 'runs/b'], 'validation', 20000)
-    """
-    parser = ArgumentParser(
-        prog="orthoproxy diagnose",
-        description="Say what limits a trained model, with the evidence and what to try.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", nargs="+", help="Run folders; several are compared side by side.")
-    parser.add_argument("--out", help="Folder for diagnosis.html (default: the run's own; needed for several runs).")
-    parser.add_argument("--json", help="Also write the numbers, and all suspicious images, to this file.")
+def add_options(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folders; several are shown side by side.")
     parser.add_argument(
-        "--on",
-        type=Literal["test", "validation"] | None,
-        help="Which unseen classes to look at (default: validation, or test if those are fewer than ten).",
+        "--out", metavar="FOLDER", help="Folder for diagnosis.html (default: the run; required for several runs)."
     )
-    parser.add_argument("--most-images", type=int, default=20_000, help="Of the training images, in whole classes.")
-    parser.add_argument("--data.root", type=str | None, help="Where the run's images are now, if they were moved.")
-    parser.add_argument("--data.path", type=str | None, help="Where the run's CSV file is now, if it was moved.")
-    parser.add_argument("--workers", type=int, default=1, help="Processes that read images.")
-    parser.add_argument("--accelerator", type=Literal["auto", "cpu", "cuda", "mps"], default="auto")
-    return parser
+    parser.add_argument(
+        "--split",
+        choices=("validation", "test"),
+        help="Unseen classes to analyze (default: validation, or test if there are fewer than ten of those).",
+    )
+    parser.add_argument(
+        "--max-images", type=at_least(1), default=20_000, metavar="N", help="Training images to use (default: 20000)."
+    )
+    parser.add_json()
+    parser.add_device()
+    parser.add_workers()
+    parser.add_moved_images()
 
 
-def run_diagnose(arguments: list[str]) -> None:
-    """Say what limits a model, and write a page about it."""
-    options = parse(diagnose_parser(), arguments)
-    if len(options.run) > 1 and not options.out:
-        raise InputError("--out: missing; say in which folder the page that compares the runs goes")
-    if options.most_images < 1:
-        raise InputError(f"--most-images: must be 1 or more, not {options.most_images}")
-    out = Path(options.out or options.run[0])
-    with os_errors_as_input_errors(out, "run it again"):
-        for line in diagnose_runs(
-            options.run,
+def run(options: Any) -> None:
+    from orthoproxy.diagnosis import summary_lines
+    from orthoproxy.runs.diagnose import FORMAT_VERSION, PAGE, diagnose_runs
+    from orthoproxy.runs.experiment import choose_device
+
+    if len(options.runs) > 1 and not options.out:
+        raise InputError("missing", field="out", expected="a folder for the page, as there are several runs")
+    out = Path(options.out or options.runs[0])
+    with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
+        diagnoses = diagnose_runs(
+            options.runs,
             out,
-            options.on,
-            options.most_images,
-            options.data.root,
-            options.data.path,
+            options.split,
+            options.max_images,
+            config_overrides(options),
             options.workers,
-            choose_accelerator(options.accelerator, "--accelerator"),
-            Path(options.json) if options.json else None,
-        ):
-            print(line)
+            choose_device(options.device),
+        )
+        for diagnosis in diagnoses:
+            print(*summary_lines(diagnosis), sep="\n")
+        print(f"page: {out / PAGE}")
+        write({"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]})

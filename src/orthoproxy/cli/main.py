@@ -1,4 +1,4 @@
-"""The command line: one verb, one function. Options are the fields of `config.Config`."""
+"""The command `orthoproxy`: dispatch, exit codes, signals and error messages."""
 
 from __future__ import annotations
 
@@ -8,182 +8,124 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
+from typing import Any
 
-from jsonargparse import ArgumentParser
-from PIL import Image
+from orthoproxy.cli.options import Parser
+from orthoproxy.core.errors import DivergedError, InputError, WorkerLost
 
-from orthoproxy.cli.data import run_data
-from orthoproxy.cli.evaluate import print_scores, run_evaluate
-from orthoproxy.core.distributed import RemoteProcessError, is_connection_loss, is_main
-from orthoproxy.core.errors import InputError, WorkerLost, os_errors_as_input_errors
-from orthoproxy.core.files import exclusive
-from orthoproxy.runs.evaluate import judge
-from orthoproxy.runs.fabric import choose_accelerator
-from orthoproxy.runs.recipes import config_of, options_parser, parse
-from orthoproxy.runs.run_folder import Run
-from orthoproxy.runs.train import train
-from orthoproxy.training import Interrupted
-
-USAGE = """\
-usage: orthoproxy VERB ...
-
-  train     --config RECIPE --out RUN [--resume] [--FIELD VALUE ...]   train, judge on unseen classes, write a report
-  evaluate  MODEL [--data.name ... ] [--json FILE]                     judge a run or model on any images
-  report    RUN                                                        judge a run again and rewrite its report
-  reproduce RUN [--out RUN]                                            repeat a run, and compare weights and scores
-  diagnose  RUN ... [--out FOLDER] [--on validation] [--json FILE]     what limits a model, and what to try
-  study     STUDY [--plan] [--part 2/8] [--processes N] [--page]       train and compare methods over seeds
-  data      describe|verify|download --data.name NAME [--data.root DIR] [--no-open] [--json FILE]
-                                                                       count a source's images, check a copy, get one
-  export    RUN --out model.onnx [--int8]                              the model as ONNX, checked against the original
-  embed     MODEL IMAGES --out FOLDER                                  a collection's embeddings as Parquet
-  index     CATALOG IMAGES|EMBEDDINGS --model MODEL                    a catalog to search in
-  search    CATALOG IMAGE ... [-k 10] [--where CONDITION] [--json]     what looks like these
-  serve     CATALOG ... [--host 127.0.0.1] [--port 7860]               the same by HTTP, and a page to search on
-
-orthoproxy VERB --help lists the options of a verb.
-"""
-
-
-def run_train(arguments: list[str]) -> None:
-    """Train a run, or go on with one, and print its scores."""
-    parser = options_parser("train", "Train an encoder, judge it on unseen classes, and write a run folder.")
-    parser.add_argument("--out", required=True, help="The run folder.")
-    parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint, if there is one.")
-    options = parse(parser, arguments)
-    with os_errors_as_input_errors(options.out, "go on with --resume"):
-        run = train(config_of(options), options.out, options.resume)
-    if is_main():
-        _show(run)
-
-
-def run_report(arguments: list[str]) -> None:
-    """Write a run's scores and report anew."""
-    parser = ArgumentParser(
-        prog="orthoproxy report", description="Judge a run again and rewrite its report.", exit_on_error=False
-    )
-    parser.add_argument("run", help="A run folder.")
-    run = Run(parse(parser, arguments).run)
-    field = f"{run.folder / 'config.yaml'}: training.accelerator"
-    device = choose_accelerator(run.config.training.accelerator, field)
-    with os_errors_as_input_errors(run.folder, "run it again"), exclusive(run.folder):
-        judge(run, device)
-    _show(run)
-
-
-def _of_search(verb: str) -> Callable[[list[str]], None]:
-    """A verb whose libraries are imported when it is used."""
-
-    def run(arguments: list[str]) -> None:
-        verbs = importlib.import_module("orthoproxy.cli.search")
-        getattr(verbs, f"run_{verb}")(arguments)
-
-    return run
-
-
-def run_diagnose(arguments: list[str]) -> None:
-    """Say what limits a model; its libraries are imported when it is used."""
-    importlib.import_module("orthoproxy.cli.diagnose").run_diagnose(arguments)
-
-
-def run_reproduce(arguments: list[str]) -> int:
-    """Repeat a run and compare; its module is imported when it is used."""
-    return importlib.import_module("orthoproxy.cli.reproduce").run_reproduce(arguments)
-
-
-def run_study(arguments: list[str]) -> None:
-    """Compare methods; its libraries are imported when it is used."""
-    importlib.import_module("orthoproxy.cli.study").run_study(arguments)
-
-
-VERBS: dict[str, Callable[[list[str]], int | None]] = {
-    "train": run_train,
-    "evaluate": run_evaluate,
-    "report": run_report,
-    "reproduce": run_reproduce,
-    "diagnose": run_diagnose,
-    "study": run_study,
-    "data": run_data,
-    **{verb: _of_search(verb) for verb in ("export", "embed", "index", "search", "serve")},
+# Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`. Their libraries are
+# imported in `run`, so that --help answers at once.
+COMMANDS = {
+    "train": "Train an encoder, evaluate it on unseen classes and write a report.",
+    "evaluate": "Evaluate a run or a model on labeled images.",
+    "report": "Evaluate a run again and rewrite its report.",
+    "compare": "Compare two runs: configuration, environment, weights and scores.",
+    "diagnose": "Find out what limits a model and what to try.",
+    "study": "Train and compare methods over several seeds.",
+    "data": "Describe, verify or download images.",
+    "export": "Export a run's model to ONNX and check it against the original.",
+    "embed": "Embed images into Parquet files.",
+    "index": "Create or update a catalog of images.",
+    "search": "Find similar images in a catalog.",
+    "serve": "Serve catalogs over HTTP, with a search page.",
 }
+MULTI_PROCESS = ("train", "embed")  # commands that torchrun may start
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb.
+    """Run a command; return 0 (done), 1 (failed or different), 2 (invalid input), 130 (Ctrl-C) or 143 (SIGTERM).
 
-    Parameters
-    ----------
-    arguments
-        As on the command line; None for the process's own.
-
-    Returns
-    -------
-    int
-        0: done; 1: `reproduce` found a difference, another process that was needed was killed, or nobody reads the
-        output any more, as after `| head`; 2: bad input, with the reason in a line or two; 130: stopped by Ctrl-C;
-        143: by SIGTERM. A fault of ours raises, which Python turns into exit code 1.
-
-    Examples
-    --------
-    >>> main(["report", "runs/nowhere"])
-    2
+    `arguments` are those of the process by default. Unexpected errors are raised.
     """
     try:
-        code = _run(sys.argv[1:] if arguments is None else arguments)
+        code = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_is_gone():
+        if not _stdout_is_closed():
             raise
-        return 1  # as rich has it, which prints the tables
+        return 1
     return code
 
 
-def _run(arguments: list[str]) -> int:
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0 if arguments else 2
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its hints are not about the user's work
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such an image is refused, see data.images
     try:
-        if arguments[0] not in VERBS:
-            raise InputError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
-        if arguments[0] not in ("train", "reproduce", "embed") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"{arguments[0]}: works in one process; start it without torchrun")
-        with nullcontext() if arguments[0] == "serve" else _ended_by_sigterm():  # a server sees to it itself
-            return VERBS[arguments[0]](arguments[1:]) or 0
-    except RemoteProcessError as remote:  # the process that failed prints its error
-        return 2 if isinstance(remote.error, InputError) else 1
+        parser, options = parse(arguments)
     except InputError as error:
-        # raised in a loader's worker, the message comes back inside the text of a traceback
-        print(f"orthoproxy: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
+        _print_error(error)
         return 2
-    except Interrupted as stop:
-        if is_main():
-            remedy = "go on with --resume" if arguments[0] == "train" else "run it again to go on"
-            print(f"orthoproxy: {stop}; {remedy}", file=sys.stderr)
-        return stop.code
-    except WorkerLost as error:
-        print(f"orthoproxy: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if not is_connection_loss(error):
-            raise
-        remedy = "Go on from the last checkpoint with --resume" if arguments[0] == "train" else "Run it again to go on"
-        print(_LOST.format(rank=os.environ.get("RANK"), error=error, remedy=remedy), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print("orthoproxy: stopped", file=sys.stderr)
-        return 143 if isinstance(stop, _Terminated) else 130
-
-
-def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more; if so, what is left of it goes nowhere."""
     try:
-        print(flush=True)  # flushing alone tells nothing where nothing is left
+        return _run(arguments[0], options)
+    except InputError as error:
+        _print_error(replace(error, field=parser.option_names().get(error.field or "", error.field)))
+        return 2
+    except (DivergedError, WorkerLost) as error:
+        _print_error(error)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        _print_error("interrupted")
+        return 143 if isinstance(interrupt, _Terminated) else 130
+
+
+def usage() -> str:
+    """Return the help that lists the commands."""
+    lines = (f"  {name:<10}{description}\n" for name, description in COMMANDS.items())
+    return f"usage: orthoproxy COMMAND ...\n\n{''.join(lines)}\northoproxy COMMAND --help lists its options.\n"
+
+
+def parse(arguments: list[str]) -> tuple[Parser, Any]:
+    """Parse a command line; `InputError.field` is the option at fault."""
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}", expected=f"one of {', '.join(COMMANDS)}")
+    parser = Parser(command, COMMANDS[command])
+    importlib.import_module(f"orthoproxy.cli.{command}").add_options(parser)
+    return parser, parser.parse(rest)
+
+
+def _run(command: str, options: Any) -> int:
+    if command not in MULTI_PROCESS and _started_by_torchrun():
+        raise InputError(f"{command} runs in one process", hint="start it without torchrun")
+    from PIL import Image
+
+    from orthoproxy.core.distributed import RemoteProcessError, is_connection_loss
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its tips are for its own users
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.images rejects such images
+    try:
+        with _sigterm_raises(command):
+            return importlib.import_module(f"orthoproxy.cli.{command}").run(options) or 0
+    except RemoteProcessError as error:  # the process that failed prints the error
+        return 2 if isinstance(error.error, InputError) else 1
+    except RuntimeError as error:
+        if isinstance(error, (DivergedError, WorkerLost)) or not _started_by_torchrun():
+            raise
+        traceback.print_exc()
+        lost = "lost the connection to another process; " if is_connection_loss(error) else ""
+        _print_error(f"rank {os.environ.get('RANK')}: {lost}see the output of the other processes for the cause")
+        return 1
+
+
+def _started_by_torchrun() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _print_error(error: object) -> None:
+    print(f"orthoproxy: {error}", file=sys.stderr)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of standard output has gone, as after `| head`; if so, discard what is buffered."""
+    try:
+        print(flush=True)  # flushing alone does nothing if the buffer is empty
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
@@ -191,36 +133,22 @@ def _reader_is_gone() -> bool:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: to end as after Ctrl-C, so that nothing unfinished is left behind."""
+    """SIGTERM, handled as Ctrl-C so that temporary files are removed."""
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise where training does not note it; the processes of a job, which may be waiting, it kills."""
+def _sigterm_raises(command: str) -> Iterator[None]:
+    """Let SIGTERM raise, except in a server, which handles it, and in a multi-process job, which may be blocked."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if command == "serve" or not in_main_thread or _started_by_torchrun():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-_LOST = (
-    "orthoproxy: process {rank} lost the connection to another process of the job: {error}\n"
-    "torchrun names the process that ended. {remedy}"
-)
-
-
-def _show(run: Run) -> None:
-    scores = run.scores
-    if scores:
-        print_scores(scores)
-        for note in scores["notes"]:
-            print(f"note: {note}")
-    print(f"report: {run.report}")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)

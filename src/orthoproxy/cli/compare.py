@@ -1,0 +1,36 @@
+"""`orthoproxy compare`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orthoproxy.cli.options import Parser, config_overrides, json_output
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("first", metavar="RUN", help="A run folder.")
+    parser.add_argument("second", metavar="RUN", help="The run folder to compare it with.")
+    parser.add_json()
+    parser.add_device()
+    parser.add_workers()
+    parser.add_moved_images()
+
+
+def run(options: Any) -> int:
+    from orthoproxy.runs.compare import compare_runs
+    from orthoproxy.runs.experiment import choose_device
+    from orthoproxy.runs.run_folder import RunFolder
+
+    runs = RunFolder(options.first), RunFolder(options.second)
+    with json_output(options.json) as write:
+        comparison = compare_runs(*runs, choose_device(options.device), options.workers, config_overrides(options))
+        print(f"{options.second} compared with {options.first}: {comparison.verdict}")
+        for section in ("configuration", "data", "environment", "weights"):
+            for name, (first, second) in getattr(comparison, section).items():
+                print(f"{section}: {name}: {first} -> {second}")
+        for metric, difference in (comparison.scores or {}).items():
+            print(f"difference of {metric}: {difference}")
+        if comparison.note:
+            print(f"note: {comparison.note}")
+        write(comparison.to_dict())
+    return int(comparison.verdict == "different")

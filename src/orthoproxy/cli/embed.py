@@ -1,0 +1,115 @@
+"""`orthoproxy embed`, and how it and `index` read IMAGES."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from orthoproxy.cli.options import DATASETS, MODEL_OR_ONNX, Parser, at_least, config_overrides, json_output
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+
+if TYPE_CHECKING:
+    from orthoproxy.data import Collection
+
+T = TypeVar("T")
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_OR_ONNX)
+    add_collection(parser, required=True)
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="Folder of the Parquet files; resumed if it exists."
+    )
+    parser.add_argument(
+        "--part-size", type=at_least(1), default=10_000, metavar="N", help="Images per file (default: 10000)."
+    )
+    parser.add_json()
+
+
+def add_collection(parser: Parser, required: bool = False) -> None:
+    """Add the options of `read_images` and those of embedding them."""
+    parser.add_images(required)
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="Only this split of a dataset.")
+    parser.add_argument("--batch-size", type=at_least(1), default=128, metavar="N", help="Batch size (default: 128).")
+    parser.add_workers()
+    parser.add_device()
+    parser.add_config_options(["data.root"], "images")
+
+
+def run(options: Any) -> None:
+    import torch
+
+    from orthoproxy.core.distributed import init_process_group, is_main
+    from orthoproxy.core.progress import duration
+    from orthoproxy.embedding.collections import embed_collection
+    from orthoproxy.embedding.onnx_embedder import load_model
+    from orthoproxy.embedding.parquet_store import UNREADABLE
+
+    init_process_group(torch.device("cpu"))  # only small objects are exchanged
+    collection = _first_process_first(lambda: read_images(options))
+    model = _first_process_first(lambda: load_model(options.model, _device(options.device)))
+    with json_output(options.json) as write, os_errors_as_input_errors(options.out, "run the command again"):
+        result = embed_collection(
+            model, options.model, collection, options.out, options.batch_size, options.workers, options.part_size
+        )
+        if not is_main():
+            return
+        speed = f", {result.new_images} of them now in {duration(result.seconds)}, {result.rate:.0f} images/s"
+        print(f"{options.out}: {result.images} images embedded{speed if result.new_images else ''}")
+        if len(result.unreadable):
+            print(f"note: {len(result.unreadable)} unreadable images left out, see {Path(options.out) / UNREADABLE}")
+        counts = {"images": result.images, "new_images": result.new_images, "seconds": result.seconds}
+        write(counts | {"unreadable": result.unreadable.to_dict("records")})
+
+
+def read_images(options: Any) -> Collection:
+    """Return the images that the options of `add_collection` name."""
+    from orthoproxy.data import make_collection, read_collection, select_split
+    from orthoproxy.runs.config import Config
+    from orthoproxy.runs.experiment import read_table
+
+    overrides = config_overrides(options)
+    root = Path(overrides["data.root"]) if "data.root" in overrides else None
+    if options.images not in DATASETS and not options.split:
+        return read_collection(Path(options.images), root)
+    # make_collection rejects what lies outside the root
+    data = Config().with_overrides(overrides | {"data.allow_paths_outside_root": True}).with_absolute_paths().data
+    table = read_table(data)
+    root = None if data.name == "icons" else Path(data.root or Path(data.csv or "").parent)
+    collection = make_collection(table, root)
+    if options.split is None:
+        return collection
+    table = select_split(table, options.split)
+    if table.empty:
+        raise InputError(f"{options.images} has no {options.split} images", field="split")
+    return make_collection(table, collection.root)
+
+
+def _first_process_first(make: Callable[[], T]) -> T:
+    """Call `make` in one process of each machine before the others, to fill caches (icons, the Hub) once."""
+    from orthoproxy.core.distributed import is_first_of_machine, raise_together
+
+    made: list[T] = []
+    for turn in (is_first_of_machine(), True):
+        with raise_together():
+            if turn and not made:
+                made.append(make())
+    return made[0]
+
+
+def _device(name: str) -> str:
+    """Return the device of this process: each has a GPU of its own."""
+    import torch
+
+    from orthoproxy.core.distributed import process_count
+    from orthoproxy.runs.experiment import choose_device
+
+    device = choose_device(name)
+    if device != "cuda" or process_count() == 1:
+        return device
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
+        raise InputError(f"{count} GPUs for more processes", field="device", hint="lower --nproc-per-node, or use cpu")
+    return f"cuda:{rank}"

@@ -1,0 +1,127 @@
+"""`orthoproxy index`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orthoproxy.cli.embed import add_collection, read_images
+from orthoproxy.cli.options import MODEL_OR_ONNX, Parser, json_output
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+
+if TYPE_CHECKING:
+    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.data import Collection
+    from orthoproxy.embedding.embedder import Embedder
+    from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
+
+CATALOG = "A folder, or a Milvus server: http://host:19530 or http://host:19530/NAME (token in MILVUS_TOKEN)."
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("catalog", metavar="CATALOG", help=f"{CATALOG} Created if it does not exist.")
+    add_collection(parser)
+    parser.add_argument("--model", help=f"{MODEL_OR_ONNX} Required for a new catalog of images.")
+    parser.add_argument("--root", metavar="FOLDER", help="Folder that paths in a new catalog are relative to.")
+    parser.add_argument("--delete", nargs="+", metavar="PATH", default=[], help="Remove these images or folders.")
+    parser.add_argument("--prune", action="store_true", help="Remove all images that are not among IMAGES.")
+    parser.add_argument("--info", action="store_true", help="Print what the catalog holds.")
+    parser.add_json()
+    parser.epilog = "IMAGES may also be a folder written by `orthoproxy embed`. Unchanged images are skipped."
+
+
+def run(options: Any) -> None:
+    if not (options.images or options.delete or options.info):
+        raise InputError("missing", field="images", expected="IMAGES, --delete or --info")
+    if options.prune and not options.images:
+        raise InputError("missing", field="images", expected="the images to keep, as --prune is given")
+    with json_output(options.json) as write, os_errors_as_input_errors(options.catalog, "run the command again"):
+        results = _index(options) if options.images else {}
+        write(results | _maintain(options))
+
+
+def _index(options: Any) -> dict[str, Any]:
+    from orthoproxy.catalog import index
+    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.core.progress import duration
+    from orthoproxy.embedding.parquet_store import META
+
+    def print_progress(done: int, total: int) -> None:
+        print(f"indexed {done}/{total}", flush=True)  # this many are safely written
+
+    start = time.monotonic()
+    embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
+    model = _load(options.model, options) if options.model else None
+    images = read_images(options) if embeddings is None else None
+    exists = Catalog.exists(options.catalog)
+    with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
+        if options.root and Path(options.root).absolute() != Path(catalog.root):
+            raise InputError(options.root, field="root", expected=f"{catalog.root}, as the catalog exists")
+        if model is not None:
+            index.require_model(catalog, model.identity, "model")
+        if embeddings is not None:
+            changes = index.index_embeddings(catalog, embeddings, print_progress)
+        else:
+            model = model or _load(catalog.model_path, options)
+            changes = index.index_images(catalog, images, model, options.batch_size, options.workers, print_progress)
+        removed = index.prune(catalog, changes.ids) if options.prune else 0
+        recall = index.fit_index(catalog)
+        total = len(catalog)
+    seconds, written = time.monotonic() - start, changes.added + changes.replaced
+    counts = f"{changes.added} added, {changes.replaced} replaced, {changes.unchanged} unchanged, {removed} removed"
+    print(f"{options.catalog}: {total} images: {counts}")
+    if written:
+        print(f"in {duration(seconds)}, {written / max(seconds, 1e-9):.0f} images/s")
+    if recall is not None:
+        print(f"approximate index: recall@10 {recall:.3f} against exact search")
+    if changes.unreadable:
+        print(f"note: {len(changes.unreadable)} unreadable images left out")
+        for path, reason in changes.unreadable:
+            print(f"  {path}: {reason}")
+    result = {name: value for name, value in asdict(changes).items() if name != "ids"}
+    return result | {"images": total, "removed": removed, "index_recall": recall}
+
+
+def _create(
+    options: Any, model: Embedder | OnnxEmbedder | None, images: Collection | None, embeddings: Path | None
+) -> Catalog:
+    """Create a catalog for the model given, or for the one that computed the embeddings."""
+    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.embedding.parquet_store import embedding_meta
+
+    if embeddings is not None:
+        meta = embedding_meta(embeddings)
+        place, root, dim, identity = options.model or meta.model_path, meta.root, meta.dim, meta.model
+    elif model is not None and images is not None:
+        place, root, dim, identity = options.model, images.root, model.embedding_dim, model.identity
+    else:
+        raise InputError("missing", field="model", expected="a model, as the catalog does not exist yet")
+    place = str(Path(place).absolute()) if Path(place).exists() else place  # else a name on the Hub
+    return Catalog.create(options.catalog, dim, identity, place, options.root or root)
+
+
+def _maintain(options: Any) -> dict[str, Any]:
+    """Delete images, and describe the catalog, as asked for."""
+    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.catalog.index import delete_paths
+
+    results: dict[str, Any] = {}
+    if options.delete or options.info:
+        with Catalog.open(options.catalog) as catalog:
+            if options.delete:
+                results["deleted"] = delete_paths(catalog, options.delete)
+                print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
+            if options.info:
+                results["info"] = catalog.info()
+                for name, value in results["info"].items():
+                    print(f"{name.replace('_', ' ')}: {value}")
+    return results
+
+
+def _load(place: str, options: Any) -> Embedder | OnnxEmbedder:
+    from orthoproxy.embedding.onnx_embedder import load_model
+    from orthoproxy.runs.experiment import choose_device
+
+    return load_model(place, choose_device(options.device))

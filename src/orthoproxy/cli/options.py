@@ -1,0 +1,179 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+
+DATASETS = ("icons", "cub", "cars", "sop", "inshop")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+READING = ("data.root", "data.csv", "data.allow_paths_outside_root")  # where images are, and which may be read
+MODEL = "A run folder, a model folder, or a name on the Hugging Face Hub."
+MODEL_OR_ONNX = "A run folder, a model folder, a name on the Hugging Face Hub, or an .onnx file."
+
+
+class Parser(argparse.ArgumentParser):
+    """An `argparse` parser that raises `InputError` and accepts keys below the dict fields of the configuration."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"orthoproxy {command}", description=description, exit_on_error=False, allow_abbrev=False)
+        self.dict_fields: list[str] = []
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse arguments, options and positionals in any order."""
+        keys = {word[2:].partition("=")[0] for word in arguments if word.startswith("--")}
+        for key in sorted(keys):
+            if any(key.startswith(f"{field}.") for field in self.dict_fields):
+                self.add_argument(f"--{key}", dest=key, default=argparse.SUPPRESS)
+        try:
+            options, unknown = self.parse_known_intermixed_args(arguments)
+        except argparse.ArgumentError as error:
+            raise InputError(error.message, field=error.argument_name) from error
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists the options"
+            raise InputError("unknown argument", field=unknown[0], hint=hint)
+        return options
+
+    def add_device(self) -> None:
+        self.add_argument("--device", choices=DEVICES, default="auto", help="Device to compute on (default: auto).")
+
+    def add_workers(self, default: int | None = 1) -> None:
+        text = f"Data loading processes (default: {'as the run' if default is None else default})."
+        self.add_argument("--workers", type=at_least(0), default=default, metavar="N", help=text)
+
+    def add_json(self) -> None:
+        self.add_argument("--json", metavar="FILE", help="Write the results as JSON; - for standard output.")
+
+    def add_images(self, required: bool = False) -> None:
+        """Add the positional IMAGES, which `config_overrides` reads."""
+        text = f"A folder (labels are the names of its subfolders), a CSV file, or a dataset: {', '.join(DATASETS)}."
+        self.add_argument("images", metavar="IMAGES", nargs=None if required else "?", help=text)
+
+    def add_moved_images(self) -> None:
+        """Add the options that say where the images of a run are now."""
+        self.add_config_options(READING, "images that were moved")
+
+    def add_config_options(self, keys: Sequence[str] | None = None, title: str | None = None) -> None:
+        """Add an option for each field of the configuration, or for some, under its dotted key."""
+        from orthoproxy.runs.config import fields_by_key
+
+        short = {"data.workers": "--workers", "training.device": "--device"} if keys is None else {}
+        groups: dict[str, Any] = {}
+        for key, description, default in fields_by_key():
+            if keys is not None and key not in keys:
+                continue
+            section = title or key.rpartition(".")[0]
+            if section not in groups:
+                groups[section] = self.add_argument_group(section)
+            text = " ".join(description.split())
+            if keys is None and default is not None:  # else the default is the value of a run
+                text += f" (default: {default if isinstance(default, str) else json.dumps(default)})"
+            names = [name for name in (short.get(key), f"--{key}") if name]
+            groups[section].add_argument(*names, dest=key, metavar=_metavar(key), default=argparse.SUPPRESS, help=text)
+            if _annotation(key) == dict[str, Any]:
+                self.dict_fields.append(key)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise InputError(message, hint=f"{self.prog} --help lists the options")
+
+    def option_names(self) -> dict[str, str]:
+        """Return how each option is written, by its name in the code."""
+        written = ((action.dest, [*action.option_strings, action.metavar]) for action in self._actions)
+        return {dest: str(names[0] or dest) for dest, names in written if "." not in dest}
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return a converter for integer options with a lower bound."""
+
+    def convert(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} (expected an integer, at least {minimum})")
+        return int(text)
+
+    return convert
+
+
+@contextmanager
+def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
+    """Yield a function that writes the results of `--json`; with -, other output goes to standard error."""
+    stdout = sys.stdout
+
+    def write(results: Any) -> None:
+        from orthoproxy.core.files import atomic_write
+
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        if place == "-":
+            stdout.write(text)
+        elif place is not None:
+            with os_errors_as_input_errors(place, "run the command again"):
+                atomic_write(Path(place), text)
+
+    if place not in (None, "-"):  # before hours of work
+        with os_errors_as_input_errors(place, "run the command again"):
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+    with redirect_stdout(sys.stderr if place == "-" else stdout):
+        yield write
+
+
+def config_overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration that IMAGES and the options name, by dotted key."""
+    values = {key: _value(key, text) for key, text in vars(options).items() if "." in key}
+    return _image_overrides(getattr(options, "images", None)) | values
+
+
+def _image_overrides(images: str | None) -> dict[str, Any]:
+    if images is None:
+        return {}
+    if images in DATASETS:
+        return {"data.name": images}
+    if images.endswith(".csv") or Path(images).is_file():
+        return {"data.name": "csv", "data.csv": images}
+    return {"data.name": "folder", "data.root": images}
+
+
+def _annotation(key: str) -> Any:
+    from orthoproxy.runs.config import Config
+
+    annotation: Any = Config
+    for name in key.split("."):
+        fields = getattr(annotation, "model_fields", {})
+        annotation = fields[name].annotation if name in fields else Any  # below a dict
+    return annotation
+
+
+def _metavar(key: str) -> str:
+    """Return the allowed values where these are few, else VALUE."""
+    annotation = _annotation(key)
+    if annotation is bool:
+        return "true|false"
+    return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else "VALUE"
+
+
+def _value(key: str, text: str) -> Any:
+    """Parse a value as YAML, except where a string is wanted: a folder may be named 2024 or on."""
+    import yaml
+
+    from orthoproxy.core.safe_parsing import parse_yaml
+
+    annotation = _annotation(key)
+    if annotation is str or (get_origin(annotation) is UnionType and str in get_args(annotation)):
+        return None if text == "null" and annotation is not str else text
+    try:
+        value = parse_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(" ".join(str(error).split()), field=key, expected="a YAML value") from error
+    try:  # YAML 1.1 takes 1e-4 for a string
+        return float(value) if isinstance(value, str) and value[:1] in "+-.0123456789" else value
+    except ValueError:
+        return value

@@ -1,0 +1,31 @@
+"""`orthoproxy report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orthoproxy.cli.options import Parser, config_overrides, json_output
+from orthoproxy.core.errors import os_errors_as_input_errors
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="A run folder.")
+    parser.add_json()
+    parser.add_device()
+    parser.add_moved_images()
+
+
+def run(options: Any) -> None:
+    from orthoproxy.cli.evaluate import print_run
+    from orthoproxy.core.files import exclusive
+    from orthoproxy.runs.evaluate import evaluate_run, write_report
+    from orthoproxy.runs.experiment import choose_device
+    from orthoproxy.runs.run_folder import RunFolder
+
+    run_folder = RunFolder(options.run)
+    device = choose_device(options.device)
+    with json_output(options.json) as write, os_errors_as_input_errors(run_folder.folder, "run the command again"):
+        with exclusive(run_folder.folder):
+            write_report(run_folder, evaluate_run(run_folder, device, config_overrides(options)))
+        print_run(run_folder)
+        write(run_folder.scores)

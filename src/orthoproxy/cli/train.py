@@ -1,0 +1,52 @@
+"""`orthoproxy train`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from orthoproxy.cli.options import Parser, config_overrides, json_output
+from orthoproxy.core.errors import os_errors_as_input_errors
+
+
+def add_options(parser: Parser) -> None:
+    parser.usage = "%(prog)s [IMAGES] [--config RECIPE ...] --out RUN [--resume] [options]"
+    parser.add_images()
+    parser.add_argument("--out", required=True, metavar="RUN", help="The run folder to write.")
+    parser.add_argument("--resume", action="store_true", help="Continue from the last checkpoint, if there is one.")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="RECIPE",
+        help="A YAML recipe; later ones and options override it.",
+    )
+    parser.add_argument("--print-config", action="store_true", help="Print the resulting configuration and exit.")
+    parser.add_json()
+    parser.add_config_options()
+
+
+def run(options: Any) -> int:
+    from orthoproxy.cli.evaluate import print_run
+    from orthoproxy.core.distributed import is_main
+    from orthoproxy.runs.recipes import read_config
+    from orthoproxy.runs.train import train
+    from orthoproxy.training import Interrupted
+
+    config = read_config(*options.config, overrides=config_overrides(options))
+    if options.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    try:
+        with json_output(options.json) as write, os_errors_as_input_errors(options.out, "continue with --resume"):
+            run_folder = train(config, options.out, options.resume)
+            if is_main():
+                print_run(run_folder)
+                write(run_folder.scores)
+    except Interrupted as stop:
+        if is_main():
+            print(f"orthoproxy: {stop}. Hint: continue with --resume", file=sys.stderr)
+        return stop.code
+    return 0

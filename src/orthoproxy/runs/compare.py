@@ -1,0 +1,123 @@
+"""Compare two runs: configuration, data, environment, weights, and scores on the first run's test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from orthoproxy.core.environment import DATA
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import select_split
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.evaluation import Estimate, score
+from orthoproxy.models import read_tensors
+from orthoproxy.runs.evaluate import load_table
+from orthoproxy.runs.experiment import make_scoring
+from orthoproxy.runs.run_folder import RunFolder
+
+# where files are and how fast they are read, which does not change results
+IRRELEVANT = {"data.root", "data.csv", "data.resized_cache_dir", "data.workers", "evaluation.block_memory_mb"}
+TENSOR_FILES = ("baseline/model.safetensors", "model/model.safetensors", "model/proxies.safetensors")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two runs; the verdict is about weights and scores alone.
+
+    Parameters
+    ----------
+    verdict
+        equal: bit-identical weights. within interval: the interval of each paired difference of scores contains 0.
+        different: one does not, or weights differ and there are no test images.
+    configuration, data, environment
+        Value of the first and of the second run, by name.
+    weights
+        By file that differs, the number of tensors that differ and the largest absolute difference (None if the
+        shapes differ).
+    scores
+        Second minus first run, with class-bootstrap intervals, by metric; None if not computed.
+    note
+        Why there are no scores.
+    """
+
+    verdict: Literal["equal", "within interval", "different"]
+    configuration: dict[str, tuple[Any, Any]]
+    data: dict[str, tuple[str, str]]
+    environment: dict[str, tuple[str, str]]
+    weights: dict[str, tuple[int, float | None]]
+    scores: dict[str, Estimate] | None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def compare_runs(
+    first: RunFolder,
+    second: RunFolder,
+    device: str = "cpu",
+    workers: int = 0,
+    overrides: Mapping[str, Any] = {},
+) -> Comparison:
+    """Compare two trained runs; `overrides` such as {"data.root": ...} say where the first run's images are now."""
+    for run in (first, second):
+        if not run.has_model:
+            raise InputError("no trained model", path=run.folder, hint="finish the run with --resume")
+    environment = _differing(first.config.environment, second.config.environment)
+    data = {key: pair for key, pair in environment.items() if key == DATA}
+    configuration = _differing(first.config.flatten(), second.config.flatten())
+    weights = {name: change for name in TENSOR_FILES if (change := _tensor_difference(first, second, name))}
+    scores, note = None, None
+    if any(name.startswith("model/") for name in weights):
+        scores, note = _score_difference(first, second, device, workers, overrides)
+        within = scores is not None and all(x.low <= 0 <= x.high for x in scores.values())
+        verdict = "within interval" if within else "different"
+    else:
+        verdict, note = "equal", "the weights are identical, so the scores are too"
+    return Comparison(
+        verdict,
+        {key: pair for key, pair in configuration.items() if key not in IRRELEVANT},
+        data,
+        {key: pair for key, pair in environment.items() if key != DATA},
+        weights,
+        scores,
+        note,
+    )
+
+
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {key: (first.get(key), second.get(key)) for key in sorted({*first, *second})}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _tensor_difference(first: RunFolder, second: RunFolder, name: str) -> tuple[int, float | None] | None:
+    """Return how many tensors of a file differ, and by at most how much; None if none does."""
+    paths = [run.folder / name for run in (first, second)]
+    tensors = [read_tensors(path, "run") if path.is_file() else {} for path in paths]
+    shapes = [{key: x.shape for key, x in values.items()} for values in tensors]
+    if reshaped := _differing(*shapes):
+        return len(reshaped), None
+    changes = [(x.double() - tensors[1][key].double()).abs().max().item() for key, x in tensors[0].items()]
+    changed = [change for change in changes if change != 0]  # NaN differs
+    return (len(changed), max(changed)) if changed else None
+
+
+def _score_difference(
+    first: RunFolder, second: RunFolder, device: str, workers: int, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Estimate] | None, str | None]:
+    """Embed the first run's test images with both models; return the paired differences, or why there are none."""
+    table = select_split(load_table(first, overrides), "test")
+    if table.empty:
+        return None, "no scores, since the first run has no test images"
+    models = [Embedder.load(run.folder, device, with_proxies=False) for run in (first, second)]
+    trained_on = set(models[1].classes) - set(models[0].classes)
+    if leaked := trained_on & set(table["label"]):
+        return None, f"no scores, since the second run was trained on {len(leaked)} test classes of the first"
+    embeddings = [
+        model.embed(table["path"].tolist(), workers=workers, progress=f"embed, {run.folder}")
+        for model, run in zip(models, (first, second), strict=True)
+    ]
+    evaluation = score(embeddings[1], embeddings[0], table, make_scoring(first.config.evaluation))
+    return evaluation.difference, None

@@ -1,0 +1,124 @@
+"""Options: what they parse to, which are rejected, and that --help loads no heavy library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from orthoproxy.cli.main import COMMANDS, main, parse
+from orthoproxy.cli.options import config_overrides, json_output
+from orthoproxy.core.errors import InputError
+
+
+def overrides(*arguments: str) -> dict[str, Any]:
+    return config_overrides(parse(["train", "--out", "x", *arguments])[1])
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("training.epochs", "3", 3),
+        ("optimizer.lr.backbone", "1e-4", 1e-4),
+        ("training.deterministic", "true", True),
+        ("encoder.embedding_dim", "null", None),
+        ("evaluation.recall_at", "[1, 10]", [1, 10]),
+        ("data.resize", "stretch", "stretch"),
+        ("data.root", "2024", "2024"),
+        ("data.root", "null", None),
+        ("encoder.init_from", "none", "none"),
+        ("loss.args", '{"margin": 0.2}', {"margin": 0.2}),
+        ("loss.args.scale", "32", 32),
+        ("loss.miner.args.type_of_triplets", "hard", "hard"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_values_are_yaml_except_where_a_string_is_wanted(key: str, text: str, value: Any, joined: bool) -> None:
+    arguments = [f"--{key}={text}"] if joined else [f"--{key}", text]
+    assert overrides(*arguments) == {key: value}
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ("cub", {"data.name": "cub"}),
+        ("./cub", {"data.name": "folder", "data.root": "./cub"}),
+        ("photos", {"data.name": "folder", "data.root": "photos"}),
+        ("lists/all.csv", {"data.name": "csv", "data.csv": "lists/all.csv"}),
+    ],
+)
+def test_images_are_a_dataset_a_folder_or_a_csv_file(images: str, expected: dict[str, str]) -> None:
+    assert overrides(images) == expected
+    assert overrides("--training.epochs", "3", images) == expected | {"training.epochs": 3}  # in any order
+
+
+def test_short_options_set_fields_of_the_configuration() -> None:
+    assert overrides("--workers", "2", "--device", "cpu") == {"data.workers": 2, "training.device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["train", "--out", "x", "--training.epoch", "3"], "--training.epoch"),
+        (["train", "--out", "x", "--loss.margin", "3"], "--loss.margin"),
+        (["evaluate", "x", "--device", "gpu"], "--device"),
+        (["evaluate", "x", "--workers", "-1"], "--workers"),
+        (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size"),
+        (["diagnose", "x", "--split", "train"], "--split"),
+        (["search", "x", "y.png", "-k", "many"], "-k"),
+        (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity"),
+        (["data", "describe", "x", "--data.rot", "x"], "--data.rot"),
+        (["data", "verfy", "cub"], "action"),
+    ],
+)
+def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str], field: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(arguments)
+    assert error.value.field == field
+
+
+def test_a_similar_option_is_suggested() -> None:
+    with pytest.raises(InputError) as error:
+        parse(["train", "--out", "x", "--training.epoch", "3"])
+    assert error.value.hint is not None and "--training.epochs" in error.value.hint
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], ["trian"]])
+def test_what_is_missing_or_unknown_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("orthoproxy: ") and error.count("\n") == 1
+
+
+def test_json_goes_to_a_file_in_a_new_folder_or_to_standard_output(tmp_path, capsys) -> None:
+    with json_output(str(tmp_path / "new" / "x.json")) as write:
+        print("for people")
+        write({"a": "é"})
+    assert json.loads((tmp_path / "new" / "x.json").read_text(encoding="utf-8")) == {"a": "é"}
+    assert capsys.readouterr().out == "for people\n"
+    with json_output("-") as write:
+        print("for people")
+        write({"a": 1})
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"a": 1} and captured.err == "for people\n"
+
+
+HEAVY = ("torch", "numpy", "pandas", "timm", "PIL", "matplotlib", "rich", "lightning_fabric", "sklearn")
+HELP = """
+import contextlib, io, sys
+from orthoproxy.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+assert "usage: orthoproxy" in out.getvalue()
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_loads_no_heavy_library(command: str | None) -> None:
+    arguments = [*([command] if command else []), "--help"]
+    done = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & {*HEAVY}

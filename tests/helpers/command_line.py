@@ -1,0 +1,54 @@
+"""Files of a small run, and the error of a command."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from orthoproxy.cli.main import parse
+from orthoproxy.core.errors import InputError
+
+RECIPE = """
+data: {workers: 0, resize: 32, test_fraction: 0.5, validation_fraction: 0.0}
+encoder: {name: test_vit, init_from: none, embedding_dim: 8, image_size: 32}
+sampler: {batch_size: 4}
+training: {epochs: 1, precision: 32-true}
+evaluation: {recall_at: [1, 2], bootstrap_samples: 20}
+"""
+
+
+class Files(NamedTuple):
+    folder: Path
+    recipe: Path
+    training: Path  # CSV files
+    unseen: Path
+
+
+def make_files(folder: Path) -> Files:
+    """Write a recipe, and two CSV files with three images per color."""
+    files = Files(folder, folder / "recipe.yaml", folder / "train.csv", folder / "unseen.csv")
+    files.recipe.write_text(RECIPE)
+    for path, colors in ((files.training, ["red", "green", "blue", "gold"]), (files.unseen, ["pink", "navy"])):
+        rows = ["path,label"]
+        for color in colors:
+            for shade in range(3):
+                name = f"{path.stem}-{color}-{shade}.png"
+                Image.new("RGB", (32 + 4 * shade, 32), color).save(folder / name)
+                rows.append(f"{name},{color}")
+        path.write_text("\n".join(rows) + "\n")
+    return files
+
+
+def train_arguments(files: Files, out: Path, *more: object) -> list[str]:
+    return ["train", str(files.training), "--config", str(files.recipe), "--out", str(out), *map(str, more)]
+
+
+def input_error(arguments: list[str]) -> InputError:
+    """Run a command and return the error that `main` would print."""
+    with pytest.raises(InputError) as caught:
+        importlib.import_module(f"orthoproxy.cli.{arguments[0]}").run(parse(arguments)[1])
+    return caught.value
