@@ -25,9 +25,11 @@ def run(options: Any) -> int:
     with json_output(options.json) as write:
         comparison = compare_runs(*runs, choose_device(options.device), options.workers, config_overrides(options))
         print(f"{options.second} compared with {options.first}: {comparison.verdict}")
-        for section in ("configuration", "data", "environment", "weights"):
+        for section in ("configuration", "data", "environment"):
             for name, (first, second) in getattr(comparison, section).items():
                 print(f"{section}: {name}: {first} -> {second}")
+        for file, (count, change) in comparison.weights.items():
+            print(f"weights: {file}: {count} tensors differ{'' if change is None else f', by at most {change:.3g}'}")
         for metric, difference in (comparison.scores or {}).items():
             print(f"difference of {metric}: {difference}")
         if comparison.note:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,15 @@ import torch
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data import rank_by_hash, select_split
-from orthoproxy.diagnosis import DiagnosisInput, EmbeddedSplit, diagnose, render_diagnosis, summary_lines
+from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, EmbeddedSplit, diagnose, render_diagnosis
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.reports import FEW_CLASSES
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.experiment import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # of the JSON
+PAGE = "diagnosis.html"
 
 
 @dataclass
@@ -49,9 +49,8 @@ def diagnose_runs(
     overrides: Mapping[str, Any] | None = None,
     workers: int = 0,
     device: str | torch.device = "cpu",
-    json_file: Path | None = None,
-) -> Iterator[str]:
-    """Write ``diagnosis.html`` about some runs into `out`, and yield a summary line by line.
+) -> list[Diagnosis]:
+    """Diagnose some runs and write `PAGE` about them into the folder `out`.
 
     `split` selects the unseen classes: by default the validation classes, so that changes made because of a diagnosis
     can still be evaluated on the test classes; the test classes if there are fewer than `FEW_CLASSES`.
@@ -61,18 +60,13 @@ def diagnose_runs(
     runs = [RunFolder(folder) for folder in folders]
     for run in runs:  # fail before the work begins
         _ = run.config
-    diagnoses = []
-    for run, name in zip(runs, _display_names(runs), strict=True):
-        diagnoses.append(diagnose(load_diagnosis_input(run, cache, split, max_images, overrides, name)))
-        yield from summary_lines(diagnoses[-1])
+    diagnoses = [
+        diagnose(load_diagnosis_input(run, cache, split, max_images, overrides, name))
+        for run, name in zip(runs, _display_names(runs), strict=True)
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    page = out / "diagnosis.html"
-    atomic_write(page, render_diagnosis(diagnoses))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        data = {"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]}
-        atomic_write(json_file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    yield f"page: {page}"
+    atomic_write(out / PAGE, render_diagnosis(diagnoses))
+    return diagnoses
 
 
 def load_diagnosis_input(

@@ -24,13 +24,17 @@ from orthoproxy.runs.run_folder import RunFolder
 FALSE_MATCH_RATE = 0.01  # of queries without a match in the gallery, unless an export chose another
 
 
-def evaluate_run(run: RunFolder, device: str | torch.device = "cpu") -> RunResults:
+def evaluate_run(
+    run: RunFolder, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
+) -> RunResults:
     """Embed the test images of a run with its model and with the baseline, and score both.
+
+    `overrides` by dotted key say where moved images are now.
 
     With several processes, each calls this and embeds a part; the main one gets the proxies.
     """
     start, config = time.monotonic(), run.config
-    table = load_table(run)
+    table = load_table(run, overrides)
     test, validation = select_split(table, "test"), select_split(table, "validation")
     model = run.load_model(device, with_proxies=is_main())
     baseline = Embedder.load(run.baseline, device)
