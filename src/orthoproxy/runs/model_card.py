@@ -60,9 +60,7 @@ def model_card(
         eval_results=results or None,
         metrics=list(scores) or None,
     )
-    regularizer = (
-        "Soft Orthogonality" if orthogonality.name == "soft_orthogonality" else f"regularizer {orthogonality.name}"
-    )
+    term = "Soft Orthogonality" if regularizer.name == "soft_orthogonality" else f"regularizer {regularizer.name}"
     card = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
@@ -74,7 +72,7 @@ def model_card(
         batch_size=config.sampler.batch_size,
         view="the whole image" if config.data.resize == "stretch" else "center crop after resizing the shorter side",
         dim=f"{config.encoder.embedding_dim}-dimensional" if config.encoder.embedding_dim else "pooled features",
-        loss=config.loss.name + (f" + {regularizer.weight:g} * {regularizer.name}" if regularizer.weight else ""),
+        loss=config.loss.name + (f" + {regularizer.weight:g} * {term}" if regularizer.weight else ""),
         license=license,
         version=config.environment.get("orthoproxy", ""),
         body="\n\n".join(part for part in (_score_table(evaluation), no_match, exported) if part),
