@@ -88,10 +88,11 @@ def loss_figure(log: pd.DataFrame, columns: Mapping[str, str], color: str = "blu
     for number, (column, name) in enumerate(columns.items()):
         step, value = _thin(*_finite_points(log, column))
         smooth = pd.Series(value).rolling(max(1, len(value) // 30), min_periods=1, center=True).mean()
-        line = {"color": COLORS[color] if number == 0 else SERIES[number], "linestyle": "-" if number == 0 else "--"}
         if number == 0:
-            axes.plot(step, value, color=line["color"], alpha=0.25, linewidth=1)
-        axes.plot(step, smooth, label=name, **line)
+            axes.plot(step, value, color=COLORS[color], alpha=0.25, linewidth=1)
+            axes.plot(step, smooth, label=name, color=COLORS[color])
+        else:
+            axes.plot(step, smooth, label=name, color=SERIES[number], linestyle="--")
     label_axes(axes, "step", legend=len(columns) > 1)
     return figure
 
@@ -117,7 +118,7 @@ def validation_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
         label = metric_name(column.removeprefix("validation/"))
         (line,) = axes.plot(step, 100 * score, marker=marker, markersize=3.5, label=label)
         best = int(score.argmax())
-        _mark_point(axes, (step[best], 100 * score[best]), f"{100 * score[best]:.1f}", line.get_color(), marker)
+        _mark_point(axes, (step[best], 100 * score[best]), f"{100 * score[best]:.1f}", str(line.get_color()), marker)
     axes.margins(x=0.06, y=0.16)
     label_axes(axes, "step", "%", legend=True)
     return figure

@@ -130,7 +130,7 @@ def compare_proxies(
     a, b = (np.array(side) for side in zip(*sorted(found), strict=True))
     exact = row_cosines(proxies, a, proxies, b)  # the float32 comparison only selects
     order = np.lexsort((b, a, -exact.round(9)))[:k]
-    pairs = [Pair(classes[a[i]], classes[b[i]], round(float(exact[i]), 12)) for i in order]
+    pairs = [Pair(classes[int(a[i])], classes[int(b[i])], round(float(exact[i]), 12)) for i in order]
     return ProxyNeighbors(pairs, torch.cat(nearest).numpy())
 
 
