@@ -12,11 +12,11 @@ from small_runs import difference, message, saved_step, training, training_image
 
 from orthoproxy.cli.main import main
 from orthoproxy.models import read_tensors
-from orthoproxy.runs.build import split_table
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.experiment import split_table
+from orthoproxy.runs.run_folder import RunFolder
 
 # features are computed once and cached, where a disk may damage them
-FROZEN = ("--encoder.freeze=true", "--initialisation.projection=random", "--initialisation.proxies=random")
+FROZEN = ("--encoder.freeze=true", "--initialization.projection=random", "--initialization.proxies=random")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def damage(cache: Path, out: Path) -> tuple[Path, Path]:
     """Put a NaN into an image's features; return a copy of the file before, and the image."""
     (file,) = cache.glob("*.npy")
     image = training_images(out)[7]
-    features, row = np.load(file), split_table(Run(out).config)["path"].tolist().index(str(image))
+    features, row = np.load(file), split_table(RunFolder(out).config)["path"].tolist().index(str(image))
     before = Path(shutil.copy2(file, file.with_suffix(".before")))
     features[row, 0] = np.nan
     np.save(file, features)
@@ -46,21 +46,21 @@ def test_steps_with_nan_are_skipped_and_counted(recipe: Path, photos: Path, cach
     assert main(training(recipe, photos, whole, *FROZEN)) == 0
     _, image = damage(cache, whole)
     assert main(training(recipe, photos, out, *FROZEN)) == 0
-    bad = Run(out).records().dropna(subset="bad_batches")
+    bad = RunFolder(out).records().dropna(subset="bad_batches")
     assert bad["bad_batches"].tolist() == [1, 2, 3]  # once an epoch
     rows = skipped(out)
     assert [step for step, path in rows if path == str(image)] == bad["step"].astype(int).tolist()
     assert len(rows) == 3 * 4  # all images of the batches
     assert all(x.isfinite().all() for x in read_tensors(out / "model" / "model.safetensors", "").values())
     # the other steps are there, with the learning rates that they would have
-    losses, rates = Run(out).records().set_index("step")["loss"].dropna(), Run(whole).records()["rate/proxies"].dropna()
-    assert len(losses) == 12 and Run(out).records()["rate/proxies"].dropna().isin(rates).all()
+    losses, rates = RunFolder(out).records().set_index("step")["loss"].dropna(), RunFolder(whole).records()["rate/proxies"].dropna()
+    assert len(losses) == 12 and RunFolder(out).records()["rate/proxies"].dropna().isin(rates).all()
 
 
 def test_one_skipped_step_too_many_ends_the_training_and_nothing_is_lost(
     recipe: Path, photos: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, out, none = tmp_path / "whole", tmp_path / "run", "--training.max_bad_batches=0"
+    whole, out, none = tmp_path / "whole", tmp_path / "run", "--training.max_nonfinite_steps=0"
     assert main(training(recipe, photos, whole, *FROZEN, none)) == 0
     before, image = damage(cache, whole)
     for more in ([], ["--resume"]):  # which comes to the same step

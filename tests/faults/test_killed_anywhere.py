@@ -11,7 +11,7 @@ from fault_injection import kill_at
 from small_runs import Started, difference, training
 
 from orthoproxy.cli.main import main
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.run_folder import RunFolder
 
 VALIDATION = "step:10, inference:1"
 EVALUATION = "step:15, model.safetensors renamed:1, inference:1"
@@ -34,7 +34,7 @@ SUCCESSIVE = [
 
 
 def assert_same(out: Path, whole: Path) -> None:
-    steps = Run(out).records()["step"].tolist()
+    steps = RunFolder(out).records()["step"].tolist()
     assert steps == sorted(steps) and not difference(out, whole)
 
 

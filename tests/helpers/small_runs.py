@@ -18,15 +18,16 @@ from PIL import Image
 
 from orthoproxy.cli.main import main
 from orthoproxy.data import select_split
-from orthoproxy.runs.build import split_table
+from orthoproxy.runs.experiment import split_table
 from orthoproxy.runs.reproduce import without_seconds
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.run_folder import RunFolder
 
 RECIPE = """
 data: {name: folder, test_fraction: 0.4, validation_fraction: 0.34, workers: 1, resize: 32}
-encoder: {name: test_vit, weights: none, embedding_dim: 8, image_size: 32}
-training: {epochs: 3, batch_size: 4, log_every: 1, precision: 32-true}
-evaluation: {recall_at: [1, 2], draws: 20}
+sampler: {batch_size: 4}
+encoder: {name: test_vit, init_from: random, embedding_dim: 8, image_size: 32}
+training: {epochs: 3, log_every_n_steps: 1, precision: 32-true}
+evaluation: {recall_at: [1, 2], bootstrap_samples: 20}
 """
 STEPS_PER_EPOCH = 5  # and a validation after each
 
@@ -48,7 +49,7 @@ def training(recipe: Path, root: Path, out: Path, *more: object) -> list[str]:
 
 
 def training_images(out: Path) -> list[Path]:
-    return [Path(path) for path in select_split(split_table(Run(out).config), "train")["path"]]
+    return [Path(path) for path in select_split(split_table(RunFolder(out).config), "train")["path"]]
 
 
 class Started:
@@ -98,8 +99,8 @@ def saved_step(out: Path) -> int:
 def difference(out: Path, whole: Path) -> str:
     """In what a run differs from another that nothing happened to; empty if in nothing."""
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, whole)]
-    records = [Run(folder).records().drop(columns=["seconds", "images_per_second"]) for folder in (out, whole)]
-    scores = [without_seconds(Run(folder).scores) for folder in (out, whole)]
+    records = [RunFolder(folder).records().drop(columns=["seconds", "images_per_second"]) for folder in (out, whole)]
+    scores = [without_seconds(RunFolder(folder).scores) for folder in (out, whole)]
     differs = {
         "weights": weights[0] != weights[1],
         "metrics": not records[0].equals(records[1]),

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from orthoproxy.runs.build import read_table
 from PIL import Image
 from scipy.io import savemat
 
@@ -18,6 +17,7 @@ from orthoproxy.data import cars_table, cub_table, inshop_table, read_collection
 from orthoproxy.data.sources.folder import labelled_files
 from orthoproxy.embedding.onnx_embedder import make_session
 from orthoproxy.runs.config import Data
+from orthoproxy.runs.experiment import read_table
 
 
 def cub(root: Path, name: str) -> pd.DataFrame:
@@ -74,13 +74,13 @@ def test_the_option_decides_for_a_csv_file(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "lists").mkdir()
     path = tmp_path / "lists" / "list.csv"
     path.write_text("path,label\n../a.png,cat\n")
-    with pytest.raises(InputError, match="outside_root"):
-        read_table(Data(name="csv", path=str(path)))
-    assert len(read_table(Data(name="csv", path=str(path), outside_root=True))) == 1
-    arguments = ["data", "describe", "--data.name", "csv", "--data.path", str(path), "--no-open"]
+    with pytest.raises(InputError, match="allow_paths_outside_root"):
+        read_table(Data(name="csv", csv=str(path)))
+    assert len(read_table(Data(name="csv", csv=str(path), allow_paths_outside_root=True))) == 1
+    arguments = ["data", "describe", "--data.name", "csv", "--data.csv", str(path), "--no-open"]
     assert main(arguments) == 2
-    assert "outside_root" in capsys.readouterr().err
-    assert main([*arguments, "--data.outside_root", "true"]) == 0
+    assert "allow_paths_outside_root" in capsys.readouterr().err
+    assert main([*arguments, "--data.allow_paths_outside_root", "true"]) == 0
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd"])

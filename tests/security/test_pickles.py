@@ -70,13 +70,13 @@ def test_initial_weights(way: Callable, photos: Path, recipe: Path, tmp_path: Pa
     for suffix in (".pth", ".safetensors"):
         path = tmp_path / f"start{suffix}"
         way({"model": Trap(marker)}, path)
-        error = rejected(training(recipe, photos, tmp_path / "out", "--encoder.weights", path), capsys)
+        error = rejected(training(recipe, photos, tmp_path / "out", "--encoder.init_from", path), capsys)
         assert str(path) in error and not (tmp_path / "out").exists()
 
 
 def test_weights_of_another_run(run: Path, photos: Path, recipe: Path, tmp_path: Path, marker: Path, capsys) -> None:
     as_torch({"model": Trap(marker)}, run / "model" / "model.safetensors")
-    error = rejected(training(recipe, photos, tmp_path / "out", "--encoder.weights", f"run:{run}"), capsys)
+    error = rejected(training(recipe, photos, tmp_path / "out", "--encoder.init_from", f"run:{run}"), capsys)
     assert "model.safetensors" in error
 
 

@@ -41,8 +41,8 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize(
     "place",
-    ["VALUE", "data: VALUE", "data: {name: VALUE}", "encoder: {weights: VALUE}", "training: {epochs: VALUE}",
-     "loss: {options: VALUE}", "loss: {name: VALUE}", "class_path: VALUE", "unknown: VALUE"],
+    ["VALUE", "data: VALUE", "data: {name: VALUE}", "encoder: {init_from: VALUE}", "training: {epochs: VALUE}",
+     "loss: {args: VALUE}", "loss: {name: VALUE}", "class_path: VALUE", "unknown: VALUE"],
 )  # fmt: skip
 def test_in_a_recipe(place: str, value: str, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "recipe.yaml"
