@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy.losses import koleo, mutual_coherence, simplex
+from orthoproxy.losses import koleo, mutual_coherence
 
 SHAPES = [(2, 3), (5, 8), (9, 4), (40, 6)]
 A_ROW_AT_A_TIME = 1e-5  # MiB
@@ -63,7 +63,7 @@ def test_opposite_proxies_are_coherent_but_far_apart() -> None:
 def test_coherence_of_the_simplex_is_its_welch_bound(count: int) -> None:
     dim = count - 1
     bound = ((count - dim) / (dim * (count - 1))) ** 0.5
-    assert float(mutual_coherence(simplex(count, dim))) == pytest.approx(bound, rel=1e-12)
+    assert float(mutual_coherence(torch.eye(count, dtype=torch.float64) - 1 / count)) == pytest.approx(bound, rel=1e-12)
 
 
 @pytest.mark.parametrize("measure", [mutual_coherence, koleo])
@@ -100,7 +100,7 @@ def test_koleo_of_nearly_equal_proxies_has_a_bounded_gradient() -> None:
     p = torch.eye(4)
     p[1] = p[0] + torch.tensor([0, 1e-7, 0, 0])
     p.requires_grad_()
-    koleo(p, smallest=1e-4).backward()
+    koleo(p, min_distance=1e-4).backward()
     assert 0 < p.grad.abs().max() < 1 / 1e-4
 
 

@@ -51,7 +51,7 @@ def test_the_nearest_are_looked_for_by_as_many_as_fit(measure: Callable, rows: i
 
 @pytest.mark.parametrize("rows", [1, 10, 33])
 def test_soft_orthogonality_adds_up_the_products_of_as_many_as_fit(rows: int) -> None:
-    shapes = products(lambda: soft_orthogonality(ROWS, form="dims", memory_mb=rows * 2 * 4 * 8 / MIB))
+    shapes = products(lambda: soft_orthogonality(ROWS, _form="dims", memory_mb=rows * 2 * 4 * 8 / MIB))
     assert shapes == [(8, 8)] * len(range(0, 100, rows))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from pytorch_metric_learning import distances, miners
@@ -18,7 +22,7 @@ from orthoproxy.losses import (
     make_miner,
 )
 from orthoproxy.losses.objective import CLASS_VECTORS
-from orthoproxy.losses.registry import REFUSED
+from orthoproxy.losses.registry import UNSUPPORTED
 
 pytestmark = [
     # LargeMarginSoftmaxLoss and SphereFaceLoss call SciPy with tensors, which NumPy 2 warns of
@@ -29,7 +33,7 @@ pytestmark = [
 
 REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 1}, "HistogramLoss": {"n_bins": 10}}
 C, D = 4, 8
-MINERS = [name for name in dir(miners) if name.endswith("Miner") and name not in REFUSED]
+MINERS = [name for name in dir(miners) if name.endswith("Miner") and name not in UNSUPPORTED]
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,90 +58,77 @@ def test_every_loss_on_offer_trains(name: str) -> None:
 
 def test_all_that_the_library_has_is_either_offered_or_refused_with_a_reason() -> None:
     theirs = {name for name, value in vars(peers).items() if isinstance(value, type)}
-    assert theirs <= set(loss_names()) | set(REFUSED)
+    assert theirs <= set(loss_names()) | set(UNSUPPORTED)
     assert loss_names()[0] == "proxy_anchor"
     assert len(loss_names()) == len(set(loss_names())) >= 30
 
 
-@pytest.mark.parametrize("name", sorted(set(REFUSED) & set(vars(peers))))
-def test_a_refused_loss_says_why(name: str) -> None:
-    with pytest.raises(InputError, match=f"loss.name: {name} cannot be used: it .+; there are proxy_anchor, A"):
+def field_of(build: Callable[..., object], *args: Any, **kwargs: Any) -> str | None:
+    with pytest.raises(InputError) as caught:
+        build(*args, **kwargs)
+    return caught.value.field
+
+
+UNUSABLE = [*sorted(set(UNSUPPORTED) & set(vars(peers))), "ArcFaceLos", "__doc__", "nn", "", "losses.ArcFaceLoss"]
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_loss_that_cannot_be_used_is_rejected_with_what_there_is(name: str) -> None:
+    with pytest.raises(InputError) as caught:
         make_loss(name, C, D)
+    assert caught.value.field == "name" and set(loss_names()) <= set(re.findall(r"\w+", caught.value.expected or ""))
 
 
-@pytest.mark.parametrize("name", sorted(set(REFUSED) & set(vars(miners))))
-def test_a_refused_miner_says_why(name: str) -> None:
-    with pytest.raises(InputError, match=f"loss.miner.name: {name} cannot be used: it .+"):
-        make_miner(name)
+@pytest.mark.parametrize("name", [*sorted(set(UNSUPPORTED) & set(vars(miners))), "HardMiner"])
+def test_a_miner_that_cannot_be_used_is_rejected(name: str) -> None:
+    assert field_of(make_miner, name) == "name"
 
 
-def test_an_unknown_loss_is_refused_with_what_there_is() -> None:
-    with pytest.raises(
-        InputError, match=r"loss\.name.*'ArcFaceLos'.*did you mean ArcFaceLoss.*proxy_anchor, .*, Triplet"
-    ):
-        make_loss("ArcFaceLos", C, D)
+def test_a_similar_name_is_suggested() -> None:
     with pytest.raises(InputError, match="did you mean proxy_anchor"):
         make_loss("proxyanchor", C, D)
-    with pytest.raises(InputError, match=r"loss\.miner\.name.*'HardMiner'.*BatchHardMiner"):
-        make_miner("HardMiner")
 
 
-@pytest.mark.parametrize("name", ["__doc__", "nn", "", "losses.ArcFaceLoss", "BaseMiner"])
-def test_nothing_but_a_loss_can_be_named(name: str) -> None:
-    with pytest.raises(InputError, match=r"^loss\.name"):
-        make_loss(name, C, D)
-
-
-def test_a_loss_that_cannot_be_divided_says_which_can() -> None:
-    with pytest.raises(
-        InputError, match=r"^loss\.shard_proxies: ArcFaceLoss cannot.* only proxy_anchor can; set it to f"
-    ):
-        make_loss("ArcFaceLoss", C, D, sharded=True)
+def test_only_own_losses_can_be_sharded() -> None:
+    assert field_of(make_loss, "ArcFaceLoss", C, D, sharded=True) == "sharded"
     assert isinstance(make_loss("proxy_anchor", C, D, sharded=True), ShardedProxyAnchorLoss)
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "message"),
+    ("name", "args", "field"),
     [
-        ("proxy_anchor", {"margn": 0.1}, "proxy_anchor has no 'margn'.*did you mean margin.*margin, scale"),
-        ("ArcFaceLoss", {"sub_centers": 2}, "ArcFaceLoss has no 'sub_centers'; it takes .*margin, scale"),
-        ("proxy_anchor", {"num_classes": 5}, "num_classes of proxy_anchor follows from the data"),
-        ("ArcFaceLoss", {"embedding_size": 5}, "embedding_size of ArcFaceLoss follows from the data"),
-        ("P2SGradLoss", {"descriptors_dim": 5}, "descriptors_dim of P2SGradLoss follows from the data"),
-        ("TripletMarginLoss", {"reducer": 1}, "reducer of TripletMarginLoss takes .*it takes distance, margin, .*swap"),
-        ("NPairsLoss", {"self": 1}, "NPairsLoss has no 'self'; it takes distance$"),
-        ("NPairsLoss", {"kwargs": 1}, "NPairsLoss has no 'kwargs'"),
-        ("RankedListLoss", {}, "RankedListLoss refuses.*missing.*margin.*Tn"),
-        ("RankedListLoss", {"margin": 1, "Tn": 1, "imbalance": 2}, "RankedListLoss refuses.*between 0 and 1"),
-        ("ArcFaceLoss", {"margin": "wide"}, "ArcFaceLoss refuses"),
+        ("proxy_anchor", {"margn": 0.1}, "args.margn"),
+        ("proxy_anchor", {"scale": -1.0}, "args.scale"),
+        ("ArcFaceLoss", {"sub_centers": 2}, "args.sub_centers"),
+        ("proxy_anchor", {"num_classes": 5}, "args.num_classes"),
+        ("ArcFaceLoss", {"embedding_size": 5}, "args.embedding_size"),
+        ("P2SGradLoss", {"descriptors_dim": 5}, "args.descriptors_dim"),
+        ("TripletMarginLoss", {"reducer": 1}, "args.reducer"),
+        ("NPairsLoss", {"self": 1}, "args.self"),
+        ("NPairsLoss", {"kwargs": 1}, "args.kwargs"),
+        ("RankedListLoss", {}, "args"),
+        ("RankedListLoss", {"margin": 1, "Tn": 1, "imbalance": 2}, "args"),
+        ("ArcFaceLoss", {"margin": "wide"}, "args"),
+        ("ArcFaceLoss", {"distance": {"name": "LpDistance"}}, "args"),
     ],
 )
-def test_an_argument_that_cannot_be_used_is_refused_by_name(name: str, args: dict, message: str) -> None:
-    with pytest.raises(InputError, match=r"^loss\.args: (?s:.*)" + message):
-        make_loss(name, C, D, args)
+def test_an_argument_that_cannot_be_used_is_rejected_by_name(name: str, args: dict, field: str) -> None:
+    assert field_of(make_loss, name, C, D, args) == field
 
 
 @pytest.mark.parametrize(
-    ("name", "distance", "message"),
+    ("distance", "field"),
     [
-        ("TripletMarginLoss", "LpDistance", r"\.distance: must be a name and settings, .*not 'LpDistance'"),
-        ("TripletMarginLoss", {"power": 2}, r"\.distance: must be a name and settings"),
-        ("TripletMarginLoss", {"name": "L2"}, r"\.distance\.name: unknown 'L2'.*LpDistance"),
-        (
-            "TripletMarginLoss",
-            {"name": "BatchedDistance"},
-            r"\.distance\.name: BatchedDistance cannot be used: it wraps",
-        ),
-        ("TripletMarginLoss", {"name": "LpDistance", "pow": 2}, r"\.distance: LpDistance has no 'pow'.*mean power"),
-        ("ArcFaceLoss", {"name": "LpDistance"}, r": ArcFaceLoss refuses .*"),
+        ("LpDistance", "args.distance"),
+        ({"power": 2}, "args.distance"),
+        ({"name": "L2"}, "args.distance.name"),
+        ({"name": "BatchedDistance"}, "args.distance.name"),
+        ({"name": "LpDistance", "pow": 2}, "args.distance.pow"),
     ],
 )
-def test_a_distance_that_cannot_be_used_is_refused_by_name(name: str, distance: object, message: str) -> None:
-    with pytest.raises(InputError, match=r"^loss\.args" + message):
-        make_loss(name, C, D, {"distance": distance})
-    if name != "ArcFaceLoss":
-        with pytest.raises(InputError, match=r"^loss\.miner\.args" + message):
-            make_miner("TripletMarginMiner", {"distance": distance})
+def test_a_distance_that_cannot_be_used_is_rejected_by_name(distance: object, field: str) -> None:
+    assert field_of(make_loss, "TripletMarginLoss", C, D, {"distance": distance}) == field
+    assert field_of(make_miner, "TripletMarginMiner", {"distance": distance}) == field
 
 
 def test_a_distance_is_named_with_its_settings() -> None:
@@ -157,8 +148,7 @@ def test_arguments_reach_the_loss() -> None:
     theirs = make_loss("SubCenterArcFaceLoss", 3, 7, {"sub_centers": 2, "scale": 10})
     assert (theirs.sub_centers, theirs.scale, theirs.W.shape) == (2, 10, (7, 6))
     assert make_miner("MultiSimilarityMiner", {"epsilon": 0.3}).epsilon == 0.3
-    with pytest.raises(InputError, match=r"loss\.miner\.args: MultiSimilarityMiner has no 'epsilo'.*epsilon"):
-        make_miner("MultiSimilarityMiner", {"epsilo": 0.3})
+    assert field_of(make_miner, "MultiSimilarityMiner", {"epsilo": 0.3}) == "args.epsilo"
 
 
 @pytest.mark.parametrize("name", MINERS)

@@ -57,7 +57,7 @@ def test_gram_matrices_of_parts_give_the_orthogonality_of_all(batch: Batch, part
     sizes = split_sizes(len(p), parts)
     gram = sum(gram_of_dims(part, unit) for part in p.split(sizes))
     value = distance_of_gram(gram, len(p), p.shape[1], unit, scaling)
-    torch.testing.assert_close(value, soft_orthogonality(p, unit, "dims", scaling), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(value, soft_orthogonality(p, unit, scaling, _form="dims"), rtol=1e-9, atol=1e-9)
 
 
 def objective(classes: int, divided: bool) -> Objective:

@@ -1,19 +1,24 @@
-"""Proxy Anchor, Soft Orthogonality and its rivals, and the objective that puts them together."""
+"""Proxy Anchor, Soft Orthogonality and other regularizers, and the objective that combines them."""
 
-from orthoproxy.losses.nearest import koleo, mutual_coherence
 from orthoproxy.losses.objective import Objective
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss, proxy_anchor_loss
 from orthoproxy.losses.registry import loss_names, make_loss, make_miner
-from orthoproxy.losses.regularizers import Regulariser, make_regulariser
+from orthoproxy.losses.regularizers import (
+    Regularizer,
+    coding_rate_deficit,
+    koleo,
+    make_regularizer,
+    mutual_coherence,
+    off_diagonal,
+    spectral_isometry,
+)
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
-from orthoproxy.losses.simplex import simplex, simplex_near
-from orthoproxy.losses.soft_orthogonality import SoftOrthogonality, off_diagonal, soft_orthogonality
-from orthoproxy.losses.spectral import coding_rate_deficit, spectral_isometry
+from orthoproxy.losses.soft_orthogonality import SoftOrthogonality, soft_orthogonality
 
 __all__ = [
     "Objective",
     "ProxyAnchorLoss",
-    "Regulariser",
+    "Regularizer",
     "ShardedProxyAnchorLoss",
     "ShardedSoftOrthogonality",
     "SoftOrthogonality",
@@ -22,12 +27,10 @@ __all__ = [
     "loss_names",
     "make_loss",
     "make_miner",
-    "make_regulariser",
+    "make_regularizer",
     "mutual_coherence",
     "off_diagonal",
     "proxy_anchor_loss",
-    "simplex",
-    "simplex_near",
     "soft_orthogonality",
     "spectral_isometry",
 ]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit_rows
 
 
@@ -34,28 +35,28 @@ def proxy_anchor_loss(
     Parameters
     ----------
     embeddings
-        One row an image; normalised here.
+        Shape (B, D); normalized here.
     labels
-        Class of each image, 0 to C - 1.
+        Class of each image, 0 to C - 1, shape (B,).
     proxies
-        One row a class; normalised here. A row of zeros has similarity 0 with everything and gets no gradient.
+        One per class, shape (C, D); normalized here. A row of zeros has similarity 0 and gets no gradient.
     scale
-        alpha, without unit.
+        alpha, above 0.
     margin
-        delta, in units of cosine similarity.
+        delta, as a cosine similarity.
     memory_mb
-        Bound on the memory of what is computed at a time, in MiB; changes no result beyond rounding.
+        Bound in MiB on the temporary memory; changes no result beyond rounding.
 
     Returns
     -------
     Tensor
-        A scalar, float32, or float64 where an input is.
+        A scalar in float32, or float64 where an input is.
 
     Raises
     ------
-    ValueError
-        If the batch is empty, labels and embeddings differ in number, or a label lies outside 0 to C - 1 (labels are
-        looked at on the processor only, as to look at them on a GPU would make it wait).
+    InputError
+        If the batch is empty, labels and embeddings differ in number, or a label lies outside 0 to C - 1 (checked on
+        the CPU only, since reading labels would make a GPU wait).
 
     References
     ----------
@@ -83,35 +84,13 @@ def proxy_anchor_part(
     margin: float,
     memory_mb: float = 16.0,
 ) -> Float[Tensor, ""]:
-    """Compute what some of the proxies contribute to `proxy_anchor_loss`; over all proxies the parts sum up to it.
-
-    Parameters
-    ----------
-    embeddings, labels, scale, margin, memory_mb
-        As in `proxy_anchor_loss`: all images, whatever their class.
-    proxies
-        Those of c classes that follow each other; there may be none.
-    first_class
-        The class of the first.
-    num_classes
-        C, of all proxies.
-
-    Raises
-    ------
-    ValueError
-        As `proxy_anchor_loss`.
-
-    Examples
-    --------
-    >>> embeddings, labels, proxies = torch.eye(2), torch.tensor([0, 1]), torch.eye(2)
-    >>> parts = [proxy_anchor_part(embeddings, labels, proxies[c : c + 1], c, 2, 32.0, 0.1) for c in range(2)]
-    >>> round(float(sum(parts)), 4)
-    3.24
-    """
+    """Return the share of the loss that belongs to c consecutive proxies, of which `first_class` is the first."""
     if not len(embeddings) or labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"labels: {tuple(labels.shape)} for {len(embeddings)} embeddings; give one label each")
+        expected = f"one for each of {len(embeddings)} embeddings, at least one"
+        raise InputError(f"shape {tuple(labels.shape)}", field="labels", expected=expected)
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(f"labels: must lie in 0 to {num_classes - 1}, one for each proxy")
+        problem = f"{int(labels.min())} to {int(labels.max())}"
+        raise InputError(problem, field="labels", expected=f"0 to {num_classes - 1}")
     loss = _ProxyAnchor.apply(
         unit_rows(embeddings), proxies, labels - first_class, num_classes, scale, margin, memory_mb
     )
@@ -120,7 +99,7 @@ def proxy_anchor_part(
 
 
 class _ProxyAnchor(torch.autograd.Function):
-    """The loss and its gradients in one pass over the proxies, some at a time, so that nothing is as large as B x C.
+    """The loss and its gradients in one pass over the proxies, some at a time, without a B x C matrix.
 
     Let u be the proxies at unit length, e_pb = alpha (s_pb + delta), and l_p = log(1 + sum of exp e_pb over p's
     negatives b). The derivative by the similarity with a negative is ``alpha / |P| * exp(e_pb - l_p)``, and with the
@@ -152,12 +131,12 @@ class _ProxyAnchor(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients, ctx.gradients = ctx.gradients, None  # to be scaled in place, as a copy would be as large as P
-        if gradients is None:  # a retained graph is gone through once more
+        if gradients is None:  # a retained graph is traversed again
             units, proxies, labels = ctx.saved_tensors
             _, gradients = _loss_and_gradients(units, proxies, labels, *ctx.settings, wanted=True)
             assert gradients is not None
         factor = by_loss[0]
-        if factor.device.type != "cpu" or factor != 1:  # to look at it would make a GPU wait
+        if factor.device.type != "cpu" or factor != 1:  # reading it would make a GPU wait
             for gradient in gradients:
                 gradient.mul_(factor)
         return *gradients, None, None, None, None, None
@@ -222,18 +201,26 @@ def _pull(
 
 
 def _parts(proxies: Float[Tensor, "c D"], batch: int, memory_mb: float) -> Iterator[tuple[int, Float[Tensor, "p D"]]]:
-    """Cut the proxies into parts whose similarities and unit rows fit the memory given."""
+    """Split the proxies into parts whose similarities and unit rows fit the memory."""
     bytes_a_proxy = proxies.element_size() * 2 * (batch + proxies.shape[1])
     size = max(1, int(memory_mb * 2**20 / bytes_a_proxy))
     for start in range(0, len(proxies), size):
         yield start, proxies[start : start + size]
 
 
-class ProxyAnchorLoss(nn.Module):
-    """`proxy_anchor_loss` with the proxies as its parameter, one a class.
+def check_settings(num_classes: int, scale: float) -> None:
+    """Raise `InputError` for settings without a meaning."""
+    if num_classes < 1:
+        raise InputError(f"{num_classes}", field="num_classes", expected="at least 1")
+    if not scale > 0:
+        raise InputError(f"{scale:g}", field="scale", expected="above 0")
 
-    The proxies start as Kaiming-normal rows (fan out), as in the authors' code; `training.initialise` can set them to
-    class means instead. Give them a learning rate of their own, about 100 times the encoder's.
+
+class ProxyAnchorLoss(nn.Module):
+    """`proxy_anchor_loss` with one proxy per class as its parameter.
+
+    Proxies are initialized as Kaiming-normal rows (fan out), as in the authors' code; `Objective.set_class_vectors` can
+    replace them by class means. Give them a learning rate of their own, about 100 times the encoder's.
 
     Parameters
     ----------
@@ -243,6 +230,11 @@ class ProxyAnchorLoss(nn.Module):
         D.
     scale, margin
         As in `proxy_anchor_loss`.
+
+    Raises
+    ------
+    InputError
+        If `num_classes` is below 1, or `scale` is not above 0.
 
     Examples
     --------
@@ -255,15 +247,16 @@ class ProxyAnchorLoss(nn.Module):
 
     def __init__(self, num_classes: int, embedding_dim: int, scale: float = 32.0, margin: float = 0.1) -> None:
         super().__init__()
+        check_settings(num_classes, scale)
         self.scale, self.margin = scale, margin
         self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Return the loss of a batch; shapes as in `proxy_anchor_loss`."""
+        """Return the loss of a batch."""
         return proxy_anchor_loss(embeddings, labels, self.proxies, self.scale, self.margin)
 
     def extra_repr(self) -> str:
-        """Show the sizes and settings when printed."""
+        """Return the sizes and settings."""
         num_classes, embedding_dim = self.proxies.shape
         return f"num_classes={num_classes}, embedding_dim={embedding_dim}, scale={self.scale}, margin={self.margin}"

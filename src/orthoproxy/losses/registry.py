@@ -1,4 +1,4 @@
-"""Losses and miners by name: the project's own, and pytorch-metric-learning's for comparison."""
+"""Losses and miners by name: the package's own and those of pytorch-metric-learning."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ OWN = {"proxy_anchor": ProxyAnchorLoss}
 SHARDED = {"proxy_anchor": ShardedProxyAnchorLoss}
 
 _ABSTRACT = "it is a base class without a formula of its own"
-_WRAPPER = "it wraps another loss object instead of taking (embeddings, labels) settings from a recipe"
-REFUSED = {
+_WRAPPER = "it wraps another loss object instead of taking (embeddings, labels) settings"
+UNSUPPORTED = {
     "BaseLossWrapper": _ABSTRACT,
     "BaseMetricLossFunction": _ABSTRACT,
     "GenericPairLoss": _ABSTRACT,
@@ -33,16 +33,16 @@ REFUSED = {
     "BaseMiner": _ABSTRACT,
     "EmbeddingsAlreadyPackagedAsTriplets": "it expects batches already laid out as triplets",
     "BaseDistance": _ABSTRACT,
-    "BatchedDistance": "it wraps another distance object instead of taking settings from a recipe",
+    "BatchedDistance": "it wraps another distance object instead of taking settings",
 }
-# what the data and the encoder decide, under the names that the losses give it
+# determined by the data and the encoder, under the names that the losses use
 SIZES = {
     "num_classes": "num_classes",
     "embedding_dim": "embedding_dim",
     "embedding_size": "embedding_dim",
     "descriptors_dim": "embedding_dim",
 }
-# arguments that take Python objects, which a recipe cannot name, or weigh such objects
+# arguments that take Python objects, which a configuration cannot name, or weigh such objects
 OBJECTS = {
     "collect_stats",
     "embedding_reg_weight",
@@ -55,89 +55,83 @@ OBJECTS = {
 
 
 def loss_names() -> list[str]:
-    """Return the names that `make_loss` accepts: the project's own first, then what pytorch-metric-learning offers.
+    """Return the names that `make_loss` accepts.
 
     Examples
     --------
     >>> loss_names()[0]
     'proxy_anchor'
     """
-    return [*OWN, *_offered(_library("losses", required=False))]
+    return [*OWN, *_available(_library("losses", required=False))]
 
 
 def make_loss(
     name: str, num_classes: int, embedding_dim: int, args: Mapping[str, Any] | None = None, sharded: bool = False
 ) -> nn.Module:
-    """Build the loss of that name, called with (embeddings, labels).
+    """Build a loss by name, called with (embeddings, labels).
 
     Parameters
     ----------
     name
         ``proxy_anchor``, or a class of `pytorch_metric_learning.losses`.
     num_classes, embedding_dim
-        C and D; handed to losses that keep a vector a class.
+        C and D; passed to losses with class vectors.
     args
-        The loss's other settings. ``distance`` is a mapping: the ``name`` of a class of
-        `pytorch_metric_learning.distances`, and its settings.
+        Other arguments of the loss. ``distance`` is a mapping: the ``name`` of a class of
+        `pytorch_metric_learning.distances`, and its arguments.
     sharded
-        Divide the proxies among the processes of the job.
+        Divide the proxies among the processes.
 
     Returns
     -------
     torch.nn.Module
-        Freshly initialised.
+        With new parameters.
 
     Raises
     ------
     InputError
-        For a name or an argument that does not exist or cannot be used, with the reason and what there is.
+        If the name or an argument does not exist or cannot be used.
 
     Examples
     --------
     >>> make_loss("proxy_anchor", num_classes=3, embedding_dim=8, args={"margin": 0.2})
     ProxyAnchorLoss(num_classes=3, embedding_dim=8, scale=32.0, margin=0.2)
-    >>> squared = {"name": "LpDistance", "power": 2}
-    >>> make_loss("TripletMarginLoss", num_classes=3, embedding_dim=8, args={"distance": squared}).distance.power
-    2
     """
-    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     if sharded and name not in SHARDED:
-        raise InputError(
-            f"loss.shard_proxies: {name} cannot be divided among processes, only {', '.join(SHARDED)} can; "
-            "set it to false, or loss.name to that"
-        )
-    loss_class = (SHARDED if sharded else OWN).get(name) or _find("loss.name", name, _library("losses"), extra=OWN)
+        raise InputError(f"{name} cannot be sharded", field="sharded", expected=f"false, or {', '.join(SHARDED)}")
+    loss_class = (SHARDED if sharded else OWN).get(name) or _find("name", name, _library("losses"), extra=OWN)
+    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
     filled = {argument: sizes[size] for argument, size in SIZES.items() if argument in required}
-    return _construct("loss.args", name, loss_class, args or {}, filled)
+    return _construct("args", name, loss_class, args or {}, filled)
 
 
 def make_miner(name: str, args: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the miner of that name, a class of `pytorch_metric_learning.miners`.
+    """Build a miner by name.
 
     Parameters
     ----------
     name
-        The class's name.
+        A class of `pytorch_metric_learning.miners`.
     args
-        Its settings; ``distance`` as in `make_loss`.
+        Its arguments; ``distance`` as in `make_loss`.
 
     Returns
     -------
     torch.nn.Module
-        Called with (embeddings, labels), it returns the tuple of indices that pytorch-metric-learning's losses take.
+        Called with (embeddings, labels); returns the indices that pytorch-metric-learning's losses take.
 
     Raises
     ------
     InputError
-        As for `make_loss`.
+        As `make_loss`.
 
     Examples
     --------
     >>> make_miner("MultiSimilarityMiner", {"epsilon": 0.2}).epsilon
     0.2
     """
-    return _construct("loss.miner.args", name, _find("loss.miner.name", name, _library("miners")), args or {}, {})
+    return _construct("args", name, _find("name", name, _library("miners")), args or {}, {})
 
 
 def _library(part: str, required: bool = True) -> ModuleType | None:
@@ -150,23 +144,25 @@ def _library(part: str, required: bool = True) -> ModuleType | None:
         if not required:
             return None
         raise InputError(
-            f"loss: apart from {', '.join(OWN)}, losses and miners come from pytorch-metric-learning, which is not "
-            "installed;\nrun: pip install 'orthoproxy[compare]'"
+            f"{part} other than {', '.join(OWN)} need pytorch-metric-learning, which is not installed",
+            field="name",
+            hint="pip install 'orthoproxy[compare]'",
         ) from error
     return getattr(pytorch_metric_learning, part)
 
 
-def _offered(library: ModuleType | None) -> list[str]:
+def _available(library: ModuleType | None) -> list[str]:
     classes = inspect.getmembers(library, inspect.isclass) if library else []
-    return [name for name, _ in classes if name not in REFUSED]
+    return [name for name, _ in classes if name not in UNSUPPORTED]
 
 
 def _find(field: str, name: str, library: ModuleType | None, extra: Iterable[str] = ()) -> type[nn.Module]:
-    offered = [*extra, *_offered(library)]
-    if name in REFUSED:
-        raise InputError(f"{field}: {name} cannot be used: {REFUSED[name]}; there are {', '.join(offered)}")
-    if name not in offered:
-        raise InputError(f"{field}: unknown {name!r}{_did_you_mean(name, offered)}; there are {', '.join(offered)}")
+    available = [*extra, *_available(library)]
+    expected = f"one of {', '.join(available)}"
+    if name in UNSUPPORTED:
+        raise InputError(f"{name} cannot be used: {UNSUPPORTED[name]}", field=field, expected=expected)
+    if name not in available:
+        raise InputError(f"unknown {name!r}{_did_you_mean(name, available)}", field=field, expected=expected)
     return getattr(library, name)
 
 
@@ -176,38 +172,37 @@ def _construct(
     allowed = sorted(set(_arguments(module_class)) - OBJECTS - set(filled))
     for argument in args:
         if argument in filled:
-            raise InputError(f"{field}: {argument} of {name} follows from the data and the encoder; leave it out")
-        if argument in OBJECTS:
-            raise InputError(
-                f"{field}: {argument} of {name} takes or weighs a Python object, which a recipe cannot name; "
-                f"it takes {', '.join(allowed) or 'no arguments'}"
-            )
-        if argument not in allowed:
-            raise InputError(
-                f"{field}: {name} has no {argument!r}{_did_you_mean(argument, allowed)}; it takes "
-                f"{', '.join(allowed) or 'no arguments'}"
-            )
+            problem = f"{name} takes it from the data and the encoder"
+        elif argument in OBJECTS:
+            problem = f"{name} takes or weighs a Python object here"
+        elif argument not in allowed:
+            problem = f"{name} has no such argument{_did_you_mean(argument, allowed)}"
+        else:
+            continue
+        raise InputError(problem, field=f"{field}.{argument}", expected=", ".join(allowed) or "no arguments")
     if "distance" in args:
         args = {**args, "distance": _make_distance(f"{field}.distance", args["distance"])}
     try:
         return module_class(**args, **filled)
+    except InputError as error:
+        raise error.within(field) from error
     except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"{field}: {name} refuses {dict(args)}: {error or type(error).__name__}") from error
+        raise InputError(f"{name} rejects {dict(args)}: {error or type(error).__name__}", field=field) from error
 
 
 def _make_distance(field: str, given: Any) -> nn.Module:
-    """Build a distance of pytorch-metric-learning from its name and settings."""
+    """Build a distance of pytorch-metric-learning from its name and arguments."""
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise InputError(f"{field}: must be a name and settings, such as {{name: LpDistance, power: 2}}, not {given!r}")
-    settings = {name: value for name, value in given.items() if name != "name"}
-    return _construct(field, given["name"], _find(f"{field}.name", given["name"], _library("distances")), settings, {})
+        raise InputError(f"{given!r}", field=field, expected="a name and arguments, as {name: LpDistance, power: 2}")
+    args = {name: value for name, value in given.items() if name != "name"}
+    return _construct(field, given["name"], _find(f"{field}.name", given["name"], _library("distances")), args, {})
 
 
 def _arguments(module_class: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name, those passed on to base classes included."""
+    """The constructor's arguments by name, including those passed on to base classes."""
     return {
         name: parameter
-        for base in reversed(module_class.__mro__)  # what a class itself says of an argument comes last and counts
+        for base in reversed(module_class.__mro__)  # the class itself comes last and wins
         if "__init__" in vars(base) and base not in (object, nn.Module)
         for name, parameter in inspect.signature(base.__init__).parameters.items()
         if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

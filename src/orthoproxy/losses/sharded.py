@@ -1,15 +1,11 @@
-"""The proxies divided among the processes of a job: each keeps about C / W of them, with their optimiser state.
+"""Proxies divided among processes: each holds about C / W of them, with their optimizer state.
 
-Both losses split over proxies, given all embeddings of the batch. What process r computes from its proxies P_r and the
-gathered embeddings X, a_r(X, P_r), sums up to Proxy Anchor: L = a_1 + ... + a_W, if its classes are counted over the
-whole batch and C over all processes. Soft Orthogonality is a function of ``P^T P``, which is the sum of the
-processes' ``P_r^T P_r``.
+Both losses split over proxies, given all embeddings X of the batch. Process r computes a_r(X, P_r) from its proxies
+P_r; Proxy Anchor is L = a_1 + ... + a_W. Soft Orthogonality depends on ``P^T P``, the sum of all ``P_r^T P_r``.
 
-The gradients: dL/dP_r is da_r/dP_r, which process r has whole. dL/dX is the sum over r of da_r/dX, which
-`all_gather_rows` forms on the way back, so that each process gets that of its own images. Through the encoder it
-becomes a part of the gradient by the weights; the whole is the sum of the parts. DDP takes their mean instead, which is
-1/W of it. So each process hands W times its da_r/dX to the way back. (Where the proxies are not divided, each process
-computes L itself, the sum is of W equal gradients, and the factor is there already.)
+Gradients: dL/dP_r = da_r/dP_r is complete in process r. dL/dX is the sum of all da_r/dX, formed by the backward pass of
+`all_gather_rows`. DDP averages the encoder's gradients over processes although they are parts of a sum, so each process
+scales its da_r/dX by W. (Without sharding each process computes all of L, and the sum has that factor already.)
 """
 
 from __future__ import annotations
@@ -23,16 +19,16 @@ from torch import Tensor, nn
 
 from orthoproxy.core.distributed import all_reduce_sum, local_slice, process_count, split_sizes
 from orthoproxy.losses.full_precision import at_least_float32
-from orthoproxy.losses.proxy_anchor import proxy_anchor_part
-from orthoproxy.losses.soft_orthogonality import Scaling, distance_of_gram, gram_of_dims
+from orthoproxy.losses.proxy_anchor import check_settings, proxy_anchor_part
+from orthoproxy.losses.soft_orthogonality import Scaling, distance_of_gram, gram_of_dims, scale_divisor
 
-BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, so that the numbers are those of a single draw
+BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, which gives the numbers of a single draw
 
 
 class ShardedProxyAnchorLoss(nn.Module):
-    """`ProxyAnchorLoss` whose proxies are divided among the processes; every process returns the loss of the whole.
+    """`ProxyAnchorLoss` with its proxies divided among processes; every process returns the whole loss.
 
-    Alone, or with each process given the same seed, they start as `ProxyAnchorLoss` starts them.
+    With the same seed in each process, they are initialized as in `ProxyAnchorLoss`.
 
     Parameters
     ----------
@@ -52,13 +48,14 @@ class ShardedProxyAnchorLoss(nn.Module):
 
     def __init__(self, num_classes: int, embedding_dim: int, scale: float = 32.0, margin: float = 0.1) -> None:
         super().__init__()
+        check_settings(num_classes, scale)
         self.num_classes, self.scale, self.margin = num_classes, scale, margin
         self.sizes = split_sizes(num_classes)
         self.classes = range(num_classes)[local_slice(self.sizes)]
         self.proxies = nn.Parameter(_own_rows_of_kaiming_normal(num_classes, embedding_dim, self.classes))
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Return the loss of a batch that every process has gathered; labels count over all C classes."""
+        """Return the loss of a batch gathered from all processes; labels are of all C classes."""
         part = proxy_anchor_part(
             _ScaleGradient.apply(embeddings, process_count()),
             labels,
@@ -71,14 +68,12 @@ class ShardedProxyAnchorLoss(nn.Module):
         return all_reduce_sum(part)
 
     def extra_repr(self) -> str:
-        """Show the classes and settings when printed."""
+        """Return the classes and settings."""
         return f"{self.classes} of {self.num_classes}, scale={self.scale}, margin={self.margin}"
 
 
 class ShardedSoftOrthogonality(nn.Module):
-    """`SoftOrthogonality` of proxies that are divided among the processes; every process returns that of the whole.
-
-    Computed through the D x D matrix, which is all that processes exchange.
+    """`SoftOrthogonality` of proxies divided among processes, which exchange only the D x D matrix.
 
     Parameters
     ----------
@@ -95,6 +90,7 @@ class ShardedSoftOrthogonality(nn.Module):
 
     def __init__(self, num_classes: int, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
+        scale_divisor(scaling, 2)
         self.num_classes, self.normalize = num_classes, normalize
         self.scaling: Scaling = scaling
 
@@ -103,7 +99,7 @@ class ShardedSoftOrthogonality(nn.Module):
         return _of_parts(proxies, self.num_classes, self.normalize, self.scaling)
 
     def extra_repr(self) -> str:
-        """Show the settings when printed."""
+        """Return the settings."""
         return f"normalize={self.normalize}, scaling={self.scaling!r}"
 
 
@@ -127,7 +123,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def _own_rows_of_kaiming_normal(num_classes: int, dim: int, own: range) -> Float[Tensor, "c D"]:
-    """Draw all rows, some at a time, and keep one's own: a proxy's start does not depend on the number of processes."""
+    """Draw all rows, some at a time, and keep this process's: initialization does not depend on their number."""
     kept = torch.empty(len(own), dim)
     starts = range(0, max(1, num_classes - BLOCK + 1), BLOCK)  # the last block takes what is left over as well
     for start in starts:

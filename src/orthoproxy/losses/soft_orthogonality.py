@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit_rows
 
-Form = Literal["auto", "classes", "dims"]
 Scaling = Literal["sum", "mean", "excess"]
 
 
@@ -19,44 +19,43 @@ Scaling = Literal["sum", "mean", "excess"]
 def soft_orthogonality(
     proxies: Float[Tensor, "C D"],
     normalize: bool = True,
-    form: Form = "auto",
     scaling: Scaling = "sum",
     memory_mb: float = 16.0,
+    _form: Literal["classes", "dims"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Measure how far the proxies are from being orthogonal: ``||P P^T - I||_F^2``, P having one proxy a row.
+    r"""Penalize proxies that are not orthogonal: ``||P P^T - I||_F^2``, with one proxy per row of P.
+
+    Computed through the smaller of ``P P^T`` (C x C) and ``P^T P`` (D x D), by
+    ``||P P^T - I||^2 = ||P^T P - I||^2 + C - D``.
 
     Parameters
     ----------
     proxies
-        P, one row a class.
+        P, shape (C, D).
     normalize
-        Scale the rows to unit length first, so that only the angles count. A row of zeros stays zero, with gradient 0.
-    form
-        How the same number is computed. ``classes``: through the C x C matrix of similarities ``P P^T``. ``dims``:
-        through the D x D matrix ``P^T P``, by ``||P P^T - I||^2 = ||P^T P - I||^2 + C - D``. ``auto``: the smaller.
+        Scale the rows to unit length first, so that only angles count. A row of zeros stays zero, with gradient 0.
     scaling
         ``sum``: as published. ``mean``: divided by C (C - 1), the number of ordered pairs. ``excess``: what lies above
-        the least value that C vectors in D dimensions can reach, divided by C. With unit rows and C >= D that least
-        value is the Welch bound ``C^2 / D - C``, and the excess is ``||P^T P - (C / D) I||^2 / C``; unnormalised it is
-        ``max(0, C - D)``; unit rows with C < D can reach 0.
+        the minimum that C vectors in D dimensions can reach, divided by C. With unit rows and C >= D the minimum is
+        the Welch bound ``C^2 / D - C``, and the excess is ``||P^T P - (C / D) I||^2 / C``; with unit rows and C < D
+        the minimum is 0; without normalization it is ``max(0, C - D)``.
     memory_mb
-        Bound on the memory of what the form ``dims`` computes at a time, in MiB; changes no result beyond rounding.
+        Bound in MiB on the temporary memory of the D x D form; changes no result beyond rounding.
 
     Returns
     -------
     Tensor
-        A scalar, 0 or more, float32 or float64; 0 for a single proxy, which has no other to be orthogonal to.
+        A scalar, at least 0, in float32 or float64; 0 for a single proxy.
 
     Raises
     ------
-    ValueError
-        For an unknown form or scaling.
+    InputError
+        If the scaling is unknown.
 
     References
     ----------
     Bansal et al., "Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?", NeurIPS 2018;
-    applied to proxies by "Deep Metric Learning with Soft Orthogonal Proxies", 2023, arXiv 2306.13055. Derivation of
-    the dual form and of the excess: docs/method.md.
+    applied to proxies by "Deep Metric Learning with Soft Orthogonal Proxies", 2023, arXiv 2306.13055.
 
     Examples
     --------
@@ -67,14 +66,11 @@ def soft_orthogonality(
     >>> soft_orthogonality(torch.ones(3, 2), scaling="mean")
     tensor(1.0000)
     """
-    if form not in ("auto", "classes", "dims"):
-        raise ValueError(f"form: unknown {form!r}; one of auto, classes, dims")
-    _divisor(scaling, len(proxies))
     num_classes, dim = proxies.shape
+    scale_divisor(scaling, num_classes)  # also checks a single proxy's scaling
     if num_classes == 1:
         return (proxies * 0).sum()
-    in_dims = form == "dims" or (form == "auto" and num_classes > dim)
-    if in_dims:
+    if _form == "dims" or (_form is None and num_classes > dim):
         gram = gram_of_dims(proxies, normalize, memory_mb)
     else:
         rows = unit_rows(proxies) if normalize else proxies
@@ -82,70 +78,8 @@ def soft_orthogonality(
     return distance_of_gram(gram, num_classes, dim, normalize, scaling)
 
 
-@at_least_float32
-def off_diagonal(proxies: Float[Tensor, "C D"], scaling: Scaling = "sum", memory_mb: float = 16.0) -> Float[Tensor, ""]:
-    r"""Measure the similarities of different proxies only: ``sum over i != j of (p_i . p_j)^2``.
-
-    That is ``||P P^T||_F^2`` without its diagonal, where `soft_orthogonality` without normalisation also draws the
-    lengths to 1. Nothing keeps the lengths here, so that shorter proxies lower the value as well as wider angles; a
-    loss that looks at angles only does not mind. With unit rows it is `soft_orthogonality` itself, which is why there
-    is no option for them. Computed through ``||P^T P||_F^2 - sum of ||p_i||^4`` where C > D, without a C x C matrix.
-
-    Parameters
-    ----------
-    proxies
-        P, one row a class, as long as they are.
-    scaling
-        ``sum``; ``mean``: divided by C (C - 1); ``excess``: divided by C, since the least value is 0.
-    memory_mb
-        As in `soft_orthogonality`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, 0 or more, float32 or float64; 0 for a single proxy.
-
-    Raises
-    ------
-    ValueError
-        For an unknown scaling.
-
-    References
-    ----------
-    The diagonal is left out by Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR
-    2019, arXiv 1809.11096.
-
-    Examples
-    --------
-    >>> off_diagonal(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))  # orthogonal, of whatever length
-    tensor(0.)
-    >>> off_diagonal(torch.ones(3, 2))  # six ordered pairs of similarity 2
-    tensor(24.)
-    """
-    divisor = _divisor(scaling, len(proxies))
-    if len(proxies) == 1:
-        return (proxies * 0).sum()
-    if len(proxies) > proxies.shape[1]:
-        everything = gram_of_dims(proxies, False, memory_mb).square().sum()
-        return _not_below_zero(everything - proxies.square().sum(dim=1).square().sum()) / divisor
-    gram = proxies @ proxies.T
-    return (gram - gram.diagonal().diag()).square().sum() / divisor
-
-
 def gram_of_dims(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: float = 16.0) -> Float[Tensor, "D D"]:
-    """Compute ``P^T P``, of the unit rows if asked for. Over all proxies, those of parts of them sum up to it.
-
-    Parameters
-    ----------
-    proxies, normalize, memory_mb
-        As in `soft_orthogonality`; there may be none.
-
-    Examples
-    --------
-    >>> gram_of_dims(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), normalize=True)
-    tensor([[1., 0.],
-            [0., 1.]])
-    """
+    """Return ``P^T P``, of the unit rows if asked for; parts of the proxies add up to the whole."""
     gram = _GramOfDims.apply(proxies, normalize, memory_mb)
     assert isinstance(gram, Tensor)
     return gram
@@ -154,44 +88,34 @@ def gram_of_dims(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: floa
 def distance_of_gram(
     gram: Float[Tensor, "n n"], num_classes: int, dim: int, normalize: bool, scaling: Scaling
 ) -> Float[Tensor, ""]:
-    """Compute `soft_orthogonality` from ``P P^T`` or ``P^T P``.
-
-    Parameters
-    ----------
-    gram
-        Either; its size and `num_classes` tell which.
-    num_classes, dim
-        C, at least 2, and D.
-    normalize, scaling
-        As in `soft_orthogonality`.
-
-    Examples
-    --------
-    >>> distance_of_gram(3 * torch.eye(2), num_classes=6, dim=2, normalize=True, scaling="excess")
-    tensor(0.)
-    """
+    """Compute `soft_orthogonality` from ``P P^T`` or ``P^T P``, told apart by their size."""
     # ||P P^T - t I||^2 and ||P^T P - t I||^2 differ by t^2 (C - D) only: compute one, correct to the size asked for
     above_floor = scaling == "excess" and num_classes > dim
     shift = num_classes / dim if above_floor and normalize else 1.0
     correction = shift**2 * ((dim if above_floor else num_classes) - len(gram))
     distance = (gram - shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
-    value = distance if correction == 0 else _not_below_zero(distance + correction)
-    return value / _divisor(scaling, num_classes)
+    value = distance if correction == 0 else not_below_zero(distance + correction)
+    return value / scale_divisor(scaling, num_classes)
 
 
-def _divisor(scaling: Scaling, num_classes: int) -> int:
-    """What a sum over all pairs is divided by."""
+def scale_divisor(scaling: Scaling, num_classes: int) -> int:
+    """Return what a sum over all ordered pairs is divided by."""
     divisors = {"sum": 1, "mean": num_classes * (num_classes - 1), "excess": num_classes}
     if scaling not in divisors:
-        raise ValueError(f"scaling: unknown {scaling!r}; one of sum, mean, excess")
+        raise InputError(f"unknown {scaling!r}", field="scaling", expected="sum, mean or excess")
     return divisors[scaling]
 
 
-class _GramOfDims(torch.autograd.Function):
-    """``P^T P``, of the unit rows if asked for, a part of the rows at a time: no copy of P is kept for the way back.
+def not_below_zero(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Lift what rounding pushed below zero; the gradient stays that of `value`."""
+    return value + torch.where(value < 0, -value, 0.0).detach()
 
-    With dG the derivative by the result, that by a row p is ``p (dG + dG^T)``. If p is u at unit length, what points
-    along u is taken away from it, and the rest divided by the length.
+
+class _GramOfDims(torch.autograd.Function):
+    """``P^T P``, of the unit rows if asked for, some rows at a time; no copy of P is kept for the backward pass.
+
+    With dG the gradient of the result, that of a row p is ``p (dG + dG^T)``. If p is u at unit length, its
+    component along u is removed, and the rest divided by the length.
     """
 
     @staticmethod
@@ -224,21 +148,16 @@ class _GramOfDims(torch.autograd.Function):
 
 
 def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, "c D"], ...]:
-    """Cut rows into parts of which two copies fit the memory given."""
+    """Split rows into parts of which two copies fit the memory."""
     return rows.split(max(1, int(memory_mb * 2**20 / (2 * rows.element_size() * rows.shape[1]))))
 
 
-def _not_below_zero(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Lift what rounding pushed below zero; the gradient stays that of `value`."""
-    return value + torch.where(value < 0, -value, 0.0).detach()
-
-
 class SoftOrthogonality(nn.Module):
-    """`soft_orthogonality` with its settings, for use beside a loss with proxies.
+    """`soft_orthogonality` as a module, for use beside a loss with proxies.
 
     Parameters
     ----------
-    normalize, form, scaling
+    normalize, scaling
         As in `soft_orthogonality`.
 
     Examples
@@ -247,16 +166,16 @@ class SoftOrthogonality(nn.Module):
     tensor(0.)
     """
 
-    def __init__(self, normalize: bool = True, form: Form = "auto", scaling: Scaling = "sum") -> None:
+    def __init__(self, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
+        scale_divisor(scaling, 2)
         self.normalize = normalize
-        self.form: Form = form
         self.scaling: Scaling = scaling
 
     def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
-        """Return the term for proxies, one a row."""
-        return soft_orthogonality(proxies, self.normalize, self.form, self.scaling)
+        """Return the penalty of proxies, one per row."""
+        return soft_orthogonality(proxies, self.normalize, self.scaling)
 
     def extra_repr(self) -> str:
-        """Show the settings when printed."""
-        return f"normalize={self.normalize}, form={self.form!r}, scaling={self.scaling!r}"
+        """Return the settings."""
+        return f"normalize={self.normalize}, scaling={self.scaling!r}"

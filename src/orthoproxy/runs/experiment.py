@@ -58,7 +58,7 @@ from orthoproxy.data.loading import loader_options
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.embedding.feature_cache import FrozenFeatures
 from orthoproxy.evaluation import Scoring, mean_scores, require_scorable
-from orthoproxy.losses import Objective, make_loss, make_miner, make_regulariser
+from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.runs import config as options
 from orthoproxy.runs.config import Config, Initialization
@@ -460,18 +460,17 @@ def make_objective(loss: options.Loss, num_classes: int, embedding_dim: int) -> 
     """Build the loss with its miner and proxy regularizer."""
     regularizer = loss.proxy_regularizer
     with field_prefix("loss"):
-        return Objective(
-            make_loss(loss.name, num_classes, embedding_dim, loss.args, loss.shard_proxies),
-            num_classes,
-            make_regulariser(
-                "soft" if regularizer.name == "soft_orthogonality" else regularizer.name,
+        module = make_loss(loss.name, num_classes, embedding_dim, loss.args, loss.shard_proxies)
+        with field_prefix("proxy_regularizer"):
+            term = make_regularizer(
+                regularizer.name,
                 regularizer.normalize,
                 regularizer.scaling,
                 sharded_classes=num_classes if loss.shard_proxies else None,
-            ),
-            regularizer.weight,
-            make_miner(loss.miner.name, loss.miner.args) if loss.miner.name else None,
-        )
+            )
+        with field_prefix("miner"):
+            miner = make_miner(loss.miner.name, loss.miner.args) if loss.miner.name else None
+        return Objective(module, num_classes, term, regularizer.weight, miner)
 
 
 def make_fit_options(config: Config, batches_per_epoch: int) -> FitOptions:
