@@ -172,16 +172,18 @@ def test_relative_roots_give_absolute_paths(tmp_path: Path, monkeypatch: pytest.
         assert cars_table(Path()).equals(cars_table(tmp_path / layout))
 
 
-def test_no_layout_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.root: no folder .*nothing"):
-        cars_table(tmp_path / "nothing")
+def error_of(root: Path) -> InputError:
+    with pytest.raises(InputError) as caught:
+        cars_table(root)
+    assert caught.value.field == "root"
+    return caught.value
+
+
+def test_no_known_layout_is_an_error(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "nothing").path == tmp_path / "nothing"
     (tmp_path / "cars_annos.mat").touch()
     (tmp_path / "one class").mkdir()
-    with pytest.raises(
-        InputError,
-        match=r"no folder car_ims \(listed in cars_annos\.mat\), no cars_train .*, no train and test .* 196 such fold",
-    ):
-        cars_table(tmp_path)
+    assert error_of(tmp_path).path == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -196,23 +198,14 @@ def test_no_layout_is_named(tmp_path: Path) -> None:
 def test_a_missing_list_is_named(layout: str, lost: str, tmp_path: Path) -> None:
     LAYOUTS[layout](tmp_path, SMALL)
     (tmp_path / lost).unlink()
-    name = Path(lost).name
-    with pytest.raises(InputError, match=rf"has no devkit/{name} and no {name}; get it from where"):
-        cars_table(tmp_path)
+    assert Path(lost).name in error_of(tmp_path).problem
 
 
 def test_missing_class_folders_are_counted(tmp_path: Path) -> None:
     write_cars_by_class(tmp_path, SMALL)
     for part in ("train", "test"):
         (tmp_path / part / CAR_NAMES[5]).rename(tmp_path / part / ".hidden")
-    with pytest.raises(
-        InputError, match=r"train and .*test have 195 class folders together, not 196; .*none may be missing"
-    ):
-        cars_table(tmp_path)
-    (tmp_path / "test").rename(tmp_path / "valid")
-    (tmp_path / "train" / ".hidden").rename(tmp_path / "train" / CAR_NAMES[5])
-    with pytest.raises(InputError, match=r"data\.root: no folder .*test"):
-        cars_table(tmp_path)
+    assert "195" in error_of(tmp_path).problem
 
 
 def row(**fields: object) -> dict[str, object]:
@@ -220,31 +213,26 @@ def row(**fields: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("write", "message"),
+    ("write", "found"),
     [
-        (
-            lambda path: path.write_bytes(b"not MATLAB at all"),
-            r"cannot read .*cars_annos\.mat as a MATLAB file: .*again",
-        ),
-        (lambda path: path.write_bytes(b""), r"cannot read .*cars_annos\.mat as a MATLAB file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:9000]), r"cannot read .*cars_annos\.mat as a MATLAB file"),
-        (lambda path: write_mat(path, names=CAR_NAMES), r"cars_annos\.mat has no variable 'annotations'"),
-        (lambda path: write_mat(path, [row()]), r"cars_annos\.mat has no variable 'class_names'"),
-        (lambda path: write_mat(path, [row()], CAR_NAMES[1:]), r"cars_annos\.mat names 195 classes, not 196"),
-        (lambda path: write_mat(path, [{"fname": "1.jpg", "class": 1}], CAR_NAMES), r"has no field 'relative_im_path'"),
-        (lambda path: write_mat(path, [{"relative_im_path": "1.jpg"}], CAR_NAMES), r"has no field 'class'"),
-        (
-            lambda path: write_mat(path, [row(), row(**{"class": np.uint8(197)})], CAR_NAMES),
-            r"annotation 2 of .*cars_annos\.mat: class is 197; it must be 1 to 196",
-        ),
-        (lambda path: write_mat(path, [row(**{"class": np.uint8(0)})], CAR_NAMES), r"class is 0; it must be 1 to 196"),
+        (lambda path: path.write_bytes(b"not MATLAB at all"), "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:9000]), "damaged"),
+        (lambda path: write_mat(path, names=CAR_NAMES), "'annotations'"),
+        (lambda path: write_mat(path, [row()]), "'class_names'"),
+        (lambda path: write_mat(path, [row()], CAR_NAMES[1:]), "195"),
+        (lambda path: write_mat(path, [{"fname": "1.jpg", "class": 1}], CAR_NAMES), "'relative_im_path'"),
+        (lambda path: write_mat(path, [{"relative_im_path": "1.jpg"}], CAR_NAMES), "'class'"),
+        (lambda path: write_mat(path, [row(), row(**{"class": np.uint8(197)})], CAR_NAMES), "annotation 2"),
+        (lambda path: write_mat(path, [row(**{"class": np.uint8(0)})], CAR_NAMES), "annotation 1"),
+        (lambda path: write_mat(path, [row(**{"class": "Eagle"})], CAR_NAMES), "'Eagle'"),
     ],
 )
-def test_what_is_wrong_with_a_list_is_named(write: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+def test_a_damaged_list_is_named(write: Callable[[Path], object], found: str, tmp_path: Path) -> None:
     write_cars_in_one_folder(tmp_path, SMALL)
     write(tmp_path / "cars_annos.mat")
-    with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
-        cars_table(tmp_path)
+    error = error_of(tmp_path)
+    assert error.path == tmp_path / "cars_annos.mat" and found in error.problem
 
 
 def test_the_data_card_shows_what_its_command_prints(

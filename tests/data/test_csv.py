@@ -50,27 +50,29 @@ def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "field"),
     [
-        ("path,class\na.png,cat\n", "has no column 'label', only path, class"),
-        ("file,label\na.png,cat\n", "has no column 'path', only file, label"),
-        ("a.png,cat\nb.png,dog\n", "has no column 'path'.*its first line must name path and label"),
-        ("path;label\na.png;cat\n", "has no column 'path', only path;label"),
-        ("", "no column 'path', only nothing"),
-        ("path,label\n", "no images"),
-        ('path,label\n"a.png,cat\n', "cannot read"),
-        ("path,label\na.png,\n", "label: empty"),
-        ("path,label\na.png\n", "row 1 of .* has 1 fields, the first line 2"),
-        ("path,label\n,cat\n", "path: empty"),
-        ("path,label,path\na.png,cat,b.png\n", "has two columns 'path'; give one of them another name"),
-        ("path,label,split\na.png,cat,training\n", "split: unknown value 'training'"),
-        ("path,label,role\na.png,cat,probe\n", "role: unknown value 'probe'"),
-        ("path,label,split\na.png,cat,train\nb.png,cat,test\n", "class 'cat' is in train and in test"),
+        ("path,class\na.png,cat\n", "csv"),
+        ("file,label\na.png,cat\n", "csv"),
+        ("a.png,cat\nb.png,dog\n", "csv"),
+        ("path;label\na.png;cat\n", "csv"),
+        ("", "csv"),
+        ("path,label\n", None),
+        ('path,label\n"a.png,cat\n', "csv"),
+        ("path,label\na.png,\n", "label"),
+        ("path,label\na.png\n", "csv"),
+        ("path,label\n,cat\n", "path"),
+        ("path,label,path\na.png,cat,b.png\n", "csv"),
+        ("path,label,split\na.png,cat,training\n", "split"),
+        ("path,label,role\na.png,cat,probe\n", "role"),
+        ("path,label,split\na.png,cat,train\nb.png,cat,test\n", "split"),
     ],
 )
-def test_what_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message):
-        csv_table(write(tmp_path, text))
+def test_the_cause_is_named(text: str, field: str | None, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        csv_table(path)
+    assert caught.value.field == field and (field != "csv" or caught.value.path == path)
 
 
 OUTSIDE = ["/etc/passwd", "../a.png", "x/../../a.png", "x/..", "/data/../a.png", "/database/a.png"]
@@ -79,15 +81,17 @@ OUTSIDE = ["/etc/passwd", "../a.png", "x/../../a.png", "x/..", "/data/../a.png",
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_paths_stay_inside_the_root(name: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"path,label\na.png,cat\n{name},cat\n")
-    with pytest.raises(InputError, match=r"row 2 of .* is not in /data\n.* data\.outside_root true") as caught:
+    with pytest.raises(InputError) as caught:
         csv_table(path, root=Path("/data"))
-    assert repr(name) in str(caught.value)
+    assert caught.value.field == "csv" and f"row 2 lists {name!r}" in caught.value.problem
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_paths_of_a_trusted_list_may_lead_anywhere(name: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"path,label\n{name},cat\n")
-    assert csv_table(path, root=Path("/data"), outside_root=True).path.tolist() == [str(Path("/data") / name)]
+    assert csv_table(path, root=Path("/data"), allow_paths_outside_root=True).path.tolist() == [
+        str(Path("/data") / name)
+    ]
 
 
 def test_what_was_checked_is_what_is_read(tmp_path: Path) -> None:
@@ -116,11 +120,12 @@ def test_lines_with_more_fields_than_the_header_are_never_read_askew(text: str, 
 
 def test_other_encodings_are_refused(tmp_path: Path) -> None:
     for encoding in ("utf-16", "latin-1"):
-        with pytest.raises(InputError, match="cannot read"):
+        with pytest.raises(InputError, match="UTF-8"):
             csv_table(write(tmp_path, "path,label\na.png,Möwe\n", encoding))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.csv", tmp_path):
-        with pytest.raises(InputError, match=rf"data\.path: no file {path}"):
+        with pytest.raises(InputError) as caught:
             csv_table(path)
+        assert (caught.value.field, caught.value.path) == ("csv", path)

@@ -102,45 +102,51 @@ def test_images_asked_of_the_stand_in_can_be_read(tmp_path: Path) -> None:
 
 
 def test_missing_lists_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.root: no folder .*nothing"):
+    with pytest.raises(InputError, match="nothing"):
         cub_table(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"has no images\.txt and no CUB_200_2011/images\.txt; give the folder that"):
+    with pytest.raises(InputError, match=r"images\.txt"):
         cub_table(tmp_path)
     write_cub(tmp_path, images=(100, 100))
     (tmp_path / "image_class_labels.txt").unlink()
-    with pytest.raises(InputError, match=r"no file .*image_class_labels\.txt; unpack .* again"):
+    with pytest.raises(InputError, match=r"image_class_labels\.txt"):
         cub_table(tmp_path)
+
+
+IMAGES, LABELS = "images.txt", "image_class_labels.txt"
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "message"),
+    ("images", "labels", "at_fault", "found"),
     [
-        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n", r"image_class_labels\.txt lacks image 2, .* \(1 such\)"),
-        ("1 a/1.jpg\n", "1 1\n7 1\n8 1\n", r"images\.txt lacks image 7, .* \(2 such\); take both lists from one"),
-        ("1 a/1.jpg\n1 a/2.jpg\n", "1 1\n", r"line 2 of .*images\.txt: image 1 was listed before"),
-        ("1 a/1.jpg\n", "1 1\n\n1 2\n", r"line 3 of .*image_class_labels\.txt: image 1 was listed before"),
-        ("1 a/1.jpg\n2\n", "1 1\n2 1\n", r"line 2 of .*images\.txt has 1 fields, not 2 \(id path\)"),
-        ("1 a/a bird.jpg\n", "1 1\n", r"line 1 of .*images\.txt has 3 fields, not 2"),
-        ("1 a/1.jpg\n", "1 1 1\n", r"line 1 of .*image_class_labels\.txt has 3 fields, not 2 \(id class\)"),
-        ("1 a/1.jpg\n", "1 0\n", r"line 1 of .*image_class_labels\.txt: class is '0'; it must be 1 to 200"),
-        ("1 a/1.jpg\n", "1 201\n", r"class is '201'"),
-        ("1 a/1.jpg\n", "1 gull\n", r"class is 'gull'"),
-        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n", r"images in the folder 'a' have different classes in .*labels\.txt"),
-        ("\n", "1 1\n", r"images\.txt lists no image; unpack"),
+        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n", LABELS, "image 2"),
+        ("1 a/1.jpg\n", "1 1\n7 1\n8 1\n", IMAGES, "image 7"),
+        ("1 a/1.jpg\n1 a/2.jpg\n", "1 1\n", IMAGES, "line 2"),
+        ("1 a/1.jpg\n", "1 1\n\n1 2\n", LABELS, "line 3"),
+        ("1 a/1.jpg\n2\n", "1 1\n2 1\n", IMAGES, "line 2"),
+        ("1 a/a bird.jpg\n", "1 1\n", IMAGES, "line 1"),
+        ("1 a/1.jpg\n", "1 1 1\n", LABELS, "line 1"),
+        ("1 a/1.jpg\n", "1 0\n", LABELS, "'0'"),
+        ("1 a/1.jpg\n", "1 201\n", LABELS, "'201'"),
+        ("1 a/1.jpg\n", "1 gull\n", LABELS, "'gull'"),
+        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n", LABELS, "'a'"),
+        ("\n", "1 1\n", IMAGES, "no images"),
+        ("1 ../1.jpg\n", "1 1\n", IMAGES, "../1.jpg"),
     ],
 )
-def test_what_is_wrong_with_a_list_is_named(images: str, labels: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "images.txt").write_text(images)
-    (tmp_path / "image_class_labels.txt").write_text(labels)
-    with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
+def test_a_damaged_list_is_named(images: str, labels: str, at_fault: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / IMAGES).write_text(images)
+    (tmp_path / LABELS).write_text(labels)
+    with pytest.raises(InputError) as caught:
         cub_table(tmp_path)
+    assert caught.value.path == tmp_path / at_fault and found in caught.value.problem
 
 
 @pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt"])
 def test_what_is_no_text_is_refused(name: str, small: Path) -> None:
     (small / name).write_bytes(b"\xff\xfe1\x00 \x00")
-    with pytest.raises(InputError, match=rf"cannot read .*{name} as text"):
+    with pytest.raises(InputError) as caught:
         cub_table(small)
+    assert caught.value.path == small / name
 
 
 def test_the_data_card_shows_what_its_command_prints(

@@ -81,45 +81,36 @@ def test_a_byte_order_mark_and_blanks_make_no_difference(tmp_path: Path) -> None
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.root: no folder .*nothing"):
-        inshop_table(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"has no Eval/list_eval_partition\.txt and no list_eval_partition\.txt; give"):
-        inshop_table(tmp_path)
+    for root in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(InputError) as caught:
+            inshop_table(root)
+        assert (caught.value.field, caught.value.path) == ("root", root)
     write_small(tmp_path)
     (tmp_path / "Img" / "img").rename(tmp_path / "Img" / "img_highres")
-    with pytest.raises(
-        InputError, match=r"no folder Img/img and no folder img; unpack img\.zip \(not img_highres\.zip\)"
-    ):
+    with pytest.raises(InputError) as caught:
         inshop_table(tmp_path)
+    assert caught.value.path == tmp_path and "Img/img" in caught.value.problem
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "found"),
     [
-        (f"1\n{HEADER}\nimg/a.jpg id_1 val\n", r"line 3 of .*: evaluation_status is 'val'; it must be train, query or"),
-        (
-            f"2\n{HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg train\n",
-            r"line 4 of .* has 2 fields, not 3 \(image_name item",
-        ),
-        (
-            f"2\n{HEADER}\nimg/a.jpg id_1 train\n",
-            r"line 1 of .* says '2', but 1 images are listed; it may be cut short",
-        ),
-        (f"many\n{HEADER}\nimg/a.jpg id_1 train\n", r"says 'many', but 1 images are listed"),
-        (f"{HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 train\n", r"line 2 of .* is 'img/a\.jpg id_1 train' where"),
-        ("1\nimg/a.jpg id_1 train\nimg/b.jpg id_1 train\n", r"line 2 of .* where the names 'image_name item_id"),
-        (f"0\n{HEADER}\n", r"list_eval_partition\.txt lists no image"),
-        (
-            f"2\n{HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 query\n",
-            r"class 'id_1' is in train and in test",
-        ),
+        (f"1\n{HEADER}\nimg/a.jpg id_1 val\n", "line 3"),
+        (f"2\n{HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg train\n", "line 4"),
+        (f"2\n{HEADER}\nimg/a.jpg id_1 train\n", "line 1"),
+        (f"many\n{HEADER}\nimg/a.jpg id_1 train\n", "'many'"),
+        (f"{HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 train\n", "line 2"),
+        ("1\nimg/a.jpg id_1 train\nimg/b.jpg id_1 train\n", "line 2"),
+        (f"0\n{HEADER}\n", "no images"),
+        (f"2\n{HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 query\n", "'id_1'"),
     ],
 )
-def test_what_is_wrong_with_the_list_is_named(text: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_list_is_named(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     (tmp_path / "list_eval_partition.txt").write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         inshop_table(tmp_path)
+    assert found in caught.value.problem
 
 
 def test_the_data_card_shows_what_its_command_prints(

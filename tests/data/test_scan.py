@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import difference_hash, drop_rows, find_unreadable, make_table, scan, scan_images
-from orthoproxy.data.audit.duplicates import NEAR
+from orthoproxy.data import drop_rows, find_unreadable, make_table, scan_images
+from orthoproxy.data.audit.duplicates import NEAR_DISTANCE
+from orthoproxy.data.audit.scan import hash_appearance
 
 
 def picture(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -70,16 +71,8 @@ def test_no_path_makes_an_empty_table() -> None:
 def test_hashes_are_of_the_bytes_and_of_the_picture(damaged: dict[str, str]) -> None:
     found = scan_images(list(damaged.values()), hashes=True).set_index(pd.Index(damaged))
     assert found.loc["good", "content"] == hashlib.sha256(Path(damaged["good"]).read_bytes()).hexdigest()
-    assert found.loc["good", "appearance"] == difference_hash(Image.open(damaged["good"]))
+    assert found.loc["good", "appearance"] == hash_appearance(Image.open(damaged["good"]))
     assert found.loc["truncated", ["content", "appearance"]].tolist() == ["", 0]
-
-
-def test_damage_that_pillow_trips_over_is_a_row_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trip(path: str) -> Image.Image:
-        raise KeyError(270)
-
-    monkeypatch.setattr(scan, "read_image", trip)
-    assert scan_images(["a.tif"])["error"].tolist() == ["KeyError: 270"]
 
 
 @given(st.integers(0, 10_000), st.integers(40, 95), st.floats(0.5, 2))
@@ -87,14 +80,8 @@ def test_a_copy_of_another_size_and_quality_hashes_nearly_alike(seed: int, quali
     image = picture(seed)
     copy = encoded(image.resize((round(160 * scale), round(120 * scale))), quality=quality)
     other = picture(seed + 1)
-    differing = [(difference_hash(image) ^ difference_hash(x)).bit_count() for x in (copy, other)]
-    assert differing[0] <= NEAR < differing[1]
-
-
-def test_the_hash_is_of_neighbours_in_a_row() -> None:
-    steps = Image.fromarray(np.tile(np.array([0, 1, 0, 1, 0, 1, 0, 1, 0], dtype=np.uint8) * 255, (8, 1)))
-    assert difference_hash(steps) == int("10101010" * 8, 2)
-    assert difference_hash(Image.new("RGB", (40, 30), "teal")) == 0
+    differing = [(hash_appearance(image) ^ hash_appearance(x)).bit_count() for x in (copy, other)]
+    assert differing[0] <= NEAR_DISTANCE < differing[1]
 
 
 def test_unreadable_images_are_left_out_of_their_split(damaged: dict[str, str]) -> None:
@@ -108,8 +95,9 @@ def test_unreadable_images_are_left_out_of_their_split(damaged: dict[str, str]) 
 
 def test_a_split_of_which_nothing_is_left_is_named(damaged: dict[str, str]) -> None:
     table = make_table([damaged["good"], damaged["missing"]], ["a", "b"], split=["train", "test"])
-    with pytest.raises(InputError, match=r"^data: no image of test can be read, .*missing\.jpg: No such file"):
+    with pytest.raises(InputError, match="test split") as caught:
         drop_rows(table, find_unreadable(table))
+    assert caught.value.path == damaged["missing"]
     table = make_table([damaged["missing"]], ["b"])
-    with pytest.raises(InputError, match=r"^data: no image can be read, .*; check data\.root and data\.path"):
+    with pytest.raises(InputError, match="no readable image"):
         drop_rows(table, find_unreadable(table))

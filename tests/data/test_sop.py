@@ -70,34 +70,41 @@ def test_a_byte_order_mark_and_blanks_make_no_difference(tmp_path: Path) -> None
 
 
 def test_missing_lists_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.root: no folder .*nothing"):
-        sop_table(tmp_path / "nothing")
-    with pytest.raises(
-        InputError, match=r"has no Ebay_train\.txt and no Stanford_Online_Products/Ebay_train\.txt; give"
-    ):
-        sop_table(tmp_path)
+    for root in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(InputError) as caught:
+            sop_table(root)
+        assert (caught.value.field, caught.value.path) == ("root", root)
     write_sop(tmp_path, images=(30, 20), classes=(10, 5))
     (tmp_path / "Ebay_test.txt").unlink()
-    with pytest.raises(InputError, match=r"no file .*Ebay_test\.txt; unpack .* again"):
+    with pytest.raises(InputError) as caught:
         sop_table(tmp_path)
+    assert caught.value.path == tmp_path / "Ebay_test.txt"
 
 
 @pytest.mark.parametrize(
-    ("test", "message"),
+    ("test", "found"),
     [
-        (f"{HEADER}\n1 8 1 a/b.JPG\n2 8 1\n", r"line 3 of .*Ebay_test\.txt has 3 fields, not 4 \(image_id class_id"),
-        (f"{HEADER}\n1 8 1 a/my b.JPG\n", r"line 2 of .*Ebay_test\.txt has 5 fields, not 4"),
-        (f"1 8 1 a/b.JPG\n{HEADER}\n", r"line 1 of .*Ebay_test\.txt is '1 8 1 a/b\.JPG' where the names 'image_id .*'"),
-        (f"{HEADER}\n", r"Ebay_test\.txt lists no image"),
-        ("", r"Ebay_test\.txt lists no image"),
-        (f"{HEADER}\n1 7 1 a/b.JPG\n", r"class '7' is in train and in test"),
+        (f"{HEADER}\n1 8 1 a/b.JPG\n2 8 1\n", "line 3"),
+        (f"{HEADER}\n1 8 1 a/my b.JPG\n", "line 2"),
+        (f"1 8 1 a/b.JPG\n{HEADER}\n", "line 1"),
+        (f"{HEADER}\n", "no images"),
+        ("", "no images"),
     ],
 )
-def test_what_is_wrong_with_a_list_is_named(test: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_list_is_named(test: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "Ebay_train.txt").write_text(f"{HEADER}\n1 7 1 a/a.JPG\n")
     (tmp_path / "Ebay_test.txt").write_text(test)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         sop_table(tmp_path)
+    assert caught.value.path == tmp_path / "Ebay_test.txt" and found in caught.value.problem
+
+
+def test_a_class_in_both_lists_is_an_error(tmp_path: Path) -> None:
+    for name in ("Ebay_train.txt", "Ebay_test.txt"):
+        (tmp_path / name).write_text(f"{HEADER}\n1 7 1 a/b.JPG\n")
+    with pytest.raises(InputError) as caught:
+        sop_table(tmp_path)
+    assert caught.value.field == "split"
 
 
 def test_the_data_card_shows_what_its_command_prints(

@@ -1,4 +1,4 @@
-"""Is a copy of a data set whole, and as it was published? Counts, files, and images that are there twice."""
+"""Verify a copy of a dataset: published counts, missing and unlisted files, unreadable images and duplicates."""
 
 from __future__ import annotations
 
@@ -14,81 +14,64 @@ from orthoproxy.data.audit.describe import count_images, unreadable_images
 from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, relation
 from orthoproxy.data.images import readable_suffixes
 
-# Images and classes of each part in the protocol of retrieval, as the papers give them
+# Images and classes of each part in the retrieval protocol, as published
 PUBLISHED = {
     "cub": {"train": (5864, 100), "test": (5924, 100)},
     "cars": {"train": (8054, 98), "test": (8131, 98)},
     "sop": {"train": (59551, 11318), "test": (60502, 11316)},
     "inshop": {"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985), "test": (26830, 3985)},
 }
-# The folder that is for the images of a data set and nothing else; of other sources, any that a listed image is in
+# The folder that contains only images of the dataset; for other sources, each folder with a listed image
 IMAGE_FOLDERS = {"cub": "images", "inshop": "img"}
-# What it means if a picture is there more than once, by how far apart
+# What duplicates mean, by their relation
 MEANINGS = {
     "within a class": "",
-    "across classes": "; one picture has several labels",
-    "across splits": "; splits share these pictures",
+    "across classes": "; one image has several labels",
+    "across splits": "; splits share these images",
 }
 
 
 @dataclass
 class CopyCheck:
-    """What a check found.
-
-    Parameters
-    ----------
-    name
-        What was checked.
-    status
-        ``ok``; ``note`` where a person should look; ``failed`` where the copy is not as it should be.
-    summary
-        The finding in words and numbers.
-    items
-        All that it is about: paths, or dictionaries.
-
-    Examples
-    --------
-    >>> CopyCheck("missing files", "ok", "none").status
-    'ok'
-    """
+    """Result of a check: ``failed`` if the copy is not as it should be, ``note`` if a person should look."""
 
     name: str
     status: Literal["ok", "note", "failed"]
     summary: str
-    items: list[Any] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list)  # paths, or dictionaries
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it, with the number of items."""
+        """Return the fields and the number of items, for JSON."""
         return {**asdict(self), "count": len(self.items)}
 
 
 def verify_images(
     name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
 ) -> list[CopyCheck]:
-    """Check a copy of a data set.
+    """Verify a copy of a dataset.
 
     Parameters
     ----------
     name
-        Of the source; counts are compared for ``cub``, ``cars``, ``sop`` and ``inshop``.
+        Of the source; counts are published for ``cub``, ``cars``, ``sop`` and ``inshop``.
     table
-        As the source was read.
+        As read from the source.
     scan
-        From `scan_images` with hashes of its paths; None to go by the lists and the names of files.
+        From `scan_images` with hashes; None to check lists and file names only.
     root
-        The folder given, for a source whose classes are its sub-folders.
+        The folder given, if the classes are its sub-folders.
 
     Returns
     -------
     list of CopyCheck
-        Failed are those of counts that differ, files that are missing, and images that cannot be read.
+        Checks fail if counts differ, files are missing, or images are unreadable.
 
     Examples
     --------
     >>> from orthoproxy.data.table import make_table
     >>> for check in verify_images("csv", make_table(["nowhere/1.png", "nowhere/2.png"], ["cat", "dog"])):
     ...     print(check.name, check.status, check.summary, sep=" | ")
-    counts | note | none are published for csv; found 2 images of 2 classes
+    counts | note | none published for csv; found 2 images of 2 classes
     missing files | failed | 2 of 2 listed
     unlisted images | ok | none
     """
@@ -102,7 +85,7 @@ def _check_counts(name: str, table: pd.DataFrame) -> list[CopyCheck]:
     counts = {part: (x["images"], x["classes"]) for part, x in count_images(table).items()}
     if name not in PUBLISHED:
         found = "; ".join(f"{part} {_counted(*of_part)}".removeprefix("all ") for part, of_part in counts.items())
-        return [CopyCheck("counts", "note", f"none are published for {name}; found {found}")]
+        return [CopyCheck("counts", "note", f"none published for {name}; found {found}")]
     return [_check_count(part, counts.get(part, (0, 0)), published) for part, published in PUBLISHED[name].items()]
 
 
@@ -126,9 +109,9 @@ def _check_missing(table: pd.DataFrame) -> CopyCheck:
 
 
 def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
-    """Look for images beside those listed; files and folders whose names begin with a dot are litter of some system."""
+    """Find images that are not listed; names that begin with a dot are ignored."""
     listed = {Path(os.path.normpath(path)) for path in table["path"]}
-    pattern = "*" if name == "csv" else "**/*"  # a list may be of part of a disk
+    pattern = "*" if name == "csv" else "**/*"  # images of a list may be anywhere on a disk
     unlisted = sorted(
         {
             str(path)
@@ -140,7 +123,7 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCh
             and path.is_file()
         }
     )
-    return _note("unlisted images", unlisted, f"{len(unlisted):,} beside the listed ones; they are not used")
+    return _note("unlisted images", unlisted, f"{len(unlisted):,} images are not listed, and not used")
 
 
 def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[Path]:
@@ -166,14 +149,14 @@ def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck
     kinds = {"exact": exact_duplicates(content), "near": near_duplicates(content, appearance)}
     checks = []
     for kind, positions in kinds.items():
-        groups = [table.iloc[of_group] for of_group in positions]
-        places = [relation(rows) for rows in groups]
-        for place, meaning in MEANINGS.items():
-            there = [rows for rows, where in zip(groups, places, strict=True) if where == place]
-            items = [rows[["path", "split", "label"]].to_dict("records") for rows in there]
-            images = sum(len(rows) for rows in there)
-            summary = f"groups: {len(there):,}, images: {images:,}{meaning}"
-            checks.append(_note(f"{kind} duplicates {place}", items, summary))
+        groups: dict[str, list[pd.DataFrame]] = {name: [] for name in MEANINGS}
+        for group in positions:
+            rows = table.iloc[group]
+            groups[relation(rows)].append(rows)
+        for name, found in groups.items():
+            items = [rows[["path", "split", "label"]].to_dict("records") for rows in found]
+            summary = f"groups: {len(found):,}, images: {sum(map(len, found)):,}{MEANINGS[name]}"
+            checks.append(_note(f"{kind} duplicates {name}", items, summary))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""Cars-196 (Stanford Cars): a class a make, model and year."""
+"""Cars-196 (Stanford Cars): one class for each make, model and year."""
 
 from __future__ import annotations
 
@@ -14,47 +14,64 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data.sources.folder import folder_table
-from orthoproxy.data.sources.text_lists import find_file
+from orthoproxy.data.sources.text_lists import AS_PUBLISHED, find_file
 from orthoproxy.data.table import make_table
 
 CLASSES = 196
-READ_SECONDS = 300.0  # of a list; the published ones take one or two
-TRAIN_CLASSES = 98  # the first ones; the others are for the test
-INSIDE = ("stanford_cars", "car_data", "car_data/car_data")  # folders that some copies wrap all others in
-SLASHED = "Ram C/V Cargo Van Minivan 2012"  # no folder can have this name
-SLASHED_FOLDER = re.compile(r"Ram C(.?V Cargo Van Minivan 2012)?")  # C-V, C_V, CV; or C, with the rest a folder in it
+TRAIN_CLASSES = 98  # the first ones
+WRAPPERS = ("stanford_cars", "car_data", "car_data/car_data")  # folders that some copies put everything in
+SLASH_NAME = "Ram C/V Cargo Van Minivan 2012"  # no folder can have this name
+SLASH_FOLDER = re.compile(r"Ram C(.?V Cargo Van Minivan 2012)?")  # C-V, C_V, CV; or C, with the rest a folder in it
+
+# SciPy's reader can crash on a damaged file, so it runs in a process of its own, which prints a variable as JSON
+READ_MAT = """
+import json, sys
+import numpy as np
+from scipy.io import loadmat
+
+def plain(value):
+    value = value.item() if getattr(value, "size", 0) == 1 else value
+    return int(value) if isinstance(value, (int, float)) and value == int(value) else str(value)
+
+rows = loadmat(sys.argv[1], squeeze_me=True, variable_names=[sys.argv[2]]).get(sys.argv[2])
+if rows is not None:
+    rows = np.atleast_1d(rows)
+    names = rows.dtype.names
+    rows = {name: [plain(x) for x in rows[name]] for name in names} if names else [plain(x) for x in rows]
+print(json.dumps(rows))
+"""
 
 
 def cars_table(root: Path) -> pd.DataFrame:
-    """Read Cars-196 in the split of retrieval: classes 1 to 98 to train on, 99 to 196 to judge on.
+    """Read Cars-196 in the retrieval split: classes 1 to 98 for training, 99 to 196 for test.
 
-    Since the owner's page is gone, copies come in three layouts, told apart by their folders:
+    Copies come in three layouts, told apart by their folders:
 
     A. ``car_ims/000001.jpg`` and the list ``cars_annos.mat``;
     B. ``cars_train/00001.jpg``, ``cars_test/00001.jpg`` and the lists ``cars_train_annos.mat``,
        ``cars_test_annos_withlabels.mat`` and ``cars_meta.mat``;
-    C. a folder for each class, 196 in all, directly or in both ``train`` and ``test``. Classes are numbered by name, in
-       the order of character codes. The official order is another within a make, but the same from make to make, and
-       class 98, the one Eagle, is followed by FIAT: the two halves are the same.
+    C. a folder for each class, 196 in all, directly or in both ``train`` and ``test``. Classes are numbered by name in
+       the order of character codes. The official order differs within a make only, and class 98, the one Eagle, comes
+       before FIAT, so both halves are the same.
 
-    Lists may lie in ``devkit`` or beside it. What they, or folders, call train and test is the split for
-    classification, with every class on both sides; it is not used. In A and B, images are not looked for.
+    Lists may be in ``devkit`` or beside it. The published split is for classification, with every class on both sides,
+    and not used. In A and B, whether the images exist is not checked.
 
     Parameters
     ----------
     root
-        The folder with one of the layouts, or the one that a copy's ``stanford_cars`` or ``car_data`` lies in.
+        The folder with one of the layouts, or the one that contains ``stanford_cars`` or ``car_data``.
 
     Returns
     -------
     pandas.DataFrame
-        As `make_table`, in the order of the lists or by path; a label is the name of the class, such as
-        ``AM General Hummer SUV 2000``. The published data are 8,054 images to train on and 8,131 to judge on.
+        See `make_table`; in the order of the lists or by path. A label is the name of the class, such as
+        ``AM General Hummer SUV 2000``. The published dataset has 8,054 training and 8,131 test images.
 
     Raises
     ------
     InputError
-        If there is none of the layouts, or a list is missing or damaged or leads out of the folder.
+        If there is none of the layouts, or a list is missing, damaged or leads out of the folder.
 
     References
     ----------
@@ -76,80 +93,73 @@ def cars_table(root: Path) -> pd.DataFrame:
     1  Make 099   test  both
     """
     if not root.is_dir():
-        raise InputError(f"data.root: no folder {root}")
+        raise InputError("no such folder", field="root", path=root)
     root = root.absolute()
-    for folder in (root, *(root / place for place in INSIDE)):
+    for folder in (root, *(root / wrapper for wrapper in WRAPPERS)):
         if (folder / "car_ims").is_dir():
             images = _read_annotations(folder, "cars_annos.mat", "relative_im_path", folder)
-            return _table(images, _read_names(folder, "cars_annos.mat"))
+            return _make_table(images, _read_names(folder, "cars_annos.mat"))
         if (folder / "cars_train").is_dir():
-            train = _read_annotations(folder, "cars_train_annos.mat", "fname", _images(folder, "cars_train"))
-            test = _read_annotations(folder, "cars_test_annos_withlabels.mat", "fname", _images(folder, "cars_test"))
-            return _table(train + test, _read_names(folder, "cars_meta.mat"))
+            train = _read_annotations(folder, "cars_train_annos.mat", "fname", _image_folder(folder / "cars_train"))
+            test_list, test_images = "cars_test_annos_withlabels.mat", _image_folder(folder / "cars_test")
+            test = _read_annotations(folder, test_list, "fname", test_images)
+            return _make_table(train + test, _read_names(folder, "cars_meta.mat"))
         if (folder / "train").is_dir():
             return _read_class_folders(folder / "train", folder / "test")
         if len(_sub_folders(folder)) == CLASSES:
             return _read_class_folders(folder)
-    raise InputError(
-        f"data.root: {root} has no folder car_ims (listed in cars_annos.mat), no cars_train (in cars_train_annos.mat), "
-        f"no train and test with a folder for each class, and not {CLASSES} such folders itself; "
-        "give a folder with one of these layouts"
-    )
+    expected = f"car_ims and cars_annos.mat, cars_train and its lists, train and test, or {CLASSES} class folders"
+    raise InputError("no known layout of Cars-196", field="root", path=root, expected=expected)
 
 
-def _table(images: list[tuple[str, int]], names: list[str]) -> pd.DataFrame:
-    """Make the table of images with a class number, from 1."""
+def _make_table(images: list[tuple[str, int]], names: list[str]) -> pd.DataFrame:
+    """Make the table of images with class numbers, which begin with 1."""
     paths, numbers = zip(*images, strict=True) if images else ((), ())
     split = ["train" if number <= TRAIN_CLASSES else "test" for number in numbers]
     return make_table(paths, [names[number - 1] for number in numbers], split=split)
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find_list(folder: Path, name: str) -> Path:
     return find_file(folder, (f"devkit/{name}", name), "get it from where the images are from")
 
 
-def _images(folder: Path, name: str) -> Path:
-    """Return where images lie; some copies have the folder twice, one in the other."""
-    return folder / name / name if (folder / name / name).is_dir() else folder / name
+def _image_folder(folder: Path) -> Path:
+    nested = folder / folder.name  # in some copies
+    return nested if nested.is_dir() else folder
 
 
 def _read_mat(path: Path, variable: str) -> Any:
-    """Read a variable in a process of its own: SciPy can crash on a damaged file, and would take this one along."""
-    command = [sys.executable, "-I", str(Path(__file__).with_name("mat_reader.py")), str(path), variable]
+    command = [sys.executable, "-I", "-c", READ_MAT, str(path), variable]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=READ_SECONDS)
-        answer = parse_json(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        answer = {"error": "reading it failed or took too long"}
-    if "error" in answer:
-        raise InputError(f"data.root: cannot read {path} as a MATLAB file: {answer['error']}; get it again")
-    if answer["rows"] is None:
-        raise InputError(f"data.root: {path} has no variable {variable!r}; take the file as published")
-    return answer["rows"]
+        rows = parse_json(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise InputError("damaged MATLAB file", field="root", path=path, hint="get it again") from error
+    if rows is None:
+        raise InputError(f"no variable {variable!r}", field="root", path=path, hint=AS_PUBLISHED)
+    return rows
 
 
-def _read_annotations(folder: Path, name: str, field: str, images: Path) -> list[tuple[str, int]]:
+def _read_annotations(folder: Path, name: str, path_field: str, images: Path) -> list[tuple[str, int]]:
     """Read path and class number of each image."""
-    path = _find(folder, name)
+    path = _find_list(folder, name)
     rows = _read_mat(path, "annotations")
-    missing = {field, "class"} - set(rows if isinstance(rows, dict) else ())
+    missing = {path_field, "class"} - set(rows if isinstance(rows, dict) else ())
     if missing:
-        raise InputError(f"data.root: {path} has no field {min(missing)!r}; take the file as published")
-    numbers = rows["class"]
-    if odd := [number for number in numbers if not isinstance(number, int)]:
-        raise InputError(f"data.root: {path}: a class is {odd[0]!r}, no number; take the file as published")
-    for row, number in enumerate(numbers, start=1):
-        if not 1 <= number <= CLASSES:
-            raise InputError(f"data.root: annotation {row} of {path}: class is {number}; it must be 1 to {CLASSES}")
-    return list(zip(paths_inside(images, map(str, rows[field]), path), numbers, strict=True))
+        raise InputError(f"no field {min(missing)!r}", field="root", path=path, hint=AS_PUBLISHED)
+    for row, number in enumerate(rows["class"], start=1):
+        if not isinstance(number, int) or not 1 <= number <= CLASSES:
+            problem, expected = f"annotation {row}: class {number!r}", f"1 to {CLASSES}"
+            raise InputError(problem, field="root", path=path, expected=expected, hint=AS_PUBLISHED)
+    return list(zip(paths_inside(images, map(str, rows[path_field]), path), rows["class"], strict=True))
 
 
 def _read_names(folder: Path, name: str) -> list[str]:
     """Read the names of the classes, in the order of their numbers."""
-    path = _find(folder, name)
+    path = _find_list(folder, name)
     names = [str(label) for label in _read_mat(path, "class_names")]
     if len(names) != CLASSES:
-        raise InputError(f"data.root: {path} names {len(names)} classes, not {CLASSES}; take the file as published")
+        expected = str(CLASSES)
+        raise InputError(f"{len(names)} class names", field="root", path=path, expected=expected, hint=AS_PUBLISHED)
     return names
 
 
@@ -162,11 +172,12 @@ def _sub_folders(folder: Path) -> set[str]:
 def _read_class_folders(*folders: Path) -> pd.DataFrame:
     names = sorted(set().union(*(_sub_folders(folder) for folder in folders)))
     if len(names) != CLASSES:
-        raise InputError(
-            f"data.root: {' and '.join(map(str, folders))} have {len(names)} class folders together, not {CLASSES}; "
-            "the classes are numbered by name, so none may be missing"
-        )
+        problem = f"{len(names)} class folders"
+        hint = "classes are numbered by name, so none may be missing"
+        raise InputError(problem, field="root", path=folders[0].parent, expected=str(CLASSES), hint=hint)
     images = pd.concat([folder_table(folder) for folder in folders])
     numbers = {name: number for number, name in enumerate(names, start=1)}
-    labels = [SLASHED if SLASHED_FOLDER.fullmatch(name) else name for name in names]
-    return _table([(path, numbers[name]) for path, name in zip(images["path"], images["label"], strict=True)], labels)
+    labels = [SLASH_NAME if SLASH_FOLDER.fullmatch(name) else name for name in names]
+    return _make_table(
+        [(path, numbers[name]) for path, name in zip(images["path"], images["label"], strict=True)], labels
+    )

@@ -1,4 +1,4 @@
-"""CUB-200-2011: birds, a class a species."""
+"""CUB-200-2011: birds, one class for each species."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ import pandas as pd
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
-from orthoproxy.data.sources.text_lists import check_values, find_file, read_list
+from orthoproxy.data.sources.text_lists import AS_PUBLISHED, check_values, find_file, read_list
 from orthoproxy.data.table import make_table
 
 CLASSES = 200
-TRAIN_CLASSES = 100  # the first ones; the others are for the test
+TRAIN_CLASSES = 100  # the first ones
 
 
 def cub_table(root: Path) -> pd.DataFrame:
-    """Read CUB-200-2011 in the split of retrieval: classes 1 to 100 to train on, 101 to 200 to judge on.
+    """Read CUB-200-2011 in the retrieval split: classes 1 to 100 for training, 101 to 200 for test.
 
-    Two lists are joined by the image's id: ``images.txt`` (id, path) and ``image_class_labels.txt`` (id, class). The
-    split that comes with the data, ``train_test_split.txt``, is for classification and not used: it has every class on
-    both sides. Images are not looked for, and files that are not listed, such as ``._*``, are never seen.
+    Joins ``images.txt`` (id, path) and ``image_class_labels.txt`` (id, class) by id. The published split is for
+    classification, with every class on both sides, and not used. Whether the images exist is not checked.
 
     Parameters
     ----------
     root
-        The folder ``CUB_200_2011``, or the one it lies in.
+        The folder ``CUB_200_2011``, or the one that contains it.
 
     Returns
     -------
     pandas.DataFrame
-        As `make_table`, in the order of ``images.txt``; a label is the name of the class's folder, such as
-        ``001.Black_footed_Albatross``. The published data are 5,864 images to train on and 5,924 to judge on.
+        See `make_table`; in the order of ``images.txt``. A label is the name of the class's folder, such as
+        ``001.Black_footed_Albatross``. The published dataset has 5,864 training and 5,924 test images.
 
     Raises
     ------
     InputError
-        If a list is missing or damaged or leads out of the folder, or the two are not about the same images.
+        If a list is missing or damaged, leads out of the folder, or does not match the other.
 
     References
     ----------
@@ -55,26 +54,17 @@ def cub_table(root: Path) -> pd.DataFrame:
     0      001.Albatross  train  both
     1  150.Sage_Thrasher   test  both
     """
-    images = find_file(
-        root, ("images.txt", "CUB_200_2011/images.txt"), "give the folder that CUB_200_2011.tgz was unpacked in"
-    )
+    candidates = ("images.txt", "CUB_200_2011/images.txt")
+    images = find_file(root, candidates, "give the folder that CUB_200_2011.tgz was unpacked in")
     labels = images.with_name("image_class_labels.txt")
     paths, classes = _read_by_id(images, "path"), _read_by_id(labels, "class")
-    for one, other, lacking in ((paths, classes, labels), (classes, paths, images)):
-        missing = [image for image in one.index if image not in other.index]
-        if missing:
-            raise InputError(
-                f"data.root: {lacking} lacks image {missing[0]}, which the other list has ({len(missing)} such); "
-                "take both lists from one archive"
-            )
+    for one, other, path in ((paths, classes, labels), (classes, paths, images)):
+        if len(missing := one.index.difference(other.index, sort=False)):
+            raise _mismatch(f"lacks image {missing[0]} of the other list ({len(missing)} such images)", path)
     numbers = classes[paths.index].astype(int)
     folders = pd.Series([PurePosixPath(path).parent.name for path in paths], index=paths.index)
-    mixed = numbers.groupby(folders).nunique() > 1
-    if mixed.any():
-        raise InputError(
-            f"data.root: images in the folder {mixed.idxmax()!r} have different classes in {labels}; "
-            "take both lists from one archive"
-        )
+    if (mixed := numbers.groupby(folders).nunique() > 1).any():
+        raise _mismatch(f"images in the folder {mixed.idxmax()!r} have different classes", labels)
     return make_table(
         paths_inside(images.parent / "images", paths, images),
         folders.tolist(),
@@ -82,15 +72,16 @@ def cub_table(root: Path) -> pd.DataFrame:
     )
 
 
+def _mismatch(problem: str, path: Path) -> InputError:
+    return InputError(problem, field="root", path=path, hint="use both lists of one archive")
+
+
 def _read_by_id(path: Path, column: str) -> pd.Series:
-    """Read a list of an id and something about it, which becomes the values of a series indexed by the id."""
     rows = read_list(path, ("id", column))
     if column == "class":
         check_values(rows, column, {str(number) for number in range(1, CLASSES + 1)}, f"1 to {CLASSES}", path)
     repeated = rows.loc[rows["id"].duplicated(), "id"]
     if len(repeated):
-        raise InputError(
-            f"data.root: line {repeated.index[0]} of {path}: image {repeated.iloc[0]} was listed before; "
-            "take the list as it was published"
-        )
+        problem = f"line {repeated.index[0]}: image {repeated.iloc[0]} is listed twice"
+        raise InputError(problem, field="root", path=path, hint=AS_PUBLISHED)
     return rows.set_index("id")[column]

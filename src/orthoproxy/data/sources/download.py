@@ -1,227 +1,150 @@
-"""Get the benchmarks that their owners still give to everyone; for the others, say where they are to be had."""
+"""Download benchmarks that their owners give to everyone; for the others, say where to get them."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import stat
+import tarfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from orthoproxy.core.errors import InputError
-from orthoproxy.data.sources.transfer import PAUSES, size_of, transfer
-from orthoproxy.data.sources.unpack import MB, unpack
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+
+MB = 10**6
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that an owner publishes, and what is in it."""
+    """A published archive of a dataset."""
 
     name: str
-    """The file's own name."""
     url: str
-    size: int
-    """Bytes."""
-    algorithm: str
-    """Of the checksum, as hashlib calls it."""
-    checksum: str
-    """Hexadecimal."""
-    folder: str
-    """The folder at its top that holds the data."""
-    lists: tuple[str, ...]
-    """Files in that folder without which the data are not complete."""
-    most_bytes: int
-    """What it may come to unpacked."""
-    most_files: int
+    known_hash: str
+    folder: str  # its top-level folder
+    lists: tuple[str, ...]  # files in that folder without which the dataset is incomplete
+    max_bytes: int  # unpacked
+    max_files: int
     page: str
-    """Where the owner offers it."""
     terms: str
-    """A sentence, shown before the download."""
 
 
 ARCHIVES = {
-    # Address, size and MD5 as public projects give them that took the file from the owner's record; several that use
-    # CaltechDATA say that the MD5 is the record's own. Some 12,000 members.
+    # MD5 as public projects that use CaltechDATA quote it from the record
     "cub": Archive(
         name="CUB_200_2011.tgz",
         url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
-        size=1_150_585_339,
-        algorithm="md5",
-        checksum="97eceeb196236b17998738112f37df78",
+        known_hash="md5:97eceeb196236b17998738112f37df78",
         folder="CUB_200_2011",
         lists=("images.txt", "image_class_labels.txt"),
-        most_bytes=6_000 * MB,
-        most_files=50_000,
+        max_bytes=6_000 * MB,
+        max_files=50_000,
         page="https://data.caltech.edu/records/65de6-vp158",
-        # as two public projects quote the owner
-        terms="said to be non-commercial research and education only, read the page; photographers keep their rights",
+        terms="non-commercial research and education only; photographers keep their rights",
     ),
-    # The owners' page links ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip, which nothing protects on its
-    # way and which was reported dead; the first author's repository has this address too, as two projects say that use
-    # it. The owners publish no checksum: TensorFlow Datasets recorded size and SHA-256 of the file on their FTP server.
+    # The address is in the first author's repository; the checksum was recorded by TensorFlow Datasets
     "sop": Archive(
         name="Stanford_Online_Products.zip",
         url="https://drive.usercontent.google.com/download?id=1TclrpQOF_ullUP99wk_gjGN8pKvtErG8&export=download&confirm=t",
-        size=3_083_860_082,
-        algorithm="sha256",
-        checksum="b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
+        known_hash="sha256:b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
         folder="Stanford_Online_Products",
         lists=("Ebay_train.txt", "Ebay_test.txt"),
-        most_bytes=10_000 * MB,
-        most_files=400_000,
+        max_bytes=10_000 * MB,
+        max_files=400_000,
         page="https://github.com/rksltnl/Deep-Metric-Learning-CVPR16",
-        terms="no licence is known; the pictures remain their sellers', so use them for research",
+        terms="no license is known; the photos belong to their sellers, so use them for research",
     ),
 }
 BY_HAND = {
-    "cars": "the owner's page, https://ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone, and nobody else's copy "
-    "is fetched. https://pytorch.org/vision/stable/generated/torchvision.datasets.StanfordCars.html says where to find "
-    "one; unpack it so that {root} has cars_train, cars_test and devkit, with cars_test_annos_withlabels.mat",
-    "inshop": "the owner asks you to agree to terms first. Get img.zip and list_eval_partition.txt by way of "
-    "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html; put the list in {root}/Eval and unpack "
-    "the archive in {root}/Img",
-    "icons": "nothing to download; install orthoproxy[icons], and the first use renders them",
+    "cars": "https://pytorch.org/vision/stable/generated/torchvision.datasets.StanfordCars.html says where to find "
+    "a copy, as the owner's page is gone; unpack cars_train, cars_test and devkit, with cars_test_annos_withlabels.mat",
+    "inshop": "agree to the terms at https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html; put "
+    "list_eval_partition.txt in the folder Eval, and unpack img.zip in the folder Img",
+    "icons": "install orthoproxy[icons]; the first use renders them",
 }
 
 
 def download(name: str, root: Path) -> None:
-    """Get a benchmark from its owner and unpack it, or say how to get it by hand.
+    """Download a benchmark from its owner, check it and unpack it; does nothing if it is there already.
 
     Parameters
     ----------
     name
-        As in ``data.name``. ``cub`` and ``sop`` are downloaded.
+        ``cub`` or ``sop``.
     root
-        The folder to put the data in, made if missing; later the ``data.root`` of a recipe.
+        The folder for the archive and the dataset; created.
 
     Raises
     ------
     InputError
-        If the owner does not give the data to everyone, saying where they are to be had and how to lay them out; or as
-        `fetch`.
-
-    Examples
-    --------
-    >>> download("icons", Path("data/icons"))
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: data.name: icons: nothing to download; install orthoproxy[icons], and the first use \
-renders them
+        If the dataset has to be got by hand (the hint says how), the download fails or is not the published archive,
+        or `root` cannot hold it.
     """
-    if name in ARCHIVES:
-        fetch(ARCHIVES[name], root)
-    elif name in BY_HAND:
-        raise InputError(f"data.name: {name}: {BY_HAND[name].format(root=root)}")
-    else:
-        raise InputError(f"data.name: there is no download for {name!r}; there is for {' and '.join(ARCHIVES)}")
+    if name not in ARCHIVES:
+        hint = BY_HAND.get(name)
+        raise InputError(f"no download of {name!r}", field="name", expected=" or ".join(ARCHIVES), hint=hint)
+    fetch(ARCHIVES[name], root)
 
 
-def fetch(archive: Archive, root: Path, pauses: Sequence[float] = PAUSES) -> None:
-    """Download an archive, check it and unpack it; what an earlier call got is not fetched again.
+def fetch(archive: Archive, root: Path) -> None:
+    """Download and unpack an archive. A killed call leaves nothing that looks complete."""
+    import pooch
 
-    The archive grows as ``NAME.part``, gets its own name when the checksum holds, and is kept. The data are unpacked
-    beside their place and moved there whole, so that no reader sees half of them. An archive that is in `root` already
-    is used.
-
-    Parameters
-    ----------
-    archive
-        What to get.
-    root
-        The folder to put it in, made if missing.
-    pauses
-        Seconds before each further attempt without progress.
-
-    Raises
-    ------
-    InputError
-        If the server cannot be reached or does not have the archive, if it is not what was expected, or if `root`
-        cannot hold it.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     folder = Path(root, "CUB_200_2011")
-    ...     folder.mkdir()
-    ...     for name in ARCHIVES["cub"].lists:
-    ...         folder.joinpath(name).touch()
-    ...     fetch(ARCHIVES["cub"], Path(root))  # it is there
-    """
-    place, packed = root / archive.folder, root / archive.name
-    if any(all((folder / name).is_file() for name in archive.lists) for folder in (place, root)):
-        _say(f"{archive.folder} is in {root}, nothing is downloaded")
+    folder, packed = root / archive.folder, root / archive.name
+    if any(all((place / name).is_file() for name in archive.lists) for place in (folder, root)):
+        pooch.get_logger().info("%s is in %s", archive.folder, root)
         return
-    if place.exists():
-        raise InputError(f"data.root: {place} is not complete; move it away and run this again")
-    with _storing(archive, root):
+    if folder.exists():
+        raise InputError("incomplete", field="root", path=folder, hint="move it away")
+    by_hand = f"download {archive.name} from {archive.page} to {root}"
+    with os_errors_as_input_errors(root, "run it again"):
         root.mkdir(parents=True, exist_ok=True)
         if not packed.exists():
-            _say(f"{archive.name}, {archive.size // MB} MB, from {archive.page}\nTerms: {archive.terms}")
-            _receive(archive, root, pauses)
-        elif _checksum(archive, packed) != archive.checksum:
-            raise InputError(
-                f"data.root: {packed} has another {archive.algorithm} checksum than the published archive; move it "
-                "away and run this again, or unpack it yourself if you trust it"
-            )
-        _unpack_whole(archive, packed, place)
-    _say(f"{place} is ready; {packed} can go")
+            pooch.get_logger().info("%s, from %s. Terms: %s", archive.name, archive.page, archive.terms)
+        elif not pooch.hashes.hash_matches(packed, archive.known_hash):
+            raise InputError("not the published archive", field="root", path=packed, hint="move it away")
+        try:
+            pooch.retrieve(archive.url, archive.known_hash, archive.name, root, progressbar=False)
+        except (OSError, ValueError) as error:  # no connection, an HTTP error; another hash
+            if isinstance(error, OSError) and error.errno:  # of the disk
+                raise
+            raise InputError(f"cannot download {archive.url}: {error}", field="name", hint=by_hand) from error
+        unfinished = folder.with_name(f"{folder.name}.unpacking")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            _unpack(archive, packed, unfinished)
+            (unfinished / archive.folder).replace(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _storing(archive: Archive, root: Path) -> Iterator[None]:
-    """Explain what goes wrong with the disk; what goes wrong with the network never comes as an OSError here."""
+def _unpack(archive: Archive, packed: Path, target: Path) -> None:
     try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _too_small(archive, root, "no room left") from error
-        raise InputError(f"data.root: cannot write in {root}: {error}") from error
+        if zipfile.is_zipfile(packed):
+            with zipfile.ZipFile(packed) as file:  # extract keeps members inside the target, and makes no links
+                members = file.infolist()
+                _require_plain(
+                    archive, [(x.filename, x.file_size, not stat.S_ISLNK(x.external_attr >> 16)) for x in members]
+                )
+                file.extractall(target)
+        else:
+            with tarfile.open(packed) as file:
+                members = file.getmembers()
+                _require_plain(archive, [(x.name, x.size, x.isfile() or x.isdir()) for x in members])
+                file.extractall(target, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be unpacked: {error}", field="root", path=packed, hint="get it again") from error
+    if missing := [name for name in archive.lists if not (target / archive.folder / name).is_file()]:
+        raise InputError(f"contains no {archive.folder}/{missing[0]}", field="root", path=packed, hint="get it again")
 
 
-def _too_small(archive: Archive, root: Path, found: str) -> InputError:
-    needed = 2 * archive.size // MB  # pictures hardly shrink when packed
-    return InputError(f"data.root: {root}: {found}; {archive.name} needs some {needed} MB, packed and unpacked")
-
-
-def _checksum(archive: Archive, path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(archive.algorithm, usedforsecurity=False)).hexdigest()
-
-
-def _receive(archive: Archive, root: Path, pauses: Sequence[float]) -> None:
-    """Get the whole archive, check it, and give it its name."""
-    part = root / f"{archive.name}.part"
-    free, needed = shutil.disk_usage(root).free, 2 * archive.size - size_of(part)
-    if free < needed:
-        raise _too_small(archive, root, f"{free // MB} MB free")
-    remedy = f"run this again, if need be with {archive.name} from {archive.page} put in {root}"
-    transfer(archive.url, archive.size, part, remedy, pauses)
-    if _checksum(archive, part) != archive.checksum:
-        part.unlink()
-        raise InputError(
-            f"data.name: what came from {archive.url} has another {archive.algorithm} checksum than the published "
-            f"archive, so it was removed; {remedy}"
-        )
-    part.replace(root / archive.name)
-
-
-def _unpack_whole(archive: Archive, packed: Path, place: Path) -> None:
-    beside = place.with_name(f"{place.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a call that was killed
-    beside.mkdir()
-    try:
-        unpack(packed, archive.folder, beside, archive.most_bytes, archive.most_files)
-        for name in archive.lists:
-            if not (beside / archive.folder / name).is_file():
-                raise InputError(f"data.root: {packed} has no {archive.folder}/{name}; get it again")
-        (beside / archive.folder).replace(place)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def _require_plain(archive: Archive, members: list[tuple[str, int, bool]]) -> None:
+    """Raise for links and devices, names that lead elsewhere, and more content than the dataset has."""
+    for name, _, is_plain in members:
+        if not is_plain or name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
+            raise InputError(f"{archive.name} contains {name!r}, which is unsafe to unpack", field="root")
+    if sum(size for _, size, _ in members) > archive.max_bytes or len(members) > archive.max_files:
+        raise InputError(f"{archive.name} contains more than the dataset", field="root", hint="get it again")

@@ -1,41 +1,57 @@
-"""The icons data set: what an icon depicts, drawn by ten icon families and rendered from their fonts."""
+"""The icons dataset: the same concepts drawn by ten icon families, rendered from their fonts.
+
+``icon_names.json`` says what a glyph shows, by its name: families name the same drawing differently and different
+drawings alike. ``fonts`` are the fonts of each family with their glyph maps. The naming rules were made by looking at
+contact sheets of every class, and are applied in this order: ``glyphs`` (exceptions for single glyphs), ``rewrites``
+(regular expressions that remove prefix, style and size), ``family_words`` and ``words`` (one word for one thing),
+``homonyms`` (what a family means by a name), ``same`` (names of the same drawing, by class), ``mixed`` (names for
+which families draw different things, which are dropped).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import track
-from orthoproxy.data.sources.icon_fonts import FONTS, distribution, package_file, read_glyph_map
-from orthoproxy.data.sources.icon_names import concept
 from orthoproxy.data.table import make_table, rank_by_hash
 
-# Part of the cache's key: raise it when the drawing or the names change, so that old images are not taken for new ones
-FORMAT_VERSION = 4
-MINIMUM_FAMILIES = 3
+FORMAT_VERSION = 4  # part of the cache key: raise it when the drawing or the names change
+MIN_FAMILIES = 3
 SIZE = 96  # side of an image in pixels
-INK = 80  # longer side of the ink box; the margin around it is white
-EM = 192  # glyphs are rasterised at this font size and scaled down to INK, so most are reduced, few enlarged
+INK = 80  # longer side of the ink box; the rest is a white margin
+EM = 192  # font size at which glyphs are rasterized before they are scaled to INK
 
-# Two images of a class are one drawing if no pixel differs by more than COPY of 255 levels at COPY_SIDE pixels a side
+# Two images of a class are the same drawing if no pixel differs by more than this, at this size
 COPY_SIDE = 24
-COPY = 48
+COPY_DIFFERENCE = 48
+
+# These glyph maps list every glyph twice, with and without the prefix; in Ionicons, two glyphs can share the short name
+PREFIX = {"eva": "eva-", "ion": "ion-", "mat": "mdi-", "typicons": "typcn-"}
+FLUENT_SIZE = 24
+# `circle-arrow-up`, `arrow-circle-up` and `arrow-up-circle` are one: direction, then frame, then "off" go last
+WORD_ORDER = {"up": 1, "down": 1, "left": 1, "right": 1, "circle": 2, "square": 2, "triangle": 2, "off": 3}
 
 
 class Glyph(NamedTuple):
-    """One picture of a font, and the class it may belong to."""
+    """One glyph of a font, and its class."""
 
     label: str
     family: str
@@ -45,37 +61,29 @@ class Glyph(NamedTuple):
 
 
 def icons_table(root: str | Path) -> pd.DataFrame:
-    """Return the table of the icons, and render their images first where that has not been done.
+    """Return the table of the icons dataset, rendering its images on the first call.
 
-    A class is a concept (`concept`) that at least three families draw; a group is a family. Half the classes, rounded
-    down, are for training, by hash of the name. Leave a query's own group out of its gallery: an icon must be found
-    in *other* families.
+    A class is a concept that at least three families draw; a group is a family. Half of the classes, rounded down, are
+    for training, chosen by a hash of the name. Exclude a query's own group from its gallery, so that an icon must be
+    found in *other* families.
 
     Parameters
     ----------
     root
-        Folder for the images, made if need be. They go to a sub-folder named for the versions of the icon packages.
-        The first call takes seconds, the next ones read what it wrote.
+        Folder for the images, created; they go to a sub-folder named for the versions of the icon packages.
 
     Returns
     -------
     pandas.DataFrame
-        As of `make_table`: absolute paths of grey PNG images, black on white, 96 x 96 pixels; splits ``train`` and
-        ``test``; role ``both``.
+        See `make_table`; grayscale PNG images of 96 x 96 pixels, black on white, with the splits ``train`` and
+        ``test``.
 
     Raises
     ------
     InputError
-        When a package is missing (they are the extra ``icons``).
-
-    Examples
-    --------
-    Rendering takes seconds; what makes a class does not:
-
-    >>> [concept(family, glyph) for family, glyph in [("bs", "gear-fill"), ("lucide", "icon-cog"), ("gmi", "settings")]]
-    ['gear', 'gear', 'gear']
+        If an icon package is missing; they are the extra ``icons``.
     """
-    folder = _rendered(Path(root).resolve())
+    folder = _rendered_folder(Path(root).resolve())
     images = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     ranked = rank_by_hash(images["label"], salt="icons")
     train = set(ranked[: len(ranked) // 2])
@@ -87,38 +95,101 @@ def icons_table(root: str | Path) -> pd.DataFrame:
     )
 
 
-def _rendered(root: Path) -> Path:
-    """Return the folder with the images of the installed packages, rendered if there is none or only part of one."""
-    folder = root / f"icons-{_cache_key()}"
+@cache
+def naming_rules() -> dict[str, Any]:
+    """Read ``icon_names.json``, with ``words`` and ``same`` turned into a name for each other name."""
+    rules = json.loads(files("orthoproxy.data.sources").joinpath("icon_names.json").read_text(encoding="utf-8"))
+    same = {**rules["same"], "": rules["mixed"]}
+    return {**rules, "words": _invert(rules["words"]), "same": _invert(same)}
+
+
+def _invert(synonyms: dict[str, str]) -> dict[str, str]:
+    return {other: name for name, others in synonyms.items() for other in others.split()}
+
+
+def concept(family: str, glyph: str) -> str | None:
+    """Return what a glyph shows, such as ``gear`` for ``mdi-cog-outline``; None if its name does not tell."""
+    rules = naming_rules()
+    exception = rules["glyphs"].get(family, {}).get(glyph)
+    if exception is not None:
+        return exception or None
+    for pattern, replacement in rules["rewrites"][family]:
+        glyph = re.sub(pattern, replacement, glyph)
+    own = rules["family_words"].get(family, {})
+    words = [own.get(word) or rules["words"].get(word, word) for word in glyph.split("-")]
+    name = "-".join(sorted(words, key=lambda word: WORD_ORDER.get(word, 0)))
+    name = re.sub(r"^shopping-(?=(cart|bag|basket)\b)|-shopping$", "", name)
+    name = rules["homonyms"][family].get(name, name)
+    return rules["same"].get(name, name) or None
+
+
+def _distribution(family: str) -> metadata.Distribution:
+    """Return the installed package of a family; nothing of it is imported."""
+    name = f"tkinter-icons-{family}"
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        raise InputError(f"package {name!r} is missing", hint="pip install 'orthoproxy[icons]'") from None
+
+
+@cache
+def _package_files(family: str) -> dict[str, Path]:
+    """Return the fonts and glyph maps of a family's package by file name."""
+    listed = _distribution(family).files or []
+    return {file.name: Path(str(file.locate())) for file in listed if file.suffix in {".ttf", ".otf", ".json"}}
+
+
+def package_file(family: str, name: str) -> Path:
+    """Return a font or glyph map of a family's package."""
+    path = _package_files(family).get(name)
+    if path is None or not path.is_file():
+        raise InputError(f"package 'tkinter-icons-{family}' lacks {name}", hint="reinstall 'orthoproxy[icons]'")
+    return path
+
+
+def read_glyph_map(family: str, name: str) -> dict[str, int]:
+    """Return the code points of a font by sorted glyph name, one name a glyph and one size a drawing."""
+    text = package_file(family, name).read_text(encoding="utf-8")
+    codes = {glyph: code if isinstance(code, int) else int(code, 16) for glyph, code in json.loads(text).items()}
+    names = sorted(glyph for glyph in codes if glyph.startswith(PREFIX.get(family, "")))
+    return {glyph: codes[glyph] for glyph in (_select_size(names) if family == "fluent" else names)}
+
+
+def _select_size(names: list[str]) -> list[str]:
+    """Of names such as ``ic-fluent-add-16-filled`` that differ in size alone, keep the one nearest to 24 pixels."""
+    by_drawing = defaultdict(list)
+    for name in names:
+        drawing, size, _ = name.rsplit("-", 2)
+        by_drawing[drawing].append((abs(int(size) - FLUENT_SIZE), int(size), name))
+    return [min(sizes)[-1] for sizes in by_drawing.values()]
+
+
+def _rendered_folder(root: Path) -> Path:
+    """Return the folder with the images of the installed packages, rendered unless it is complete."""
+    versions = {family: _distribution(family).version for family in naming_rules()["fonts"]}
+    folder = root / f"icons-{hashlib.sha256(json.dumps([FORMAT_VERSION, versions]).encode()).hexdigest()[:12]}"
     if _is_complete(folder):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".icons-", dir=root) as scratch:
-        _render(made := Path(scratch) / "icons")
+        _render(rendered := Path(scratch) / "icons")
         try:
-            made.rename(folder)
+            rendered.rename(folder)
         except OSError:
             if not _is_complete(folder):  # else another process was faster, with the same images
                 raise
     return folder
 
 
-def _cache_key() -> str:
-    """Return a short name for all that decides the images: versions of the packages and `FORMAT_VERSION`."""
-    versions = {family: distribution(family).version for family in FONTS}
-    return hashlib.sha256(json.dumps([FORMAT_VERSION, versions]).encode()).hexdigest()[:12]
-
-
 def _is_complete(folder: Path) -> bool:
-    """Tell whether the folder's table is there, written last, and every image of it."""
     table = folder / "images.csv"
     return table.is_file() and all((folder / path).is_file() for path in pd.read_csv(table)["path"])
 
 
 def _all_glyphs() -> Iterator[Glyph]:
-    """Yield every glyph whose name says what it depicts, in a fixed order."""
-    for family, fonts in FONTS.items():
+    """Yield every glyph whose name says what it shows, in a fixed order."""
+    for family, fonts in naming_rules()["fonts"].items():
         for font, glyph_map in fonts.items():
             path = package_file(family, font)
             for name, code in read_glyph_map(family, glyph_map).items():
@@ -126,56 +197,16 @@ def _all_glyphs() -> Iterator[Glyph]:
                     yield Glyph(label, family, path, name, code)
 
 
-def in_enough_families(glyphs: list[Glyph]) -> list[Glyph]:
-    """Keep the glyphs of classes that at least `MINIMUM_FAMILIES` families have.
-
-    Parameters
-    ----------
-    glyphs
-        Any.
-
-    Returns
-    -------
-    list of Glyph
-        Those kept, in the same order.
-
-    Examples
-    --------
-    >>> def glyph(label, family):
-    ...     return Glyph(label, family, Path("font.ttf"), label, 0)
-    >>> three = [glyph("bell", "bs"), glyph("bell", "eva"), glyph("bell", "fa")]
-    >>> in_enough_families([*three, glyph("bug", "bs"), glyph("bug", "bs"), glyph("bug", "fa")]) == three
-    True
-    """
+def _in_enough_families(glyphs: list[Glyph]) -> list[Glyph]:
+    """Keep the glyphs of classes that at least `MIN_FAMILIES` families draw."""
     families = defaultdict(set)
     for glyph in glyphs:
         families[glyph.label].add(glyph.family)
-    return [glyph for glyph in glyphs if len(families[glyph.label]) >= MINIMUM_FAMILIES]
+    return [glyph for glyph in glyphs if len(families[glyph.label]) >= MIN_FAMILIES]
 
 
 def draw(font: ImageFont.FreeTypeFont, code: int) -> Image.Image | None:
-    """Draw a glyph black on white, its ink box scaled to the same longer side for all families, and centred.
-
-    Parameters
-    ----------
-    font
-        At size `EM`.
-    code
-        Code point of the glyph.
-
-    Returns
-    -------
-    PIL.Image.Image or None
-        Grey, 96 x 96 pixels; none for a glyph without ink.
-
-    Examples
-    --------
-    >>> font = ImageFont.truetype(package_file("lucide", "lucide.ttf"), EM)
-    >>> draw(font, read_glyph_map("lucide", "glyphmap.json")["icon-x"]).size
-    (96, 96)
-    >>> draw(font, ord(" ")) is None
-    True
-    """
+    """Draw a glyph black on white, centered, its ink box scaled to the same longer side; None without ink."""
     left, top, right, bottom = font.getbbox(chr(code))
     ink = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
     ImageDraw.Draw(ink).text((-left, -top), chr(code), fill=255, font=font)
@@ -191,63 +222,42 @@ def draw(font: ImageFont.FreeTypeFont, code: int) -> Image.Image | None:
 
 
 def _load_font(path: Path) -> ImageFont.FreeTypeFont:
-    """Load a font at size `EM`; the basic layout, as icons need no shaping and not every system has the other."""
+    """Load a font at size `EM`, with the basic layout, which every system has."""
     return ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)
 
 
-def clean(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
-    """Drop copies: of images equal in every pixel, keep the first; if their classes differ, none, as any may be wrong.
+def drop_copies(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
+    """Of images that are equal, keep the first, or none if their classes differ, as any label may be wrong.
 
-    Families also take over each other's drawings, which then differ by the rounding of outlines alone. To find such a
-    copy is no achievement, so of these too the first family's is kept.
-
-    Parameters
-    ----------
-    images
-        The image of each glyph.
-
-    Returns
-    -------
-    dict
-        Those kept, in the same order.
-
-    Examples
-    --------
-    >>> def glyph(label, family):
-    ...     return Glyph(label, family, Path("font.ttf"), label, 0)
-    >>> black, white = Image.new("L", (2, 2), 0), Image.new("L", (2, 2), 255)
-    >>> same = {glyph("dot", "bs"): black, glyph("dot", "fa"): black}
-    >>> contested = {glyph("x", "bs"): white, glyph("o", "fa"): white}
-    >>> [(glyph.label, glyph.family) for glyph in clean(same | contested)]
-    [('dot', 'bs')]
+    Families also adopt drawings of each other, which then differ by rounded outlines alone. To find such a copy is no
+    achievement, so of these, too, only the first family's is kept.
     """
     copies = defaultdict(list)
     for glyph, image in images.items():
         copies[image.tobytes()].append(glyph)
-    kept = [glyphs[0] for glyphs in copies.values() if len({glyph.label for glyph in glyphs}) == 1]
+    distinct = [glyphs[0] for glyphs in copies.values() if len({glyph.label for glyph in glyphs}) == 1]
     drawings: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)  # of each class: family and small image
-    for glyph in kept.copy():
+    kept = {}
+    for glyph in distinct:
         small = np.asarray(images[glyph].resize((COPY_SIDE, COPY_SIDE), Image.Resampling.BOX), dtype=int)
-        others = (drawn for family, drawn in drawings[glyph.label] if family != glyph.family)
-        if any(np.abs(small - drawn).max() < COPY for drawn in others):
-            kept.remove(glyph)
-        else:
+        others = (drawing for family, drawing in drawings[glyph.label] if family != glyph.family)
+        if all(np.abs(small - drawing).max() >= COPY_DIFFERENCE for drawing in others):
             drawings[glyph.label].append((glyph.family, small))
-    return {glyph: images[glyph] for glyph in kept}
+            kept[glyph] = images[glyph]
+    return kept
 
 
 def _render(folder: Path) -> None:
-    """Write the images of all classes to a folder, one sub-folder a family, and last their table, images.csv."""
-    candidates = in_enough_families(list(_all_glyphs()))  # the others need no drawing
+    """Write the images of all classes, one sub-folder a family, and last their table, images.csv."""
+    candidates = _in_enough_families(list(_all_glyphs()))  # the others need no drawing
     fonts = {path: _load_font(path) for path in {glyph.font for glyph in candidates}}
     glyphs = track(candidates, "draw icons", total=len(candidates))
-    drawn = {glyph: image for glyph in glyphs if (image := draw(fonts[glyph.font], glyph.code))}
-    images = clean(drawn)
-    kept = in_enough_families(list(images))
+    images = drop_copies({glyph: image for glyph in glyphs if (image := draw(fonts[glyph.font], glyph.code))})
+    kept = _in_enough_families(list(images))
     paths = [f"{glyph.family}/{glyph.font.stem}-{glyph.name}.png" for glyph in kept]
-    for family in FONTS:
+    for family in naming_rules()["fonts"]:
         (folder / family).mkdir(parents=True)
-    with ThreadPoolExecutor(4) as pool:  # making thousands of files takes longer than drawing them
+    with ThreadPoolExecutor(4) as pool:  # writing thousands of files takes longer than drawing them
         written = pool.map(lambda glyph, path: images[glyph].save(folder / path), kept, paths)
         list(track(written, "write icons", total=len(kept)))
     rows = [(path, glyph.label, glyph.family) for path, glyph in zip(paths, kept, strict=True)]

@@ -1,4 +1,4 @@
-"""DeepFashion In-Shop: clothes of a shop, a class an item, queries apart from the gallery."""
+"""DeepFashion In-Shop: clothes of a shop, one class for each item, with separate queries and gallery."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from orthoproxy.data.sources.text_lists import check_values, find_file, read_lis
 from orthoproxy.data.table import make_table
 
 COLUMNS = ("image_name", "item_id", "evaluation_status")
-PLACES = {"train": ("train", "both"), "query": ("test", "query"), "gallery": ("test", "gallery")}  # split and role
+SPLIT_AND_ROLE = {"train": ("train", "both"), "query": ("test", "query"), "gallery": ("test", "gallery")}
 
 
 def inshop_table(root: Path) -> pd.DataFrame:
-    """Read the In-Shop Clothes Retrieval benchmark of DeepFashion: queries are looked up in a gallery of their own.
+    """Read the In-Shop Clothes Retrieval benchmark of DeepFashion, whose queries have a gallery of their own.
 
-    All is in ``list_eval_partition.txt``: the number of images, a header, then name, item and status of each image. Of
-    the images only their folder is looked for, since copies differ: ``Img/img`` or ``img``. These are the images of 256
-    pixels that published results are about, not those of ``img_highres``.
+    All is in ``list_eval_partition.txt``: the number of images, a header, then name, item and status of each image.
+    Images are in ``Img/img`` or ``img``; published results are about these 256-pixel images, not ``img_highres``.
+    Whether each exists is not checked.
 
     Parameters
     ----------
@@ -30,14 +30,13 @@ def inshop_table(root: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        As `make_table`, in the order of the list; a label is the item's id, such as ``id_00000002``. The published data
-        are 25,882 images of 3,997 items to train on, and to judge on 14,218 queries and 12,612 images of a gallery, of
-        the same 3,985 items.
+        See `make_table`; in the order of the list. A label is the item's id, such as ``id_00000002``. The published
+        dataset has 25,882 training images of 3,997 items, and 14,218 queries and 12,612 gallery images of 3,985 others.
 
     Raises
     ------
     InputError
-        If the list or the folder of the images is missing, or the list is damaged, cut short or leads out of it.
+        If the list or the folder of images is missing, or the list is damaged, truncated or leads out of it.
 
     References
     ----------
@@ -58,19 +57,14 @@ def inshop_table(root: Path) -> pd.DataFrame:
     1  id_00000001   test    query
     2  id_00000001   test  gallery
     """
-    path = find_file(
-        root,
-        ("Eval/list_eval_partition.txt", "list_eval_partition.txt"),
-        "give the folder with the benchmark's Eval and Img",
-    )
+    candidates = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
+    path = find_file(root, candidates, "give the folder that contains Eval and Img")
     folder = next((folder for folder in (root / "Img", root) if (folder / "img").is_dir()), None)
     if folder is None:
-        raise InputError(
-            f"data.root: {root} has no folder Img/img and no folder img; "
-            f"unpack img.zip (not img_highres.zip) in {root / 'Img'}"
-        )
+        hint = f"unpack img.zip (not img_highres.zip) in {root / 'Img'}"
+        raise InputError("no folder Img/img or img", field="root", path=root, hint=hint)
     rows = read_list(path, COLUMNS, header=True, counted=True)
-    check_values(rows, "evaluation_status", PLACES, "train, query or gallery", path)
-    split, role = zip(*rows["evaluation_status"].map(PLACES), strict=True)
+    check_values(rows, "evaluation_status", SPLIT_AND_ROLE, "train, query or gallery", path)
+    split, role = zip(*rows["evaluation_status"].map(SPLIT_AND_ROLE), strict=True)
     paths = paths_inside(folder.absolute(), rows["image_name"], path)
     return make_table(paths, rows["item_id"].tolist(), split=split, role=role)

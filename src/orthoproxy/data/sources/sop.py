@@ -1,4 +1,4 @@
-"""Stanford Online Products: pictures of goods on sale, a class an item."""
+"""Stanford Online Products: photos from online sales, one class for each item."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ COLUMNS = ("image_id", "class_id", "super_class_id", "path")
 
 
 def sop_table(root: Path) -> pd.DataFrame:
-    """Read Stanford Online Products in its own split, which is the one of retrieval.
+    """Read Stanford Online Products in its published split, which is one for retrieval.
 
-    ``Ebay_train.txt`` and ``Ebay_test.txt`` list the images with a class number; those of the test go on where those of
-    the training end, so that no number is in both. Images are not looked for.
+    ``Ebay_train.txt`` and ``Ebay_test.txt`` list the images with a class number; no number is in both. Whether the
+    images exist is not checked.
 
     Parameters
     ----------
     root
-        The folder ``Stanford_Online_Products``, or the one it lies in.
+        The folder ``Stanford_Online_Products``, or the one that contains it.
 
     Returns
     -------
     pandas.DataFrame
-        As `make_table`, training before test, each in the order of its list; a label is the class number as text. The
-        published data are 59,551 images of 11,318 classes to train on and 60,502 of 11,316 to judge on.
+        See `make_table`; training before test, each in the order of its list. A label is the class number. The
+        published dataset has 59,551 training images of 11,318 classes and 60,502 test images of 11,316.
 
     Raises
     ------
     InputError
-        If a list is missing or damaged or leads out of the folder, or a class is in both.
+        If a list is missing or damaged, leads out of the folder, or a class is in both lists.
 
     References
     ----------
@@ -52,13 +52,10 @@ def sop_table(root: Path) -> pd.DataFrame:
     0      1  train  both
     1  11319   test  both
     """
-    train = find_file(
-        root,
-        ("Ebay_train.txt", "Stanford_Online_Products/Ebay_train.txt"),
-        "give the folder that Stanford_Online_Products.zip was unpacked in",
-    )
+    candidates = ("Ebay_train.txt", "Stanford_Online_Products/Ebay_train.txt")
+    train = find_file(root, candidates, "give the folder that Stanford_Online_Products.zip was unpacked in")
     lists = {"train": train, "test": train.with_name("Ebay_test.txt")}
     rows = {split: read_list(path, COLUMNS, header=True) for split, path in lists.items()}
-    paths = [place for split, path in lists.items() for place in paths_inside(train.parent, rows[split]["path"], path)]
+    paths = [file for split, path in lists.items() for file in paths_inside(train.parent, rows[split]["path"], path)]
     table = pd.concat([read.assign(split=split) for split, read in rows.items()])
     return make_table(paths, table["class_id"].tolist(), split=table["split"].tolist())
