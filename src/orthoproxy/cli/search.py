@@ -35,13 +35,13 @@ def add_options(parser: Parser) -> None:
 
 def run(options: Any) -> None:
     from orthoproxy.catalog.catalog import Catalog
-    from orthoproxy.catalog.filters import parse_condition
+    from orthoproxy.catalog.filters import parse_filter
     from orthoproxy.catalog.index import require_model
     from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.runs.experiment import choose_device
 
     if options.where is not None:
-        parse_condition(options.where)  # before a model is loaded
+        parse_filter(options.where)  # before a model is loaded
     with json_output(options.json) as write, Catalog.open(options.catalog) as catalog:
         model = load_model(options.model or catalog.model_path, choose_device(options.device))
         require_model(catalog, model.identity, "model")
