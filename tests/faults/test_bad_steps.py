@@ -37,7 +37,7 @@ def damage(cache: Path, out: Path) -> tuple[Path, Path]:
 
 
 def skipped(out: Path) -> list[tuple[int, str]]:
-    lines = (out / "checkpoints" / "bad_batches.csv").read_text().splitlines()
+    lines = (out / "checkpoints" / "nonfinite_steps.csv").read_text().splitlines()
     return [(int(step), path) for step, path in csv.reader(lines)]
 
 
@@ -46,16 +46,15 @@ def test_steps_with_nan_are_skipped_and_counted(recipe: Path, photos: Path, cach
     assert main(training(recipe, photos, whole, *FROZEN)) == 0
     _, image = damage(cache, whole)
     assert main(training(recipe, photos, out, *FROZEN)) == 0
-    bad = RunFolder(out).records().dropna(subset="bad_batches")
-    assert bad["bad_batches"].tolist() == [1, 2, 3]  # once an epoch
+    bad = RunFolder(out).records().dropna(subset="nonfinite_steps")
+    assert bad["nonfinite_steps"].tolist() == [1, 2, 3]  # once an epoch
     rows = skipped(out)
     assert [step for step, path in rows if path == str(image)] == bad["step"].astype(int).tolist()
     assert len(rows) == 3 * 4  # all images of the batches
     assert all(x.isfinite().all() for x in read_tensors(out / "model" / "model.safetensors", "").values())
     # the other steps are there, with the learning rates that they would have
-    rates = RunFolder(whole).records()["rate/proxies"].dropna()
-    assert len(RunFolder(out).records()["loss"].dropna()) == 12
-    assert RunFolder(out).records()["rate/proxies"].dropna().isin(rates).all()
+    losses, rates = RunFolder(out).records().set_index("step")["loss"].dropna(), RunFolder(whole).records()["lr/proxies"].dropna()
+    assert len(losses) == 12 and RunFolder(out).records()["lr/proxies"].dropna().isin(rates).all()
 
 
 def test_one_skipped_step_too_many_ends_the_training_and_nothing_is_lost(

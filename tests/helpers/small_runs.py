@@ -92,7 +92,14 @@ def message(error: str) -> str:
 
 
 def saved_step(out: Path) -> int:
-    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["position"]["step"]
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state"]["step"]
+
+
+def without_seconds(scores: Any) -> Any:
+    """The scores without how long they took."""
+    if not isinstance(scores, dict):
+        return scores
+    return {name: without_seconds(value) for name, value in scores.items() if name != "seconds"}
 
 
 def difference(out: Path, whole: Path) -> str:

@@ -17,28 +17,28 @@ import numpy as np
 import pytest
 import torch
 from many import in_processes
-from orthoproxy.runs.build import split_table
 from PIL import Image
 
 import orthoproxy
 from orthoproxy.core.distributed import RemoteProcessError
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import select_split
-from orthoproxy.runs import config as c
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.experiment import split_table
 from orthoproxy.runs.recipes import write_config
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Ten classes of five images, of a colour of the class's own."""
+    """Ten classes of five images, of a color of the class's own."""
     root = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for number in range(10):
         (root / f"class {number}").mkdir()
-        colour = generator.integers(60, 256, size=3)
+        color = generator.integers(60, 256, size=3)
         for copy in range(5):
-            pixels = colour + generator.integers(0, 80, size=(32, 32, 3))
+            pixels = color + generator.integers(0, 80, size=(32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"class {number}" / f"{copy}.png")
     return root
 
@@ -47,25 +47,32 @@ def photos(tmp_path_factory) -> Path:
 ALIKE = 0.05
 
 
-def make_config(photos: Path, sharded: bool = False, epochs: int = 2) -> c.Config:
-    return c.Config(
-        data=c.Data(name="folder", root=str(photos), test_fraction=0.4, validation_fraction=0.34, workers=0, resize=32),
-        encoder=c.Encoder(name="test_vit", weights="none", embedding_dim=8, image_size=32),
-        loss=c.Loss(orthogonality=c.Orthogonality(weight=0.1), shard_proxies=sharded),
-        training=c.Training(epochs=epochs, batch_size=6, log_every=1, precision="32-true", warmup_epochs=0),
-        evaluation=c.Evaluation(recall_at=(1, 2), draws=50),
+def make_config(photos: Path, sharded: bool = False, epochs: int = 2) -> Config:
+    return Config().with_overrides(
+        {
+            "data": {"name": "folder", "root": str(photos), "test_fraction": 0.4, "validation_fraction": 0.34},
+            "data.workers": 0,
+            "data.resize": 32,
+            "sampler.batch_size": 6,
+            "encoder": {"name": "test_vit", "init_from": "none", "embedding_dim": 8, "image_size": 32},
+            "loss": {"proxy_regularizer": {"weight": 0.1}, "shard_proxies": sharded},
+            "optimizer.warmup_epochs": 0,
+            "training": {"epochs": epochs, "log_every_n_steps": 1, "precision": "32-true"},
+            "evaluation": {"recall_at": [1, 2], "bootstrap_samples": 50},
+        }
     )
 
 
-def train(config: c.Config, folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train; return what this process sees of it, or the error that it meets."""
+def train(config: Config, folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train; return what this process sees of the run, or the error that it gets."""
     try:
         run = orthoproxy.train(config, folder, resume)
-    except InputError as error:
-        return {"error": type(error), "message": str(error)}
-    start = orthoproxy.load(run.folder / "baseline").encoder.backbone.state_dict()
-    moved = {name: x - start[name] for name, x in run.model.encoder.backbone.state_dict().items()}
-    return {"scores": run.scores, "proxies": run.model.proxies, "moved": moved}
+    except (InputError, RemoteProcessError) as error:
+        return {"error": error}
+    start = orthoproxy.load(run.baseline).encoder.backbone.state_dict()
+    model = run.load_model()
+    moved = {name: x - start[name] for name, x in model.encoder.backbone.state_dict().items()}
+    return {"scores": run.scores, "proxies": model.proxies, "moved": moved}
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +80,10 @@ def one(photos, tmp_path_factory) -> dict[str, Any]:
     return in_processes(1, train, make_config(photos), tmp_path_factory.mktemp("one") / "run")[0]
 
 
-def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+def distance(model: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
     """By norm, relative to the second."""
-    squares = sum(float((ours[name] - x).square().sum()) for name, x in theirs.items())
-    return (squares / sum(float(x.square().sum()) for x in theirs.values())) ** 0.5
+    squares = sum(float((model[name] - x).square().sum()) for name, x in reference.items())
+    return (squares / sum(float(x.square().sum()) for x in reference.values())) ** 0.5
 
 
 def scores(of: dict[str, Any], name: str = "model") -> dict[str, float]:
@@ -95,36 +102,36 @@ def test_a_run_is_that_of_one_process_and_one_process_writes_it(photos, tmp_path
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 3, 4, 5, 6, 6]
     assert capfd.readouterr().err.count("epoch 2/2") == 1
-    assert Run(tmp_path / "run").config.environment["processes"] == str(count)
+    assert RunFolder(tmp_path / "run").config.environment["processes"] == str(count)
     files = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if "step" not in path.name}
     assert files == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     parts = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("last-step-*"))
     assert parts == [f"last-step-{x}.proxies-{n}-of-{count}.ckpt" for x in (3, 6) for n in range(count) if sharded]
 
 
-def die_at(step: int) -> None:
-    log = Run.log
+class DyingRun(RunFolder):
+    """A run folder whose main process dies after the record of step 8."""
 
-    def log_and_die(run: Run, record: dict[str, Any]) -> None:
-        log(run, record)
-        if record["step"] == step:
-            raise InputError("as if killed")
-
-    Run.log = log_and_die
+    def log(self, record: dict[str, Any]) -> None:
+        super().log(record)
+        if record["step"] == 8:
+            os._exit(0)
 
 
-def train_and_die(config: c.Config, folder: Path, step: int) -> None:
-    die_at(step)
+def train_and_die(config: Config, folder: Path) -> None:
+    orthoproxy.runs.train.RunFolder = DyingRun  # in a process of its own
     try:
         orthoproxy.train(config, folder)
-    except (InputError, RuntimeError):  # the main process's error; the others lose it
+    except RuntimeError:  # the main process is gone
         os._exit(0)
+
+
+KEEP_LAST = {"checkpoint_selection.split": "none"}
 
 
 @pytest.fixture(scope="module")
 def one_to_the_last(photos, tmp_path_factory) -> dict[str, Any]:
-    config = make_config(photos)
-    config.training.select_on = "none"
+    config = make_config(photos).with_overrides(KEEP_LAST)
     return in_processes(1, train, config, tmp_path_factory.mktemp("one") / "run")[0]
 
 
@@ -132,10 +139,9 @@ def one_to_the_last(photos, tmp_path_factory) -> dict[str, Any]:
 def test_a_sharded_run_goes_on_with_another_number_of_processes(
     photos, tmp_path, one_to_the_last, before, after
 ) -> None:
-    config = make_config(photos, sharded=True)
-    config.training.select_on = "none"
+    config = make_config(photos, sharded=True).with_overrides(KEEP_LAST)
     with pytest.raises(FileNotFoundError):  # nothing is returned
-        in_processes(before, train_and_die, config, tmp_path / "run", 8)
+        in_processes(before, train_and_die, config, tmp_path / "run")
     resumed = in_processes(after, train, config, tmp_path / "run", True)
     for seen in resumed:
         assert distance(seen["moved"], one_to_the_last["moved"]) < ALIKE
@@ -154,36 +160,37 @@ def damage(photos: Path, folder: Path) -> Path:
     return broken
 
 
-def test_bad_input_in_one_process_ends_all(photos, tmp_path) -> None:
+def test_an_input_error_in_one_process_ends_all(photos, tmp_path) -> None:
     broken = damage(photos, tmp_path / "photos")
-    config = make_config(tmp_path / "photos")
-    ended = in_processes(2, train, config, tmp_path / "run")
-    assert {seen["error"] for seen in ended} == {InputError, RemoteProcessError}
-    for seen in ended:
-        assert str(broken) in seen["message"]
-    config = make_config(photos)
-    config.encoder.embedding_dim = 4096  # all meet this one
-    ended = in_processes(2, train, config, tmp_path / "run")
-    assert [seen["error"] for seen in ended] == [InputError, RemoteProcessError]
+    errors = [seen["error"] for seen in in_processes(2, train, make_config(tmp_path / "photos"), tmp_path / "run")]
+    assert sorted(isinstance(error, InputError) for error in errors) == [False, True]
+    assert all(str(broken) in str(error) for error in errors)
+    config = make_config(photos).with_overrides({"encoder.embedding_dim": 4096})  # an error of all
+    errors = [seen["error"] for seen in in_processes(2, train, config, tmp_path / "run")]
+    assert [type(error) for error in errors] == [InputError, RemoteProcessError]
+    assert errors[0].field == "encoder.embedding_dim"
 
 
-def test_unreadable_images_are_looked_for_by_all_and_left_out(photos, tmp_path) -> None:
+def test_unreadable_images_are_found_by_all_processes_and_left_out(photos, tmp_path) -> None:
     broken = damage(photos, tmp_path / "photos")
-    config = make_config(tmp_path / "photos", epochs=1)
-    config.data.on_error = "skip"
+    config = make_config(tmp_path / "photos", epochs=1).with_overrides({"data.on_unreadable_image": "skip"})
     in_processes(2, train, config, tmp_path / "run")
-    listed = Run(tmp_path / "run").unreadable
+    listed = RunFolder(tmp_path / "run").unreadable
     assert listed is not None and listed["path"].tolist() == [str(broken)]
 
 
-def test_a_loss_that_cannot_be_divided_is_refused_with_the_remedy(photos, tmp_path) -> None:
-    config = make_config(photos, sharded=True)
-    config.loss.name = "NormalizedSoftmaxLoss"
-    with pytest.raises(InputError, match=r"loss\.shard_proxies: Normal.* cannot be divided .* set it to false"):
+def test_a_finished_run_is_returned_by_all_processes(photos, tmp_path) -> None:
+    """No process returns before all have met, whatever it sees of the folder."""
+    first = in_processes(1, train, make_config(photos, epochs=1), tmp_path / "run")[0]
+    again = in_processes(2, train, make_config(photos, epochs=1), tmp_path / "run", True)
+    assert [seen["scores"] for seen in again] == [first["scores"]] * 2
+
+
+def test_a_loss_that_cannot_be_sharded_is_an_error(photos, tmp_path) -> None:
+    config = make_config(photos, sharded=True).with_overrides({"loss.name": "NormalizedSoftmaxLoss"})
+    with pytest.raises(InputError) as caught:
         orthoproxy.train(config, tmp_path / "run")
-    config.loss.orthogonality.form = "classes"
-    with pytest.raises(InputError, match=r"loss\.orthogonality\.form: classes .* use auto or dims"):
-        orthoproxy.train(config, tmp_path / "run")
+    assert caught.value.field == "loss.shard_proxies"
 
 
 class Job:
@@ -226,8 +233,7 @@ class Job:
 
 @pytest.fixture
 def recipe(photos, tmp_path) -> Path:
-    config = make_config(photos, sharded=True, epochs=60)
-    config.training.select_on = "none"
+    config = make_config(photos, sharded=True, epochs=60).with_overrides(KEEP_LAST)
     write_config(config, tmp_path / "recipe.yaml")
     return tmp_path / "recipe.yaml"
 
@@ -245,8 +251,8 @@ def test_a_killed_process_ends_the_job_and_torchrun_starts_it_again_from_the_las
     assert code == 1
     # the other process says that it cannot reach this one, unless torchrun ends it before
     assert re.search(r"Signal 9 \(SIGKILL\)", output)
-    assert not Run(tmp_path / "run").finished
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["position"]["step"]
+    assert not RunFolder(tmp_path / "run").has_report
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state"]["step"]
     assert saved >= 5
 
     job = Job(recipe, tmp_path / "run", "--max-restarts", "1")
@@ -254,9 +260,9 @@ def test_a_killed_process_ends_the_job_and_torchrun_starts_it_again_from_the_las
     os.kill(job.workers()[0], signal.SIGKILL)
     code, output = job.end()
     assert code == 0, output
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     steps = run.records()["step"].tolist()
-    assert run.finished and steps == sorted(steps) and steps[-1] == 300 and len(set(steps)) == len(steps)
+    assert run.has_report and steps == sorted(steps) and steps[-1] == 300 and len(set(steps)) == len(steps)
 
 
 @pytest.mark.slow
@@ -266,8 +272,8 @@ def test_ctrl_c_stops_all_after_the_same_step_and_saves(recipe, tmp_path) -> Non
     job.wait_for_step(7)
     job.job.send_signal(signal.SIGINT)
     _, output = job.end()
-    stopped = re.search(r"stopped after (step|epoch) (\d+); the run is saved; go on with --resume", output)
+    stopped = re.search(r"stopped after (step) (\d+); the run is saved", output)
     assert stopped is not None, output
-    position = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["position"]
-    assert position[stopped[1]] == int(stopped[2])
-    assert "stopping after this step" in output and output.count("the run is saved") == 1
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state"]
+    assert state[stopped[1]] == int(stopped[2])
+    assert "stopping after this step" in output and output.count("stopped after step") == 1

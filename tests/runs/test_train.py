@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killed_runs import kill_at
 from PIL import Image
 
 import orthoproxy
@@ -163,29 +164,6 @@ def test_a_run_of_version_1_gets_one_clear_error(finished, tmp_path):
     with pytest.raises(InputError) as caught:
         _ = RunFolder(tmp_path / "old").config
     assert caught.value.path == tmp_path / "old" and caught.value.hint
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
-
-
-class DyingRun(RunFolder):
-    """A run folder whose process dies after the record of a step."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        super().__init__(folder)
-        self.step = step
-
-    def log(self, record):
-        super().log(record)
-        if record["step"] == self.step:
-            raise KilledError
-
-
-def kill_at(monkeypatch, config: Config, folder: Path, step: int) -> None:
-    with monkeypatch.context() as patched, pytest.raises(KilledError):
-        patched.setattr("orthoproxy.runs.train.RunFolder", lambda out: DyingRun(out, step))
-        orthoproxy.train(config, folder)
 
 
 def test_a_run_killed_in_the_second_epoch_resumes_to_the_same_bits(finished, config, tmp_path, monkeypatch):
