@@ -53,7 +53,10 @@ def test_steps_with_nan_are_skipped_and_counted(recipe: Path, photos: Path, cach
     assert len(rows) == 3 * 4  # all images of the batches
     assert all(x.isfinite().all() for x in read_tensors(out / "model" / "model.safetensors", "").values())
     # the other steps are there, with the learning rates that they would have
-    losses, rates = RunFolder(out).records().set_index("step")["loss"].dropna(), RunFolder(whole).records()["lr/proxies"].dropna()
+    losses, rates = (
+        RunFolder(out).records().set_index("step")["loss"].dropna(),
+        RunFolder(whole).records()["lr/proxies"].dropna(),
+    )
     assert len(losses) == 12 and RunFolder(out).records()["lr/proxies"].dropna().isin(rates).all()
 
 
