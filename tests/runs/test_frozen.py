@@ -56,7 +56,7 @@ def config(photos) -> Config:
 
 
 def weights(run: RunFolder, folder: str = "model") -> dict[str, torch.Tensor]:
-    return read_tensors(run.folder / folder / "model.safetensors")
+    return read_tensors(run.folder / folder / "model.safetensors", "")
 
 
 def test_only_projection_and_proxies_are_trained_and_saved(config, tmp_path):

@@ -14,7 +14,7 @@ from training_job import Job
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.data import TrainingFeatures, evaluation_transform
 from orthoproxy.losses import Objective, SoftOrthogonality
-from orthoproxy.training import Interrupted, make_optimizer
+from orthoproxy.training import Checkpoints, Interrupted, make_optimizer
 
 
 @pytest.fixture
@@ -162,6 +162,9 @@ def test_values_are_read_only_when_a_record_is_logged(tmp_path, tiny_encoder, im
         features = torch.randn(len(job.loader.dataset), tiny_encoder.feature_dim)
         dataset = TrainingFeatures(features, job.loader.dataset.labels)
         job.loader = DataLoader(dataset, batch_sampler=job.sampler, collate_fn=lambda batch: batch)
+        job.objective = Objective(MeanOverImages(), 3, SoftOrthogonality())  # Proxy Anchor checks labels on a CPU
+        job.optimizer = make_optimizer(job.encoder, job.objective, 1e-3, 1e-3, 1e-2, 1e-4)
+        job.checkpoints = Checkpoints(tmp_path, job.encoder, job.objective, job.optimizer)
         with CountReads() as counter:
             state = job.fit(log_every_n_steps=every, **options)
         reads[batch_size, every] = counter.count, state.step
