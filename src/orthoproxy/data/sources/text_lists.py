@@ -54,7 +54,7 @@ def check_values(rows: pd.DataFrame, column: str, allowed: Collection[str], expe
     """Raise for the first value of a column that is not allowed, with its line."""
     unknown = rows.loc[~rows[column].isin(list(allowed)), column]
     if len(unknown):
-        raise _line_error(path, unknown.index[0], f"{column} {unknown.iloc[0]!r}", expected)
+        raise _line_error(path, int(unknown.index[0]), f"{column} {unknown.iloc[0]!r}", expected)
 
 
 def _line_error(path: Path, line: int, problem: str, expected: str) -> InputError:
