@@ -46,7 +46,7 @@ server: .venv/installed-dev
 	$(BIN)/pytest -m server tests
 
 bench: .venv/installed-dev
-	for name in objective million retrieval loading processes training depthwise; do $(BIN)/python benchmarks/$$name.py || exit; done
+	for name in objective million retrieval loading processes training; do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/page.py
 
 bench-full: bench

@@ -120,8 +120,14 @@ def test_the_patch_embedding_can_be_frozen() -> None:
 
 
 def test_a_backbone_without_patch_embedding_says_so() -> None:
-    with pytest.raises(InputError, match=r"encoder\.freeze_patch_embedding: test_efficientnet has no patch embedding"):
+    with pytest.raises(InputError) as caught:
         Encoder(SMALL_CNN, image_size=32).freeze_patch_embedding()
+    assert caught.value.field == "freeze_patch_embedding"
+
+
+def test_timm_names_what_is_not_to_be_decayed() -> None:
+    assert Encoder("deit_tiny_patch16_224", 8, image_size=32).no_weight_decay() >= {"pos_embed", "cls_token"}
+    assert Encoder(SMALL_CNN, image_size=32).no_weight_decay() == set()
 
 
 def test_mean_and_deviation_are_not_saved_but_move() -> None:
@@ -139,7 +145,7 @@ def test_half_precision_comes_out_as_float32_of_unit_length() -> None:
 
 
 def test_an_unknown_name_is_refused_with_similar_ones() -> None:
-    with pytest.raises(InputError, match=r"encoder\.name: .*'deit_smal_patch16_224'; did you mean deit_small_p"):
+    with pytest.raises(InputError, match=r"^name: .*did you mean deit_small_p"):
         Encoder("deit_smal_patch16_224")
     with pytest.raises(InputError, match=r"timm\.list_models"):
         Encoder("!!!")
@@ -150,5 +156,6 @@ def test_an_unknown_name_is_refused_with_similar_ones() -> None:
     [("deit_tiny_patch16_224", 8), ("vgg11", 8)],
 )
 def test_a_size_that_the_backbone_cannot_take_is_refused(name: str, image_size: int) -> None:
-    with pytest.raises(InputError, match=f"encoder.*{image_size} .*{name}|encoder.*{name}.*{image_size}"):
+    with pytest.raises(InputError) as caught:
         Encoder(name, image_size=image_size)
+    assert caught.value.field == "image_size"

