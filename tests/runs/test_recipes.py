@@ -61,6 +61,12 @@ def test_a_mistake_is_named(tmp_path, text, field):
     assert caught.value.field == field and caught.value.path == path
 
 
+def test_a_mistake_in_an_override_is_not_blamed_on_the_recipe():
+    with pytest.raises(InputError) as caught:
+        read_config(RECIPES[0], overrides={"training.epochs": 0})
+    assert (caught.value.field, caught.value.path) == ("training.epochs", None)
+
+
 @pytest.mark.parametrize("key", RENAMED)
 def test_a_key_of_version_1_names_its_successor(key):
     with pytest.raises(InputError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ def read_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) 
         try:
             parse_config(values, overrides)
         except InputError as error:
-            raise InputError(
-                error.problem, field=error.field, path=error.path or path, expected=error.expected, hint=error.hint
-            ) from error
+            overridden = any(f"{error.field}.".startswith(f"{key}.") for key in overrides or {})
+            raise error if overridden else replace(error, path=error.path or path) from error
     return parse_config(values, overrides)
 
 

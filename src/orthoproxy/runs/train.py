@@ -145,7 +145,7 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
         )
     if projects:
         moment = all_reduce_sum(second_moment(features))
-        with field_prefix("encoder"):
+        with raise_together(), field_prefix("encoder"):
             weight = pca_projection(moment, job.encoder.embedding_dim, initialization.whitening)
         projection.weight.data.copy_(weight)
         broadcast_([projection.weight])
