@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: help demo test lint check slow server bench bench-full docs fuzz audit reliability coverage mutate dist clean
+.PHONY: help demo test lint check slow server bench bench-full docs fuzz audit reliability coverage dist clean
 
 help:
 	@echo "make demo   train on icons, evaluate on unseen icons, index these (no data to download)"
@@ -17,7 +17,6 @@ help:
 	@echo "make audit  known weaknesses of the versions in constraints.txt; needs PyPI"
 	@echo "make reliability  the tests that kill, fill and damage things, slow ones too"
 	@echo "make coverage  losses and evaluation: a line or branch without a test is an error"
-	@echo "make mutate  can the tests of losses and metrics fail? half an hour; ONLY='orthoproxy.evaluation.metrics*' of these alone"
 	@echo "make dist   wheel and sdist, installed and used in a clean environment"
 	@echo "make clean  remove what make installed and built (runs stay)"
 	@echo "make docs   build the documentation into site/"
@@ -68,9 +67,6 @@ coverage: .venv/installed-dev
 	$(BIN)/pytest -m "not slow" --cov=src/orthoproxy/losses --cov=src/orthoproxy/evaluation --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 --doctest-modules \
 		src/orthoproxy/losses src/orthoproxy/evaluation tests/losses tests/evaluation
-
-mutate: .venv/installed-dev,mutate
-	$(BIN)/python .ci/mutate $(ONLY)
 
 dist:
 	PYTHON=$(PYTHON) .ci/dist
