@@ -1,9 +1,9 @@
-"""What one weight of Soft Orthogonality does to the proxies of few classes and of many, from the cells of the studies.
+"""What one weight of Soft Orthogonality does to the proxies of few and of many classes, from the results of studies.
 
     python benchmarks/transfer.py
 
 Of each form and weight: what is left of Soft Orthogonality above its floor, for a class, `(SO - floor) / C`, and which
-share that is of what Proxy Anchor alone leaves; with 128 numbers, mean over the seeds that tried all weights. On icons
+share that is of what Proxy Anchor alone leaves; with D = 128, mean over the seeds that tried all weights. On icons
 with a frozen encoder for three numbers of classes, and on car photographs; with the whole network on both.
 A weight that is to be the same for any number of classes should leave about the same. Icons and cars differ in more
 than that number: cars have batches of 48, so their eight epochs are 376 steps, and those of icons 176.
@@ -11,7 +11,6 @@ than that number: cars have batches of 48, so their eight epochs are 376 steps, 
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any
 
 from measure import report
 
-CELLS = Path(__file__).parent.parent / "docs" / "studies"
+from orthoproxy.studies import TrialResult, read_results
+
+RESULTS = Path(__file__).parent.parent / "studies" / "results"
 STUDIES = {  # the column of each
     "frozen-icons-c75": "frozen, icons",
     "frozen-icons-c190": "frozen, icons",
@@ -34,43 +35,43 @@ FORMS = {"proxy-anchor": "none", "so-excess": "excess", "so-sum": "sum"}
 def main() -> None:
     columns: dict[str, dict[tuple[str, float], float]] = {}
     for study, where in STUDIES.items():
-        read = [json.loads(path.read_text(encoding="utf-8")) for path in (CELLS / study / "cells").glob("*.json")]
-        cells = [cell for cell in read if cell["method"] in FORMS and not cell.get("failed")]
-        shared = set.intersection(*seeds_of_settings(cells).values())
-        (classes,) = {cell["geometry"]["classes"] for cell in cells}
+        results = read_results(RESULTS / f"{study}.parquet")
+        trials = [trial for trial in results if trial.method in FORMS and not trial.failed]
+        shared = set.intersection(*seeds_by_setting(trials).values())
+        (classes,) = {trial.geometry["classes"] for trial in trials}
         left = defaultdict(list)
-        for cell in cells:
-            if cell["seed"] in shared:
-                geometry = cell["geometry"]
-                left[setting_of(cell)].append((geometry["squares"] - geometry["floor"]) / geometry["classes"])
+        for trial in trials:
+            if trial.seed in shared:
+                geometry = trial.geometry
+                left[form_and_weight(trial)].append((geometry["squares"] - geometry["floor"]) / geometry["classes"])
         title = f"{where}, C = {classes}, {len(shared)} seed{'s' if len(shared) > 1 else ''}"
         columns[title] = {setting: statistics.mean(several) for setting, several in left.items()}
     settings = {setting for column in columns.values() for setting in column}
     rows: list[dict[str, Any]] = []
     for form, weight in sorted(settings, key=lambda setting: (setting[0] != "none", setting)):
-        shown = {name: told(column.get((form, weight)), column["none", 0]) for name, column in columns.items()}
+        shown = {name: format_share(column.get((form, weight)), column["none", 0]) for name, column in columns.items()}
         rows.append({"scaling": form, "lambda": weight, **shown})
     report(
         "transfer",
         "What is left of Soft Orthogonality above its floor, for a class",
         list(rows[0]),
         rows,
-        "Read from docs/studies/*/cells, which have their own dates.",
+        "Read from studies/results, which have their own dates.",
     )
 
 
-def setting_of(cell: dict[str, Any]) -> tuple[str, float]:
-    return FORMS[cell["method"]], cell["setting"].get("loss.orthogonality.weight", 0)
+def form_and_weight(trial: TrialResult) -> tuple[str, float]:
+    return FORMS[trial.method], trial.setting.get("loss.proxy_regularizer.weight", 0)
 
 
-def seeds_of_settings(cells: list[dict[str, Any]]) -> dict[tuple[str, float], set[int]]:
+def seeds_by_setting(trials: list[TrialResult]) -> dict[tuple[str, float], set[int]]:
     seeds = defaultdict(set)
-    for cell in cells:
-        seeds[setting_of(cell)].add(cell["seed"])
+    for trial in trials:
+        seeds[form_and_weight(trial)].add(trial.seed)
     return seeds
 
 
-def told(left: float | None, alone: float) -> str:
+def format_share(left: float | None, alone: float) -> str:
     if left is None:
         return ""
     share = 100 * left / alone

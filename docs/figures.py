@@ -4,7 +4,6 @@ python docs/figures.py               what the proxies' spread looks like, for do
 python docs/figures.py runs/icons    and what a run finds, for README
 """
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -20,12 +19,12 @@ from orthoproxy.reports import retrieval_strip
 from orthoproxy.reports.figures import COLORS, SERIES, label_axes, report_style
 from orthoproxy.runs.evaluate import results_of
 from orthoproxy.runs.run_folder import Run
-from orthoproxy.studies.plan import score_of
+from orthoproxy.studies import read_results
 
 DOCS = Path(__file__).parent
 CLASSES, DIM, STEPS = 60, 16, 300
 DASHED = {"color": COLORS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
-WEIGHT = "loss.orthogonality.weight"
+WEIGHT = "loss.proxy_regularizer.weight"
 SIZES = ["frozen-icons-d32", "frozen-icons-d64", "frozen-icons", "frozen-icons-d256", "frozen-icons-d512"]
 STRENGTHS = [0, 0.3, 10]
 FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalised"}
@@ -72,18 +71,17 @@ def spread_figure():
 
 def tuning_results(study):
     """The results of a study with the seeds that tried all weights."""
-    cells = sorted((DOCS / "studies" / study / "cells").glob("*.json"))
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in cells]
-    tuning = {r["seed"] for r in results if r["method"] in FORMS and not r.get("test")}
-    return [r for r in results if r["seed"] in tuning]
+    results = read_results(DOCS.parent / "studies" / "results" / f"{study}.parquet")
+    tuning = {r.seed for r in results if r.method in FORMS and not r.test}
+    return [r for r in results if r.seed in tuning]
 
 
 def by_weight(results, method, measure):
     """Weights, and the mean and standard deviation of a measure over a method's runs with each."""
     runs = defaultdict(list)
     for result in results:
-        if result["method"] == method:
-            runs[result["setting"][WEIGHT]].append(measure(result))
+        if result.method == method:
+            runs[result.setting[WEIGHT]].append(measure(result))
     weights = sorted(runs)
     return weights, [np.mean(runs[w]) for w in weights], [np.std(runs[w]) for w in weights]
 
@@ -92,15 +90,15 @@ def by_weight(results, method, measure):
 def weight_figure(studies):
     """What the weight does to trained proxies, and to what is found with them: a row of axes for each study."""
     measures = {
-        "effective rank of the proxies, of 128": lambda r: r["geometry"]["effective_rank"],
-        "Recall@1 on validation classes, %": lambda r: 100 * score_of(r, "validation", "recall@1"),
+        "effective rank of the proxies, of 128": lambda r: r.geometry["effective_rank"],
+        "Recall@1 on validation classes, %": lambda r: 100 * r.score("validation", "recall@1"),
     }
     figure = Figure(figsize=(8.4, 2.9 * len(studies)), layout="constrained")
     rows = figure.subplots(len(studies), len(measures), sharex=True, squeeze=False)
     for row, (study, what) in zip(rows, studies.items(), strict=True):
         results = tuning_results(study)
         for axes, (title, measure) in zip(row, measures.items(), strict=True):
-            plain = [measure(r) for r in results if r["method"] == "proxy-anchor"]
+            plain = [measure(r) for r in results if r.method == "proxy-anchor"]
             axes.axhline(np.mean(plain), label="Proxy Anchor alone", **DASHED)
             for (method, name), colour in zip(FORMS.items(), SERIES, strict=False):
                 weights, means, deviations = by_weight(results, method, measure)
@@ -117,10 +115,10 @@ def size_figure():
     """What the size of the embedding leaves of orthogonality: from far fewer dimensions than classes to more."""
     measures = {
         "effective rank, of min(C, D)": lambda r: (
-            r["geometry"]["effective_rank"] / min(r["geometry"]["dim"], r["geometry"]["classes"])
+            r.geometry["effective_rank"] / min(r.geometry["dim"], r.geometry["classes"])
         ),
-        "largest cosine of two proxies": lambda r: r["geometry"]["largest_cosine"],
-        "Recall@1 on validation classes, %": lambda r: 100 * score_of(r, "validation", "recall@1"),
+        "largest cosine of two proxies": lambda r: r.geometry["largest_cosine"],
+        "Recall@1 on validation classes, %": lambda r: 100 * r.score("validation", "recall@1"),
     }
     studies = {int(name.rpartition("-d")[2]) if "-d" in name else 128: tuning_results(name) for name in SIZES}
     figure = Figure(figsize=(8.4, 2.9), layout="constrained")
@@ -129,17 +127,17 @@ def size_figure():
             method = "so-excess" if weight else "proxy-anchor"
             name = f"excess, lambda {weight}" if weight else "Proxy Anchor alone"
             of_size = [
-                [measure(r) for r in results if r["method"] == method and r["setting"].get(WEIGHT, 0) == weight]
+                [measure(r) for r in results if r.method == method and r.setting.get(WEIGHT, 0) == weight]
                 for results in studies.values()
             ]
             means, deviations = [np.mean(several) for several in of_size], [np.std(several) for several in of_size]
             axes.errorbar(list(studies), means, deviations, color=colour, label=name, marker="o", markersize=4)
         if title.startswith("Recall"):
-            untrained = [score_of(r, "validation", "recall@1", "untrained") for r in studies[128]]
+            untrained = [r.score("validation", "recall@1", "untrained") for r in studies[128]]
             axes.axhline(100 * np.mean(untrained), label="untrained, all features", **DASHED)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(studies), list(map(str, studies)))
-        label_axes(axes, "numbers of the embedding, D", title)
+        label_axes(axes, "embedding dimension D", title)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 

@@ -21,7 +21,7 @@ from orthoproxy import Embedder, cli, data_verbs, diagnose_verb, evaluate_verb, 
 from orthoproxy.models import Encoder
 from orthoproxy.runs.build import make_objective
 from orthoproxy.runs.recipes import config_of, parse, read_config
-from orthoproxy.runs.study_configs import config_of_cell
+from orthoproxy.runs.study_trials import configure_trial
 from orthoproxy.studies import read_study
 
 ROOT = Path(__file__).parent.parent
@@ -127,58 +127,8 @@ def test_studies_are_accepted(page: Path, work_folder: Path) -> None:
     for path in write_yaml(page, work_folder):
         if path.parent.name == "studies":
             study = read_study(path)
-            for cell in study.first_cells:
-                config_of_cell(study, cell)
-
-
-def differences(text: str) -> set[tuple[float, ...]]:
-    """Each `1.2 [0.3, 2.1]` of a text, whichever minus it has."""
-    number = "([-\N{MINUS SIGN}+]?[0-9]+[.][0-9]+)"
-    found = re.findall(rf"{number}(?: of [\w@]+)?\s+\[{number},\s+{number}\]", text)
-    return {tuple(float(x.replace("\N{MINUS SIGN}", "-")) for x in words) for words in found}
-
-
-def lines_of_pages() -> list[str]:
-    return [line for page in DOCS.glob("studies/*/table.md") for line in page.read_text(encoding="utf-8").splitlines()]
-
-
-def other_way(found: set[tuple[float, ...]]) -> set[tuple[float, ...]]:
-    return {(-value, -high, -low) for value, low, high in found}
-
-
-def test_numbers_in_the_answers_are_those_of_the_pages() -> None:
-    of_pages = differences("\n".join(lines_of_pages()))
-    told = (DOCS / "studies/index.md").read_text(encoding="utf-8").splitlines()
-    in_tables = differences("\n".join(line for line in told if line.startswith("|")))
-    in_words = differences("\n".join(line for line in told if not line.startswith("|")))
-    assert len(in_tables) > 80 and len(in_words) > 5
-    assert in_tables <= of_pages, in_tables - of_pages
-    assert in_words <= of_pages | other_way(of_pages)  # "behind by 0.9 [0.2, 1.5]"
-
-
-def test_stars_in_the_answers_are_at_the_differences_that_were_shown() -> None:
-    lines = [line.replace(" points [", " [") for line in lines_of_pages() if line.startswith("- ")]
-    better = differences("\n".join(line for line in lines if " is better than " in line))
-    worse = differences("\n".join(line for line in lines if " is worse than " in line))
-    shown = better | other_way(worse)
-    others = differences("\n".join(lines)) - better - worse
-    rows = [x for x in (DOCS / "studies/index.md").read_text(encoding="utf-8").splitlines() if x.startswith("|")]
-    starred = {y for x in rows for cell in x.split("|") if " *" in cell for y in differences(cell)}
-    plain = {y for x in rows for cell in x.split("|") if " *" not in cell for y in differences(cell)}
-    assert len(starred) > 20
-    assert starred <= shown, starred - shown
-    assert not plain & (shown - others), plain & (shown - others)
-
-
-def test_the_commands_on_the_pages_of_studies_work_in_any_clone() -> None:
-    for page in DOCS.glob("studies/*/index.html"):
-        study = page.parent.name
-        (said,) = re.findall(r"<pre [^>]*Commands[^>]*>(.*?)</pre>", page.read_text(encoding="utf-8"), re.DOTALL)
-        images = " --data.path DIR/images.csv" if "cars98" in study else ""  # the photographs are not in the repository
-        assert said.splitlines() == [
-            f"orthoproxy study studies/{study}.yaml{images}",
-            f"orthoproxy study studies/{study}.yaml --page",
-        ], study
+            for trial in study.tuning_trials:
+                configure_trial(study, trial)
 
 
 class Parsed(Exception):  # noqa: N818 -- stops a verb where its work would begin

@@ -10,7 +10,7 @@ import pytest
 from hostile import rejected
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.studies.study_file import read_study
+from orthoproxy.studies import read_study
 
 MODULE = "evil_for_the_tests"
 CLASS_PATH = f"{{class_path: {MODULE}.X, init_args: {{a: 1}}}}"

@@ -1,84 +1,81 @@
-"""The result files of cells: what is damaged, or of another cell or configuration, is named with the remedy."""
+"""Results of trials: JSON and Parquet give back what was written, and damage is found."""
 
 import json
-import re
 
 import pytest
-from synthetic_study import a_cell, a_study
+from synthetic_study import WEIGHT, make_failure, make_result, make_study
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.studies.plan import Cell
-from orthoproxy.studies.results import CHECKS, read_result, write_result
+from orthoproxy.studies.plan import Trial
+from orthoproxy.studies.results import read_results, read_trial, score_matrix, write_results, write_trial
 
-CELL = Cell("proxy-anchor", {}, 3)
+TRIAL = Trial("proxy-anchor", {}, 3)
 
 
 @pytest.fixture
 def result():
-    return a_cell(a_study(), "proxy-anchor", {}, 3, judged=True)
+    return make_result(make_study(), TRIAL, evaluated=True, setting={"a": [1, 2.5, None, "ü"], "b": True})
 
 
 @pytest.fixture
 def path(tmp_path, result):
-    path = tmp_path / "cells" / f"{CELL.name}.json"
-    write_result(result, path)
+    path = tmp_path / "trials" / f"{TRIAL.name}.json"
+    write_trial(result, path)
     return path
 
 
-def test_what_is_written_is_read(path, result):
-    assert read_result(path, CELL, result["options"]) == result
-    assert len(path.read_text().splitlines()) == len(result) + 2
+def change(path, **changes):
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value != "missing"}))
 
 
-@pytest.mark.parametrize("content", ["{", "", "\x00"])
-def test_what_is_no_json_is_damaged(path, content):
+def test_json_gives_back_what_was_written(path, result):
+    assert read_trial(path) == result
+
+
+def test_parquet_gives_back_what_was_written_sorted_by_name(tmp_path, result):
+    study = make_study()
+    retrained = {"date": "2026-11-25", "environment": {"torch": "3"}}
+    results = [
+        result,
+        make_failure(study, Trial("so-sum", {"b": 1}, 0)),
+        make_result(study, Trial("so-excess", {WEIGHT: 1}, 0), evaluated=True, retrained=retrained, geometry=None),
+    ]
+    write_results(results, tmp_path / "results" / "s.parquet")
+    assert read_results(tmp_path / "results" / "s.parquet") == sorted(results, key=lambda r: r.trial)
+
+
+@pytest.mark.parametrize("content", ["{", "", "\x00", "[]", "null", "{}"])
+def test_what_is_not_a_result_is_found(path, content):
     path.write_text(content)
-    with pytest.raises(InputError, match=re.escape(f"{path}: damaged; remove it, and its cell is trained again")):
-        read_result(path, CELL, {})
-
-
-@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 9}'])
-def test_another_version_is_named(path, content):
-    path.write_text(content)
-    with pytest.raises(InputError, match=r"format_version (None|9) is unknown; this orthoproxy reads 1"):
-        read_result(path, CELL, {})
-
-
-@pytest.mark.parametrize("key", CHECKS)
-def test_a_key_that_is_missing_is_named(path, result, key):
-    write_result({name: value for name, value in result.items() if name != key}, path)
-    with pytest.raises(InputError, match=f"damaged, {key} is missing; remove it"):
-        read_result(path, CELL, result["options"])
-
-
-VALUES = [None, [], {}, "x", [5], {"x": 1}, True, float("nan")]
-OF_THE_KIND = {  # what a cell may leave there
-    "cell": ["x"],
-    "method": ["x"],
-    "setting": [{}, {"x": 1}],
-    "options": [{}, {"x": 1}],
-    "curve": [[]],
-    "test": [None],
-    "geometry": [None],
-}
-OF_ANOTHER = [(key, value) for key in CHECKS for value in VALUES if value not in OF_THE_KIND.get(key, [])]
-
-
-@pytest.mark.parametrize(("key", "value"), OF_ANOTHER)
-def test_a_value_of_another_kind_is_named(path, result, key, value):
-    write_result(result | {key: value}, path)
-    with pytest.raises(InputError, match=rf"{re.escape(str(path))}: damaged"):
-        read_result(path, CELL, result["options"])
-
-
-@pytest.mark.parametrize(("key", "value"), [("setting", {}), ("curve", []), ("test", None), ("geometry", None)])
-def test_what_a_cell_may_lack_may_be_empty(path, result, key, value):
-    write_result(result | {key: value}, path)
-    assert read_result(path, CELL, result["options"])[key] == value
+    with pytest.raises(InputError) as caught:
+        read_trial(path)
+    assert caught.value.path == path
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
-    "harm",
+    ("changes", "field"),
+    [
+        ({"format_version": 1}, "format_version"),
+        ({"trial": "missing"}, "trial"),
+        ({"seed": "x"}, "seed"),
+        ({"elapsed": float("nan")}, "elapsed"),
+        ({"validation": None}, None),
+        ({"seconds": None}, None),
+        ({"color": 1}, "color"),
+    ],
+)
+def test_damaged_values_name_the_field(path, changes, field):
+    change(path, **changes)
+    with pytest.raises(InputError) as caught:
+        read_trial(path)
+    assert (caught.value.path, caught.value.field) == (path, field)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize(
+    "damage",
     [
         lambda scores: scores["queries"].pop(),
         lambda scores: scores["queries"].__setitem__(0, 0),
@@ -88,44 +85,36 @@ def test_what_a_cell_may_lack_may_be_empty(path, result, key, value):
         lambda scores: scores["trained"]["recall@1"].__setitem__(0, None),
     ],
 )
-@pytest.mark.parametrize("part", ["validation", "test"])
-def test_scores_that_do_not_fit_together_are_damaged(path, result, part, harm):
-    harm(result[part])
-    write_result(result, path)
-    with pytest.raises(InputError, match=f"damaged, {part} is not what a cell leaves"):
-        read_result(path, CELL, result["options"])
+def test_scores_that_do_not_fit_together_are_found(path, result, split, damage):
+    scores = json.loads(getattr(result, split).model_dump_json())
+    damage(scores)
+    change(path, **{split: scores})
+    with pytest.raises(InputError) as caught:
+        read_trial(path)
+    assert caught.value.field.startswith(split)
 
 
-def test_a_training_that_failed_has_no_scores(path, result):
-    nothing = {"validation": None, "test": None, "seconds": None, "images": None, "geometry": None, "curve": []}
-    failed = result | nothing | {"failed": "the loss is nan"}
-    write_result(failed, path)
-    assert read_result(path, CELL, result["options"]) == failed
+def test_a_file_of_another_trial_is_found(path):
+    other = path.rename(path.with_name("so-sum_seed3.json"))
+    with pytest.raises(InputError) as caught:
+        read_trial(other)
+    assert caught.value.path == other
 
 
-def test_a_file_of_another_cell_is_named(path, result):
-    other = path.rename(path.with_name("on_seed3.json"))
-    with pytest.raises(InputError, match="is of the cell proxy-anchor_seed3; give the file that name, or remove it"):
-        read_result(other, Cell("on", {}, 3), result["options"])
+def test_a_damaged_parquet_file_is_found(tmp_path, result):
+    write_results([result], tmp_path / "s.parquet")
+    content = (tmp_path / "s.parquet").read_bytes()
+    (tmp_path / "s.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError) as caught:
+        read_results(tmp_path / "s.parquet")
+    assert caught.value.path == tmp_path / "s.parquet"
 
 
-@pytest.mark.parametrize(
-    ("before", "now", "message"),
-    [
-        ({"a": 2}, {"a": 5}, "of a run with a 2, and the study has 5; remove the file and its run folder"),
-        ({}, {"a": 5}, "with a the default, and the study has 5"),
-        ({"a": 5}, {}, "with a 5, and the study has the default"),
-        ({}, {"a": None}, "with a the default, and the study has None"),
-        ({"a": None}, {}, "with a None, and the study has the default"),
-    ],
-)
-def test_another_configuration_is_named(path, result, before, now, message):
-    write_result(result | {"options": before}, path)
-    assert read_result(path, CELL, before) is not None
-    with pytest.raises(InputError, match=message):
-        read_result(path, CELL, now)
-
-
-def test_the_made_up_cells_are_such_results(result):
-    assert all(is_right(result[key]) for key, is_right in CHECKS.items())
-    assert json.loads(json.dumps(result)) == result
+def test_matrices_have_a_row_for_each_result(result):
+    values, queries = score_matrix([result, result], "map@r")
+    assert values.tolist() == [result.test.trained["map@r"]] * 2
+    assert queries.tolist() == result.test.queries
+    assert score_matrix([result], "map@r", "untrained")[0].tolist() == [result.test.untrained["map@r"]]
+    fewer = result.test.model_copy(update={"queries": [1] * len(queries)})
+    with pytest.raises(InputError, match="different test classes or queries"):
+        score_matrix([result, result.model_copy(update={"test": fewer})], "map@r")

@@ -1,4 +1,4 @@
-"""A cell of a study: its run, and the result that stays of it."""
+"""Trials of a study: their configuration, training and evaluation."""
 
 from __future__ import annotations
 
@@ -6,211 +6,182 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import class_scores
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
-from orthoproxy.runs import build as builders
-from orthoproxy.runs.config import Config
-from orthoproxy.runs.evaluate import images_of, views_of
-from orthoproxy.runs.fabric import choose_accelerator, choose_precision
-from orthoproxy.runs.run_folder import Run
-from orthoproxy.runs.study_configs import changed_options, config_of_cell, images_an_epoch
+from orthoproxy.runs.config import Augmentation, Config
+from orthoproxy.runs.evaluate import load_table
+from orthoproxy.runs.experiment import (
+    choose_device,
+    choose_precision,
+    make_inputs,
+    make_sampler,
+    make_scoring,
+    split_table,
+)
+from orthoproxy.runs.recipes import read_config
+from orthoproxy.runs.run_folder import WITHOUT_EFFECT, RunFolder
 from orthoproxy.runs.train import train
-from orthoproxy.studies import results
-from orthoproxy.studies.plan import METRICS, Cell, Study
-from orthoproxy.studies.results import write_result
-from orthoproxy.training import Diverged
+from orthoproxy.studies.plan import Study, Trial
+from orthoproxy.studies.results import METRICS, SplitScores, TrialResult, write_trial
 
 DIGITS = 6
+# options that may differ between the machines that share a study
+MACHINE_OPTIONS = {"data.root", "data.csv", "data.resized_cache_dir", "training.device", "training.loggers"}
+MACHINE_OPTIONS |= WITHOUT_EFFECT
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the runs and the results of a study lie.
+class StudyPaths:
+    """Where a study keeps its files: `folder` for runs and unfinished results, `parquet` for finished results."""
 
-    Parameters
-    ----------
-    runs
-        A run folder a cell.
-    results
-        The page; in its ``cells`` a file a cell.
+    folder: Path
+    parquet: Path
 
-    Examples
-    --------
-    >>> Place(Path("runs/so"), Path("docs/studies/so")).file(Cell("on", {}, 3)).as_posix()
-    'docs/studies/so/cells/on_seed3.json'
-    """
+    def run(self, trial: Trial) -> RunFolder:
+        """Return the run folder of a trial."""
+        return RunFolder(self.folder / "runs" / trial.name)
 
-    runs: Path
-    results: Path
-
-    def run(self, cell: Cell) -> Run:
-        """Return a cell's run, which need not be there."""
-        return Run(self.runs / cell.name)
-
-    def file(self, cell: Cell) -> Path:
-        """Return where a cell's result is written."""
-        return self.results / "cells" / f"{cell.name}.json"
+    def trial(self, trial: Trial) -> Path:
+        """Return the result file of a trial."""
+        return self.folder / "trials" / f"{trial.name}.json"
 
 
-def train_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
-    """Train a cell, or go on with it, and write its result; the test classes are not judged.
-
-    What the training prints goes to ``log.txt`` in the run folder. With a frozen encoder the folder is then removed, as
-    it takes megabytes and is made again in seconds.
-
-    Parameters
-    ----------
-    study, cell
-        Of the study's file.
-    place
-        Where to.
-
-    Returns
-    -------
-    dict
-        The result. Training that diverged is one too: ``failed`` says how, and there are no scores.
-
-    Raises
-    ------
-    InputError
-        As from `jobs.train`, but that it diverged.
-    Interrupted
-        After Ctrl-C, with the run saved.
-
-    Examples
-    --------
-    Run by ``orthoproxy study``, see docs/guide/studies.md.
-    """
-    start, config, run = time.monotonic(), config_of_cell(study, cell), place.run(cell)
-    result = _about(study, cell, config)
+def configure_trial(study: Study, trial: Trial) -> Config:
+    """Merge base recipe, the method's recipe and the options; raise InputError if the study cannot use the result."""
+    method = study.methods[trial.method]
+    recipes = [study.base] if method.recipe is None else [study.base, method.recipe]
     try:
-        with _quietly(run), _threads(config):
-            train(config, run.folder, resume=True, judged=False)
-            result |= _scores_and_costs(run)
-    except Diverged as error:
-        result |= _failed(error)
-    result |= {"elapsed": round(time.monotonic() - start, 1), **_when_and_where(run)}
-    write_result(result, place.file(cell))
-    if config.encoder.freeze:
-        shutil.rmtree(run.folder)
-    return result
+        config = read_config(*recipes, overrides={"checkpoint_selection.split": "validation", **study.options(trial)})
+    except InputError as error:
+        raise replace(error, path=error.path or study.path) from error
+    if config.checkpoint_selection.split != "validation":
+        problem = f"{config.checkpoint_selection.split!r} in a study, which selects on validation classes"
+        raise InputError(problem, field="checkpoint_selection.split", path=study.path, hint="remove it")
+    if 1 not in config.evaluation.recall_at:
+        raise InputError("Recall@1 is missing", field="evaluation.recall_at", path=study.path, hint="add 1")
+    return config
 
 
-def judge_cell(study: Study, cell: Cell, place: Place) -> dict[str, Any]:
-    """Judge a cell on the test classes, and add that to its result; it is trained again where its run is gone.
+def check_splits(study: Study) -> None:
+    """Raise InputError unless all trials share their test images, and the settings of a method their validation images.
 
-    Parameters
-    ----------
-    study, cell, place
-        As in `train_cell`; the result must be there.
-
-    Returns
-    -------
-    dict
-        The result. What chose the setting stays as it was; ``trained_again`` says when and where another training with
-        the same configuration was done, if the scores on the test classes are of one.
-
-    Raises
-    ------
-    InputError
-        As from `train_cell`, or if a second training diverged.
-
-    Examples
-    --------
-    Run by ``orthoproxy study``, see docs/guide/studies.md.
+    Also fails if a recipe or an option is invalid, the images cannot be listed, or a split is empty.
     """
-    config, run = config_of_cell(study, cell), place.run(cell)
-    result = read_result(study, cell, place)
-    if result is None:
-        raise InputError(f"{place.file(cell)}: is not there; the cell must be trained first")
-    again = not run.trained
-    with _quietly(run), _threads(config):
-        try:
-            train(config, run.folder, resume=True, judged=False)
-        except Diverged as error:
+    splits: dict[str, dict[str, list[str]]] = {}
+    first: dict[tuple[str, str], tuple[Trial, list[str]]] = {}
+    for trial in study.tuning_trials:
+        config = configure_trial(study, trial)
+        key = repr(config.data.model_copy(update={"augmentation": Augmentation()}))
+        if key not in splits:
+            table = split_table(config)
+            splits[key] = {split: select_split(table, split)["path"].tolist() for split in ("validation", "test")}
+        for split, paths in splits[key].items():
+            if not paths:
+                field = f"data.{split}_fraction"
+                raise InputError(f"{trial.name} has no {split} classes", field=field, path=study.path)
+            other, other_paths = first.setdefault((split, "" if split == "test" else trial.method), (trial, paths))
+            if paths != other_paths:
+                raise InputError(
+                    f"{other.name} and {trial.name} have different {split} images",
+                    path=study.path,
+                    hint="give both the same data options",
+                )
+
+
+def recorded_options(config: Config) -> dict[str, Any]:
+    """Return all options by dotted key, without what may differ between machines."""
+    return {name: value for name, value in config.flatten().items() if name not in MACHINE_OPTIONS}
+
+
+def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
+    """Raise InputError if a result was made with other options than the study has now.
+
+    An option that did not exist then counts as the default; one that no longer exists is ignored.
+    """
+    now, defaults = recorded_options(configure_trial(study, trial)), Config().flatten()
+    for name, value in now.items():
+        recorded = result.options.get(name, defaults.get(name))
+        if recorded != value:
             raise InputError(
-                f"{place.file(cell)}: trained a second time to be judged, since its run folder is gone, the cell "
-                f"diverged: {error}; remove the file to have it trained anew"
-            ) from error
-        result |= {"test": _class_scores(run, images_of(run), "test")}
-        result["trained_again"] = _when_and_where(run) if again else None
-    write_result(result, place.file(cell))
+                f"the result of {trial.name} was made with {recorded!r}, and the study has {value!r}",
+                field=name,
+                path=study.path,
+                hint="delete the result and the run folder, or rename the study",
+            )
+
+
+def train_trial(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+    """Train a trial, or resume it, and write its result without test scores.
+
+    The output of the training goes to ``log.txt`` in the run folder. With a frozen encoder the folder is then removed:
+    it takes megabytes, and training again takes seconds. A training that diverged is a result, too.
+    """
+    start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
+    try:
+        with _log_to_file(run), _limit_threads(config):
+            train(config, run.folder, resume=True, evaluate=False)
+            outcome = _measure(run)
+    except DivergedError as error:
+        outcome = {"failed": str(error)}
+    result = TrialResult(
+        study=study.name,
+        trial=trial.name,
+        method=trial.method,
+        setting=trial.setting,
+        seed=trial.seed,
+        options=recorded_options(config),
+        elapsed=round(time.monotonic() - start, 1),
+        **_date_and_environment(run),
+        **outcome,
+    )
+    write_trial(result, paths.trial(trial))
     if config.encoder.freeze:
         shutil.rmtree(run.folder)
     return result
 
 
-def read_result(study: Study, cell: Cell, place: Place) -> dict[str, Any] | None:
-    """Read a cell's result.
+def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
+    """Evaluate a trial on the test classes, and add the scores to its result.
 
-    Parameters
-    ----------
-    study, cell, place
-        As in `train_cell`.
-
-    Returns
-    -------
-    dict or None
-        None where there is none.
-
-    Raises
-    ------
-    InputError
-        As from `orthoproxy.studies.results.read_result`.
-
-    Examples
-    --------
-    >>> from orthoproxy.studies.plan import Method
-    >>> study = Study("so", {"on": Method()}, "on")
-    >>> read_result(study, Cell("on", {}, 0), Place(Path("runs/so"), Path("nowhere"))) is None
-    True
+    If the run folder is gone, the trial is trained again, and ``retrained`` records that; all else stays as it was.
     """
-    path = place.file(cell)
-    if not path.is_file():
-        return None
-    return results.read_result(path, cell, changed_options(config_of_cell(study, cell)))
+    config, run = configure_trial(study, trial), paths.run(trial)
+    retrained = not run.has_model
+    with _log_to_file(run), _limit_threads(config):
+        train(config, run.folder, resume=True, evaluate=False)
+        test = _score_split(run, load_table(run), "test")
+    updates = {"test": test, "retrained": _date_and_environment(run) if retrained else None}
+    result = result.model_copy(update=updates)
+    write_trial(result, paths.trial(trial))
+    if config.encoder.freeze:
+        shutil.rmtree(run.folder)
+    return result
 
 
-def _about(study: Study, cell: Cell, config: Config) -> dict[str, Any]:
-    return {
-        "format_version": results.FORMAT_VERSION,
-        "study": study.name,
-        "cell": cell.name,
-        "method": cell.method,
-        "setting": cell.setting,
-        "seed": cell.seed,
-        "options": changed_options(config),
-    }
-
-
-def _when_and_where(run: Run) -> dict[str, Any]:
+def _date_and_environment(run: RunFolder) -> dict[str, Any]:
     config = run.config
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    return {"date": today, "environment": {**config.environment, "precision": choose_precision(config.training)}}
+    environment = {**config.environment, "precision": choose_precision(config.training)}
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "environment": environment}
 
 
-def _failed(error: Exception) -> dict[str, Any]:
-    nothing = {"validation": None, "test": None, "curve": [], "geometry": None, "seconds": None, "images": None}
-    return {"failed": str(error), **nothing}
-
-
-def _scores_and_costs(run: Run) -> dict[str, Any]:
-    records, table = run.records(), images_of(run)
-    images = images_an_epoch(run.config, select_split(table, "train"))
+def _measure(run: RunFolder) -> dict[str, Any]:
+    """Collect scores and costs of a trained run."""
+    records, table = run.records(), load_table(run)
+    images = _images_per_epoch(run.config, select_split(table, "train"))
     return {
-        "validation": _class_scores(run, table, "validation"),
-        "test": None,
+        "validation": _score_split(run, table, "validation"),
         "curve": _curve(records, images),
         "geometry": _geometry(run),
         "seconds": round(float(records["seconds"].max()), 1),
@@ -218,27 +189,31 @@ def _scores_and_costs(run: Run) -> dict[str, Any]:
     }
 
 
-def _class_scores(run: Run, table: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Score the model and the untrained encoder on the classes of a split."""
-    config, device = run.config, choose_accelerator(run.config.training.accelerator)
-    model = Embedder.load(run.folder, device, with_proxies=False)
-    untrained = Embedder.load(run.folder / "baseline", device)
-    judged, views = select_split(table, split), views_of(config, untrained, table)
-    if not len(judged):
-        raise InputError(f"data: there are no {split} classes, which a study needs; see data.{split}_fraction")
-    scoring, workers = builders.make_scoring(config.evaluation), config.data.workers
-    scores = [class_scores(x.embed(views(judged), workers=workers), judged, scoring) for x in (model, untrained)]
-    values = [{name: _rounded(x.values[name]) for name in METRICS} for x in scores]
-    return {
-        "classes": scores[0].classes,
-        "queries": scores[0].queries.tolist(),
-        "trained": values[0],
-        "untrained": values[1],
-    }
+def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation", "test"]) -> SplitScores:
+    """Score the trained model and the untrained encoder on each class of a split."""
+    config, device = run.config, choose_device(run.config.training.device)
+    baseline = Embedder.load(run.baseline, device)
+    images = select_split(table, split)
+    inputs = make_inputs(config, baseline, table).for_evaluation(images["path"].tolist())
+    scoring, workers = make_scoring(config.evaluation, device), config.data.workers
+    scores = [
+        class_scores(model.embed(inputs, workers=workers), images, scoring)
+        for model in (run.load_model(device, with_proxies=False), baseline)
+    ]
+    trained, untrained = ({name: np.round(x.values[name], DIGITS).tolist() for name in METRICS} for x in scores)
+    return SplitScores(
+        classes=scores[0].classes, queries=scores[0].queries.tolist(), trained=trained, untrained=untrained
+    )
 
 
-def _curve(records: pd.DataFrame, images_an_epoch: int) -> list[dict[str, Any]]:
-    """Follow the scores on validation classes over epochs, seconds of training and images."""
+def _images_per_epoch(config: Config, training: pd.DataFrame) -> int:
+    """Count the images of an epoch; an incomplete last batch is dropped."""
+    sampler = make_sampler(config, pd.factorize(training["label"])[0])
+    return len(sampler) * sum(sampler.sizes)
+
+
+def _curve(records: pd.DataFrame, images_per_epoch: int) -> list[dict[str, Any]]:
+    """Return the validation scores over epochs, seconds of training and images."""
     seconds, curve = 0.0, []
     for record in records.to_dict("records"):
         if pd.notna(record.get("seconds")):
@@ -246,13 +221,13 @@ def _curve(records: pd.DataFrame, images_an_epoch: int) -> list[dict[str, Any]]:
         if pd.notna(record.get(f"validation/{METRICS[0]}")):
             epoch = int(record["epoch"])
             scores = {name: round(record[f"validation/{name}"], DIGITS) for name in METRICS}
-            curve.append({"epoch": epoch, "seconds": round(seconds, 1), "images": epoch * images_an_epoch, **scores})
+            curve.append({"epoch": epoch, "seconds": round(seconds, 1), "images": epoch * images_per_epoch, **scores})
     return curve
 
 
-def _geometry(run: Run) -> dict[str, Any] | None:
-    """Measure how the proxies lie; None for a loss without."""
-    model = run.model
+def _geometry(run: RunFolder) -> dict[str, Any] | None:
+    """Measure the arrangement of the proxies; None for a loss without them."""
+    model = run.load_model()
     if model.proxies is None:
         return None
     proxies = model.proxies.float().cpu().numpy()
@@ -267,13 +242,9 @@ def _geometry(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _rounded(values: Any) -> list[float]:
-    return [round(value, DIGITS) for value in values.tolist()]
-
-
 @contextlib.contextmanager
-def _threads(config: Config) -> Iterator[None]:
-    """Give a frozen cell one thread: more gain it little, and where cells share cores they wait for each other."""
+def _limit_threads(config: Config) -> Iterator[None]:
+    """Give a trial with a frozen encoder one thread: it gains little from more, and trials share the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.encoder.freeze else before)
     try:
@@ -283,8 +254,8 @@ def _threads(config: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly(run: Run) -> Iterator[None]:
-    """Let what the training says go to a file, so that a study's own lines can be read."""
+def _log_to_file(run: RunFolder) -> Iterator[None]:
+    """Redirect the output of the training to a file in the run folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
         yield

@@ -1,4 +1,4 @@
-"""What a study is: methods, their settings and seeds, written down before the first run."""
+"""The plan of a study: methods, settings and seeds, fixed before the first run."""
 
 from __future__ import annotations
 
@@ -6,62 +6,107 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.core.safe_parsing import parse_yaml
+from orthoproxy.studies.results import TrialResult, check_same_split, to_input_error
+from orthoproxy.studies.statistics import SCORE_TOLERANCE
 
-Options = dict[str, Any]  # dotted names of fields and their values
-Result = Mapping[str, Any]  # of a result file, see `orthoproxy.runs.study_trials.read_result`
-
+Options = dict[str, Any]  # dotted configuration keys and their values
 SEED = "training.seed"
-TIE = 1e-6  # scores of classes are kept with six digits: what differs by less may be as many hits
-METRICS = ("recall@1", "map@r")
 
 
-@dataclass(frozen=True)
-class Method:
-    """What is compared: options over the base recipe, and those of which one value is chosen.
+def _to_seeds(value: Any) -> Any:
+    """Expand a number of seeds: 8 means 0 to 7."""
+    return list(range(value)) if type(value) is int else value
+
+
+def _check_distinct(values: list[Any]) -> list[Any]:
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise InputError("a value occurs twice")
+    return values
+
+
+def _without_seed(options: Options) -> Options:
+    if SEED in options:
+        raise InputError("set by seeds and tuning_seeds", field=SEED, hint="remove it")
+    return options
+
+
+def _parse_scientific(value: Any) -> Any:
+    """Convert 1e-3 to a number; YAML 1.1 reads it as text because it has no point."""
+    if isinstance(value, dict):
+        return {key: _parse_scientific(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_parse_scientific(item) for item in value]
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value) else value
+
+
+Seeds = Annotated[list[NonNegativeInt], BeforeValidator(_to_seeds), AfterValidator(_check_distinct)]
+Set = Annotated[Options, AfterValidator(_without_seed)]
+Candidates = Annotated[list[Any], Field(min_length=1), AfterValidator(_check_distinct)]
+MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,59}$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Method(BaseModel):
+    """A method of a study: options on top of the base recipe, some with several candidate values.
 
     Parameters
     ----------
     set
-        Options of every setting.
+        Options of all settings.
     choose
-        For each option the values to choose from; every combination is a setting.
+        Candidate values per option; each combination is one setting.
     recipe
-        A part of a recipe that is laid over the base before any options, for example one of recipes/losses/; or None.
+        Partial recipe applied after the base recipe and before all options, for example one of ``recipes/losses``.
     against
-        The method that this one is compared with; None for the baseline of the study.
+        Method to compare with; the baseline of the study by default.
 
     Examples
     --------
-    >>> Method(choose={"loss.orthogonality.weight": [0.1, 1], "training.epochs": [8]}).settings
-    [{'loss.orthogonality.weight': 0.1, 'training.epochs': 8}, {'loss.orthogonality.weight': 1, 'training.epochs': 8}]
+    >>> Method(choose={"loss.margin": [0.1, 1], "training.epochs": [8]}).settings
+    [{'loss.margin': 0.1, 'training.epochs': 8}, {'loss.margin': 1, 'training.epochs': 8}]
     """
 
-    set: Options = field(default_factory=dict)
-    choose: dict[str, list[Any]] = field(default_factory=dict)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    set: Set = {}
+    choose: Annotated[dict[str, Candidates], AfterValidator(_without_seed)] = {}
     recipe: Path | None = None
     against: str | None = None
 
     @property
     def settings(self) -> list[Options]:
-        """The settings in the order of the grid; one that is empty where there is nothing to choose."""
+        """All settings in grid order; a single empty one if there is nothing to choose."""
         return [dict(zip(self.choose, values, strict=True)) for values in itertools.product(*self.choose.values())]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a study: a setting of a method and a seed.
+class Trial:
+    """One training run of a study: a setting of a method with a seed.
 
     Examples
     --------
-    >>> Cell("so", {"loss.orthogonality.weight": 0.3}, seed=1).name
+    >>> Trial("so", {"loss.proxy_regularizer.weight": 0.3}, seed=1).name
     'so_weight-0.3_seed1'
     """
 
@@ -71,7 +116,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Names its run folder and its result file; a hash where words would be long or unclear."""
+        """Name of the run folder and of the result file; settings that do not fit a file name are hashed."""
         words = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(self.setting.items()))
         if not re.fullmatch(r"[\w.+-]{0,60}", words):
             text = json.dumps(self.setting, sort_keys=True)
@@ -79,236 +124,177 @@ class Cell:
         return "_".join(part for part in (self.method, words, f"seed{self.seed}") if part)
 
 
-@dataclass(frozen=True)
-class Study:
-    """A question, and the runs that are to answer it.
+class Study(BaseModel):
+    """A comparison of methods.
 
-    Each setting of a method is trained with each tuning seed; the one best on validation classes is then trained with
-    all seeds, and these runs alone are judged on the test classes.
+    Each setting of a method is trained with each tuning seed. The setting that is best on the validation classes is
+    then trained with all seeds, and only these runs are evaluated on the test classes.
 
     Parameters
     ----------
-    name
-        Of the file, without its ending.
-    path
-        The file.
     title, question
-        For people.
-    base
-        The recipe that all cells start from.
-    set
-        Options of all cells.
-    seeds
-        Of the runs that are judged.
-    tuning_seeds
-        Of the runs that choose a setting.
+        Heading and research question.
+    base, set
+        Recipe and options of all trials.
+    seeds, tuning_seeds
+        Seeds of the final runs, and of the runs that choose a setting. A number n means 0 to n - 1.
     metric
-        The score that the choice and the comparisons look at.
+        Score that chooses settings and is compared, ``recall@1`` or ``map@r``.
     baseline
-        The method that others are compared with, if they name no other.
+        Method that others are compared with, unless `Method.against` names another.
     compare
-        Methods whose comparison, with the baseline or what they are `against`, was named before running.
+        Methods whose comparison was planned; their p values are corrected together.
     methods
-        By name.
+        Methods by name.
     expected_seconds
-        Guess of what a cell takes, for the plan; None: unknown until one is done.
+        Estimated duration of a trial.
+    path
+        File of the study.
 
     Examples
     --------
-    >>> study = Study("so", methods={"off": Method(), "on": Method(choose={"loss.orthogonality.weight": [0.1, 1]})},
-    ...               baseline="off", compare=["on"], seeds=[0, 1, 2], tuning_seeds=[0])
-    >>> [cell.name for cell in study.first_cells]  # what is known to run from the beginning
-    ['off_seed0', 'off_seed1', 'off_seed2', 'on_weight-0.1_seed0', 'on_weight-1_seed0']
-    >>> [cell.seed for cell in study.later_cells("on", {"loss.orthogonality.weight": 1})]
-    [1, 2]
+    >>> study = Study(title="SO", base="icons.yaml", baseline="off", compare=["on"], seeds=3, tuning_seeds=[0],
+    ...               methods={"off": Method(), "on": Method(choose={"loss.margin": [0.1, 1]})})
+    >>> [trial.name for trial in study.tuning_trials]
+    ['off_seed0', 'off_seed1', 'off_seed2', 'on_margin-0.1_seed0', 'on_margin-1_seed0']
+    >>> [trial.seed for trial in study.final_trials("on", {"loss.margin": 1})]
+    [0, 1, 2]
     """
 
-    name: str
-    methods: dict[str, Method]
-    baseline: str
-    compare: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
-    tuning_seeds: list[int] = field(default_factory=list)
-    metric: str = "recall@1"
-    set: Options = field(default_factory=dict)
-    base: Path = Path()
-    path: Path = Path()
-    title: str = ""
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: Text
     question: str = ""
-    expected_seconds: float | None = None
+    base: Path
+    set: Set = {}
+    seeds: Annotated[Seeds, Field(min_length=1)]
+    tuning_seeds: Seeds = []
+    metric: Literal["recall@1", "map@r"] = "recall@1"
+    baseline: str
+    compare: Annotated[list[str], AfterValidator(_check_distinct)] = []
+    methods: dict[MethodName, Method]
+    expected_seconds: PositiveFloat | None = None
+    path: Path = Field(default=Path("study.yaml"), repr=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        known = f"one of {', '.join(self.methods)}"
+        named = {"baseline": self.baseline, **{f"compare.{i}": name for i, name in enumerate(self.compare)}}
+        named |= {f"methods.{name}.against": method.against for name, method in self.methods.items() if method.against}
+        for field, name in named.items():
+            if name not in self.methods:
+                raise InputError(f"unknown method {name!r}", field=field, expected=known)
+        if self.baseline in self.compare or self.methods[self.baseline].against:
+            raise InputError("the baseline cannot be compared with a method", field="baseline")
+        if any(name == method.against for name, method in self.methods.items()):
+            raise InputError("a method cannot be compared with itself", field="methods")
+        if not self.tuning_seeds and any(method.choose for method in self.methods.values()):
+            raise InputError("missing, but a method has settings to choose from", field="tuning_seeds")
+        _ = self.possible_trials
+        return self
 
     @property
-    def first_cells(self) -> list[Cell]:
-        """All settings with the tuning seeds, and with all seeds what has one setting only."""
+    def name(self) -> str:
+        """File name without its extension."""
+        return self.path.stem
+
+    @property
+    def tuning_trials(self) -> list[Trial]:
+        """All trials that are known beforehand: settings with tuning seeds; methods without a choice with all seeds."""
         return [
-            Cell(name, setting, seed)
+            Trial(name, setting, seed)
             for name, method in self.methods.items()
             for setting in method.settings
             for seed in (self.tuning_seeds if method.choose else self.seeds)
         ]
 
-    def later_cells(self, method: str, setting: Options) -> list[Cell]:
-        """List what a chosen setting has still to be trained with."""
-        done = self.tuning_seeds if self.methods[method].choose else self.seeds
-        return [Cell(method, setting, seed) for seed in self.seeds if seed not in done]
+    @property
+    def possible_trials(self) -> dict[str, Trial]:
+        """All trials that may be run, whatever settings are chosen, by name."""
+        finals = [t for name, m in self.methods.items() for s in m.settings for t in self.final_trials(name, s)]
+        trials: dict[str, Trial] = {}
+        for trial in [*self.tuning_trials, *finals]:
+            if trials.setdefault(trial.name, trial) != trial:
+                raise InputError(f"two trials have the name {trial.name}", field="methods", hint="rename a method")
+        return trials
 
-    def judged_cells(self, method: str, setting: Options) -> list[Cell]:
-        """List what of a chosen setting is judged on the test classes."""
-        return [Cell(method, setting, seed) for seed in self.seeds]
+    def final_trials(self, method: str, setting: Options) -> list[Trial]:
+        """List the trials of a chosen setting, which are evaluated on the test classes."""
+        return [Trial(method, setting, seed) for seed in self.seeds]
 
-    def options(self, cell: Cell) -> Options:
-        """Put together the options that a cell is given after the recipes; later ones override earlier ones."""
-        return {**self.set, **self.methods[cell.method].set, **cell.setting, SEED: cell.seed}
-
-
-def score_of(result: Result, part: str, metric: str, who: str = "trained") -> float:
-    """Take the score out of a result: the mean over its classes, each counted by its queries.
-
-    Parameters
-    ----------
-    result
-        Of a result file.
-    part
-        ``validation`` or ``test``.
-    metric
-        ``recall@1`` or ``map@r``.
-    who
-        ``trained`` or ``untrained``.
-
-    Examples
-    --------
-    >>> scores = {"classes": ["a", "b"], "queries": [3, 1], "trained": {"recall@1": [1.0, 0.0]}}
-    >>> score_of({"validation": scores}, "validation", "recall@1")
-    0.75
-    """
-    return float(np.average(result[part][who][metric], weights=result[part]["queries"]))
+    def options(self, trial: Trial) -> Options:
+        """Merge the options of a trial; later ones override earlier ones."""
+        return {**self.set, **self.methods[trial.method].set, **trial.setting, SEED: trial.seed}
 
 
-def chosen_setting(study: Study, results: Sequence[Result], method: str) -> Options | None:
-    """Find the setting of a method with the best mean score on validation classes over the tuning seeds.
-
-    Parameters
-    ----------
-    study
-        Names settings, tuning seeds and the metric.
-    results
-        Of result files, of any cells.
-    method
-        Its name.
-
-    Returns
-    -------
-    dict or None
-        The setting; of equally good ones the first of the grid. None: some of its tuning cells have no result yet, or
-        none could be trained. A setting that failed with a tuning seed is out.
-
-    Raises
-    ------
-    InputError
-        If its cells were scored on different validation classes.
-
-    Examples
-    --------
-    >>> study = Study("so", {"on": Method(choose={"loss.orthogonality.weight": [0.1, 1]})}, "on", tuning_seeds=[0])
-    >>> def result(weight, score):
-    ...     scores = {"classes": ["a"], "queries": [9], "trained": {"recall@1": [score]}}
-    ...     setting = {"loss.orthogonality.weight": weight}
-    ...     return {"cell": Cell("on", setting, 0).name, "validation": scores}
-    >>> chosen_setting(study, [result(0.1, 0.4), result(1, 0.5)], "on")
-    {'loss.orthogonality.weight': 1}
-    >>> chosen_setting(study, [result(1, 0.5)], "on") is None
-    True
-    """
-    settings = study.methods[method].settings
-    if len(settings) == 1 and not study.methods[method].choose:
-        return settings[0]
-    tuned = [tuning_results(study, results, method, setting) for setting in settings]
-    if any(result is None for by_seed in tuned for result in by_seed.values()):
-        return None
-    trained = [[result for result in by_seed.values() if result and not result.get("failed")] for by_seed in tuned]
-    check_alike([result for of_setting in trained for result in of_setting], "validation")
-    best: tuple[float, Options] | None = None
-    for setting, of_setting in zip(settings, trained, strict=True):
-        if len(of_setting) == len(study.tuning_seeds):
-            score = float(np.mean(validation_scores(of_setting, study.metric)))
-            if best is None or score > best[0] + TIE:
-                best = (score, setting)
-    return best and best[1]
+def read_study(path: str | Path) -> Study:
+    """Read a study from its YAML file, and check all but recipes and options; raises `InputError`."""
+    path = Path(path)
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("no such study", path=path) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"not YAML: {error}", path=path) from error
+    if not isinstance(content, dict):
+        raise InputError("not a mapping of keys and values", path=path)
+    given = {key: value for key, value in _parse_scientific(content).items() if value is not None}
+    try:
+        study = Study.model_validate({**given, "path": path})
+    except ValidationError as error:
+        raise to_input_error(error, path) from error
+    methods = {
+        name: method.model_copy(update={"recipe": method.recipe and path.parent / method.recipe})
+        for name, method in study.methods.items()
+    }
+    return study.model_copy(update={"base": path.parent / study.base, "methods": methods})
 
 
-def tuning_results(study: Study, results: Sequence[Result], method: str, setting: Options) -> dict[int, Result | None]:
-    """Pick the results by which a setting is chosen, or would be.
+def tuning_results(
+    study: Study, results: Sequence[TrialResult], method: str, setting: Options
+) -> dict[int, TrialResult | None]:
+    """Map each tuning seed to the result of a setting, or to None if it is missing."""
+    seeds = study.tuning_seeds
+    if not study.methods[method].choose:
+        seeds = [seed for seed in study.seeds if seed in study.tuning_seeds] or study.seeds
+    by_name = {result.trial: result for result in results}
+    return {seed: by_name.get(Trial(method, setting, seed).name) for seed in seeds}
+
+
+def choose_setting(study: Study, results: Sequence[TrialResult], method: str) -> Options | None:
+    """Return the setting with the best mean score on the validation classes over the tuning seeds.
 
     Parameters
     ----------
     study, results, method
-        As in `chosen_setting`.
-    setting
-        One of the method's.
+        The plan, results of any of its trials, and the name of the method.
 
     Returns
     -------
-    dict
-        Seed to result; None where there is none yet. A method with nothing to choose has the same seeds as the others,
-        as far as they are among its own.
-
-    Examples
-    --------
-    >>> tuning_results(Study("so", {"off": Method()}, "off", seeds=[0, 1, 2], tuning_seeds=[0, 1]), [], "off", {})
-    {0: None, 1: None}
+    dict or None
+        The first of the best settings. None if a tuning trial is missing, or every setting failed with some seed.
     """
-    seeds = study.tuning_seeds
+    settings = study.methods[method].settings
     if not study.methods[method].choose:
-        seeds = [seed for seed in study.seeds if seed in study.tuning_seeds] or study.seeds
-    known = {result["cell"]: result for result in results}
-    return {seed: known.get(Cell(method, setting, seed).name) for seed in seeds}
+        return settings[0]
+    tuned = [list(tuning_results(study, results, method, setting).values()) for setting in settings]
+    if any(result is None for of_setting in tuned for result in of_setting):
+        return None
+    trained = [[result for result in of_setting if result and not result.failed] for of_setting in tuned]
+    check_same_split([result for of_setting in trained for result in of_setting], "validation")
+    best, best_score = None, -np.inf
+    for setting, of_setting in zip(settings, trained, strict=True):
+        if len(of_setting) == len(study.tuning_seeds):
+            score = float(np.mean([result.score("validation", study.metric) for result in of_setting]))
+            if score > best_score + SCORE_TOLERANCE:
+                best, best_score = setting, score
+    return best
 
 
-def validation_scores(results: Iterable[Result | None], metric: str) -> list[float]:
-    """Score on the validation classes what was trained; what is missing or failed is left out.
-
-    Parameters
-    ----------
-    results
-        From `tuning_results`, say.
-    metric
-        ``recall@1`` or ``map@r``.
-
-    Examples
-    --------
-    >>> scores = {"classes": ["a"], "queries": [9], "trained": {"recall@1": [0.5]}}
-    >>> validation_scores([None, {"validation": scores}, {"failed": "the loss is nan"}], "recall@1")
-    [0.5]
-    """
-    return [score_of(result, "validation", metric) for result in results if result and not result.get("failed")]
-
-
-def check_alike(results: Sequence[Result], part: str) -> None:
-    """See that results were scored on the same classes, with as many queries.
-
-    Parameters
-    ----------
-    results
-        With scores of that part.
-    part
-        ``validation`` or ``test``.
-
-    Raises
-    ------
-    InputError
-        If two were not.
-
-    Examples
-    --------
-    >>> scored = [{"cell": x, "test": {"classes": [x], "queries": [9]}} for x in ("a", "b")]
-    >>> check_alike(scored, "test")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: a and b were scored on different test classes or queries; ...
-    """
-    for result in results[1:]:
-        if any(result[part][what] != results[0][part][what] for what in ("classes", "queries")):
-            cells = f"{results[0]['cell']} and {result['cell']}"
-            raise InputError(
-                f"{cells} were scored on different {part} classes or queries; run all cells of a study on the same data"
-            )
+def final_results(study: Study, results: Sequence[TrialResult], method: str) -> list[TrialResult]:
+    """Return the results of the chosen setting that were evaluated on the test classes, in the order of the seeds."""
+    setting = choose_setting(study, results, method)
+    if setting is None:
+        return []
+    evaluated = {result.trial: result for result in results if result.test}
+    return [evaluated[t.name] for t in study.final_trials(method, setting) if t.name in evaluated]

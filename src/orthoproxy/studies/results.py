@@ -1,151 +1,222 @@
-"""The file that stays of a cell: its scores, costs and configuration."""
+"""Results of trials: a JSON file each while a study runs, one Parquet file per finished study."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.safe_parsing import parse_json
-from orthoproxy.studies.plan import METRICS, Cell, Options
 
-FORMAT_VERSION = 1
-OF_A_POINT = ("epoch", "seconds", "images", *METRICS)
-OF_PROXIES = ("classes", "dim", "effective_rank", "squares", "floor")
-ABSENT = object()  # null is a value
+FORMAT_VERSION = 2
+METRICS = ("recall@1", "map@r")
+GEOMETRY = ("classes", "dim", "effective_rank", "largest_cosine", "squares", "floor")
+JSON_COLUMNS = ("setting", "options", "environment", "retrained")  # free-form dictionaries
+Split = Literal["validation", "test"]
+Scores = dict[Literal["recall@1", "map@r"], list[FiniteFloat]]
 
 
-def write_result(result: Options, path: Path) -> None:
-    """Write a result with a line a key, which is small and can be compared by eye.
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitScores(_Record):
+    """Scores of the classes of a split, by the trained model and by the untrained encoder."""
+
+    classes: list[str] = Field(min_length=1)
+    queries: list[PositiveInt]
+    trained: Scores
+    untrained: Scores
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> SplitScores:
+        columns = [scores.get(metric, []) for scores in (self.trained, self.untrained) for metric in METRICS]
+        if any(len(column) != len(self.classes) for column in (self.queries, *columns)):
+            raise InputError("not one value per class")
+        return self
+
+
+class TrialResult(_Record):
+    """Scores, cost, configuration and environment of a trial.
 
     Parameters
     ----------
-    result
-        With the keys of `CHECKS`, ``format_version``, ``date`` and ``environment``.
-    path
-        Its folder is made if missing.
-
-    Examples
-    --------
-    See `read_result`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in result.items())
-    atomic_write(path, f"{{\n{lines}\n}}\n")
-
-
-def read_result(path: Path, cell: Cell, options: Options) -> Options:
-    """Read a cell's result.
-
-    Parameters
-    ----------
-    path
-        Of the file, which is there.
-    cell
-        Whose result it has to be.
     options
-        What the cell's configuration has now that is not the default.
-
-    Returns
-    -------
-    dict
-        As it was written.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged, of an unknown version, of another cell, or of another configuration.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "on_seed0.json"
-    >>> write_result({"format_version": 1, "cell": "off_seed0"}, path)
-    >>> read_result(path, Cell("on", {}, 0), {})  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: ...on_seed0.json: damaged, method is missing; remove it, and its cell is trained again
+        Configuration by dotted keys, without what depends on the machine.
+    validation, test
+        Scores of each class; `test` is None until the trial is evaluated at the end of the study.
+    curve
+        Epoch, seconds, images and validation scores after each epoch.
+    geometry
+        Arrangement of the proxies, see `orthoproxy.reports.geometry`; None for losses without proxies.
+    seconds, images, elapsed
+        Cost of the training, and the seconds of the whole trial.
+    retrained
+        Date and environment of a second training, if the run folder was gone when the test classes were evaluated.
+    failed
+        Reason why the training diverged; None if it did not.
     """
-    again = "remove it, and its cell is trained again"
-    try:
-        result = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged; {again}") from error
-    version = result.get("format_version") if isinstance(result, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {version!r} is unknown; this orthoproxy reads {FORMAT_VERSION}")
-    for key, is_right in CHECKS.items():
-        if key not in result:
-            raise InputError(f"{path}: damaged, {key} is missing; {again}")
-        may_be_none = key in ("test", "geometry") or (key in ("validation", "seconds", "images") and "failed" in result)
-        if not ((result[key] is None and may_be_none) or is_right(result[key])):
-            raise InputError(f"{path}: damaged, {key} is not what a cell leaves; {again}")
-    if result["cell"] != cell.name:
-        raise InputError(f"{path}: is of the cell {result['cell']}; give the file that name, or remove it")
-    _check_options(path, result["options"], json.loads(json.dumps(options)))
-    return result
+
+    format_version: Literal[2] = FORMAT_VERSION
+    study: str
+    trial: str
+    method: str
+    setting: dict[str, Any]
+    seed: int
+    options: dict[str, Any]
+    validation: SplitScores | None = None
+    test: SplitScores | None = None
+    curve: list[dict[str, FiniteFloat]] = []
+    geometry: dict[str, FiniteFloat | None] | None = None
+    seconds: FiniteFloat | None = None
+    images: int | None = None
+    elapsed: FiniteFloat
+    date: str
+    environment: dict[str, str]
+    retrained: dict[str, Any] | None = None
+    failed: str | None = None
+
+    @model_validator(mode="after")
+    def _check_complete(self) -> TrialResult:
+        if self.failed is None and None in (self.validation, self.seconds, self.images):
+            raise InputError("validation, seconds or images is missing")
+        return self
+
+    def score(self, split: Split, metric: str, model: Literal["trained", "untrained"] = "trained") -> float:
+        """Return the mean over all queries of a split."""
+        scores = self.split(split)
+        return float(np.average(getattr(scores, model)[metric], weights=scores.queries))
+
+    def split(self, split: Split) -> SplitScores:
+        """Return the scores of a split, which the trial must have."""
+        scores = getattr(self, split)
+        if scores is None:
+            raise ValueError(f"{self.trial} has no {split} scores")
+        return scores
 
 
-def _check_options(path: Path, before: Options, now: Options) -> None:
-    for name in {**before, **now}:
-        had, has = before.get(name, ABSENT), now.get(name, ABSENT)
-        if had != has:
-            values = ["the default" if value is ABSENT else repr(value) for value in (had, has)]
+def check_same_split(results: Sequence[TrialResult], split: Split) -> None:
+    """Raise InputError if results were scored on different classes or queries."""
+    for result in results[1:]:
+        first, other = results[0].split(split), result.split(split)
+        if (first.classes, first.queries) != (other.classes, other.queries):
             raise InputError(
-                f"{path}: is of a run with {name} {values[0]}, and the study has {values[1]}; "
-                "remove the file and its run folder to train it again, or give the study another name"
+                f"{results[0].trial} and {result.trial} were scored on different {split} classes or queries",
+                hint="run all trials of a study on the same data",
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def score_matrix(
+    results: Sequence[TrialResult], metric: str, model: Literal["trained", "untrained"] = "trained"
+) -> tuple[Float[np.ndarray, "S C"], Int[np.ndarray, " C"]]:
+    """Arrange test scores for `orthoproxy.studies.compare`.
+
+    Parameters
+    ----------
+    results
+        At least one result, each with test scores of the same classes.
+    metric, model
+        ``recall@1`` or ``map@r``; ``trained`` or ``untrained``.
+
+    Returns
+    -------
+    values, queries
+        Mean score of each class with one row per result, and the number of queries of each class.
+    """
+    check_same_split(results, "test")
+    splits = [result.split("test") for result in results]
+    return np.array([getattr(split, model)[metric] for split in splits]), np.array(splits[0].queries)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def write_trial(result: TrialResult, path: Path) -> None:
+    """Write a result as JSON, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, result.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
-def _has_numbers(value: Any, keys: tuple[str, ...]) -> bool:
-    return isinstance(value, dict) and all(_is_number(value.get(key)) for key in keys)
+def read_trial(path: Path) -> TrialResult:
+    """Read a result that `write_trial` has written; raise InputError if it is damaged or misnamed."""
+    try:
+        result = _validate(parse_json(path.read_text(encoding="utf-8")), path)
+    except ValueError as error:  # an InputError too
+        problem, field = ("not JSON", None) if not isinstance(error, InputError) else (error.problem, error.field)
+        raise InputError(problem, field=field, path=path, hint="delete it to run the trial again") from error
+    if result.trial != path.stem:
+        raise InputError(f"holds {result.trial}", path=path, hint=f"rename it to {result.trial}.json")
+    return result
 
 
-def _is_curve(value: Any) -> bool:
-    return isinstance(value, list) and all(_has_numbers(point, OF_A_POINT) for point in value)
-
-
-def _is_geometry(value: Any) -> bool:
-    return _has_numbers(value, OF_PROXIES) and (
-        value.get("largest_cosine") is None or _is_number(value["largest_cosine"])
+def write_results(results: Iterable[TrialResult], path: Path) -> None:
+    """Write the results of a study as Parquet, atomically, sorted by name; needs pyarrow."""
+    pa, parquet = _arrow()
+    rows = [result.model_dump(mode="json", by_alias=True) for result in sorted(results, key=lambda r: r.trial)]
+    for row in rows:
+        for column in JSON_COLUMNS:
+            row[column] = None if row[column] is None else json.dumps(row[column], ensure_ascii=False)
+    table = pa.Table.from_pylist(rows, schema=_schema(pa))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(
+        path,
+        lambda file: parquet.write_table(table, file, compression="zstd", compression_level=19),
     )
 
 
-def _are_scores(value: Any) -> bool:
-    """Tell whether these are scores of classes: as many names as queries and as values of each model and metric."""
-    if not isinstance(value, dict) or not all(isinstance(value.get(model), dict) for model in ("trained", "untrained")):
-        return False
-    scores = [value[model].get(metric) for model in ("trained", "untrained") for metric in METRICS]
-    columns = [value.get("classes"), value.get("queries"), *scores]
-    if not all(isinstance(column, list) and column for column in columns) or len({*map(len, columns)}) > 1:
-        return False
-    numbers = [number for column in columns[1:] for number in column]
-    return all(map(_is_text, columns[0])) and all(map(_is_number, numbers)) and min(columns[1]) > 0
+def read_results(path: Path) -> list[TrialResult]:
+    """Read the results of a study; raise InputError if the file is damaged or pyarrow is not installed."""
+    pa, parquet = _arrow()
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot be read as Parquet: {error}", path=path) from error
+    for row in rows:
+        for column in JSON_COLUMNS:
+            value = row.get(column)
+            row[column] = parse_json(value) if isinstance(value, str) else value
+    return [_validate(row, path) for row in rows]
 
 
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "cell": _is_text,
-    "method": _is_text,
-    "setting": lambda value: isinstance(value, dict),
-    "seed": _is_number,
-    "options": lambda value: isinstance(value, dict),
-    "validation": _are_scores,
-    "test": _are_scores,
-    "curve": _is_curve,
-    "geometry": _is_geometry,
-    "seconds": _is_number,
-    "images": _is_number,
-    "elapsed": _is_number,
-}
+def _validate(content: Any, path: Path) -> TrialResult:
+    try:
+        return TrialResult.model_validate(content)
+    except ValidationError as error:
+        raise to_input_error(error, path) from error
+
+
+def to_input_error(error: ValidationError, path: Path) -> InputError:
+    """Convert the first problem that pydantic found."""
+    first = error.errors()[0]
+    cause, location = first.get("ctx", {}).get("error"), list(map(str, first["loc"]))
+    if isinstance(cause, InputError):
+        return replace(cause, field=".".join([*location, *([cause.field] if cause.field else [])]) or None, path=path)
+    return InputError(first["msg"], field=".".join(location) or None, path=path)
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise InputError("pyarrow is not installed", hint="pip install 'orthoproxy[search]'") from error
+
+
+def _schema(pa: Any) -> Any:
+    scores = pa.struct([(metric, pa.list_(pa.float64())) for metric in METRICS])
+    split = pa.struct(
+        {"classes": pa.list_(pa.string()), "queries": pa.list_(pa.int32()), "trained": scores, "untrained": scores}
+    )
+    point = pa.struct({name: pa.float64() for name in ("epoch", "seconds", "images", *METRICS)})
+    geometry = pa.struct({name: pa.float64() for name in GEOMETRY})
+    columns = {"format_version": pa.int32(), "study": pa.string(), "trial": pa.string(), "method": pa.string()}
+    columns |= {"setting": pa.string(), "seed": pa.int32(), "options": pa.string(), "validation": split, "test": split}
+    columns |= {"curve": pa.list_(point)}
+    columns |= {"geometry": geometry, "seconds": pa.float64(), "images": pa.int64()}
+    columns |= {"elapsed": pa.float64(), "date": pa.string(), "environment": pa.string(), "retrained": pa.string()}
+    return pa.schema(columns | {"failed": pa.string()})

@@ -1,7 +1,7 @@
-"""Methods compared over seeds and classes: intervals by the crossed bootstrap, p by sign flips, and Holm's correction.
+"""Compare methods over seeds and classes: crossed bootstrap intervals, sign-flip tests, Holm's correction.
 
-A method's scores are a matrix, one row a seed and one column a class, each entry the mean over the class's queries.
-Both are samples: classes stand for the classes that a user will have, seeds for the trainings that might have been.
+The scores of a method are a matrix with one row per seed and one column per class; an entry is the mean over the
+queries of that class. Both axes are samples: the classes stand for future classes, the seeds for other trainings.
 """
 
 from __future__ import annotations
@@ -12,234 +12,149 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Estimate, class_counts, estimate
-from orthoproxy.studies.plan import TIE
+from orthoproxy.evaluation import Estimate, estimate
 
-DRAWS = 10_000
-AT_ONCE = 500  # draws, which bounds memory with thousands of classes
-SEEDS_TO_SPEAK_OF_NEW_ONES = 8
+SAMPLES = 10_000
+CHUNK = 500  # samples held in memory at once
+SCORE_TOLERANCE = 1e-6  # class scores are stored with six digits; smaller differences are rounding
+MIN_SEEDS = 8  # fewer say little about other seeds
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one method is than another on the same seeds and classes; see `compare`.
-
-    Parameters
-    ----------
-    estimate
-        Mean with interval.
-    p
-        Of the sign flips, for one comparison alone.
-    by_seed
-        The difference of each seed.
-
-    Examples
-    --------
-    >>> Difference(Estimate(0.02, 0.01, 0.03), p=0.001, by_seed=[0.01, 0.03]).ahead
-    2
-    """
+    """Mean difference of two methods with its interval, the p value of the sign-flip test, the difference by seed."""
 
     estimate: Estimate
     p: float
     by_seed: list[float]
 
     @property
-    def ahead(self) -> int:
-        """The number of seeds with which the first method is better, not counting those with as many hits."""
-        return sum(value > TIE for value in self.by_seed)
+    def seeds_ahead(self) -> int:
+        """Number of seeds with a positive difference."""
+        return sum(value > SCORE_TOLERANCE for value in self.by_seed)
 
 
-def scores_of_seeds(values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"]) -> Float[np.ndarray, " S"]:
-    """Average over the classes, each counted by its queries: the score of each seed.
-
-    Parameters
-    ----------
-    values
-        Mean score of each class, one row a seed.
-    queries
-        Number of scored queries of each class.
-
-    Returns
-    -------
-    numpy.ndarray
-        The same as the mean over all queries.
-
-    Raises
-    ------
-    ValueError
-        If there is no seed or no class, or a class has no score or no query.
-
-    Examples
-    --------
-    >>> scores_of_seeds(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([3, 1]))
-    array([0.75, 0.5 ])
-    """
-    _check(values, queries)
+def seed_scores(values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"]) -> Float[np.ndarray, " S"]:
+    """Average class scores weighted by queries, which is the mean over all queries of each seed."""
+    if 0 in values.shape:
+        raise ValueError(f"values has shape {values.shape} (expected at least one seed and one class)")
+    if not np.isfinite(values).all() or (queries < 1).any():
+        raise ValueError("values must be finite and each class must have at least one query")
     return values @ queries / queries.sum()
 
 
-def standard_deviation(scores: Float[np.ndarray, " S"]) -> float:
-    """Compute the standard deviation over seeds, with S - 1 in the denominator.
-
-    Parameters
-    ----------
-    scores
-        One a seed.
-
-    Returns
-    -------
-    float
-        NaN for a single seed, which has no spread.
-
-    Examples
-    --------
-    >>> round(standard_deviation(np.array([0.1, 0.3])), 4), standard_deviation(np.array([0.1]))
-    (0.1414, nan)
-    """
-    return float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
-
-
 def crossed_bootstrap(
-    values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"], draws: int = DRAWS, seed: int = 0
+    values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"], samples: int = SAMPLES, seed: int = 0
 ) -> Float[np.ndarray, " W"]:
-    """Draw seeds and classes with replacement, independently of each other, and average what was drawn.
+    """Resample seeds and classes independently with replacement, and average each sample.
 
-    If a draw holds seed s ``a_s`` times and class c ``b_c`` times, and class c has ``n_c`` queries, then the draw gives
-    ``sum a_s b_c n_c v_sc / sum a_s b_c n_c``, sums running over all seeds and classes.
+    If a sample contains seed s ``a_s`` times and class c ``b_c`` times, and class c has ``n_c`` queries, its mean is
+    ``sum a_s b_c n_c v_sc / sum a_s b_c n_c`` over all seeds and classes.
 
     Parameters
     ----------
     values
-        Mean score of each class, or difference of two, one row a seed. A single seed is always drawn, so that the
-        interval is one over classes alone.
+        Mean score of each class, or a difference of two, one row per seed. With one seed the result describes classes
+        only.
     queries
         Number of scored queries of each class.
-    draws
-        W.
+    samples
+        W, the number of bootstrap samples.
     seed
-        The same seed gives the same draws, whatever the values.
+        Seed of the generator.
 
     Returns
     -------
     numpy.ndarray
-        One mean a draw.
-
-    Raises
-    ------
-    ValueError
-        As `scores_of_seeds`.
+        Mean of each sample.
 
     References
     ----------
-    Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007, arXiv 0712.1111: for two crossed samples the
-    variance is overestimated a little, never much underestimated.
+    Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007, arXiv:0712.1111: for two crossed factors the
+    variance is slightly overestimated, never much underestimated.
 
     Examples
     --------
-    >>> crossed_bootstrap(np.full((3, 2), 0.5), np.array([4, 6]), draws=2)
+    >>> crossed_bootstrap(np.full((3, 2), 0.5), np.array([4, 6]), samples=2)
     array([0.5, 0.5])
     """
-    _check(values, queries)
+    seed_scores(values, queries)
     generator = np.random.default_rng(seed)
     means = []
-    for start in range(0, draws, AT_ONCE):
-        part = min(AT_ONCE, draws - start)
-        of_seeds, of_classes = (
-            np.concatenate(list(class_counts(n, part, int(generator.integers(2**63))))) for n in values.shape
-        )
-        weights = of_classes * queries
-        means.append(((of_seeds @ values) * weights).sum(axis=1) / (len(values) * weights.sum(axis=1)))
+    for start in range(0, samples, CHUNK):
+        size = min(CHUNK, samples - start)
+        seed_counts, class_counts = (_resample(n, size, int(generator.integers(2**63))) for n in values.shape)
+        weights = class_counts * queries
+        means.append(((seed_counts @ values) * weights).sum(axis=1) / (len(values) * weights.sum(axis=1)))
     return np.concatenate(means)
+
+
+def _resample(n: int, samples: int, seed: int) -> Float[np.ndarray, "W n"]:
+    """Count how often each of n units occurs in each bootstrap sample."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)
 
 
 def mean_score(
     values: Float[np.ndarray, "S C"],
     queries: Int[np.ndarray, " C"],
     confidence: float = 0.95,
-    draws: int = DRAWS,
+    samples: int = SAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Average over seeds and classes, with the percentile interval of `crossed_bootstrap`.
-
-    Parameters
-    ----------
-    values, queries, draws, seed
-        As in `crossed_bootstrap`.
-    confidence
-        Coverage of the interval.
-
-    Returns
-    -------
-    Estimate
-        Of new classes of the same kind; with few seeds it says little of new seeds.
-
-    Raises
-    ------
-    ValueError
-        As `scores_of_seeds`.
+    """Return the mean over seeds and classes with the percentile interval of `crossed_bootstrap`.
 
     Examples
     --------
     >>> print(mean_score(np.array([[0.5, 0.7], [0.6, 0.6]]), np.array([5, 5])))
     60.0 [50.0, 70.0]
     """
-    value = scores_of_seeds(values, queries).mean()
-    return estimate(value, crossed_bootstrap(values, queries, draws, seed), confidence)
+    return estimate(seed_scores(values, queries).mean(), crossed_bootstrap(values, queries, samples, seed), confidence)
 
 
 def sign_flip_p(
-    values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"], draws: int = DRAWS, seed: int = 0
+    values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"], samples: int = SAMPLES, seed: int = 0
 ) -> float:
-    """Test whether differences could be chance: how often random signs of the classes make as large a mean.
+    """Two-sided p value of the class differences, by randomly flipping their signs.
 
-    Let ``d_c`` be the difference of class c, averaged over the seeds, and ``T = |sum n_c d_c|``. If the two methods do
-    equally well, each ``d_c`` might as well have the other sign. So all signs are drawn at random, and
-    ``p = (1 + number of draws with |sum ± n_c d_c| >= T) / (1 + number of draws)``.
+    Let ``d_c`` be the difference of class c averaged over the seeds, and ``T = |sum n_c d_c|``. If the methods are
+    equally good, each ``d_c`` is as likely to have the opposite sign, so
+    ``p = (1 + #{samples with |sum ± n_c d_c| >= T}) / (1 + #samples)``.
 
     Parameters
     ----------
     values
-        Differences of each class between two methods, one row a seed.
+        Difference of each class between two methods, one row per seed.
     queries
         Number of scored queries of each class.
-    draws
-        How many; p is never below 1 / (1 + draws).
+    samples
+        Number of sign vectors; p is at least ``1 / (1 + samples)``.
     seed
-        Of the draws.
+        Seed of the generator.
 
     Returns
     -------
     float
-        Two-sided. It is about new classes for these seeds, not about new seeds. With fewer than six classes it cannot
-        fall below 0.05, since there are only ``2^C`` signs.
-
-    Raises
-    ------
-    ValueError
-        As `scores_of_seeds`.
+        The p value. It refers to new classes and these seeds. With fewer than six classes it cannot fall below 0.05.
 
     References
     ----------
-    Fisher, The Design of Experiments, 1935, section 21. The 1 + : Phipson and Smyth, "Permutation p-values should never
-    be zero", 2010, arXiv 1603.05766.
+    Fisher, The Design of Experiments, 1935, section 21. For the ``1 +``: Phipson and Smyth, "Permutation p-values
+    should never be zero", 2010, arXiv:1603.05766.
 
     Examples
     --------
-    >>> f"{sign_flip_p(np.full((1, 20), 0.1), np.full(20, 5)):.4f}"  # better on each of 20 classes
-    '0.0001'
-    >>> sign_flip_p(np.zeros((1, 20)), np.full(20, 5))
-    1.0
+    >>> round(sign_flip_p(np.full((1, 20), 0.1), np.full(20, 5)), 4)  # better on each of 20 classes
+    0.0001
     """
-    _check(values, queries)
+    seed_scores(values, queries)
     weighted = values.mean(axis=0) * queries
-    observed = abs(weighted.sum())
-    as_large = observed - 1e-9 * np.abs(weighted).sum()  # rounding must not part a draw from its mirror image
+    threshold = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()  # a sample and its mirror image must both count
     generator = np.random.default_rng(seed)
     count = 0
-    for start in range(0, draws, AT_ONCE):
-        signs = 2.0 * generator.integers(2, size=(min(AT_ONCE, draws - start), len(weighted))) - 1
-        count += int((np.abs(signs @ weighted) >= as_large).sum())
-    return (1 + count) / (1 + draws)
+    for start in range(0, samples, CHUNK):
+        signs = 2.0 * generator.integers(2, size=(min(CHUNK, samples - start), len(weighted))) - 1
+        count += int((np.abs(signs @ weighted) >= threshold).sum())
+    return (1 + count) / (1 + samples)
 
 
 def compare(
@@ -247,59 +162,46 @@ def compare(
     baseline: Float[np.ndarray, "S C"],
     queries: Int[np.ndarray, " C"],
     confidence: float = 0.95,
-    draws: int = DRAWS,
+    samples: int = SAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Compare two methods pair by pair: the same seed and the same class of both.
+    """Compare two methods on the same seeds and classes.
 
     Parameters
     ----------
     values, baseline
-        Mean score of each class, one row a seed, rows and columns in the same order.
-    queries, confidence, draws, seed
-        As in `mean_score`.
-
-    Returns
-    -------
-    Difference
-        The mean of `values - baseline` with the interval of `crossed_bootstrap`, the p of `sign_flip_p`, and the
-        difference of each seed.
-
-    Raises
-    ------
-    ValueError
-        As `scores_of_seeds`.
+        Mean score of each class, one row per seed, in the same order.
+    queries
+        Number of scored queries of each class.
+    confidence, samples, seed
+        Coverage of the interval, number of samples, seed of the generator.
 
     Examples
     --------
-    >>> difference = compare(np.array([[0.6, 0.8], [0.7, 0.7]]), np.full((2, 2), 0.6), np.array([5, 5]))
-    >>> print(difference.estimate, difference.ahead)
+    >>> result = compare(np.array([[0.6, 0.8], [0.7, 0.7]]), np.full((2, 2), 0.6), np.array([5, 5]))
+    >>> print(result.estimate, result.seeds_ahead)
     10.0 [0.0, 20.0] 2
     """
     paired = values - baseline
     return Difference(
-        mean_score(paired, queries, confidence, draws, seed),
-        sign_flip_p(paired, queries, draws, seed),
-        scores_of_seeds(paired, queries).tolist(),
+        mean_score(paired, queries, confidence, samples, seed),
+        sign_flip_p(paired, queries, samples, seed),
+        seed_scores(paired, queries).tolist(),
     )
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Correct p for being one of several: the chance that any of them looks so good by luck stays what p says.
-
-    The smallest of m is multiplied by m, the next by m - 1 and so on; none falls below the one before it, and none
-    exceeds 1.
+    """Correct p values for multiple comparisons with Holm's step-down method.
 
     Parameters
     ----------
     p
-        Of all comparisons that were named before running. NaN for one whose result is still missing: it counts in m,
-        and as larger than the others.
+        P values of all planned comparisons. NaN marks a missing one: it counts as a comparison, and ranks last.
 
     Returns
     -------
     list of float
-        In the same order; NaN stays NaN.
+        Corrected values in the same order; NaN stays NaN.
 
     References
     ----------
@@ -310,42 +212,8 @@ def holm(p: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    given = np.asarray(p, dtype=np.float64)
-    order = np.argsort(given, kind="stable")  # NaN comes last
-    stepped = given[order] * np.arange(len(given), 0, -1)
-    corrected = np.empty_like(given)
-    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    p_values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p_values, kind="stable")  # NaN sorts last
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)), 1)
     return corrected.tolist()
-
-
-def reach(seeds: int) -> str:
-    """Say what a comparison with so many seeds speaks of.
-
-    Parameters
-    ----------
-    seeds
-        Their number.
-
-    Returns
-    -------
-    str
-        A sentence or two.
-
-    Examples
-    --------
-    >>> reach(3)
-    'Speaks of new classes, for the 3 seeds that were trained; claims about new seeds need 8 or more.'
-    """
-    if seeds >= SEEDS_TO_SPEAK_OF_NEW_ONES:
-        both = f"Intervals speak of new classes and, with {seeds} seeds, of new seeds at the settings chosen"
-        return f"{both}; p speaks of new classes, for these seeds."
-    trained = "the one seed that was" if seeds == 1 else f"the {seeds} seeds that were"
-    needed = f"claims about new seeds need {SEEDS_TO_SPEAK_OF_NEW_ONES} or more"
-    return f"Speaks of new classes, for {trained} trained; {needed}."
-
-
-def _check(values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"]) -> None:
-    if 0 in values.shape:
-        raise ValueError(f"values: shape {values.shape}; give at least one seed and one class")
-    if not np.isfinite(values).all() or (queries < 1).any():
-        raise ValueError("values, queries: a class has no score or no query; give classes with scored queries only")

@@ -1,142 +1,154 @@
-"""The result of a study as a table: one row a method, as numbers, Markdown or LaTeX."""
+"""The methods of a study side by side: test scores, and differences to the baseline."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.text import interval, mean, metric_name, number
-from orthoproxy.studies.comparison import Row
-from orthoproxy.studies.plan import Options
+from orthoproxy.studies.plan import Options, Study, choose_setting, final_results
+from orthoproxy.studies.results import METRICS, TrialResult, score_matrix
+from orthoproxy.studies.statistics import Difference, compare, holm, mean_score, seed_scores
 
-SEEDS_LISTED = 12  # scores of more seeds stand in table.csv only
-RULE = (
-    "Settings were chosen on validation classes; in this study the test classes were judged once, "
-    "with the chosen settings."
-)
 DASH = "\N{EN DASH}"
+SEEDS_LISTED = 12  # scores of more seeds are in the CSV file only
 
 
-def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """Lay out rows as numbers, for a file that programs read: scores in percent, differences in points.
+@dataclass(frozen=True)
+class MethodSummary:
+    """A method with its chosen setting, scored by one metric; missing values are None, NaN or empty.
 
     Parameters
     ----------
-    rows
-        From `rows_of`, of one metric or several.
+    against
+        Method it is compared with, if that is not the baseline.
+    options
+        Options on top of the study's, chosen ones included.
+    seeds, scores
+        Seeds evaluated on the test classes, and the score of each as a fraction.
+    mean, deviation
+        Mean over the seeds with its interval over seeds and classes; standard deviation over the seeds.
+    untrained, gain
+        Score of the untrained encoder, and the difference to it.
+    validation
+        Mean score of the same runs on the validation classes.
+    difference
+        Difference to the baseline or to `against`.
+    p, holm_p
+        P value of a planned comparison, plain and corrected.
+    seconds, images
+        Cost of a training, median over the seeds.
+    """
+
+    method: str
+    metric: str
+    is_baseline: bool
+    against: str | None = None
+    options: Options = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    mean: Estimate | None = None
+    deviation: float = math.nan
+    untrained: float = math.nan
+    gain: Estimate | None = None
+    validation: float = math.nan
+    difference: Difference | None = None
+    p: float = math.nan
+    holm_p: float = math.nan
+    seconds: float = math.nan
+    images: float = math.nan
+
+
+def summarize_methods(study: Study, results: Sequence[TrialResult], metric: str) -> list[MethodSummary]:
+    """Compare the methods of a study by their scores on the test classes.
+
+    Parameters
+    ----------
+    study, results
+        The plan, and the results of its trials; some may be missing.
+    metric
+        ``recall@1`` or ``map@r``. Only the metric of the study has p values, because only that test was planned.
 
     Returns
     -------
-    pandas.DataFrame
-        One row a method and metric. ``scores`` and ``seeds`` are lists with spaces between.
-
-    Examples
-    --------
-    >>> row = Row("plain", "recall@1", True, {}, [0, 1], [0.5, 0.6], Estimate(0.55, 0.5, 0.6))
-    >>> frame_of([row])[["method", "n", "scores", "mean", "low", "high"]].to_dict("records")
-    [{'method': 'plain', 'n': 2, 'scores': '50.0 60.0', 'mean': 55.0, 'low': 50.0, 'high': 60.0}]
+    list of MethodSummary
+        In the order of the study. Differences use the seeds that both methods have.
     """
-    return pd.DataFrame([_numbers(row) for row in rows])
+    finals = {method: final_results(study, results, method) for method in study.methods}
+    rows = [_summarize(study, finals, method, metric) for method in study.methods]
+    if metric != study.metric:
+        return rows
+    p_values = {row.method: row.difference.p for row in rows if row.difference}
+    planned = [p_values.get(method, math.nan) for method in study.compare]
+    corrected = dict(zip(study.compare, zip(planned, holm(planned), strict=True), strict=True))
+    return [
+        replace(row, p=corrected[row.method][0], holm_p=corrected[row.method][1]) if row.method in corrected else row
+        for row in rows
+    ]
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """Write rows as CSV.
-
-    Parameters
-    ----------
-    rows
-        As in `frame_of`.
-
-    Examples
-    --------
-    >>> as_csv([Row("plain", "recall@1", True, {})]).splitlines()[0][:36]
-    'method,metric,baseline,against,setti'
-    """
-    return frame_of(rows).to_csv(index=False)
-
-
-def as_markdown(rows: Sequence[Row]) -> str:
-    """Write rows of one metric as a table in Markdown.
-
-    Parameters
-    ----------
-    rows
-        From `rows_of`.
-
-    Examples
-    --------
-    >>> print(as_markdown([Row("plain", "recall@1", True, {})]).splitlines()[2][:35])
-    | plain (baseline) |  | 0 | – | – |
-    """
-    shown = [{name: text.replace("|", "\\|") for name, text in displayed(row).items()} for row in rows]
-    lines = ["| " + " | ".join(shown[0]) + " |", "|" + "---|" * len(shown[0])]
-    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in shown)]) + "\n"
+def _summarize(study: Study, finals: Mapping[str, Sequence[TrialResult]], method: str, metric: str) -> MethodSummary:
+    results, against, is_baseline = finals[method], study.methods[method].against, method == study.baseline
+    if not results:
+        return MethodSummary(method, metric, is_baseline, against)
+    values, queries = score_matrix(results, metric)
+    untrained, _ = score_matrix(results, metric, "untrained")
+    scores = seed_scores(values, queries)
+    return MethodSummary(
+        method,
+        metric,
+        is_baseline,
+        against,
+        options={**study.methods[method].set, **results[0].setting},
+        seeds=[result.seed for result in results],
+        scores=scores.tolist(),
+        mean=mean_score(values, queries),
+        deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan,
+        untrained=float(seed_scores(untrained, queries).mean()),
+        gain=mean_score(values - untrained, queries),
+        validation=float(np.mean([result.score("validation", metric) for result in results])),
+        difference=None if is_baseline else _difference(results, finals[against or study.baseline], metric),
+        seconds=float(np.median([result.seconds for result in results])),
+        images=float(np.median([result.images for result in results])),
+    )
 
 
-def as_latex(rows: Sequence[Row], caption: str) -> str:
-    """Write rows of one metric as a table in LaTeX, for the package booktabs.
-
-    Parameters
-    ----------
-    rows
-        From `rows_of`.
-    caption
-        Of the table, plain text.
-
-    Examples
-    --------
-    >>> print(as_latex([Row("a_b", "recall@1", True, {})], "100 % tested").splitlines()[2])
-    \\caption{100 \\% tested}
-    """
-    below = ("setting", "each seed")
-    head = [name for name in displayed(rows[0]) if name not in below]
-    lines = []
-    for row in rows:
-        shown = displayed(row)
-        more = "; ".join(f"{name}: {shown[name]}" for name in below if shown[name])
-        lines += [[shown[name] for name in head], *([[more]] if more else [])]
-    body = [_tex_line(line, len(head)) for line in lines]
-    parts = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", r"\footnotesize"]
-    parts += [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", _tex_line(head, len(head)), r"\midrule"]
-    return "\n".join([*parts, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+def _difference(results: Sequence[TrialResult], baseline: Sequence[TrialResult], metric: str) -> Difference | None:
+    """Compare two methods over the seeds that both have."""
+    shared = {result.seed for result in results} & {result.seed for result in baseline}
+    if not shared:
+        return None
+    pairs = [result for group in (results, baseline) for result in group if result.seed in shared]
+    values, queries = score_matrix(pairs, metric)
+    return compare(values[: len(shared)], values[len(shared) :], queries)
 
 
-def displayed(row: Row) -> dict[str, str]:
-    """Write a row for people: column titles to text.
+def to_frame(rows: Sequence[MethodSummary]) -> pd.DataFrame:
+    """Arrange summaries as numbers, one row each; scores and differences are fractions."""
+    return pd.json_normalize([{**asdict(row), "options": format_setting(row.options)} for row in rows])
 
-    Parameters
-    ----------
-    row
-        From `rows_of`.
 
-    Returns
-    -------
-    dict
-        Scores in percent with one digit after the point, two where one would hide a sign; a dash where nothing is.
-
-    Examples
-    --------
-    >>> displayed(Row("plain", "recall@1", True, {}, [0], [0.5], Estimate(0.5, 0.4, 0.6)))["Recall@1"]
-    '50.0 [40.0, 60.0]'
-    """
-    gain = row.difference
-    role = " (baseline)" if row.baseline else f" (against {row.against})" if row.against else ""
+def to_cells(row: MethodSummary) -> dict[str, str]:
+    """Format a row for people, by column title: percent with one decimal, two where one would hide a sign."""
+    role = " (baseline)" if row.is_baseline else f" (against {row.against})" if row.against else ""
     listed = " ".join(number(100 * score) for score in row.scores)
+    gain = row.difference
     return {
         "method": row.method + role,
-        "setting": setting_words(row.options),
+        "setting": format_setting(row.options),
         "seeds": str(len(row.seeds)),
-        metric_name(row.metric): _percent(row.mean),
-        "sd": _or_dash(100 * row.deviation),
-        "each seed": listed if len(row.scores) <= SEEDS_LISTED else "in table.csv",
-        "difference": _percent(gain.estimate, sign=True) if gain else DASH,
-        "seeds ahead": f"{gain.ahead} of {len(gain.by_seed)}" if gain else DASH,
-        "p": p_words(row.p),
-        "p (Holm)": p_words(row.holm_p),
+        metric_name(row.metric): _format(row.mean),
+        "SD": _or_dash(100 * row.deviation),
+        "each seed": listed if len(row.scores) <= SEEDS_LISTED else DASH,
+        "difference": _format(gain and gain.estimate, sign=True),
+        "seeds ahead": f"{gain.seeds_ahead} of {len(gain.by_seed)}" if gain else DASH,
+        "p": format_p(row.p),
+        "p (Holm)": format_p(row.holm_p),
         "untrained": _or_dash(100 * row.untrained),
         "validation": _or_dash(100 * row.validation),
         "seconds": _or_dash(row.seconds, digits=0),
@@ -144,102 +156,63 @@ def displayed(row: Row) -> dict[str, str]:
     }
 
 
-def setting_words(setting: Options | None) -> str:
-    """Write a setting in the way of the command line.
-
-    Parameters
-    ----------
-    setting
-        Fields and values.
-
-    Examples
-    --------
-    >>> setting_words({"loss.orthogonality.weight": 0.3})
-    'loss.orthogonality.weight 0.3'
-    """
-    return ", ".join(f"{name} {value}" for name, value in (setting or {}).items())
+def to_markdown(study: Study, results: Sequence[TrialResult]) -> str:
+    """Write the tables of a study as Markdown, its own metric first."""
+    parts = [f"# {study.title}", study.question.strip()]
+    parts += [f"> {note}" for note in notes(study, results)]
+    for metric in ordered_metrics(study):
+        rows = [to_cells(row) for row in summarize_methods(study, results, metric)]
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+        table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+        parts += [f"## {metric_name(metric)} on the test classes, %", table]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def p_words(p: float) -> str:
-    """Write p with two significant digits.
+def ordered_metrics(study: Study) -> list[str]:
+    """List the metrics, the study's own first."""
+    return [study.metric, *(metric for metric in METRICS if metric != study.metric)]
 
-    Parameters
-    ----------
-    p
-        NaN where there is none.
 
-    Examples
-    --------
-    >>> p_words(0.01234), p_words(0.0001), p_words(float("nan"))
-    ('0.012', '0.0001', '–')
-    """
+def notes(study: Study, results: Sequence[TrialResult]) -> list[str]:
+    """List what a reader must know about the numbers: missing, failed and repeated trials, mixed precision."""
+    known = {result.trial: result for result in results}
+    settings = {name: choose_setting(study, results, name) for name in study.methods}
+    finals = [trial.name for name, s in settings.items() if s is not None for trial in study.final_trials(name, s)]
+    expected = dict.fromkeys([*(trial.name for trial in study.tuning_trials), *finals])
+    precisions = {str(result.environment["precision"]) for result in results if "precision" in result.environment}
+    lists = {
+        "Missing trials": [name for name in expected if name not in known],
+        "Not yet evaluated on the test classes": [
+            name for name in finals if name in known and not (known[name].test or known[name].failed)
+        ],
+        "Training diverged": [f"{result.trial} ({result.failed})" for result in results if result.failed],
+        "Evaluated on the test classes but not chosen, and not in the tables": [
+            name for name, result in known.items() if result.test and name not in finals
+        ],
+        "Trained a second time for the test classes": [result.trial for result in results if result.retrained],
+        "Trained with different precisions": sorted(precisions) if len(precisions) > 1 else [],
+    }
+    return [f"{what}: {_shorten(names)}." for what, names in lists.items() if names]
+
+
+def _shorten(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def format_setting(setting: Options) -> str:
+    """Format options as on the command line."""
+    return ", ".join(f"{name} {value}" for name, value in setting.items())
+
+
+def format_p(p: float) -> str:
+    """Format a p value with two significant digits."""
     return DASH if math.isnan(p) else f"{p:.4f}" if p < 0.001 else f"{p:.2g}"
 
 
-def _numbers(row: Row) -> dict[str, Any]:
-    gain = row.difference
-    nothing = Estimate(math.nan, math.nan, math.nan)
-    score = row.mean or nothing
-    change, training = gain.estimate if gain else nothing, row.gain or nothing
-    return {
-        "method": row.method,
-        "metric": row.metric,
-        "baseline": row.baseline,
-        "against": row.against,
-        "setting": setting_words(row.options),
-        "chosen_on": "validation classes" if row.setting else "",
-        "judged_on": "test classes" if row.seeds else "",
-        "n": len(row.seeds),
-        "seeds": " ".join(map(str, row.seeds)),
-        "scores": " ".join(str(_hundredfold(score)) for score in row.scores),
-        "mean": _hundredfold(score.value),
-        "sd": _hundredfold(row.deviation),
-        "low": _hundredfold(score.low),
-        "high": _hundredfold(score.high),
-        "difference": _hundredfold(change.value),
-        "difference_low": _hundredfold(change.low),
-        "difference_high": _hundredfold(change.high),
-        "seeds_compared": len(gain.by_seed) if gain else 0,
-        "seeds_ahead": gain.ahead if gain else 0,
-        "p": round(row.p, 6),
-        "p_holm": round(row.holm_p, 6),
-        "untrained": _hundredfold(row.untrained),
-        "gain": _hundredfold(training.value),
-        "gain_low": _hundredfold(training.low),
-        "gain_high": _hundredfold(training.high),
-        "validation": _hundredfold(row.validation),
-        "seconds": round(row.seconds, 1),
-        "images": row.images,
-    }
-
-
-def _hundredfold(value: float) -> float:
-    return round(100 * value, 4)
-
-
-def _percent(estimate: Estimate | None, sign: bool = False) -> str:
+def _format(estimate: Estimate | None, sign: bool = False) -> str:
     return f"{mean(estimate, sign)} {interval(estimate)}" if estimate else DASH
 
 
 def _or_dash(value: float, digits: int = 1) -> str:
     return DASH if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _tex_line(cells: Iterable[str], columns: int) -> str:
-    """Write a line of a table; a single cell runs over all columns."""
-    texts = [_tex(cell) for cell in cells]
-    if len(texts) == 1:
-        texts = [rf"\multicolumn{{{columns}}}{{l}}{{\quad {texts[0]}}}"]
-    return " & ".join(texts) + r" \\"
-
-
-def _tex(text: str) -> str:
-    """Escape what LaTeX would take for commands."""
-    for plain, escaped in (("\\", r"\textbackslash "), *((sign, "\\" + sign) for sign in "&%$#_{}")):
-        text = text.replace(plain, escaped)
-    return (
-        text.replace("\N{MINUS SIGN}", "$-$")
-        .replace(DASH, "--")
-        .replace("~", r"\textasciitilde ")
-        .replace("^", r"\textasciicircum ")
-    )

@@ -1,0 +1,217 @@
+"""Run a study: train what is missing, choose settings, evaluate them, write the results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import active_children, get_context
+from types import FrameType
+
+import torch
+
+from orthoproxy.core.errors import WorkerLost
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.progress import duration
+from orthoproxy.runs.study_trials import StudyPaths, check_options, evaluate_trial, train_trial
+from orthoproxy.studies.page import write_page
+from orthoproxy.studies.plan import Options, Study, Trial, choose_setting
+from orthoproxy.studies.results import TrialResult, read_results, read_trial, write_results
+from orthoproxy.studies.table import format_setting, to_markdown
+from orthoproxy.training import Interrupted
+
+Task = Callable[..., TrialResult]
+
+
+@dataclass
+class StudyRunner:
+    """A study, its results so far, and the share of the work that belongs to this machine.
+
+    Parameters
+    ----------
+    study, paths
+        What to run, and where the files are.
+    shard
+        This machine's number and the number of machines. Each trial belongs to one shard, which also evaluates it,
+        because the run folder is there.
+    processes
+        Trials that run at the same time.
+    train, evaluate
+        What is done with a trial.
+    """
+
+    study: Study
+    paths: StudyPaths
+    shard: tuple[int, int] = (1, 1)
+    processes: int = 1
+    train: Task = train_trial
+    evaluate: Task = evaluate_trial
+    results: dict[str, TrialResult] = field(default_factory=dict)
+
+    def run(self) -> bool:
+        """Do this shard's work that is left; return False if results of other shards are missing."""
+        self.load()
+        for name, trial in self.study.possible_trials.items():
+            if name in self.results:
+                check_options(self.study, trial, self.results[name])
+        tuning = self.study.tuning_trials
+        self._work(self.train, self._missing(self._own(tuning)), "to train")
+        if not self._complete(self._missing(tuning), "a setting can be chosen"):
+            return False
+        for name, setting in self.chosen.items():
+            if setting is None:
+                _print(f"{name}: no setting trained with all tuning seeds, so none is chosen")
+            elif setting:
+                _print(f"{name}: chosen on validation classes: {format_setting(setting)}")
+        self._work(self.train, self._missing(self._own(self.final_trials)), "to train with the remaining seeds")
+        if not self._complete(self._missing(self.final_trials), "the test classes are evaluated"):
+            return False
+        self._work(self.evaluate, self._own(self._unevaluated()), "to evaluate on the test classes")
+        if not self._complete(self._unevaluated(), "the results are written"):
+            return False
+        self.save()
+        return True
+
+    def load(self) -> None:
+        """Read the results of all shards, finished ones from the Parquet file; warn about those of no trial."""
+        found = read_results(self.paths.parquet) if self.paths.parquet.is_file() else []
+        found += [read_trial(path) for path in sorted((self.paths.folder / "trials").glob("*.json"))]
+        self.results = {}
+        for result in found:
+            if result.trial not in self.results or result.test:
+                self.results[result.trial] = result
+        trials = self.study.possible_trials
+        if unknown := sorted(self.results.keys() - trials.keys()):
+            _print(f"warning: ignored {len(unknown)} results of trials that the study does not have: {_list(unknown)}")
+
+    def save(self) -> None:
+        """Write the results as Parquet and Markdown, and the page, from the trials that are done."""
+        results = list(self.results.values())
+        write_results(results, self.paths.parquet)
+        atomic_write(self.paths.parquet.with_suffix(".md"), to_markdown(self.study, results))
+        write_page(self.study, results, self.paths.folder)
+
+    @property
+    def chosen(self) -> dict[str, Options | None]:
+        """The chosen setting of each method, None while it is unknown."""
+        results = list(self.results.values())
+        return {name: choose_setting(self.study, results, name) for name in self.study.methods}
+
+    @property
+    def final_trials(self) -> list[Trial]:
+        """All trials of the chosen settings."""
+        chosen = [(name, setting) for name, setting in self.chosen.items() if setting is not None]
+        return [trial for name, setting in chosen for trial in self.study.final_trials(name, setting)]
+
+    def _own(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Select the trials of this shard; the assignment depends on the plan alone."""
+        study, (shard, shards) = self.study, self.shard
+        position = {trial.name: i for i, trial in enumerate(study.tuning_trials)}
+        pairs = [(method, seed) for method in study.methods for seed in study.seeds]
+        rank = {pair: len(position) + i for i, pair in enumerate(pairs)}
+        return [t for t in trials if position.get(t.name, rank.get((t.method, t.seed), 0)) % shards == shard - 1]
+
+    def _missing(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [trial for trial in trials if trial.name not in self.results]
+
+    def _unevaluated(self) -> list[Trial]:
+        results = self.results
+        return [
+            t for t in self.final_trials if t.name in results and not (results[t.name].test or results[t.name].failed)
+        ]
+
+    def _complete(self, missing: Sequence[Trial], step: str) -> bool:
+        """Report trials of other shards that must be done before the next step."""
+        if missing:
+            _print(
+                f"before {step}, {len(missing)} trials of other shards are missing: {_list([t.name for t in missing])}"
+            )
+            _print(f"copy their files into {self.paths.folder / 'trials'} and run this again")
+        return not missing
+
+    def expected_seconds(self, method: str) -> float | None:
+        """Estimate the duration of a trial from the method's trials, from all trials, or from the study."""
+        elapsed = [r.elapsed for r in self.results.values() if r.method == method]
+        elapsed = elapsed or [r.elapsed for r in self.results.values()]
+        return statistics.median(elapsed) if elapsed else self.study.expected_seconds
+
+    def _work(self, task: Task, trials: Sequence[Trial], what: str) -> None:
+        """Do a task for each trial, and report progress."""
+        if not trials:
+            return
+        start = time.monotonic()
+        _print(f"{self.study.name}: {len(trials)} trials {what}")
+        results = _run_serially if self.processes == 1 else _run_in_processes
+        arguments = [
+            (self.study, t, self.paths, *([self.results[t.name]] if task is self.evaluate else [])) for t in trials
+        ]
+        try:
+            for done, result in enumerate(results(task, arguments, self.processes), start=1):
+                self.results[result.trial] = result
+                elapsed = time.monotonic() - start
+                times = f"{duration(elapsed)} elapsed, {duration(elapsed / done * (len(trials) - done))} left"
+                _print(f"{done}/{len(trials)} {result.trial}: {self._describe(result)}; {times}")
+        except (Interrupted, KeyboardInterrupt):
+            _print("interrupted; finished trials are saved, run the same command to continue")
+            raise
+        except BrokenProcessPool as error:
+            raise WorkerLost("a process that trained trials was killed; run the same command to continue") from error
+
+    def _describe(self, result: TrialResult) -> str:
+        if result.failed:
+            return f"failed: {result.failed}"
+        split = "test" if result.test else "validation"
+        return f"{100 * result.score(split, self.study.metric):.2f} {self.study.metric} on {split} classes"
+
+
+def _list(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run_serially(task: Task, arguments: Sequence[tuple], processes: int) -> Iterator[TrialResult]:
+    for of_trial in arguments:
+        yield task(*of_trial)
+
+
+def _run_in_processes(task: Task, arguments: Sequence[tuple], processes: int) -> Iterator[TrialResult]:
+    """Yield results as they are done; after an error or a signal the running trials are stopped and saved."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // processes)
+    waiting, running = iter(arguments), set[Future[TrialResult]]()
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when a child process starts
+    with ProcessPoolExecutor(processes, get_context("spawn"), _initialize_process, (threads,)) as pool:
+        try:
+            while True:
+                for of_trial in islice(waiting, processes - len(running)):  # queued ones would start after a signal
+                    running.add(pool.submit(task, *of_trial))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
+
+
+def _initialize_process(threads: int) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)  # removes unfinished files; training replaces this handler and saves first
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops the others
+    torch.set_num_threads(threads)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # as in the command line
