@@ -91,7 +91,7 @@ def test_a_similar_name_is_suggested() -> None:
 
 def test_only_own_losses_can_be_sharded() -> None:
     assert field_of(make_loss, "ArcFaceLoss", C, D, sharded=True) == "sharded"
-    assert isinstance(make_loss("proxy_anchor", C, D, sharded=True), ShardedProxyAnchorLoss)
+    assert isinstance(make_loss("proxy_anchor", C, D, shard_proxies=True), ShardedProxyAnchorLoss)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def loss_names() -> list[str]:
 
 
 def make_loss(
-    name: str, num_classes: int, embedding_dim: int, args: Mapping[str, Any] | None = None, sharded: bool = False
+    name: str, num_classes: int, embedding_dim: int, args: Mapping[str, Any] | None = None, shard_proxies: bool = False
 ) -> nn.Module:
     """Build a loss by name, called with (embeddings, labels).
 
@@ -79,7 +79,7 @@ def make_loss(
     args
         Other arguments of the loss. ``distance`` is a mapping: the ``name`` of a class of
         `pytorch_metric_learning.distances`, and its arguments.
-    sharded
+    shard_proxies
         Divide the proxies among the processes.
 
     Returns
@@ -97,9 +97,9 @@ def make_loss(
     >>> make_loss("proxy_anchor", num_classes=3, embedding_dim=8, args={"margin": 0.2})
     ProxyAnchorLoss(num_classes=3, embedding_dim=8, scale=32.0, margin=0.2)
     """
-    if sharded and name not in SHARDED:
-        raise InputError(f"{name} cannot be sharded", field="sharded", expected=f"false, or {', '.join(SHARDED)}")
-    loss_class = (SHARDED if sharded else OWN).get(name) or _find("name", name, _library("losses"), extra=OWN)
+    if shard_proxies and name not in SHARDED:
+        raise InputError(f"{name} cannot be sharded", field="shard_proxies", expected=f"false, or {', '.join(SHARDED)}")
+    loss_class = (SHARDED if shard_proxies else OWN).get(name) or _find("name", name, _library("losses"), extra=OWN)
     sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
     filled = {argument: sizes[size] for argument, size in SIZES.items() if argument in required}
