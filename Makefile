@@ -3,23 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: help demo test lint check slow server bench bench-full docs fuzz audit reliability coverage dist clean
+.PHONY: help demo test test-core lint check slow server gpu bench bench-full docs fuzz audit reliability coverage dist clean
 
 help:
-	@echo "make demo   train on icons, evaluate on unseen icons, index these (no data to download)"
-	@echo "make test   the test suite, without the slow tests, in JOBS=2 processes"
-	@echo "make lint   style and types"
-	@echo "make check  lint and test"
-	@echo "make slow   the slow tests"
-	@echo "make server tests of a Milvus server, which they install and start"
-	@echo "make bench  speed and memory beside the peers, a quarter of an hour; make bench-full: what takes longer"
-	@echo "make fuzz   changed files and requests at all that reads them, SECONDS=60 of each"
-	@echo "make audit  known weaknesses of the versions in constraints.txt; needs PyPI"
-	@echo "make reliability  the tests that kill, fill and damage things, slow ones too"
-	@echo "make coverage  losses and evaluation: a line or branch without a test is an error"
-	@echo "make dist   wheel and sdist, installed and used in a clean environment"
-	@echo "make clean  remove what make installed and built (runs stay)"
-	@echo "make docs   build the documentation into site/"
+	@echo "make demo         train on icons, evaluate on unseen icons, index them (no data to download)"
+	@echo "make test         the test suite without slow tests, in JOBS=2 processes"
+	@echo "make test-core    tests of losses, models, data, training and evaluation"
+	@echo "make lint         style, types and import layers"
+	@echo "make check        lint and test"
+	@echo "make slow         the slow tests"
+	@echo "make server       tests against a Milvus server, which they install and start"
+	@echo "make gpu          tests and benchmarks on a CUDA GPU, with the PyTorch that PYTHON has"
+	@echo "make bench        speed and memory beside other libraries, 15 minutes; bench-full: the long ones"
+	@echo "make fuzz         mutated files and requests, SECONDS=60 per parser"
+	@echo "make audit        known vulnerabilities of the pinned versions; needs PyPI"
+	@echo "make reliability  crash, disk and damage tests, slow ones included"
+	@echo "make coverage     fail if a line or branch of losses or evaluation has no test"
+	@echo "make dist         build wheel and sdist, install and use them in a clean environment"
+	@echo "make docs         build the documentation into site/"
+	@echo "make clean        remove what make installed and built (runs stay)"
 
 demo: .venv/installed-icons,search
 	$(BIN)/orthoproxy train --config recipes/icons.yaml --out runs/icons --resume
@@ -28,6 +30,9 @@ demo: .venv/installed-icons,search
 
 test: .venv/installed-dev
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not server" --doctest-modules src tests
+
+test-core: .venv/installed-dev
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow" tests/losses tests/models tests/data tests/training tests/evaluation
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

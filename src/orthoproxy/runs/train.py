@@ -131,7 +131,7 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
     their projection, and its proxies for the classes that it knew.
     """
     initialization, projection = job.initialization, job.encoder.projection
-    projects = initialization.projection == "pca" and isinstance(projection, nn.Linear) and not continued
+    projects = initialization.projection == "pca" and not continued and isinstance(projection, nn.Linear)
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
     if not (projects or averages):
         return
@@ -143,7 +143,7 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
         features = torch.from_numpy(
             model.embed(own, BATCH, job.workers, "initialize from data", precision=job.precision)
         )
-    if projects:
+    if projects and isinstance(projection, nn.Linear):
         moment = all_reduce_sum(second_moment(features))
         with raise_together(), field_prefix("encoder"):
             weight = pca_projection(moment, job.encoder.embedding_dim, initialization.whitening)
