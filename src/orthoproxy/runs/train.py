@@ -130,10 +130,11 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
     Each process embeds its part; features of others are never gathered. Weights from another run (`continued`) keep
     their projection, and its proxies for the classes that it knew.
     """
-    initialization, projection = job.initialization, job.encoder.projection
-    projects = initialization.projection == "pca" and not continued and isinstance(projection, nn.Linear)
+    initialization, projection = job.initialization, None
+    if initialization.projection == "pca" and not continued and isinstance(job.encoder.projection, nn.Linear):
+        projection = job.encoder.projection
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
-    if not (projects or averages):
+    if projection is None and not averages:
         return
     images = job.inputs.for_training(job.select("train")["path"].tolist())
     sizes = split_sizes(len(images), unit=BATCH)
@@ -143,7 +144,7 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
         features = torch.from_numpy(
             model.embed(own, BATCH, job.workers, "initialize from data", precision=job.precision)
         )
-    if projects and isinstance(projection, nn.Linear):
+    if projection is not None:
         moment = all_reduce_sum(second_moment(features))
         with raise_together(), field_prefix("encoder"):
             weight = pca_projection(moment, job.encoder.embedding_dim, initialization.whitening)
