@@ -1,24 +1,24 @@
-"""Every command in a recipe's header trains: a step on a stand-in with its data set's files, and on to the scores."""
+"""Every command in a recipe's header trains: an epoch on a stand-in with the files of the dataset, then evaluation."""
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from stand_ins import write_cars_in_one_folder, write_cub, write_inshop, write_pictures, write_sop
 
 import orthoproxy
-from orthoproxy.data import icons
-from orthoproxy.runs import evaluate as judging
+from orthoproxy.cli.main import parse
+from orthoproxy.cli.options import config_overrides
+from orthoproxy.data.sources import icons
+from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -33,10 +33,10 @@ def write_numbered_classes(root: Path) -> None:
     (root / "images.csv").write_text("\n".join(lines))
 
 
-# of each recipe: what writes its data set, small, and the options that lead there
+# by recipe: what writes a small dataset of its kind, and the options that find it
 STAND_INS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "icons": (lambda root: None, {"data.root": "."}),  # rendered there
-    "cars98": (write_numbered_classes, {"data.path": "images.csv", "encoder.image_size": "64"}),
+    "cars98": (write_numbered_classes, {"data.csv": "images.csv", "encoder.image_size": "64"}),
     "cub": (lambda root: write_cub(root, (200, 110), range(1, 201)), {"data.root": "."}),
     "cars": (lambda root: write_cars_in_one_folder(root, (196, 108), range(1, 197)), {"data.root": "."}),
     "sop": (lambda root: write_sop(root, (60, 24), (30, 12), range(1, 43)), {"data.root": "."}),
@@ -44,17 +44,21 @@ STAND_INS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
 }
 
 
-def options(recipe: Path) -> list[dict[str, str]]:
-    """The options of each command in the header, by name."""
-    commands = re.findall(r"^# .*\borthoproxy train (.+?)(?:  |$)", recipe.read_text(), re.MULTILINE)
-    words = [shlex.split(command) for command in commands]
-    return [{name.removeprefix("--"): value for name, value in zip(w[::2], w[1::2], strict=True)} for w in words]
+def commands(recipe: Path) -> list[list[str]]:
+    """The arguments of each command in the header."""
+    return [shlex.split(x) for x in re.findall(r"^# .*\borthoproxy train (.+?)(?:  |$)", recipe.read_text(), re.M)]
+
+
+def configuration(arguments: list[str], overrides: dict[str, object]) -> Config:
+    """What the command line makes of a command, with other options over it."""
+    _, options = parse(["train", *arguments])
+    return read_config(RECIPES[0].parents[1] / options.config[0], overrides=config_overrides(options) | overrides)
 
 
 COMMANDS = [
-    pytest.param(recipe, command, id=Path(command["out"]).name, marks=[pytest.mark.slow] * (order > 0))
+    pytest.param(recipe, arguments, id=f"{recipe.stem}-{order}", marks=[pytest.mark.slow] * (recipe.stem != "cub"))
     for recipe in RECIPES
-    for order, command in enumerate(options(recipe))
+    for order, arguments in enumerate(commands(recipe))
 ]
 
 
@@ -80,61 +84,35 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested dictionary by their dotted names."""
-    named: dict[str, Any] = {}
-    for name, value in tree.items():
-        named |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return named
-
-
-def train_one_step(recipe: Path, command: dict[str, str], overrides: dict[str, str]) -> orthoproxy.Run:
-    """Train by a recipe and check what any run of it must leave."""
-    given = {**command, "training.epochs": "1", "data.workers": "0", **overrides}
-    arguments = [(f"--{name}", value) for name, value in given.items() if name not in ("config", "out")]
-    run = orthoproxy.train(read_config(recipe, [word for pair in arguments for word in pair]), "run")
-
-    losses = run.records()[["loss", "metric_loss", "orthogonality"]].dropna()
-    assert len(losses) == 1 and np.isfinite(losses).all(axis=None)
-    asked, kept = (leaves(yaml.safe_load(path.read_text())) for path in (recipe, run.folder / "config.yaml"))
-    unchanged = asked.keys() - given
-    assert {name: kept[name] for name in unchanged} == {name: asked[name] for name in unchanged}
-    found = [name for name in run.scores["model"] if name.startswith("recall@")]
-    assert found == [f"recall@{k}" for k in asked.get("evaluation.recall_at", [1, 2, 4, 8])]
-    return run
-
-
-@pytest.mark.parametrize(("recipe", "command"), COMMANDS)
-def test_the_command_of_a_recipe_trains(
-    recipe: Path, command: dict[str, str], folder: Path, deit_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert recipe.stem in STAND_INS, "a new recipe needs a stand-in here"
+@pytest.mark.parametrize(("recipe", "arguments"), COMMANDS)
+def test_the_command_of_a_recipe_trains(recipe: Path, arguments: list[str], folder: Path, deit_file: Path) -> None:
     write, overrides = STAND_INS[recipe.stem]
     write(folder)
-    config = read_config(recipe)
-    if config.encoder.weights == "hub":
-        overrides = overrides | {"encoder.weights": str(deit_file), "encoder.image_size": "32"}
-    monkeypatch.setattr(judging, "render_report", lambda results: "")  # takes seconds and has tests of its own
-    run = train_one_step(recipe, command, overrides)
-    assert run.scores["chosen_on"] == config.training.select_on
-    assert any("chosen" in note for note in run.scores["notes"]) == (config.training.select_on == "none")
-    width = int(command.get("encoder.embedding_dim", config.encoder.embedding_dim))
-    assert run.model.proxies.shape == (len(run.model.classes), width)
+    small = {"training.epochs": 1, "data.workers": 0, **overrides}
+    if read_config(recipe).encoder.init_from == "hub":
+        small |= {"encoder.init_from": str(deit_file), "encoder.image_size": 32}
+    config = configuration(arguments, small)
+    run = orthoproxy.train(config, "run")
+    assert run.records()["loss"].dropna().map(math.isfinite).all()
+    assert [name for name in run.scores["model"] if name.startswith("recall@")] == [
+        f"recall@{k}" for k in config.evaluation.recall_at
+    ]
+    assert run.scores["selected_on"] == config.checkpoint_selection.split
+    model = run.load_model()
+    assert model.proxies.shape == (len(model.classes), config.encoder.embedding_dim)
 
 
-def test_the_benchmarks_are_trained_at_both_published_widths_and_with_soft_orthogonality() -> None:
-    for name in ("cub", "cars", "sop", "inshop"):
-        recipe = RECIPES[0].with_name(f"{name}.yaml")
-        plain, wide, orthogonal = options(recipe)
-        assert "encoder.embedding_dim" not in plain and read_config(recipe).encoder.embedding_dim == 128
-        assert wide["encoder.embedding_dim"] == "384"
-        assert float(orthogonal["loss.orthogonality.weight"]) > 0 == read_config(recipe).loss.orthogonality.weight
+@pytest.mark.parametrize("name", ["cub", "cars", "sop", "inshop"])
+def test_a_benchmark_has_commands_for_both_published_widths_and_for_soft_orthogonality(name: str) -> None:
+    plain, wide, orthogonal = (configuration(x, {}) for x in commands(RECIPES[0].with_name(f"{name}.yaml")))
+    assert (plain.encoder.embedding_dim, wide.encoder.embedding_dim) == (128, 384)
+    assert orthogonal.loss.proxy_regularizer.weight > plain.loss.proxy_regularizer.weight == 0
 
 
 @pytest.mark.slow
-def test_a_deit_trains_at_the_size_of_the_recipe_and_is_reported(folder: Path, deit_file: Path) -> None:
+def test_a_deit_trains_at_the_size_of_the_recipe(folder: Path, deit_file: Path) -> None:
     write_sop(folder, (8, 4), (4, 2), range(1, 7))
-    recipe = RECIPES[0].with_name("sop.yaml")
-    run = train_one_step(recipe, {}, {"data.root": ".", "encoder.weights": str(deit_file)})
-    assert (run.model.encoder.name, run.model.encoder.image_size) == (DEIT, 224)
-    assert "recall@1000" in run.scores["model"] and "Recall@1000" in run.report.read_text()
+    small = {"data.root": ".", "data.workers": 0, "encoder.init_from": str(deit_file), "training.epochs": 1}
+    run = orthoproxy.train(read_config(RECIPES[0].with_name("sop.yaml"), overrides=small), "run")
+    encoder = run.load_model().encoder
+    assert (encoder.name, encoder.image_size) == (DEIT, 224) and "recall@1000" in run.scores["model"]
