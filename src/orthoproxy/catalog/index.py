@@ -166,25 +166,7 @@ def prune(catalog: Catalog, ids: Iterable[str]) -> int:
 
 
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
-    """Delete images by path.
-
-    Parameters
-    ----------
-    catalog
-        Open catalog.
-    paths
-        Images or folders of images, relative to the catalog's root or absolute; they need not exist any more.
-
-    Returns
-    -------
-    int
-        Number of images deleted.
-
-    Raises
-    ------
-    InputError
-        If a path has no image in the catalog; then nothing is deleted.
-    """
+    """Delete images by path or folder and return their number; raises InputError if a path matches none."""
     targets = {_relative(Path(catalog.root) / path, Path(catalog.root)): path for path in paths}
     chosen: list[str] = []
     missing = set(targets)
@@ -211,13 +193,7 @@ def require_model(catalog: Catalog, identity: str, field: str) -> None:
 
 
 def fit_index(catalog: Catalog, flat_below: int = FLAT_BELOW) -> float | None:
-    """Flush a catalog and build the index for its size: exact search below `flat_below` images, else HNSW.
-
-    Returns
-    -------
-    float or None
-        Recall@10 of a new HNSW index against exact search; None if none was built.
-    """
+    """Flush a catalog and build the index for its size; return the recall@10 of a new HNSW index, else None."""
     catalog.flush()
     wanted = "FLAT" if len(catalog) < flat_below else "HNSW"
     if catalog.index == wanted:
@@ -227,17 +203,7 @@ def fit_index(catalog: Catalog, flat_below: int = FLAT_BELOW) -> float | None:
 
 
 def index_recall(catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10) -> float:
-    """Return the fraction of the exact k nearest neighbors that a search finds; ties with the k-th count.
-
-    Parameters
-    ----------
-    catalog
-        Open catalog.
-    queries
-        Unit-length rows; None for 100 of the catalog's own images.
-    k
-        Number of neighbors.
-    """
+    """Return the fraction of the exact k nearest neighbors that a search finds; ties with the k-th count."""
     if queries is None:
         queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)

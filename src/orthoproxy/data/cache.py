@@ -59,42 +59,9 @@ class CachedImages(Sequence[CroppableImage]):
 
 
 def cached_images(paths: Sequence[str | Path], folder: str | Path, size: Size, workers: int = 0) -> CachedImages:
-    """Return resized copies of images from a cache folder, after making those that are missing.
+    """Return resized copies of images from a cache folder, creating those that are missing.
 
-    A copy belongs to a file's path, size and modification time, so a file that changes gets another copy. A second
-    process waits for the one that is making copies. If interrupted, the next call continues.
-
-    Parameters
-    ----------
-    paths
-        Image files.
-    folder
-        Of the cache; created. A copy takes 3 bytes a pixel.
-    size
-        Shorter side of the copies in pixels, or their height and width; see `evaluation_size`. A smaller image is kept
-        as it is.
-    workers
-        Worker processes that read images; 0 for this one.
-
-    Returns
-    -------
-    Sequence of CroppableImage
-        One for each path, in their order; a slice is such a sequence, too.
-
-    Raises
-    ------
-    InputError
-        If an image cannot be read, or the folder cannot be written to.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Image.new("RGB", (80, 60)).save(f"{folder}/a.png")
-    ...     image = cached_images([f"{folder}/a.png"], f"{folder}/cache", size=30)[0]
-    ...     image.pixels.shape, (image.width, image.height)
-    ((30, 40, 3), (80, 60))
+    The key of a copy is the path, size and modification time of its file.
     """
     folder = Path(folder) / f"v{FORMAT}-{size if isinstance(size, int) else 'x'.join(map(str, size))}"
     keys = np.array([file_key(path) for path in paths], dtype="S32")

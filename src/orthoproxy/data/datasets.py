@@ -75,25 +75,7 @@ class TrainingImages(Dataset):
 
 
 class TrainingFeatures(Dataset):
-    """Features in place of images, for a frozen backbone: maps (row, seed) to (features, class number).
-
-    A batch is read at once; the seeds have no effect.
-
-    Parameters
-    ----------
-    features
-        N x F.
-    labels
-        Class number of each row.
-    files
-        Names of the images in error messages.
-
-    Examples
-    --------
-    >>> features, labels = TrainingFeatures(torch.eye(3), [0, 1, 1]).__getitems__([(2, 7), (0, 8)])
-    >>> features.argmax(dim=1).tolist(), labels.tolist()
-    ([2, 0], [1, 0])
-    """
+    """Features in place of images, for a frozen backbone: maps (row, seed) to (features, class number)."""
 
     def __init__(
         self,

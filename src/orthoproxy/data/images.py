@@ -119,26 +119,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB as a person would see it on white paper.
-
-    Parameters
-    ----------
-    image
-        Rotated as its EXIF orientation says; transparent parts become white; 16-bit gray is scaled to 8 bits, as is
-        32-bit gray with values above 255, or floating point values from 0 to 1.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB.
-
-    Examples
-    --------
-    >>> to_rgb(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
-    (255, 255, 255)
-    >>> to_rgb(Image.new("I;16", (1, 1), 65535)).getpixel((0, 0))
-    (255, 255, 255)
-    """
+    """Convert an image of any mode to upright RGB: transparency becomes white, 16-bit gray is scaled to 8 bits."""
     if not _is_upright(image):  # exif_transpose would copy it
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -164,21 +145,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class CroppableImage:
-    """Pixels of an image or of a smaller copy, cropped by boxes in the coordinates of the full-size image.
-
-    Parameters
-    ----------
-    pixels
-        Upright RGB, h x w x 3.
-    width, height
-        Size of the full-size image.
-
-    Examples
-    --------
-    >>> half = CroppableImage(np.zeros((30, 40, 3), dtype=np.uint8), width=80, height=60)
-    >>> half.crop(top=10, left=20, height=50, width=40).shape
-    (25, 20, 3)
-    """
+    """Pixels of an image or of a smaller copy, cropped by boxes in the coordinates of the full-size image."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
     width: int

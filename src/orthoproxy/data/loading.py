@@ -39,31 +39,9 @@ def loader_options(
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     persistent_workers: bool = False,
 ) -> dict[str, Any]:
-    """Return keyword arguments of a `torch.utils.data.DataLoader` whose batches `iterate_batches` yields.
+    """Return keyword arguments of a DataLoader for `iterate_batches`.
 
-    A dataset *returns* an `InputError` for an item it cannot read, since an error raised in a worker reaches the main
-    process as text only. Such an error takes the place of its batch.
-
-    Parameters
-    ----------
-    workers
-        Number of worker processes; 0 to read in this process, without a time limit.
-    collate_fn
-        Makes a batch of items.
-    persistent_workers
-        Keep the workers for the next epoch.
-
-    Raises
-    ------
-    InputError
-        If the environment variable ``ORTHOPROXY_READ_SECONDS`` is not a number of seconds.
-
-    Examples
-    --------
-    >>> from torch.utils.data import DataLoader
-    >>> loader = DataLoader([1, 2, 3], batch_size=2, **loader_options(workers=0))
-    >>> [batch.tolist() for batch in iterate_batches(loader)]
-    [[1, 2], [3]]
+    Datasets *return* an `InputError` for an item that cannot be read, since raising in a worker loses its type.
     """
     options: dict[str, Any] = {"num_workers": workers, "collate_fn": partial(_collate_or_error, collate_fn)}
     if workers:
@@ -72,15 +50,7 @@ def loader_options(
 
 
 def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
-    """Yield the batches of a loader made with `loader_options`, or of any other iterable.
-
-    Raises
-    ------
-    InputError
-        If an image cannot be read, crashes its decoder, or takes longer than ``ORTHOPROXY_READ_SECONDS`` (120).
-    WorkerLost
-        If a worker process was killed.
-    """
+    """Yield the batches of a loader; raise InputError for unreadable images and WorkerLost for killed workers."""
     batches, started = None, time.monotonic()
     try:
         with _unchanged_sigchld_handler():

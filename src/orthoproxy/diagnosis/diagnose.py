@@ -65,16 +65,7 @@ def summary_lines(diagnosis: Diagnosis, width: int = 100) -> Iterator[str]:
 
 
 def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
-    """Render one diagnosis, or several side by side.
-
-    Returns HTML with images and figures inline, which loads nothing from elsewhere.
-
-    Examples
-    --------
-    >>> checks = [Check("proxies", reason="the loss has no proxies")]
-    >>> "<title>first" in render_diagnosis([Diagnosis("first", "test", 9, checks)])
-    True
-    """
+    """Render one diagnosis, or several side by side, as self-contained HTML."""
     names = [check.name for check in diagnoses[0].checks]
     page = load_template("diagnosis.html.j2")
     return page.render(diagnoses=diagnoses, names=names, thumbnail=thumbnail_cache())

@@ -22,28 +22,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that limits the model.
-
-    Parameters
-    ----------
-    title
-        One sentence.
-    severity
-        Size of the effect as a fraction, with its interval; findings are ranked by it.
-    scope
-        What the severity is a fraction of, for example ``of unseen queries``.
-    advice
-        What to try, the most promising first.
-    unit
-        ``%``, or ``points`` for a difference of scores.
-    plot, columns, rows, thumbnails, thumbnails_caption
-        A figure, a table and rows of images, if any.
-
-    Examples
-    --------
-    >>> Finding("Two classes are one", Estimate(0.1, 0.05, 0.15), "of unseen queries", ["Merge them."]).effect
-    '10.0 % [5.0, 15.0]'
-    """
+    """Something that limits the model; `severity` is the size of the effect as a fraction of `scope`."""
 
     title: str
     severity: Estimate
@@ -64,26 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Parameters
-    ----------
-    name
-        Name of the check.
-    evidence
-        What was measured, as shown: description to formatted value; empty if the check was skipped.
-    measured
-        The same numbers and more, for machines.
-    finding
-        What is wrong, if anything.
-    reason
-        Why the check was skipped or is inconclusive.
-
-    Examples
-    --------
-    >>> Check("proxies", reason="the loss has no proxies").status
-    'skipped'
-    """
+    """The result of one check: measured values, a finding if something is wrong, or why it was skipped."""
 
     name: str
     evidence: dict[str, str] = field(default_factory=dict)

@@ -34,19 +34,7 @@ from orthoproxy.embedding.parquet_store import EmbeddingMeta, Part, begin, is_co
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Result of `embed_collection`.
-
-    Parameters
-    ----------
-    images
-        Images embedded so far, in all parts.
-    new_images
-        Images read by this call, in all processes.
-    seconds
-        Duration of this call.
-    unreadable
-        One row per image that could not be read: `path`, `part`, `reason`.
-    """
+    """Result of `embed_collection`: images so far, images read by this call, its duration, and unreadable images."""
 
     images: int
     new_images: int

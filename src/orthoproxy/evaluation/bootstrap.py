@@ -30,29 +30,7 @@ class Estimate:
 def class_counts(
     num_classes: int, samples: int = 1000, seed: int = 0, chunk_memory_mb: float = 16.0
 ) -> Iterator[Float[np.ndarray, "w C"]]:
-    """Draw classes with replacement, some bootstrap samples at a time, so that memory stays bounded.
-
-    Parameters
-    ----------
-    num_classes
-        C.
-    samples
-        Number of bootstrap samples.
-    seed
-        The same seed gives the same samples whatever the chunk size, which pairs the samples of two results.
-    chunk_memory_mb
-        Bound on the memory of a chunk in MiB; a chunk has at least one sample.
-
-    Yields
-    ------
-    numpy.ndarray
-        How often each class occurs in each sample; rows sum to C.
-
-    Examples
-    --------
-    >>> [counts.sum(axis=1).tolist() for counts in class_counts(4, samples=3, chunk_memory_mb=0.0001)]
-    [[4.0], [4.0], [4.0]]
-    """
+    """Yield how often each class occurs in each bootstrap sample, in chunks of samples; equal seeds pair results."""
     generator = np.random.default_rng(seed)
     probabilities = np.full(num_classes, 1 / num_classes)
     chunk = max(1, int(chunk_memory_mb * 2**20 / (16 * num_classes)))  # drawn as int64, returned as float64
@@ -64,29 +42,7 @@ def class_counts(
 def bootstrap_means(
     values: Float[np.ndarray, "*M Q"], classes: Int[np.ndarray, " Q"], samples: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, "*M W"]:
-    """Average values of queries over bootstrap samples of their classes.
-
-    Parameters
-    ----------
-    values
-        One per query; or M rows of them, which are averaged over the same samples.
-    classes
-        Class of each query, 0 to C - 1, each with at least one query.
-    samples
-        W, the number of bootstrap samples.
-    seed
-        The same seed draws the same classes: the difference of two results is then that of paired samples.
-
-    Returns
-    -------
-    numpy.ndarray
-        One mean per sample.
-
-    Examples
-    --------
-    >>> bootstrap_means(np.array([1.0, 0.0, 0.0]), np.array([0, 0, 0]), samples=2).round(2)
-    array([0.33, 0.33])
-    """
+    """Average values of queries, one row per metric, over bootstrap samples of their classes."""
     rows = np.atleast_2d(values)
     sizes = np.bincount(classes)
     sums = np.stack([*(np.bincount(classes, weights=row) for row in rows), sizes.astype(np.float64)], axis=1)  # C M+1
@@ -96,22 +52,7 @@ def bootstrap_means(
 
 
 def estimate(value: float, resampled: Float[np.ndarray, " W"], confidence: float = 0.95) -> Estimate:
-    """Put a percentile interval around a value; the interval is widened to hold the value where it does not.
-
-    Parameters
-    ----------
-    value
-        The score of the data themselves.
-    resampled
-        The score of each bootstrap sample.
-    confidence
-        Coverage of the interval, for example 0.95.
-
-    Examples
-    --------
-    >>> print(estimate(0.5, np.linspace(0, 1, 101)))
-    50.0 [2.5, 97.5]
-    """
+    """Return the percentile interval of the samples around a value, extended to contain it."""
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))

@@ -229,52 +229,12 @@ def score(
 
 
 def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> dict[str, float]:
-    """Score embeddings without intervals, for example during validation.
-
-    Parameters
-    ----------
-    embeddings
-        One row per image of the table.
-    table, scoring
-        As in `score`.
-
-    Returns
-    -------
-    dict
-        Metric name to mean over the queries, as a fraction.
-
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> table = make_table(["1", "2", "3", "4"], ["a", "a", "b", "b"])
-    >>> mean_scores(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), table, Scoring(recall_at=(1,)))["map@r"]
-    1.0
-    """
+    """Return the mean of each metric over the queries, without intervals."""
     return _resample(embeddings, table, replace(scoring, bootstrap_samples=1)).values
 
 
 def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
-    """Check, from labels, roles and groups alone, that some query has a positive in its gallery.
-
-    Parameters
-    ----------
-    table
-        From `data.make_table`.
-    scoring
-        Tells whether a query's own group is left out.
-    what
-        Names the images in the error.
-
-    Raises
-    ------
-    InputError
-        For ``table`` where no class has two images to match, for ``exclude_same_group`` where they share a group.
-
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> require_scorable(make_table(["1", "2"], ["a", "a"]), Scoring())
-    """
+    """Raise InputError if no query has a positive in its gallery, from labels, roles and groups alone."""
     queries, gallery = table[table["role"] != "gallery"], table[table["role"] != "query"]
     candidates = queries["label"].map(gallery["label"].value_counts()).fillna(0).astype(int) - (
         queries["role"] == "both"
@@ -300,24 +260,7 @@ def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the tab
 
 
 def build_retrieval(embeddings: Embeddings, table: pd.DataFrame, exclude_same_group: bool) -> Retrieval:
-    """Combine embeddings with the labels, roles and groups of a table.
-
-    Parameters
-    ----------
-    embeddings
-        One row per image of the table.
-    table
-        From `data.make_table`.
-    exclude_same_group
-        Leave a query's own group out of its gallery.
-
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> table = make_table(["1", "2"], ["a", "a"], role=["query", "gallery"])
-    >>> build_retrieval(np.eye(2), table, exclude_same_group=False).gallery
-    array([1])
-    """
+    """Combine embeddings with the labels, roles and groups of a table."""
     groups = np.where(table["group"] == "", -1, pd.factorize(table["group"])[0])
     return Retrieval(
         embeddings,

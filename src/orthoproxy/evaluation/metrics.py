@@ -75,27 +75,7 @@ def _metrics(
 
 
 def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) -> Int[np.ndarray, " N"]:
-    """Cluster embeddings by k-means.
-
-    Parameters
-    ----------
-    embeddings
-        Unit-length rows.
-    clusters
-        Number of clusters, by convention that of the classes.
-    seed
-        Of the initial centers.
-
-    Returns
-    -------
-    numpy.ndarray
-        Cluster number of each row.
-
-    Examples
-    --------
-    >>> len(set(cluster(np.eye(3), clusters=3).tolist()))
-    3
-    """
+    """Cluster embeddings by k-means and return the cluster number of each row."""
     kmeans = KMeans(clusters, random_state=seed)  # one k-means++ start
     with warnings.catch_warnings():  # fewer distinct embeddings than clusters: a collapsed model, which the score shows
         warnings.simplefilter("ignore", ConvergenceWarning)

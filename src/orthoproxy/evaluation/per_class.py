@@ -13,23 +13,7 @@ from orthoproxy.evaluation.evaluate import Scoring, build_retrieval, score_queri
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Mean scores of each class's queries.
-
-    Parameters
-    ----------
-    classes
-        Names of the C classes with a scored query, sorted.
-    queries
-        Number of scored queries of each.
-    values
-        Metric name to C means, as fractions.
-
-    Examples
-    --------
-    >>> scores = ClassScores(["a", "b"], np.array([3, 1]), {"recall@1": np.array([1.0, 0.0])})
-    >>> scores.mean("recall@1")
-    0.75
-    """
+    """Mean scores of the queries of each class: sorted class names, numbers of queries, and metric name to C means."""
 
     classes: list[str]
     queries: Int[np.ndarray, " C"]

@@ -88,31 +88,9 @@ class Ranking:
 
 
 def rank_positives(retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranking]:
-    """Rank each query's positives among its gallery, a block of queries at a time.
+    """Rank the positives of each query, a block of queries at a time.
 
     The j-th best positive has rank j + the number of negatives at least as similar.
-
-    Parameters
-    ----------
-    retrieval
-        Embeddings, labels, queries, gallery.
-    block_memory_mb
-        Bound in MiB on the memory of a block; a block has at least one query.
-    device
-        Where similarities are computed: a CUDA device, or else the CPU, since other devices lack float64.
-
-    Yields
-    ------
-    Ranking
-        Of consecutive queries.
-
-    Examples
-    --------
-    >>> points, everyone = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), np.arange(3)
-    >>> next(rank_positives(Retrieval(points, np.array([0, 0, 1]), everyone, everyone))).ranks
-    tensor([[1],
-            [1],
-            [0]])
     """
     blocks = _SimilarityBlocks(retrieval, block_memory_mb, device)
     gallery_labels = retrieval.labels[blocks.gallery]

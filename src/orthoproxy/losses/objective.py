@@ -112,10 +112,9 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def set_class_vectors(self, vectors: Float[Tensor, "C D"]) -> None:
-        """Initialize the class vectors, for example from class means; of a sharded loss, this process's.
+        """Initialize the class vectors, of a sharded loss those of this process.
 
-        Several centers of a class start near its vector, with noise of a tenth of its length, since equal centers
-        would stay equal.
+        The centers of a class get noise of a tenth of their length, since equal centers would stay equal.
         """
         repeats = self._centers_per_class()
         initial = vectors.to(self._centers()).repeat_interleave(repeats, dim=0)

@@ -199,13 +199,7 @@ def koleo(proxies: Float[Tensor, "C D"], min_distance: float = 1e-4, memory_mb: 
 
 
 class Regularizer(nn.Module):
-    """A function of class vectors, one per row, as a module; see `make_regularizer`.
-
-    Examples
-    --------
-    >>> Regularizer("coherence", mutual_coherence)(torch.eye(3))
-    tensor(0.)
-    """
+    """A function of class vectors as a module."""
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(expects["std"]).view(3, 1, 1), persistent=False)
 
     def features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-        """Return the backbone's pooled features, before projection and normalisation.
+        """Return the backbone's pooled features, before projection and normalization.
 
         Parameters
         ----------
@@ -125,13 +125,7 @@ class Encoder(nn.Module):
         self.backbone.requires_grad_(False)
 
     def freeze_patch_embedding(self) -> None:
-        """Freeze the layer that turns patches into tokens, which makes training a DeiT more stable.
-
-        Raises
-        ------
-        InputError
-            If the backbone has no patch embedding.
-        """
+        """Freeze the patch embedding; raises InputError if the backbone has none."""
         patch_embedding = getattr(self.backbone, "patch_embed", None)
         if patch_embedding is None:
             raise InputError(f"{self.name} has no patch embedding", field="freeze_patch_embedding", expected="false")

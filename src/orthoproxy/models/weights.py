@@ -61,33 +61,7 @@ def load_weights(encoder: Encoder, init_from: str) -> None:
 
 
 def read_tensors(path: Path, field: str = "path") -> dict[str, Tensor]:
-    """Read named tensors from a file without ever running code that it may hold.
-
-    Parameters
-    ----------
-    path
-        ``.safetensors``, or a file of `torch.save`, which is read with ``weights_only=True``.
-    field
-        Name of the argument to report in errors.
-
-    Returns
-    -------
-    dict
-        Name to tensor, on the processor. Of ``{"model": {...}}`` or ``{"state_dict": {...}}``, what is inside.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it cannot be read.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
-    >>> safetensors.torch.save_file({"bias": torch.zeros(2)}, path)
-    >>> read_tensors(path)
-    {'bias': tensor([0., 0.])}
-    """
+    """Read a state dict from a .safetensors file, or from a `torch.save` file with ``weights_only=True``."""
     if not path.is_file():
         raise InputError("no such file", field=field, path=path)
     try:
@@ -129,13 +103,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def cache_alone_without_network() -> Iterator[None]:
-    """Without a network, let the hub's client look into its cache at once, instead of retrying for a minute.
-
-    Examples
-    --------
-    >>> with cache_alone_without_network():
-    ...     pass
-    """
+    """Without a network, use the Hugging Face cache at once instead of retrying for a minute."""
     before = constants.HF_HUB_OFFLINE
     try:
         if not getproxies():  # a proxy resolves names itself

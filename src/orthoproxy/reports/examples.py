@@ -131,32 +131,7 @@ def find_neighbors(retrieval: Retrieval, rows: Sequence[int], k: int = NUM_NEIGH
 
 @report_style
 def retrieval_strip(results: RunResults, queries: int = 5, neighbors: int = NUM_NEIGHBORS, seed: int = 0) -> Figure:
-    """Draw random queries with their nearest neighbors, untrained encoder and model side by side.
-
-    Parameters
-    ----------
-    results
-        Results of a run; without `baseline_embeddings`, only the model's neighbors are drawn.
-    queries
-        Maximum number of queries, at most one per class.
-    neighbors
-        Number of neighbors of each.
-    seed
-        Seed of the random choice.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Correct neighbors have a green frame and a check mark, others a red frame and a cross.
-
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> table = make_table(["1.png", "2.png"], ["a", "a"])
-    >>> results = RunResults("run", None, table, np.eye(2), None, pd.DataFrame(), None, [], "", {}, [])
-    >>> len(retrieval_strip(results, queries=1, neighbors=1).axes)  # the query and one neighbor
-    2
-    """
+    """Draw random queries with their nearest neighbors, untrained encoder and model side by side."""
     retrieval = results.retrieval(results.embeddings)
     rows = choose_random(rank_queries(retrieval, seed=seed), results.table, queries, seed)
     blocks = {"Trained": find_neighbors(retrieval, rows, neighbors)}

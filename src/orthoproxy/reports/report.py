@@ -10,28 +10,7 @@ from orthoproxy.reports.text import DEFINITIONS, run_facts, score_rows, summariz
 
 
 def render_report(results: RunResults) -> str:
-    """Render the report of a run.
-
-    Parameters
-    ----------
-    results
-        Results to show.
-
-    Returns
-    -------
-    str
-        HTML with images and figures inline; it loads nothing from elsewhere.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pandas as pd
-    >>> from orthoproxy.data import make_table
-    >>> table = make_table(["1.png", "2.png"], ["cat", "cat"])
-    >>> results = RunResults("first run", None, table, np.eye(2), None, pd.DataFrame(), None, [], "", {}, [])
-    >>> "<title>first run" in render_report(results)
-    True
-    """
+    """Render the report of a run as self-contained HTML."""
     rows = score_rows(results.evaluation)
     return load_template("report.html.j2").render(
         run=results,

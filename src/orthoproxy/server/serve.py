@@ -38,30 +38,7 @@ def serve(
     upload_megabytes: float = 20.0,
     megapixels: float = 50.0,
 ) -> None:
-    """Serve catalogs over HTTP, with a page to search on, until Ctrl-C.
-
-    Parameters
-    ----------
-    catalogs
-        Addresses of catalogs, as for `Catalog.open`; the first is the default.
-    host, port
-        Address to listen on; port 0 for any free one.
-    token
-        Token that clients must send; required unless only this machine can reach `host`.
-    names
-        Host names of the server behind a proxy.
-    models
-        Paths of models, for catalogs whose model has moved.
-    upload_megabytes, megapixels
-        Largest image file and largest image that a client may send.
-
-    Examples
-    --------
-    >>> serve(["shoes"], host="0.0.0.0", token="too short")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: token: 9 characters (expected at least 16 printable ASCII characters)
-    """
+    """Serve catalogs over HTTP, with a search page, until Ctrl-C."""
     check_token(host, token)
     for name, value in (("upload_megabytes", upload_megabytes), ("megapixels", megapixels)):
         if not 1e-6 <= value < math.inf:

@@ -51,30 +51,8 @@ class TrainingState:
 class Checkpoints:
     """The checkpoints of a run: ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt``.
 
-    Files are written atomically and read with ``weights_only=True`` after their checksums were verified. If
-    ``last.ckpt`` is damaged, the run continues from ``previous.ckpt`` and reaches the same weights. The main process
-    writes and all read; with sharded proxies, each process writes its own (see `CheckpointShards`).
-
-    Learning rates follow from the step and batches from the seed, so neither scheduler nor sampler is saved.
-
-    Parameters
-    ----------
-    folder
-        Created on the first save.
-    encoder, objective, optimizer
-        Saved and restored.
-    device
-        Whose random state is saved and restored, if it is a GPU.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> layer = nn.Linear(2, 2)
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> checkpoints = Checkpoints(folder, layer, nn.Identity(), torch.optim.AdamW(layer.parameters()))
-    >>> checkpoints.save("last", TrainingState(step=3))
-    >>> checkpoints.load("last").step
-    3
+    Written atomically, read with ``weights_only=True`` after their checksums were verified. Learning rates follow from
+    the step and batches from the seed, so neither scheduler nor sampler is saved.
     """
 
     def __init__(
@@ -132,15 +110,7 @@ class Checkpoints:
             link.unlink(missing_ok=True)  # rename does nothing if both names were the same file already
 
     def load(self, name: str, model_only: bool = False) -> TrainingState:
-        """Restore ``last`` or ``best``; if ``last`` is damaged, ``previous`` takes its place, with a warning.
-
-        Raises
-        ------
-        InputError
-            If the checkpoint is damaged and there is none before it, or it is of another version or configuration.
-        OSError, MemoryError
-            If it cannot be read for another reason; no file is touched then.
-        """
+        """Restore ``last`` or ``best``; if ``last`` is damaged, ``previous`` takes its place, with a warning."""
         state, damage = TrainingState(), None
         with raise_together():
             try:

@@ -59,16 +59,7 @@ def lr_factor(
     decay_every: int = 1,
     decay_factor: float = 0.5,
 ) -> float:
-    """Return the factor of the peak learning rates at a step: linear warm-up, then the schedule.
-
-    ``cosine`` decays to 0 at the end; ``step`` multiplies by `decay_factor` every `decay_every` steps, counted from
-    the start of training; ``constant`` stays at 1.
-
-    Examples
-    --------
-    >>> [round(lr_factor(step, 8, 2, "cosine"), 2) for step in range(8)]
-    [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
-    """
+    """Return the factor of the peak learning rates at a step: linear warm-up, then the schedule."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "cosine":

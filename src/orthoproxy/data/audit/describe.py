@@ -10,10 +10,7 @@ ROLES = ("query", "gallery")
 
 
 def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Divide a table into ``train, validation, query, gallery, test`` and rows without a split, those that exist.
-
-    Rows without a split are ``all`` if no row has one, else ``unassigned``.
-    """
+    """Divide a table into splits and roles; rows without a split are ``all`` if no row has one, else ``unassigned``."""
     rest = "unassigned" if (table["split"] != "").any() else "all"
     parts = {
         **{split: table[table["split"] == split] for split in ("train", "validation")},
@@ -25,49 +22,12 @@ def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def count_images(table: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Count images and classes.
-
-    Parameters
-    ----------
-    table
-        From `make_table`.
-
-    Returns
-    -------
-    dict
-        ``images`` and ``classes`` of each split, and of queries and gallery if the table has roles.
-
-    Examples
-    --------
-    >>> from orthoproxy.data.table import make_table
-    >>> count_images(make_table(["1.png", "2.png", "3.png"], ["a", "a", "b"]))
-    {'all': {'images': 3, 'classes': 2}}
-    """
+    """Count the images and classes of each part of a table."""
     return {name: {"images": len(x), "classes": int(x["label"].nunique())} for name, x in table_parts(table).items()}
 
 
 def describe_images(table: pd.DataFrame, scan: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Describe a dataset.
-
-    Parameters
-    ----------
-    table
-        From `make_table`.
-    scan
-        From `scan_images` of its paths; None to use the table alone.
-
-    Returns
-    -------
-    dict
-        What `count_images` returns; ``images_per_class`` of the same parts; and of a scan, ``sizes`` of the readable
-        images and ``unreadable``, the others.
-
-    Examples
-    --------
-    >>> from orthoproxy.data.table import make_table
-    >>> describe_images(make_table(["1.png", "2.png", "3.png"], ["a", "a", "b"]))["images_per_class"]
-    {'all': {'smallest': 1, 'median': 1.5, 'mean': 1.5, 'largest': 2, 'single': 1}}
-    """
+    """Return counts, images per class and, with a scan, image sizes and unreadable images."""
     per_class = {name: _images_per_class(part) for name, part in table_parts(table).items()}
     description: dict[str, Any] = {**count_images(table), "images_per_class": per_class}
     if scan is not None:

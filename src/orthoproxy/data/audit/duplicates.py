@@ -14,45 +14,12 @@ NEAR_DISTANCE = 4
 
 
 def exact_duplicates(content: pd.Series) -> list[list[int]]:
-    """Group files with the same bytes.
-
-    Parameters
-    ----------
-    content
-        From `scan_images`; an unreadable image, whose content is empty, is in no group.
-
-    Returns
-    -------
-    list of list of int
-        Positions, at least two in a group.
-
-    Examples
-    --------
-    >>> exact_duplicates(pd.Series(["5a", "77", "5a", "", ""]))
-    [[0, 2]]
-    """
+    """Group the positions of files with the same bytes; an empty hash is in no group."""
     return _groups(content.to_numpy(), np.flatnonzero(content != ""))
 
 
 def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]]:
-    """Group images that look alike and are not all the same file.
-
-    Parameters
-    ----------
-    content, appearance
-        From `scan_images`.
-
-    Returns
-    -------
-    list of list of int
-        Positions, at least two in a group. Two images are in the same group if a chain of images connects them in which
-        neighbors differ in at most 4 of the 64 bits.
-
-    Examples
-    --------
-    >>> near_duplicates(pd.Series(["5a", "77", "b1"]), pd.Series([0b1011, 0b1000, 2**40 - 1], dtype="uint64"))
-    [[0, 1]]
-    """
+    """Group the positions of images connected by hash distances of at most 4 bits that are not all the same file."""
     readable = np.flatnonzero(content != "")
     components = np.zeros(len(content), dtype=np.int64)
     components[readable] = hash_components(appearance.to_numpy()[readable])
@@ -63,8 +30,7 @@ def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]
 def hash_components(hashes: UInt64[np.ndarray, " N"], distance: int = NEAR_DISTANCE) -> Int[np.ndarray, " N"]:
     """Number the connected components of hashes that differ in at most `distance` bits.
 
-    Two such hashes are equal in at least one of ``distance + 1`` disjoint sets of bits, so only hashes that are equal
-    in a set are compared. Memory grows with N alone.
+    Two such hashes agree in at least one of ``distance + 1`` disjoint sets of bits: only those are compared.
     """
     distinct, position = np.unique(hashes, return_inverse=True)
     component = np.arange(len(distinct))

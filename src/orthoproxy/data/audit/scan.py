@@ -20,32 +20,9 @@ COLUMNS = {"width": "int64", "height": "int64", "error": "str", "content": "str"
 
 
 def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) -> pd.DataFrame:
-    """Decode every image; a truncated file is only found this way.
+    """Decode every image and return one row per path: `width`, `height` and `error`, empty if the image is readable.
 
-    Parameters
-    ----------
-    paths
-        Image files.
-    workers
-        Worker processes that read them; 0 for this one.
-    hashes
-        Also hash bytes and appearance.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a path, in their order: upright `width` and `height` in pixels; `error`, why the image cannot be read,
-        or empty. With `hashes` also `content`, the SHA-256 of the file, and `appearance`, its 64-bit difference hash
-        (`imagehash.dhash`). Of an unreadable image, all but the error is zero or empty.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = str(Path(folder, "a.png"))
-    ...     Image.new("RGB", (20, 10)).save(path)
-    ...     scan_images([path, "nowhere.png"]).to_dict("records")
-    [{'width': 20, 'height': 10, 'error': ''}, {'width': 0, 'height': 0, 'error': 'No such file or directory'}]
+    With `hashes`, also `content`, the SHA-256 of the file, and `appearance`, the 64-bit difference hash.
     """
     columns = dict(list(COLUMNS.items())[: 5 if hashes else 3])
     loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
@@ -87,59 +64,14 @@ def hash_appearance(image: Image.Image) -> int:
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
-    """Find the images of a table that cannot be read, or are missing.
-
-    Parameters
-    ----------
-    table
-        From `make_table`.
-    workers
-        Worker processes that read images; 0 for this one.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Their `path, split, label` and the `reason`, in the order of the table.
-
-    Examples
-    --------
-    >>> from orthoproxy.data.table import make_table
-    >>> find_unreadable(make_table(["nowhere.png"], ["cat"], split="train"))
-              path  split label                     reason
-    0  nowhere.png  train   cat  No such file or directory
-    """
+    """Return `path`, `split`, `label` and `reason` of the images of a table that cannot be read."""
     errors = scan_images(table["path"].tolist(), workers)["error"].to_numpy()
     rows = table[["path", "split", "label"]].assign(reason=errors)
     return rows[errors != ""].reset_index(drop=True)
 
 
 def drop_rows(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
-    """Return a table without its unreadable images.
-
-    Parameters
-    ----------
-    table
-        From `make_table`.
-    unreadable
-        From `find_unreadable`; paths that are not in the table do not matter.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The other rows, with an index from 0.
-
-    Raises
-    ------
-    InputError
-        If nothing is left of a split.
-
-    Examples
-    --------
-    >>> from orthoproxy.data.table import make_table
-    >>> table = make_table(["1.png", "2.png"], ["a", "a"])
-    >>> drop_rows(table, pd.DataFrame({"path": ["1.png"], "reason": "truncated"}))["path"].tolist()
-    ['2.png']
-    """
+    """Return a table without its unreadable images; raises InputError if a split becomes empty."""
     kept = table[~table["path"].isin(unreadable["path"])].reset_index(drop=True)
     for split in sorted(set(table["split"]) - set(kept["split"])):
         lost = unreadable[unreadable["path"].isin(table["path"][table["split"] == split])].iloc[0]

@@ -48,33 +48,7 @@ class CopyCheck:
 def verify_images(
     name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
 ) -> list[CopyCheck]:
-    """Verify a copy of a dataset.
-
-    Parameters
-    ----------
-    name
-        Of the source; counts are published for ``cub``, ``cars``, ``sop`` and ``inshop``.
-    table
-        As read from the source.
-    scan
-        From `scan_images` with hashes; None to check lists and file names only.
-    root
-        The folder given, if the classes are its sub-folders.
-
-    Returns
-    -------
-    list of CopyCheck
-        Checks fail if counts differ, files are missing, or images are unreadable.
-
-    Examples
-    --------
-    >>> from orthoproxy.data.table import make_table
-    >>> for check in verify_images("csv", make_table(["nowhere/1.png", "nowhere/2.png"], ["cat", "dog"])):
-    ...     print(check.name, check.status, check.summary, sep=" | ")
-    counts | note | none published for csv; found 2 images of 2 classes
-    missing files | failed | 2 of 2 listed
-    unlisted images | ok | none
-    """
+    """Check a copy of a dataset against the published counts, the files in `root` and, with a scan, its contents."""
     checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root)]
     if scan is not None:
         checks += [_check_readable(table, scan), *_check_duplicates(table, scan)]

@@ -15,15 +15,7 @@ from orthoproxy.data.sources.folder import labelled_files
 
 @dataclass(frozen=True)
 class Collection:
-    """Images below one folder.
-
-    Parameters
-    ----------
-    root
-        The folder, absolute.
-    images
-        One row an image: `path` relative to the folder, with slashes; `label` and `group`, empty if not known.
-    """
+    """Images below one folder `root`: `path` relative to it, `label` and `group`, empty if unknown."""
 
     root: Path
     images: pd.DataFrame
@@ -81,32 +73,7 @@ def read_collection(source: Path, root: Path | None = None) -> Collection:
 
 
 def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection:
-    """Make a collection of a table of images.
-
-    Parameters
-    ----------
-    table
-        With a column `path`, and optionally `label` and `group`, such as from `make_table`.
-    root
-        The folder that contains all images; None for the deepest one that does.
-
-    Returns
-    -------
-    Collection
-        In the order of the table; an image listed twice is kept once.
-
-    Raises
-    ------
-    InputError
-        If an image is not in `root`, or is listed with two labels or groups.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"path": ["/images/blue/1.png", "/images/red/1.png"], "label": ["blue", "red"]})
-    >>> collection = make_collection(table)
-    >>> str(collection.root), collection.images["path"].tolist()
-    ('/images', ['blue/1.png', 'red/1.png'])
-    """
+    """Make a collection of a table of images."""
     paths = [os.path.abspath(path) for path in table["path"]]  # noqa: PTH100 -- ten times as fast
     folder = Path(os.path.normpath(root.absolute()) if root else os.path.commonpath({_parent(path) for path in paths}))
     prefix = str(folder).rstrip(os.sep) + os.sep

@@ -66,21 +66,7 @@ BY_HAND = {
 
 
 def download(name: str, root: Path) -> None:
-    """Download a benchmark from its owner, check it and unpack it; does nothing if it is there already.
-
-    Parameters
-    ----------
-    name
-        ``cub`` or ``sop``.
-    root
-        The folder for the archive and the dataset; created.
-
-    Raises
-    ------
-    InputError
-        If the dataset has to be got by hand (the hint says how), the download fails or is not the published archive,
-        or `root` cannot hold it.
-    """
+    """Download a benchmark from its owner, verify and unpack it; does nothing if it exists already."""
     if name not in ARCHIVES:
         hint = BY_HAND.get(name)
         raise InputError(f"no download of {name!r}", field="name", expected=" or ".join(ARCHIVES), hint=hint)

@@ -227,11 +227,7 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
 
 
 def drop_copies(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
-    """Of images that are equal, keep the first, or none if their classes differ, as any label may be wrong.
-
-    Families also adopt drawings of each other, which then differ by rounded outlines alone. To find such a copy is no
-    achievement, so of these, too, only the first family's is kept.
-    """
+    """Of images that are equal, keep the first, or none if their classes differ, as any label may be wrong."""
     copies = defaultdict(list)
     for glyph, image in images.items():
         copies[image.tobytes()].append(glyph)

@@ -24,11 +24,7 @@ def find_file(root: Path, candidates: Sequence[str], hint: str) -> Path:
 
 
 def read_list(path: Path, columns: Sequence[str], *, header: bool = False, counted: bool = False) -> pd.DataFrame:
-    """Read a list as text columns; the index is the line number, from 1.
-
-    `header` says that a line with the column names comes first, `counted` that a line with the number of images does.
-    Any line ends, a byte-order mark and empty lines are accepted.
-    """
+    """Read a list as text columns indexed by line number; `header` and `counted` tell which lines come first."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
