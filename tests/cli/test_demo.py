@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from orthoproxy import read_table
+from orthoproxy.cli.main import parse
 from orthoproxy.data import select_split
 from orthoproxy.runs.config import Data
-from orthoproxy.runs.recipes import parse
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "icons.yaml"
@@ -71,5 +71,5 @@ def test_the_demo_gains_on_unseen_icons_within_its_time_and_memory(tmp_path):
     command = [sys.executable, "-m", "orthoproxy", *index]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     info = subprocess.run([*command[:5], "--info"], env=environment, check=True, capture_output=True, text=True).stdout
-    judged = len(select_split(read_table(Data("icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons"))), "test"))
-    assert f"images: {judged}\n" in info
+    table = read_table(Data(name="icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons")))
+    assert f"images: {len(select_split(table, 'test'))}\n" in info

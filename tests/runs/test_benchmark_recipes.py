@@ -17,7 +17,6 @@ from stand_ins import write_cars_in_one_folder, write_cub, write_inshop, write_p
 import orthoproxy
 from orthoproxy.cli.main import parse
 from orthoproxy.cli.options import config_overrides
-from orthoproxy.data.sources import icons
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config
 
@@ -76,9 +75,7 @@ def deit_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder, emptied at the end: a run of a DeiT-S leaves 700 MB; three icon families stand for all."""
-    few = {family: icons.FONTS[family] for family in ("eva", "ion", "typicons")}
-    monkeypatch.setattr(icons, "FONTS", few)
+    """The working directory, emptied at the end: a run of a DeiT-S leaves 700 MB."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     shutil.rmtree(tmp_path)

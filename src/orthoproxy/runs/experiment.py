@@ -217,8 +217,9 @@ def read_table(data: options.Data) -> pd.DataFrame:
 def split_table(config: Config) -> pd.DataFrame:
     """Read the table of a dataset and assign every class to train, validation or test."""
     data = config.data
+    table = read_table(data)
     with field_prefix("data"):
-        table = assign_split(read_table(data), data.test_fraction, data.test_classes)
+        table = assign_split(table, data.test_fraction, data.test_classes)
     if config.checkpoint_selection.split == "validation":
         table = hold_out_validation(table, data.validation_fraction)
     if not (table["split"] == "train").any():

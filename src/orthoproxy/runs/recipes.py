@@ -49,7 +49,7 @@ def read_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) 
             parse_config(values, overrides)
         except InputError as error:
             overridden = any(f"{error.field}.".startswith(f"{key}.") for key in overrides or {})
-            raise error if overridden else replace(error, path=error.path or path) from error
+            raise error if overridden else replace(error, path=error.path or Path(path)) from error
     return parse_config(values, overrides)
 
 
