@@ -90,7 +90,7 @@ def test_a_similar_name_is_suggested() -> None:
 
 
 def test_only_own_losses_can_be_sharded() -> None:
-    assert field_of(make_loss, "ArcFaceLoss", C, D, sharded=True) == "sharded"
+    assert field_of(make_loss, "ArcFaceLoss", C, D, shard_proxies=True) == "shard_proxies"
     assert isinstance(make_loss("proxy_anchor", C, D, shard_proxies=True), ShardedProxyAnchorLoss)
 
 

@@ -294,7 +294,10 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
 
 def _require_unseen(init_from: str, splits: dict[str, pd.DataFrame]) -> None:
     """Classes that the initial weights were trained on must not be evaluated as unseen."""
-    seen = set(Embedder.load(init_from.removeprefix("run:"), with_proxies=False).classes)
+    try:
+        seen = set(Embedder.load(init_from.removeprefix("run:"), with_proxies=False).classes)
+    except InputError as error:
+        raise replace(error, field="encoder.init_from") from error
     known = sorted(seen & set().union(*(split["label"] for split in splits.values())))
     if known:
         raise InputError(
