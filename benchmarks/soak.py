@@ -32,10 +32,10 @@ import pandas as pd
 import scipy.stats
 import torch
 from measure import RESULTS, arguments, children, memory, report
+from orthoproxy.runs.build import split_table
 from serve import ask
 
 from orthoproxy.data import select_split
-from orthoproxy.runs.build import split_table
 from orthoproxy.runs.config import Config
 
 EVERY = 5  # seconds between two looks

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 
 from measure import report
+from orthoproxy.runs.build import make_scoring
 
 from orthoproxy import Run
 from orthoproxy.data import select_split
 from orthoproxy.evaluation import calibrate_no_match
-from orthoproxy.runs.build import make_scoring
 from orthoproxy.runs.evaluate import images_of
 
 RATES = (0.01, 0.05, 0.1)

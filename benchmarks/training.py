@@ -26,11 +26,11 @@ from unittest import mock
 import torch
 from loading import photograph
 from measure import arguments, in_fresh_process, report, times_faster
+from orthoproxy.runs.build import make_encoder, make_objective
 from torch import nn
 
 import orthoproxy
 from orthoproxy import Config
-from orthoproxy.runs.build import make_encoder, make_objective
 from orthoproxy.runs.config import Data, Encoder, Initialisation, Loss, Orthogonality, Training
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.training import make_optimizer

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from orthoproxy.runs.build import make_objective
 from PIL import Image
 
 from orthoproxy import Embedder, cli, data_verbs, diagnose_verb, evaluate_verb, reproduce_verb, search_verbs, study_verb
 from orthoproxy.models import Encoder
-from orthoproxy.runs.build import make_objective
 from orthoproxy.runs.recipes import config_of, parse, read_config
 from orthoproxy.runs.study_trials import configure_trial
 from orthoproxy.studies import read_study

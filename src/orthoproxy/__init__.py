@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orthoproxy.evaluation import evaluate
     from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss, soft_orthogonality
     from orthoproxy.runs.config import Config
-    from orthoproxy.runs.experiment import read_table
+    from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.recipes import read_config
     from orthoproxy.runs.run_folder import RunFolder
     from orthoproxy.runs.train import train
@@ -54,7 +54,7 @@ _MODULES = {
     "make_table": "data",
     "proxy_anchor_loss": "losses",
     "read_config": "runs.recipes",
-    "read_table": "runs.experiment",
+    "read_table": "runs.dataset",
     "soft_orthogonality": "losses",
     "train": "runs.train",
 }

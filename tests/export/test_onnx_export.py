@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from orthoproxy.runs.build import split_table
 from PIL import Image
 
 from orthoproxy import Run
@@ -27,7 +28,6 @@ from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_metadata
 from orthoproxy.evaluation import Estimate, Evaluation
 from orthoproxy.export import export_onnx
 from orthoproxy.export.onnx_export import _check, write_onnx
-from orthoproxy.runs.build import split_table
 
 RECIPE = """
 data: {workers: 0, resize: 32, test_fraction: 0.4, validation_fraction: 0.4}

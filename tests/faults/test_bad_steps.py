@@ -12,7 +12,7 @@ from small_runs import difference, message, saved_step, training, training_image
 
 from orthoproxy.cli.main import main
 from orthoproxy.models import read_tensors
-from orthoproxy.runs.experiment import split_table
+from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.run_folder import RunFolder
 
 # features are computed once and cached, where a disk may damage them

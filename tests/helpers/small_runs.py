@@ -18,7 +18,7 @@ from PIL import Image
 
 from orthoproxy.cli.main import main
 from orthoproxy.data import select_split
-from orthoproxy.runs.experiment import split_table
+from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.run_folder import RunFolder
 
 RECIPE = """
@@ -114,12 +114,6 @@ def difference(out: Path, whole: Path) -> str:
         "half a file": bool(list(out.rglob("*.tmp"))),
     }
     return ", ".join(name for name, found in differs.items() if found)
-
-
-def without_seconds(scores: Any) -> Any:
-    if not isinstance(scores, dict):
-        return scores
-    return {name: without_seconds(value) for name, value in scores.items() if name != "seconds"}
 
 
 def mount(*arguments: object) -> bool:

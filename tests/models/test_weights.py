@@ -276,7 +276,7 @@ def test_another_package_is_refused_and_a_missing_one_says_what_to_install(monke
     import importlib.metadata
 
     encoder = Encoder(LITE, image_size=32)
-    with pytest.raises(InputError, match="^init_from: "):
+    with pytest.raises(InputError, match=r"^init_from: "):
         load_weights(encoder, "package:resnet")
 
     def missing(name: str) -> None:

@@ -13,7 +13,8 @@ from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import read_tensors
 from orthoproxy.runs.config import Config
-from orthoproxy.runs.experiment import make_scoring, split_table
+from orthoproxy.runs.dataset import split_table
+from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 
 

@@ -24,7 +24,7 @@ from orthoproxy.core.distributed import RemoteProcessError
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import select_split
 from orthoproxy.runs.config import Config
-from orthoproxy.runs.experiment import split_table
+from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.recipes import write_config
 from orthoproxy.runs.run_folder import RunFolder
 

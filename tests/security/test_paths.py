@@ -17,7 +17,7 @@ from orthoproxy.data import cars_table, cub_table, inshop_table, read_collection
 from orthoproxy.data.sources.folder import labelled_files
 from orthoproxy.embedding.onnx_embedder import make_session
 from orthoproxy.runs.config import Data
-from orthoproxy.runs.experiment import read_table
+from orthoproxy.runs.dataset import read_table
 
 
 def cub(root: Path, name: str) -> pd.DataFrame:

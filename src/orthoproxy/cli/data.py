@@ -34,7 +34,7 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> int:
     from orthoproxy.data import describe_images, scan_images, verify_images
     from orthoproxy.runs.config import Config
-    from orthoproxy.runs.experiment import read_table
+    from orthoproxy.runs.dataset import read_table
 
     overrides = config_overrides(options)
     if options.action == "download":

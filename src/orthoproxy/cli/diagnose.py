@@ -30,8 +30,8 @@ def add_options(parser: Parser) -> None:
 
 def run(options: Any) -> None:
     from orthoproxy.diagnosis import summary_lines
+    from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.diagnose import FORMAT_VERSION, PAGE, diagnose_runs
-    from orthoproxy.runs.experiment import choose_device
 
     if len(options.runs) > 1 and not options.out:
         raise InputError("missing", field="out", expected="a folder for the page, as there are several runs")

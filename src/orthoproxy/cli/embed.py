@@ -68,7 +68,7 @@ def read_images(options: Any) -> Collection:
     """Return the images that the options of `add_collection` name."""
     from orthoproxy.data import make_collection, read_collection, select_split
     from orthoproxy.runs.config import Config
-    from orthoproxy.runs.experiment import read_table
+    from orthoproxy.runs.dataset import read_table
 
     overrides = config_overrides(options)
     root = Path(overrides["data.root"]) if "data.root" in overrides else None
@@ -104,7 +104,7 @@ def _device(name: str) -> str:
     import torch
 
     from orthoproxy.core.distributed import process_count
-    from orthoproxy.runs.experiment import choose_device
+    from orthoproxy.runs.device import choose_device
 
     device = choose_device(name)
     if device != "cuda" or process_count() == 1:

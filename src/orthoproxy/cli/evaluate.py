@@ -33,7 +33,7 @@ def run(options: Any) -> None:
     from orthoproxy.embedding.embedder import Embedder
     from orthoproxy.evaluation import evaluate
     from orthoproxy.runs.config import Config
-    from orthoproxy.runs.experiment import choose_device, make_scoring
+    from orthoproxy.runs.device import choose_device, make_scoring
     from orthoproxy.runs.run_folder import RunFolder
 
     run_folder = RunFolder.find(options.model)
@@ -63,8 +63,8 @@ def run(options: Any) -> None:
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:
     """Return the run's test images, or the images given: their test split if they have one."""
     from orthoproxy.data import select_split
+    from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.evaluate import load_table
-    from orthoproxy.runs.experiment import read_table
 
     if run_folder is None and "data.name" not in overrides:
         raise InputError("missing", field="images", expected="the images to evaluate on, as MODEL is not a run")

@@ -122,6 +122,6 @@ def _maintain(options: Any) -> dict[str, Any]:
 
 def _load(place: str, options: Any) -> Embedder | OnnxEmbedder:
     from orthoproxy.embedding.onnx_embedder import load_model
-    from orthoproxy.runs.experiment import choose_device
+    from orthoproxy.runs.device import choose_device
 
     return load_model(place, choose_device(options.device))

@@ -18,8 +18,8 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> None:
     from orthoproxy.cli.evaluate import print_run
     from orthoproxy.core.files import exclusive
+    from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.evaluate import evaluate_run, write_report
-    from orthoproxy.runs.experiment import choose_device
     from orthoproxy.runs.run_folder import RunFolder
 
     run_folder = RunFolder(options.run)

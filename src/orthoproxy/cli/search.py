@@ -38,7 +38,7 @@ def run(options: Any) -> None:
     from orthoproxy.catalog.filters import parse_filter
     from orthoproxy.catalog.index import require_model
     from orthoproxy.embedding.onnx_embedder import load_model
-    from orthoproxy.runs.experiment import choose_device
+    from orthoproxy.runs.device import choose_device
 
     if options.where is not None:
         parse_filter(options.where)  # before a model is loaded

@@ -12,8 +12,8 @@ from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, score
 from orthoproxy.models import read_tensors
+from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import load_table
-from orthoproxy.runs.experiment import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 
 # where files are and how fast they are read, which does not change results

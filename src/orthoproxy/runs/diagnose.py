@@ -17,8 +17,8 @@ from orthoproxy.data import rank_by_hash, select_split
 from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, EmbeddedSplit, diagnose, render_diagnosis
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.reports import FEW_CLASSES
+from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import load_table
-from orthoproxy.runs.experiment import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 
 FORMAT_VERSION = 2  # of the JSON

@@ -17,7 +17,9 @@ from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
 from orthoproxy.reports import FEW_CLASSES, RunResults, render_report
 from orthoproxy.runs.config import Config
-from orthoproxy.runs.experiment import choose_precision, evaluation_precision, make_inputs, make_scoring, read_splits
+from orthoproxy.runs.dataset import read_splits
+from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring
+from orthoproxy.runs.experiment import make_inputs
 from orthoproxy.runs.model_card import license_of, model_card, no_match_words
 from orthoproxy.runs.run_folder import RunFolder
 

@@ -13,8 +13,8 @@ from orthoproxy.data import rank_by_hash, select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
 from orthoproxy.export.onnx_export import Exported, export_onnx, find_exports
+from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, load_table
-from orthoproxy.runs.experiment import make_scoring
 from orthoproxy.runs.model_card import license_of, model_card, no_match_words
 from orthoproxy.runs.run_folder import RunFolder
 

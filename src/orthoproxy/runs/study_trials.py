@@ -21,15 +21,10 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import class_scores
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import Augmentation, Config
+from orthoproxy.runs.dataset import split_table
+from orthoproxy.runs.device import choose_device, choose_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
-from orthoproxy.runs.experiment import (
-    choose_device,
-    choose_precision,
-    make_inputs,
-    make_sampler,
-    make_scoring,
-    split_table,
-)
+from orthoproxy.runs.experiment import make_inputs, make_sampler
 from orthoproxy.runs.recipes import read_config
 from orthoproxy.runs.run_folder import WITHOUT_EFFECT, RunFolder
 from orthoproxy.runs.train import train

@@ -32,8 +32,10 @@ from orthoproxy.core.errors import field_prefix
 from orthoproxy.data.loading import UnreadableImageError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config
+from orthoproxy.runs.dataset import warn
+from orthoproxy.runs.device import launch_fabric
 from orthoproxy.runs.evaluate import evaluate_run, write_report
-from orthoproxy.runs.experiment import Experiment, launch_fabric, warn
+from orthoproxy.runs.experiment import Experiment
 from orthoproxy.runs.model_card import baseline_card
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training import TrainingState, class_sums, fit, pca_projection, second_moment

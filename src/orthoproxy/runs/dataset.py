@@ -1,0 +1,185 @@
+"""The images of a run: read once, split, and checked before training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from orthoproxy.core.distributed import (
+    broadcast_object,
+    gather_objects,
+    is_first_of_machine,
+    is_main,
+    local_slice,
+    raise_together,
+    split_sizes,
+)
+from orthoproxy.core.environment import file_versions
+from orthoproxy.core.errors import InputError, field_prefix
+from orthoproxy.data import (
+    assign_split,
+    cars_table,
+    csv_table,
+    cub_table,
+    drop_rows,
+    find_unreadable,
+    folder_table,
+    hold_out_validation,
+    icons_table,
+    inshop_table,
+    select_split,
+    sop_table,
+)
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.evaluation import require_scorable
+from orthoproxy.runs import config as options
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.device import make_scoring
+from orthoproxy.runs.run_folder import RunFolder
+
+
+def read_table(data: options.Data) -> pd.DataFrame:
+    """Read the table of a dataset, with the splits that the dataset itself defines.
+
+    Parameters
+    ----------
+    data
+        Section `data` of a configuration.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As from `make_table`.
+
+    Raises
+    ------
+    InputError
+        If the dataset cannot be read.
+
+    Examples
+    --------
+    >>> from orthoproxy.runs.config import Data
+    >>> try:
+    ...     read_table(Data(name="folder", root="nowhere"))
+    ... except InputError as error:
+    ...     error.field
+    'data.root'
+    """
+    root = Path(data.root) if data.root else None
+    readers = {"cub": cub_table, "cars": cars_table, "sop": sop_table, "inshop": inshop_table}
+    with field_prefix("data"):
+        if data.name == "icons":
+            return icons_table(root or user_cache() / "icons")
+        if data.name == "csv":
+            return csv_table(Path(data.csv or ""), root, data.allow_paths_outside_root)
+        if data.name == "folder":
+            return folder_table(root or Path(), allow_empty=False)
+        return readers[data.name](root or Path())
+
+
+def split_table(config: Config) -> pd.DataFrame:
+    """Read the table of a dataset and assign every class to train, validation or test."""
+    data = config.data
+    table = read_table(data)
+    with field_prefix("data"):
+        table = assign_split(table, data.test_fraction, data.test_classes)
+    if config.checkpoint_selection.split == "validation":
+        table = hold_out_validation(table, data.validation_fraction)
+    if not (table["split"] == "train").any():
+        raise InputError("no class is left for training", field="data.test_fraction", hint="lower it or add classes")
+    return table
+
+
+def read_splits(config: Config) -> pd.DataFrame:
+    """Read the table of a dataset with its splits once per machine; the same in every process."""
+    table = None
+    with raise_together():
+        if is_first_of_machine():  # on every machine, as icons are rendered on the way
+            table = split_table(config)
+    table = broadcast_object(table)
+    assert table is not None
+    return table
+
+
+def read_readable_images(config: Config, run: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Read the table; leave out unreadable images if wanted, as found when the run started."""
+    table = read_splits(config)
+    if config.data.on_unreadable_image == "raise":
+        return table, None
+    unreadable = run.unreadable if broadcast_object(run.has_state) else _find_unreadable(table, config.data.workers)
+    return (table, None) if unreadable is None else (drop_rows(table, unreadable), unreadable)
+
+
+def _find_unreadable(table: pd.DataFrame, workers: int) -> pd.DataFrame:
+    """Read all images, divided among the processes."""
+    with raise_together():
+        part = find_unreadable(table.iloc[local_slice(split_sizes(len(table)))], workers)
+    return pd.concat(gather_objects(part), ignore_index=True)
+
+
+def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: Config) -> np.ndarray | None:
+    """On the main process, print the splits and raise `InputError` for what would prevent training or evaluation.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        The file versions of the images, from the only pass over the file system; None in other processes.
+    """
+    splits = {name: select_split(table, name) for name in ("train", "validation", "test")}
+    evaluated = {name: splits[name] for name in {config.checkpoint_selection.split, "test"} - {"none"}}
+    with raise_together():
+        if not is_main():
+            return None
+        sizes = [f"{name} {x['label'].nunique()} classes, {len(x)} images" for name, x in splits.items() if len(x)]
+        print(f"{config.data.name}: {'; '.join(sizes)}", file=sys.stderr)
+        if unreadable is not None and len(unreadable):
+            first = unreadable.iloc[0]
+            warn(f"{len(unreadable)} unreadable images left out, for example {first['path']}: {first['reason']}")
+        counts = table["label"].value_counts()
+        if single := sorted(counts.index[counts == 1]):
+            warn(f"{len(single)} classes have a single image, for example {single[0]!r}")
+        versions = file_versions(table["path"].tolist())
+        missing = (versions[:, 0] < 0).nonzero()[0]
+        if len(missing):
+            raise InputError(
+                f"{len(missing)} image files are missing",
+                field="data.csv" if config.data.csv else "data.root",
+                path=table["path"].iloc[missing[0]],
+                hint="set data.on_unreadable_image to skip to leave them out",
+            )
+        for name, split in evaluated.items():
+            if len(split):
+                require_scorable(split, make_scoring(config.evaluation), f"{name} classes")
+        if config.encoder.init_from.startswith("run:"):
+            _require_unseen(config.encoder.init_from, evaluated)
+        return versions
+
+
+def _require_unseen(init_from: str, splits: dict[str, pd.DataFrame]) -> None:
+    """Classes that the initial weights were trained on must not be evaluated as unseen."""
+    try:
+        seen = set(Embedder.load(init_from.removeprefix("run:"), with_proxies=False).classes)
+    except InputError as error:
+        raise replace(error, field="encoder.init_from") from error
+    known = sorted(seen & set().union(*(split["label"] for split in splits.values())))
+    if known:
+        raise InputError(
+            f"that run was trained on {known[0]!r} ({len(known)} such classes), which would be evaluated as unseen",
+            field="encoder.init_from",
+            hint="assign them to train (column split of a CSV file), or start from other weights",
+        )
+
+
+def warn(message: str) -> None:
+    """Print a warning on the main process."""
+    if is_main():
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoproxy"

@@ -1,0 +1,114 @@
+"""Where a run computes: device, precision, processes and experiment trackers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
+
+from orthoproxy.core.distributed import init_process_group, process_count
+from orthoproxy.core.errors import InputError, field_prefix
+from orthoproxy.evaluation import Scoring
+from orthoproxy.runs import config as options
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+def launch_fabric(training: options.Training, folder: Path) -> Fabric:
+    """Choose device, precision and experiment trackers; under torchrun, connect the processes."""
+    with field_prefix("training"):
+        device = choose_device(training.device)
+        loggers = [_make_logger(name, folder) for name in training.loggers]
+    devices, machines = _launched_processes(device)
+    # Plain DDP rebuilds its gradient buckets after the first step, which changes the order of summation with three or
+    # more processes: a resumed run, which rebuilds later, would differ in the last bit. This variant never rebuilds.
+    distributed = "ddp_find_unused_parameters_true" if training.deterministic else "ddp"
+    fabric = Fabric(
+        accelerator=device,
+        devices=devices,
+        num_nodes=machines,
+        strategy=distributed if devices * machines > 1 else "auto",
+        precision=choose_precision(training),
+        loggers=loggers if os.environ.get("RANK", "0") == "0" else [],
+    )
+    init_process_group(fabric.device)
+    fabric.launch()
+    return fabric
+
+
+def choose_device(name: str) -> str:
+    """Return an available device: for ``auto``, a GPU if there is one."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, found in available.items() if found)
+    if not available[name]:
+        raise InputError(f"no {name} device available", field="device", hint="use auto or cpu")
+    return name
+
+
+def choose_precision(training: options.Training) -> Precision:
+    """Return the precision of training; ``auto`` is bf16-mixed where the hardware computes it natively."""
+    if training.precision != "auto":
+        return training.precision
+    device = choose_device(training.device)
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = device == "cpu" and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
+def evaluation_precision(device: torch.device | str, training: str) -> Precision:
+    """Return the precision of evaluation: that of training on a GPU; float32 on a CPU, for comparable scores."""
+    return "bf16-mixed" if torch.device(device).type == "cuda" and training == "bf16-mixed" else "32-true"
+
+
+def _launched_processes(device: str) -> tuple[int, int]:
+    """Number of processes that torchrun started per machine, and of machines."""
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        return 1, 1
+    total, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if total % local:
+        raise InputError(f"torchrun started {total} processes, {local} of them here", expected="as many per machine")
+    devices = {"cuda": torch.cuda.device_count, "mps": lambda: 1}
+    if device in devices and local > devices[device]():
+        raise InputError(
+            f"torchrun started {local} processes for {devices[device]()} {device} devices",
+            hint="lower --nproc-per-node, or set training.device to cpu",
+        )
+    return local, total // local
+
+
+def _make_logger(name: str, folder: Path) -> Logger:
+    try:
+        if name == "tensorboard":
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+            return TensorBoardLogger(folder, name="tensorboard", version="")
+        import pytorch_lightning.loggers as trackers
+
+        if name == "wandb":
+            return trackers.WandbLogger(name=folder.name, save_dir=folder)
+        return trackers.MLFlowLogger(run_name=folder.name, save_dir=str(folder / "mlflow"))
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name} is not installed", field="loggers", hint="pip install 'orthoproxy[trackers]'"
+        ) from error
+
+
+def make_scoring(evaluation: options.Evaluation, device: torch.device | str = "cpu") -> Scoring:
+    """Return the evaluation protocol; queries are divided among the processes."""
+    return Scoring(
+        recall_at=evaluation.recall_at,
+        nmi=evaluation.nmi,
+        exclude_same_group=evaluation.exclude_same_group,
+        bootstrap_samples=evaluation.bootstrap_samples,
+        confidence=evaluation.confidence,
+        block_memory_mb=evaluation.block_memory_mb,
+        device=str(device),
+        shared=process_count() > 1,
+    )
