@@ -16,7 +16,7 @@ from torch import nn
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
-from orthoproxy.training import Checkpoints, Position
+from orthoproxy.training import Checkpoints, TrainingState
 
 
 def flip_bit(path: Path, place: int) -> None:
@@ -28,7 +28,7 @@ def flip_bit(path: Path, place: int) -> None:
 def test_no_flipped_bit_gets_into_the_weights(tmp_path: Path) -> None:
     layer, draw = nn.Linear(3, 2), random.Random(0)
     checkpoints = Checkpoints(tmp_path, layer, nn.Identity(), torch.optim.AdamW(layer.parameters()))
-    checkpoints.save("last", Position(step=3))
+    checkpoints.save("last", TrainingState(step=3))
     path, weight = checkpoints.path("last"), layer.weight.detach().clone()
     sound = path.read_bytes()
     # every byte of the weights, and some of all others

@@ -19,6 +19,7 @@ from small_runs import STEPS_PER_EPOCH, Started, difference, message, saved_step
 
 from orthoproxy.cli.main import main
 from orthoproxy.data import scan_images
+from orthoproxy.data.loading import TIMEOUT_VARIABLE
 
 
 @pytest.fixture

@@ -1,0 +1,234 @@
+"""Several processes train as one: the same loss, gradients and weights as a single process, in double precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from many import in_processes
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from orthoproxy.core.distributed import gather_to_main, process_count, process_index
+from orthoproxy.data import BatchSampler
+from orthoproxy.losses import (
+    Objective,
+    ProxyAnchorLoss,
+    ShardedProxyAnchorLoss,
+    ShardedSoftOrthogonality,
+    SoftOrthogonality,
+)
+from orthoproxy.models import Encoder
+from orthoproxy.training import Checkpoints, FitOptions, TrainingState, fit, make_optimizer
+
+CLASSES, DIM = 7, 8  # not divisible by 2 or 4
+
+
+class RandomImages(Dataset):
+    """Random pixels, augmented by the seed drawn for each."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = labels
+        self.images = torch.randint(256, (len(labels), 3, 32, 32), generator=torch.Generator().manual_seed(0))
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, int]:
+        row, seed = draw
+        return (self.images[row] // (1 + seed % 3)).to(torch.uint8), self.labels[row]
+
+
+class NoCheckpoints(Checkpoints):
+    def save(self, name: str, state: TrainingState) -> None:
+        pass
+
+
+class Noisy(nn.Module):
+    """A loss that draws random numbers, as some miners do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxies = nn.Parameter(torch.randn(CLASSES, DIM))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        weights = torch.rand(len(labels), dtype=embeddings.dtype)
+        return -(weights * (embeddings * self.proxies[labels]).sum(dim=1)).mean()
+
+
+def make_objective(kind: str, classes: int, dim: int) -> Objective:
+    torch.manual_seed(1)
+    if kind == "sharded":
+        regularizer = ShardedSoftOrthogonality(classes, scaling="excess")
+        return Objective(ShardedProxyAnchorLoss(classes, dim), classes, regularizer, weight=0.3)
+    if kind == "noisy":
+        return Objective(Noisy(), classes, SoftOrthogonality(), weight=0.0)
+    return Objective(ProxyAnchorLoss(classes, dim), classes, SoftOrthogonality(scaling="excess"), weight=0.3)
+
+
+class Job:
+    """Everything that `fit` takes, in this process; it is its own log."""
+
+    def __init__(self, encoder: Encoder, kind: str, folder: Path | None, images: int, classes: int, dtype: torch.dtype):
+        count = process_count()
+        self.fabric = Fabric(
+            accelerator="cpu",
+            devices=count,
+            strategy="ddp" if count > 1 else "auto",
+            precision="32-true",  # touches no tensor; 64-true would round embeddings to single precision
+        )
+        self.fabric.launch()
+        self.encoder = copy.deepcopy(encoder).to(dtype)
+        dim = encoder.embedding_dim or encoder.feature_dim
+        self.objective = make_objective(kind, classes, dim).to(dtype)
+        if kind == "noisy":
+            torch.manual_seed(process_index())
+        self.optimizer = make_optimizer(self.encoder, self.objective, 1e-4, 1e-4, 1e-2, 1e-4)
+        labels = [row % CLASSES for row in range(images)]
+        self.sampler = BatchSampler(labels, batch_size=10, rank=process_index(), world_size=count)
+        self.loader = DataLoader(RandomImages(labels), batch_sampler=self.sampler, generator=torch.Generator())
+        made = Checkpoints if folder else NoCheckpoints
+        self.checkpoints = made(folder or Path(), self.encoder, self.objective, self.optimizer)
+        self.records: list[dict[str, Any]] = []
+        self.options = FitOptions(epochs=1)
+
+    def validate(self) -> None:
+        return None
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def tensors(self, gradients: bool = False) -> dict[str, Tensor]:
+        """All weights or gradients, with the proxies of all processes on the main one."""
+
+        def select(parameter: nn.Parameter) -> Tensor:
+            if not gradients:
+                return parameter.detach().clone()
+            return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+
+        found = {name: select(parameter) for name, parameter in self.encoder.named_parameters()}
+        proxies = select(next(self.objective.parameters()))
+        sharded = self.objective.sharded
+        whole = proxies if sharded is None else gather_to_main(proxies, sharded.sizes)
+        return found if whole is None else {**found, "proxies": whole}
+
+
+def train(
+    encoder: Encoder,
+    kind: str = "whole",
+    folder: Path | None = None,
+    images: int = 40,
+    classes: int = CLASSES,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train; return losses, the gradients of the first step and the weights at the end."""
+    job = Job(encoder, kind, folder, images, classes, dtype)
+    job.options = FitOptions(**{"epochs": 1, "log_every_n_steps": 1, **options})
+    gradients: list[dict[str, Tensor]] = []
+    job.optimizer.register_step_pre_hook(lambda *_: gradients.append(job.tensors(gradients=True)))
+    fit(job, TrainingState(), job)
+    losses = [record["loss"] for record in job.records]
+    return {"losses": losses, "gradients": gradients[0], "weights": job.tensors()}
+
+
+def in_several(count: int, encoder: Encoder, kind: str = "whole", *args: Any, **options: Any) -> list[dict[str, Any]]:
+    return in_processes(count, lambda: train(encoder, kind, *args, **options))
+
+
+def make_encoder(name: str = "test_vit", **options: Any) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(name, embedding_dim=DIM, image_size=32, **options)
+
+
+def distance(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The norm of the difference over all tensors together, relative."""
+    squares = sum((tensors[name] - x).double().square().sum() for name, x in expected.items())
+    return math.sqrt(squares / sum(x.double().square().sum() for x in expected.values()))
+
+
+def assert_equal_bits(results: list[dict[str, Any]]) -> None:
+    for other in results[1:]:
+        assert all(torch.equal(x, results[0]["weights"][name]) for name, x in other["weights"].items())
+
+
+KINDS = pytest.mark.parametrize("kind", ["whole", "sharded"])
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("count", "images", "epochs"),
+    [
+        pytest.param(4, 40, 5, id="unequal parts"),
+        pytest.param(2, 40, 5, id="halves", marks=pytest.mark.slow),
+        pytest.param(4, 3, 20, id="fewer images than processes", marks=pytest.mark.slow),
+    ],
+)
+def test_weights_after_twenty_steps_are_those_of_one_process(count: int, images: int, epochs: int, kind: str) -> None:
+    encoder = make_encoder()
+    one = train(encoder, images=images, epochs=epochs)
+    several = in_several(count, encoder, kind, images=images, epochs=epochs)
+    assert several[0]["losses"] == pytest.approx(one["losses"], rel=1e-6) and len(one["losses"]) == 20
+    assert distance(several[0]["gradients"], one["gradients"]) < 1e-9
+    assert distance(several[0]["weights"], one["weights"]) < 1e-8
+    assert not any(other["losses"] for other in several[1:])  # only the main process logs
+    assert_equal_bits(several)
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    ("name", "options"), [("deit_tiny_patch16_224", {}), ("tf_efficientnet_lite0", {"freeze_batchnorm": True})]
+)
+def test_other_architectures(count: int, name: str, options: dict[str, Any], kind: str) -> None:
+    encoder = make_encoder(name, **options)
+    one, several = train(encoder, epochs=2), in_several(count, encoder, kind, epochs=2)
+    assert distance(several[0]["weights"], one["weights"]) < 1e-8
+
+
+@KINDS
+def test_freezing_accumulation_and_clipping(kind: str) -> None:
+    options = {"gradient_accumulation_steps": 2, "grad_clip_norm": 0.5, "grad_clip_value": 0.1}
+    encoder = make_encoder()
+    one = train(encoder, epochs=2, freeze_backbone_steps=2, **options)
+    several = in_several(2, encoder, kind, epochs=2, freeze_backbone_steps=2, **options)
+    assert distance(several[0]["weights"], one["weights"]) < 1e-9
+    assert several[0]["losses"] == pytest.approx(one["losses"], rel=1e-9)
+
+
+@KINDS
+def test_a_frozen_backbone_without_projection_leaves_nothing_for_ddp(kind: str) -> None:
+    encoder = Encoder("test_vit", embedding_dim=None, image_size=32)
+    one = train(encoder, freeze_backbone_steps=10)
+    several = in_several(2, encoder, kind, freeze_backbone_steps=10)
+    assert distance(several[0]["weights"], one["weights"]) < 1e-9
+
+
+@KINDS
+def test_a_repetition_gives_the_same_bits_in_single_precision(kind: str) -> None:
+    first, second = (in_several(2, make_encoder(), kind, dtype=torch.float32) for _ in range(2))
+    assert first[0]["losses"] == second[0]["losses"]
+    for one, other in zip(first, second, strict=True):
+        assert_equal_bits([one, other])
+
+
+def test_random_numbers_in_a_loss_do_not_let_processes_diverge() -> None:
+    assert_equal_bits(in_several(2, make_encoder(), "noisy"))
+
+
+def test_live_batch_norm_leaves_the_same_encoder_in_all_processes() -> None:
+    assert_equal_bits(in_several(2, make_encoder("test_resnet", freeze_batchnorm=False), dtype=torch.float32))
+
+
+def test_sharded_proxies_and_their_optimizer_state_shrink_with_the_number_of_processes(tmp_path: Path) -> None:
+    sizes = {}
+    for count in (1, 4):
+        folder = tmp_path / str(count)
+        in_several(count, make_encoder(), "sharded", folder, classes=4000, dtype=torch.float32)
+        sizes[count] = [path.stat().st_size for path in sorted(folder.glob("last-step-*.proxies-*"))]
+    numbers = 4000 * DIM * 4 * 3  # bytes of proxies and two moments
+    assert sizes[1] == pytest.approx([numbers], rel=0.03)
+    assert sizes[4] == pytest.approx([numbers / 4] * 4, rel=0.1)
