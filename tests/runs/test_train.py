@@ -20,7 +20,7 @@ from orthoproxy.runs.config import Config, Training
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import evaluate_run, write_report
-from orthoproxy.runs.recipes import read_config
+from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.runs.run_folder import RunFolder
 
 FROZEN_RATES = {"optimizer.lr": {"backbone": 0, "projection": 0, "proxies": 0}}
@@ -361,6 +361,15 @@ def test_a_run_started_with_relative_paths_is_evaluated_from_anywhere(config, ph
     run.report.unlink()
     write_report(run, evaluate_run(run))
     assert run.has_report
+
+
+def test_a_run_trained_on_a_gpu_is_evaluated_on_a_cpu(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    on_gpu = finished.config.with_overrides({"training.device": "cuda", "training.precision": "auto"})
+    write_config(on_gpu, folder / "config.yaml")
+    expected, found = (evaluate_run(run, "cpu").evaluation for run in (finished, RunFolder(folder)))
+    assert expected is not None and found is not None and found.model == expected.model
 
 
 def test_the_default_folder_is_named_after_the_dataset(config, tmp_path, monkeypatch):

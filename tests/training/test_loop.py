@@ -14,7 +14,8 @@ from training_job import Job
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.data import TrainingFeatures, evaluation_transform
 from orthoproxy.losses import Objective, SoftOrthogonality
-from orthoproxy.training import Checkpoints, Interrupted, make_optimizer
+from orthoproxy.training import Checkpoints, Interrupted, TrainingState, make_optimizer
+from orthoproxy.training.nonfinite import require_finite_weights
 
 
 @pytest.fixture
@@ -172,6 +173,12 @@ def test_values_are_read_only_when_a_record_is_logged(tmp_path, tiny_encoder, im
     assert steps >= few + 3
     assert rarely == fewer_steps  # however many steps
     assert often == rarely + 2 * (steps - 1)  # losses and skipped steps, once a record
+
+
+def test_weights_are_checked_with_a_single_read(job):
+    with CountReads() as counter:
+        require_finite_weights(job.encoder, job.objective, TrainingState())
+    assert counter.count == 1
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 5])  # in the first epoch, at its end, in the second

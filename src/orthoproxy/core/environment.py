@@ -22,11 +22,14 @@ DATA = "data"  # key of the fingerprint beside versions and machine
 MACHINE = ("system", "processor", "cores", "processes", "threads", "memory", "gpu")
 
 
-def environment() -> dict[str, str]:
-    """Describe the versions and the machine that results depend on, as text by name."""
+def environment(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Describe the versions and the machine that results depend on, as text by name; of GPUs, only `device`.
+
+    Asking for the name of a GPU allocates memory on it, which a run on the CPU must not do.
+    """
     libraries = ("torch", "torchvision", "timm", "numpy", "pillow", "pytorch-metric-learning")
     return {
-        "orthoproxy": importlib.metadata.version("orthoproxy"),
+        "orthoproxy": _version("orthoproxy") or "not installed",
         "revision": _revision(),
         "python": platform.python_version(),
         **{name: version for name in libraries if (version := _version(name))},
@@ -36,7 +39,7 @@ def environment() -> dict[str, str]:
         "processes": str(process_count()),
         "threads": str(torch.get_num_threads()),
         "memory": _memory(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "gpu": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "none",
     }
 
 

@@ -241,11 +241,11 @@ class Embedder(
         progress: str | None,
         precision: str,
     ) -> Iterator[tuple[int, Float[Tensor, "b _"]]]:
-        first = 0
+        first, on_gpu = 0, self.device.type == "cuda"
         with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
-            for batch in iterate_image_batches(images, self.transform, batch_size, workers):
+            for batch in iterate_image_batches(images, self.transform, batch_size, workers, on_gpu):
                 with torch.no_grad(), _autocast(self.device, precision):
-                    rows = model(batch.to(self.device))
+                    rows = model(batch.to(self.device, non_blocking=on_gpu))
                 yield first, rows.float()
                 first += len(batch)
                 bar.advance(len(batch), unit="images")
@@ -354,7 +354,9 @@ class Embedder(
         return cls.load(_download(model_id, local_files_only=local_files_only, **options), device)
 
 
-def iterate_image_batches(images: Images, transform: Transform, batch_size: int, workers: int) -> Iterable[Tensor]:
+def iterate_image_batches(
+    images: Images, transform: Transform, batch_size: int, workers: int, pin_memory: bool = False
+) -> Iterable[Tensor]:
     """Yield batches of transformed images, b x 3 x H x W; tensors of pixels or features are only split."""
     if isinstance(images, Tensor):
         is_float = images.is_floating_point()
@@ -366,8 +368,8 @@ def iterate_image_batches(images: Images, transform: Transform, batch_size: int,
             )
         return images.split(batch_size) if len(images) else []
     if isinstance(images, Sequence) and not isinstance(images, str):
-        loader = DataLoader(EvaluationImages(images, transform), batch_size, **loading.loader_options(workers))
-        return loading.iterate_batches(loader)
+        dataset, options = EvaluationImages(images, transform), loading.loader_options(workers)
+        return loading.iterate_batches(DataLoader(dataset, batch_size, pin_memory=pin_memory, **options))
     raise InputError(type(images).__name__, field="images", expected="a list of paths or PIL images, or a tensor")
 
 

@@ -52,9 +52,10 @@ def choose_device(name: str) -> str:
 
 def choose_precision(training: options.Training) -> Precision:
     """Return the precision of training; ``auto`` is bf16-mixed where the hardware computes it natively."""
-    if training.precision != "auto":
-        return training.precision
-    device = choose_device(training.device)
+    return _native_precision(choose_device(training.device)) if training.precision == "auto" else training.precision
+
+
+def _native_precision(device: str) -> Precision:
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -64,7 +65,9 @@ def choose_precision(training: options.Training) -> Precision:
 
 def evaluation_precision(device: torch.device | str, training: str) -> Precision:
     """Return the precision of evaluation: that of training on a GPU; float32 on a CPU, for comparable scores."""
-    return "bf16-mixed" if torch.device(device).type == "cuda" and training == "bf16-mixed" else "32-true"
+    if torch.device(device).type != "cuda" or training not in ("auto", "bf16-mixed"):
+        return "32-true"
+    return _native_precision("cuda") if training == "auto" else "bf16-mixed"
 
 
 def _launched_processes(device: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
 from orthoproxy.reports import FEW_CLASSES, RunResults, render_report
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import read_splits
-from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring
+from orthoproxy.runs.device import evaluation_precision, make_scoring
 from orthoproxy.runs.experiment import make_inputs
 from orthoproxy.runs.model_card import license_of, model_card, no_match_words
 from orthoproxy.runs.run_folder import RunFolder
@@ -41,7 +41,7 @@ def evaluate_run(
     model = run.load_model(device, with_proxies=is_main())
     baseline = Embedder.load(run.baseline, device)
     inputs = make_inputs(config.with_overrides({"data.resized_cache_dir": None}), baseline, table)
-    precision = evaluation_precision(device, choose_precision(config.training))
+    precision = evaluation_precision(device, config.training.precision)
 
     def embed(embedder: Embedder, split: pd.DataFrame, description: str) -> Any:
         images = inputs.for_evaluation(split["path"].tolist())

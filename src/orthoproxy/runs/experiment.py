@@ -227,7 +227,13 @@ def make_loader(
     images = inputs.for_training(paths)
     if isinstance(images, Tensor):
         dataset = TrainingFeatures(images, labels, paths)
-        return DataLoader(dataset, batch_sampler=sampler, generator=generator, collate_fn=_identity)
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            generator=generator,
+            collate_fn=_identity,
+            pin_memory=device.type == "cuda",
+        )
     augmentation = config.data.augmentation
     transform = training_transform(
         config.encoder.image_size,

@@ -114,7 +114,11 @@ def initialize(job: Experiment, run: RunFolder, config: Config) -> TrainingState
     with raise_together():
         if is_main():
             assert job.file_versions is not None
-            run.start(config, {**environment(), DATA: fingerprint(job.table, job.file_versions)}, job.unreadable)
+            run.start(
+                config,
+                {**environment(job.fabric.device), DATA: fingerprint(job.table, job.file_versions)},
+                job.unreadable,
+            )
             job.baseline.save(run.baseline, baseline_card(config))
     run.require_shared()
     continued = config.encoder.init_from.startswith("run:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import itertools
+import math
 from pathlib import Path
 
 import torch
@@ -128,6 +129,7 @@ class NonFiniteStepHandler:
 
 def require_finite_weights(encoder: Encoder, objective: Objective, state: TrainingState) -> None:
     """Raise `DivergedError` in all processes if a weight is not finite in one."""
+    weights = [p for p in (*encoder.parameters(), *objective.parameters()) if p.numel()]
     with raise_together():
-        if not all(bool(p.isfinite().all()) for p in (*encoder.parameters(), *objective.parameters())):
+        if not get_total_norm(weights, norm_type=math.inf).isfinite():  # read at once, as each read waits for a GPU
             raise DivergedError(f"weights not finite at step {state.step}. Hint: {HINT}")
