@@ -1,4 +1,4 @@
-"""Memory and traffic of a step as classes and processes grow, beside the formulas in docs/guide/many-processes.md.
+"""Memory and traffic of a step as classes and processes grow, beside the formulas in docs/guide/distributed.md.
 
     python benchmarks/processes.py
 
