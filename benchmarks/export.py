@@ -1,11 +1,6 @@
-"""Exported models beside PyTorch: float32 and int8 in onnxruntime, eager float32 and bfloat16.
+"""Exported models compared with PyTorch: float32 and int8 in ONNX Runtime, eager float32 and bfloat16.
 
-    python benchmarks/export.py --runs runs/icons,runs/cars98
-
-Embeds batches of random pixels of 224 x 224 with DeiT-S and random weights. PyTorch runs as `orthoproxy.load` does, in
-inference mode; bfloat16 is its autocast. Each candidate takes its turn in each round, with all cores. The ratio is how
-many times faster an exported model is, the median over the rounds. With `--runs RUN,RUN`, the Recall@1 of these runs'
-models in int8 is measured too, beside the original's on the same test images, as `orthoproxy export --int8` does.
+python benchmarks/export.py --runs runs/icons,runs/cars98
 """
 
 from __future__ import annotations
@@ -29,13 +24,20 @@ from orthoproxy.runs.export import export_run
 
 BACKBONE = "deit_small_patch16_224"
 Row = dict[str, Any]
-# ours, beside, goal of the ratio
+# candidate, reference
 COMPARISONS = [
-    ("onnx float32", "torch float32", "1"),
-    ("onnx float32", "torch bfloat16", ""),
-    ("onnx int8", "torch float32", "2"),
-    ("onnx int8", "torch bfloat16", ""),
+    ("onnx float32", "torch float32"),
+    ("onnx float32", "torch bfloat16"),
+    ("onnx int8", "torch float32"),
+    ("onnx int8", "torch bfloat16"),
 ]
+
+TITLES = {
+    "onnx float32": "ONNX float32",
+    "onnx int8": "ONNX int8",
+    "torch float32": "PyTorch float32",
+    "torch bfloat16": "PyTorch bfloat16",
+}
 
 
 def candidates(model: Embedder, folder: Path, batch: int) -> dict[str, Callable[[], object]]:
@@ -63,13 +65,12 @@ def speed(model: Embedder, folder: Path, batch: int, runs: int) -> list[Row]:
     milliseconds = {name: 1000 * statistics.median(taken) / batch for name, taken in seconds.items()}
     return [
         {
-            "what": f"{ours}, beside {theirs}, batch of {batch}",
-            "ms an image": milliseconds[ours],
-            "beside": milliseconds[theirs],
-            "ratio": times_faster(seconds, ours, theirs),
-            "goal": goal,
+            "what": f"{TITLES[ours]} vs. {TITLES[theirs]}, batch {batch}",
+            "ms per image": milliseconds[ours],
+            "reference ms": milliseconds[theirs],
+            "speedup": times_faster(seconds, ours, theirs),
         }
-        for ours, theirs, goal in COMPARISONS
+        for ours, theirs in COMPARISONS
     ]
 
 

@@ -1,10 +1,6 @@
-"""Reading and augmenting photographs, beside torchvision's ImageFolder with Pillow.
+"""Decoding and augmenting photographs compared with torchvision's ImageFolder.
 
-    python benchmarks/loading.py --images 64 --runs 15
-
-From JPEGs of 500 x 375 to 224 pixels on one core: a random crop of 20 to 100 % of the area, resized, a flip, to tensor.
-The photographs are made here: noise of all scales and some edges, at quality 90. Time is this thread's processor time,
-so that other work on the machine matters less; the candidates take turns.
+python benchmarks/loading.py --images 64 --runs 15
 """
 
 from __future__ import annotations
@@ -27,7 +23,6 @@ from orthoproxy.data import TrainingImages, cached_images, images, read_croppabl
 
 WIDTH, HEIGHT, SIDE = 500, 375, 224
 BATCH = 16
-GOALS = {"ours": "1.5 x", "ours from the cache, 341 x 256": "4 x"}
 
 
 def photograph(seed: int) -> Image.Image:
@@ -102,14 +97,14 @@ def candidates_for(folder: str, paths: list[str]) -> dict[str, Callable[[int], o
     bilinear = folder_with(InterpolationMode.BILINEAR, f"{folder}/jpeg", tv.ToTensor())
     return {
         "ImageFolder, Pillow, bicubic": lambda row: bicubic[row][0],
-        "the same, to bytes instead of float32": lambda row: in_bytes[row][0],
-        "the same, bilinear (torchvision's default)": lambda row: bilinear[row][0],
-        "ours before: Pillow, bicubic": lambda row: before[row],
-        "ours": lambda row: files[row, row][0],
-        "ours without simplejpeg": lambda row: without_simplejpeg(lambda row: files[row, row][0], row),
-        "ours from the cache, 341 x 256": lambda row: copies[row, row][0],
-        "  of ours: read and decode": lambda row: (read_croppable_image(paths[row]), None),
-        "  of ours: crop, resize, flip": lambda row: view(pictures[row]),
+        "ImageFolder, Pillow, bicubic, uint8": lambda row: in_bytes[row][0],
+        "ImageFolder, Pillow, bilinear (default)": lambda row: bilinear[row][0],
+        "orthoproxy, Pillow only": lambda row: before[row],
+        "orthoproxy": lambda row: files[row, row][0],
+        "orthoproxy without simplejpeg": lambda row: without_simplejpeg(lambda row: files[row, row][0], row),
+        "orthoproxy, resized cache of 341 x 256": lambda row: copies[row, row][0],
+        "orthoproxy, read and decode only": lambda row: (read_croppable_image(paths[row]), None),
+        "orthoproxy, crop, resize and flip only": lambda row: view(pictures[row]),
     }
 
 
@@ -127,20 +122,19 @@ def main() -> None:
     rows = [
         {
             "what": name,
-            "ms an image": 1000 * statistics.median(values),
-            "images/s a core": 1 / statistics.median(values),
-            "times ImageFolder's speed": times_faster(seconds, name, reference),
-            "goal": GOALS.get(name, ""),
+            "ms per image": 1000 * statistics.median(values),
+            "images/s per core": 1 / statistics.median(values),
+            "speedup": times_faster(seconds, name, reference),
         }
         for name, values in seconds.items()
     ]
     report(
         "loading",
-        f"{WIDTH} x {HEIGHT} JPEG to {SIDE} x {SIDE}, one core",
+        f"{WIDTH} x {HEIGHT} JPEG decoded and augmented to {SIDE} x {SIDE}, one core",
         list(rows[0]),
         rows,
         f"JPEGs of {size:.0f} KB on average, in memory after the first round. With stacking into batches of {BATCH}, "
-        "but for the reading alone.\nOurs, like Pillow's, is bicubic with antialiasing; its crops are the same draws.",
+        "but for the reading alone.\nAll candidates resize bicubically with antialiasing and draw the same crops.",
     )
 
 

@@ -1,8 +1,6 @@
-"""The icons recipe in bfloat16 and in float32: what is learnt.
+"""Recall of the icons recipe trained in bfloat16 and in float32.
 
-    python benchmarks/precision.py
-
-Whole runs of the recipe with the same seed, judged on classes that were not trained on.
+python benchmarks/precision.py
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""Memory and traffic of a step as classes and processes grow, beside the formulas in docs/guide/distributed.md.
+"""Memory and traffic of a step as classes and processes grow, compared with docs/guide/distributed.md.
 
-    python benchmarks/processes.py
-
-Only the objective and its optimiser: B embeddings that are there already are gathered, Proxy Anchor and Soft
-Orthogonality go there and back, AdamW moves the proxies. On processors with gloo; the traffic is what goes into each
-collective, counted, and as a ring sends it.
+python benchmarks/processes.py
 """
 
 from __future__ import annotations
@@ -116,18 +112,18 @@ def main() -> None:
         found, formula = in_processes(count, classes, sharded), expected(classes, count, sharded)
         rows.append(
             {
-                "proxies": "divided" if sharded else "whole",
+                "proxies": "sharded" if sharded else "replicated",
                 "C": classes,
                 "W": count,
                 "16 C D / W MiB": formula["mib"],
                 "peak MiB": found["mib"],
-                "formula, MiB a step": formula["traffic"],
-                "sent MiB a step": found["traffic"],
+                "predicted MiB sent per step": formula["traffic"],
+                "MiB sent per step": found["traffic"],
             }
         )
     report(
         "processes",
-        f"Objective and AdamW in W processes, B = {B}, D = {D}",
+        f"Loss and optimizer in W processes, B = {B}, D = {D}",
         list(rows[0]),
         rows,
         "peak MiB: of the hungriest process beyond what it held before, working memory included.",
