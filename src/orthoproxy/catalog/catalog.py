@@ -6,16 +6,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from jaxtyping import Float
 from pydantic import BaseModel
 
@@ -25,22 +23,20 @@ from orthoproxy.catalog.milvus import (
     TEXT_FIELDS,
     Client,
     MilvusException,
-    close_lite,
-    closed_on_error,
     connect,
     create_collection,
     create_index,
     first_line,
     is_server,
-    lock_folder,
     open_lite,
 )
-from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.core.files import LOCK, atomic_write, exclusive
 from orthoproxy.embedding.file_formats import Dim, read_json, validate_json
 
 FLAT_BELOW = 200_000  # rows; above, HNSW is faster than exact search
 MAX_RESULTS = 16_384  # of one query to a Milvus server
+PAGE_SIZE = 100_000  # rows read at a time from a folder
 EF_SEARCH = 128  # HNSW's candidates per search
 UNIT_TOLERANCE = 1e-3
 INDEX_AGAIN = "update orthoproxy, or index again"
@@ -68,7 +64,7 @@ class CatalogMeta(BaseModel, frozen=True):
 
 
 def image_id(relative_path: str) -> str:
-    """Return the primary key of an image: 32 hexadecimal digits of the SHA-256 of its relative path."""
+    """Return the primary key of an image: 32 hexadecimal digits of the SHA-256 of its path relative to the root."""
     return hashlib.sha256(os.fsencode(relative_path)).hexdigest()[:32]
 
 
@@ -90,16 +86,17 @@ class Catalog:
     [('cat', 1.0)]
     """
 
-    def __init__(self, client: Client, collection: str, address: str, meta: CatalogMeta) -> None:
+    def __init__(
+        self, client: Client, collection: str, address: str, meta: CatalogMeta, release: Callable[[], None]
+    ) -> None:
         self.address, self.ef = address, EF_SEARCH
         self.dim, self.model, self.model_path, self.root = meta.dim, meta.model, meta.model_path, meta.root
-        self._client, self._collection = client, collection
+        self._client, self._collection, self._release = client, collection, release
         self._has_written = False
-        self._release: Callable[[], None] = client.close
 
     @classmethod
     def create(cls, address: str, dim: int, model: str, model_path: str, root: str | Path = ".") -> Catalog:
-        """Create an empty catalog.
+        """Create an empty catalog; raises InputError if the address is in use, or the server does not answer.
 
         Parameters
         ----------
@@ -107,64 +104,61 @@ class Catalog:
             Folder, or ``http://host:19530``; a name after the slash distinguishes the catalogs of a server.
         dim
             Embedding dimension D.
-        model
-            Identity of the embedding model; embeddings of other models are rejected.
-        model_path
-            Where this model is, to embed queries.
+        model, model_path
+            Identity of the embedding model, and where it is, to embed queries.
         root
             Folder that image paths are relative to.
-
-        Raises
-        ------
-        InputError
-            If the address is in use, or the server does not answer.
         """
-        meta = CatalogMeta(
-            format_version=1, root=str(Path(root).absolute()), dim=dim, model=model, model_path=model_path
-        )
-        if is_server(address):
+        root = str(Path(root).absolute())
+        meta = CatalogMeta(format_version=1, root=root, dim=dim, model=model, model_path=model_path)
+        if not is_server(address):
+            return cls._in_folder(Path(address), meta)
+        with ExitStack() as stack:
             client, name = connect(address)
-            with closed_on_error(client):
-                if client.has_collection(name):
-                    raise InputError(f"collection {name} exists already", path=address, hint="choose another name")
-                create_collection(client, name, dim, meta.model_dump_json())
-                return cls(client, name, address, meta)
-        folder = Path(address)
-        _require_free(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder) as lock:
-            shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a process that was killed while creating it
-            client = open_lite(folder)
-            create_collection(client, COLLECTION, dim, "")
-            atomic_write(folder / "catalog.json", meta.model_dump_json(indent=2) + "\n")  # completes the catalog
-            return cls._of_folder(client, folder, meta, lock)
+            stack.callback(client.close)
+            if client.has_collection(name):
+                raise InputError(f"collection {name} exists already", path=address, hint="choose another name")
+            create_collection(client, name, dim, meta.model_dump_json())
+            return cls(client, name, address, meta, stack.pop_all().close)
 
     @classmethod
     def open(cls, address: str) -> Catalog:
-        """Open a catalog at an address as in `create`; a server's token is read from ``MILVUS_TOKEN``.
+        """Open a catalog; a server's token is read from ``MILVUS_TOKEN``.
 
-        Raises
-        ------
-        InputError
-            If it does not exist, has an unknown format version, or is open in another process.
+        Raises InputError if it does not exist, has an unknown format version, or is open in another process.
         """
         if not is_server(address):
-            folder = Path(address)
-            if not (folder / "catalog.json").is_file():
-                raise _no_catalog(address)
-            meta = read_json(CatalogMeta, folder / "catalog.json", INDEX_AGAIN)
-            with lock_folder(folder) as lock:
-                client = open_lite(folder)
-                client.load_collection(COLLECTION)
-                return cls._of_folder(client, folder, meta, lock)
-        client, name = connect(address)
-        with closed_on_error(client):
+            return cls._in_folder(Path(address))
+        with ExitStack() as stack:
+            client, name = connect(address)
+            stack.callback(client.close)
             if not client.has_collection(name):
                 raise _no_catalog(address)
             description = client.describe_collection(name).get("description", "")
             meta = validate_json(CatalogMeta, description, address, INDEX_AGAIN)
             client.load_collection(name)
-            return cls(client, name, address, meta)
+            return cls(client, name, address, meta, stack.pop_all().close)
+
+    @classmethod
+    def _in_folder(cls, folder: Path, new: CatalogMeta | None = None) -> Catalog:
+        """Open the catalog of a folder, or create one."""
+        path = folder / "catalog.json"
+        if not new and not path.is_file():
+            raise _no_catalog(str(folder))
+        with ExitStack() as stack:
+            with os_errors_as_input_errors(folder, "a catalog must be writable"):
+                stack.enter_context(exclusive(folder))
+            if new:
+                _require_free(folder)
+                shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a killed process that was creating it
+            meta = new or read_json(CatalogMeta, path, INDEX_AGAIN)
+            client = stack.enter_context(open_lite(folder))
+            if new:
+                create_collection(client, COLLECTION, meta.dim, "")
+                atomic_write(path, meta.model_dump_json(indent=2) + "\n")  # completes the catalog
+            else:
+                client.load_collection(COLLECTION)
+            return cls(client, COLLECTION, str(folder), meta, stack.pop_all().close)
 
     @staticmethod
     def exists(address: str) -> bool:
@@ -172,36 +166,14 @@ class Catalog:
         if not is_server(address):
             return (Path(address) / "catalog.json").is_file()
         client, name = connect(address)
-        try:
+        with closing(client):
             return client.has_collection(name)
-        finally:
-            client.close()
-
-    @classmethod
-    def _of_folder(cls, client: Client, folder: Path, meta: CatalogMeta, lock: FileLock) -> Catalog:
-        catalog = cls(client, COLLECTION, str(folder), meta)
-
-        def release() -> None:
-            close_lite(client, folder)
-            lock.release()
-
-        catalog._release = release
-        return catalog
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         """Insert images, replacing those with the same id; durable on return.
 
-        Parameters
-        ----------
-        rows
-            Columns ``id, path, label, group, content``: the path relative to the root, the content a hash of the file.
-        embeddings
-            Unit-length rows in the same order.
-
-        Raises
-        ------
-        InputError
-            If the embeddings have another dimension or no unit length, or a text is too long.
+        The columns of `rows` are ``id, path, label, group, content``: the path is relative to the root, the content a
+        hash of the file. The rows of `embeddings`, in the same order, have unit length.
         """
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self._check(embeddings)
@@ -234,20 +206,9 @@ class Catalog:
         return deleted
 
     def get(self, ids: Sequence[str], with_embeddings: bool = False) -> pd.DataFrame:
-        """Look up images.
+        """Return ``id, path, label, group, content`` and, on request, ``embedding``, in the order of the ids.
 
-        Parameters
-        ----------
-        ids
-            Primary keys.
-        with_embeddings
-            Return the embeddings too.
-
-        Returns
-        -------
-        pandas.DataFrame
-            ``id, path, label, group, content`` and, on request, ``embedding``, in the order of the ids; ids that do not
-            exist are skipped.
+        Ids that do not exist are skipped.
         """
         columns = [*TEXT_FIELDS, *(["embedding"] if with_embeddings else [])]
         found: dict[str, dict[str, Any]] = {}
@@ -257,18 +218,11 @@ class Catalog:
         return pd.DataFrame([found[key] for key in ids if key in found], columns=columns)
 
     def iterate_rows(self, columns: Sequence[str] = tuple(TEXT_FIELDS)) -> Iterator[pd.DataFrame]:
-        """Yield these columns of all images, some thousand rows at a time, ordered by id."""
-        for page in self._pages(list(columns)):
-            yield pd.DataFrame(page, columns=list(columns))
+        """Yield these columns of all images, page by page, in ascending ranges of ids.
 
-    def rows(self, columns: Sequence[str] = tuple(TEXT_FIELDS)) -> pd.DataFrame:
-        """Return these columns of all images, ordered by id."""
-        return pd.concat(self.iterate_rows(columns), ignore_index=True).sort_values("id", ignore_index=True)
-
-    def ids(self) -> dict[str, str]:
-        """Return the id of each image and the hash of its content."""
-        pages = self.iterate_rows(["id", "content"])
-        return {key: content for page in pages for key, content in zip(page["id"], page["content"], strict=True)}
+        Rows may be deleted meanwhile.
+        """
+        return (pd.DataFrame(page, columns=list(columns)) for page in self._pages(list(columns)))
 
     def sample_ids(self, count: int) -> list[str]:
         """Return the ids of up to `count` images; as ids are hashes of paths, this is a random sample."""
@@ -278,16 +232,12 @@ class Catalog:
         return sorted(row["id"] for row in rows)[:count]
 
     def __len__(self) -> int:
-        with self._milvus_errors():
-            counted = self._client.query(
-                self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
-            )
-        return int(counted[0]["count(*)"])
+        return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def search(
         self, queries: Float[np.ndarray, "Q D"], k: int = 10, where: str | None = None, diverse: bool = False
     ) -> list[list[Hit]]:
-        """Find the images most similar to each query.
+        """Find the k images most similar to each query, the most similar first.
 
         Parameters
         ----------
@@ -299,16 +249,6 @@ class Catalog:
             Filter on the results; see `filters.parse_filter`.
         diverse
             At most one image per group, or per label for images without a group.
-
-        Returns
-        -------
-        list of list of Hit
-            For each query, the most similar first.
-
-        Raises
-        ------
-        InputError
-            If k, the filter or the queries are invalid.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         self._check(queries)
@@ -358,14 +298,7 @@ class Catalog:
                 return sorted(best.values(), key=lambda hit: -hit.similarity)[:k]
 
     def info(self) -> dict[str, Any]:
-        """Describe the catalog.
-
-        Returns
-        -------
-        dict
-            ``images``, ``labels``, ``groups``, ``duplicates`` (images whose file is a copy of another's), ``dim``,
-            ``index`` (its kind), ``model``, ``model_path``, ``root``.
-        """
+        """Return counts, of which `duplicates` are copies of another image's file, and the attributes."""
         images, distinct = 0, {name: set[str]() for name in ("label", "group", "content")}
         for page in self.iterate_rows(["label", "group", "content"]):
             images += len(page)
@@ -376,11 +309,7 @@ class Catalog:
             "labels": len(distinct["label"] - {""}),
             "groups": len(distinct["group"] - {""}),
             "duplicates": images - len(distinct["content"]),
-            "dim": self.dim,
-            "index": self.index,
-            "model": self.model,
-            "model_path": self.model_path,
-            "root": self.root,
+            **{name: getattr(self, name) for name in ("dim", "index", "model", "model_path", "root")},
         }
 
     def flush(self) -> None:
@@ -402,23 +331,19 @@ class Catalog:
             create_index(self._client, self._collection, kind)
             self._client.load_collection(self._collection)
 
-    def vectors(self) -> Iterator[tuple[list[str], Float[np.ndarray, "N D"]]]:
-        """Yield the ids and embeddings of all images, some thousand at a time."""
-        for page in self._pages(["id", "embedding"]):
-            if page:
-                yield [row["id"] for row in page], np.array([row["embedding"] for row in page], dtype=np.float32)
+    def iterate_embeddings(self) -> Iterator[Float[np.ndarray, "N D"]]:
+        """Yield the embeddings of all images, some thousand at a time."""
+        for page in self._pages(["embedding"]):
+            yield np.array([row["embedding"] for row in page], dtype=np.float32).reshape(-1, self.dim)
 
     def close(self) -> None:
         """Release the folder or the connection; may be called more than once."""
-        release, self._release = self._release, lambda: None
-        release()
+        self._release()
 
     def __enter__(self) -> Catalog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _check(self, embeddings: np.ndarray) -> None:
@@ -429,13 +354,10 @@ class Catalog:
             raise InputError("not all rows have unit length", field="embeddings", hint="divide each by its length")
 
     def _query(self, condition: str, columns: list[str]) -> list[dict[str, Any]]:
+        limit = {} if columns == ["count(*)"] else {"limit": MAX_RESULTS if is_server(self.address) else 2**31}
         with self._milvus_errors():
             return self._client.query(
-                self._collection,
-                filter=condition,
-                output_fields=columns,
-                limit=MAX_RESULTS if is_server(self.address) else 2**31,
-                consistency_level="Strong",
+                self._collection, filter=condition, output_fields=columns, consistency_level="Strong", **limit
             )
 
     def _pages(self, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
@@ -443,9 +365,9 @@ class Catalog:
 
         Milvus Lite scans all rows for each range, so there the ranges are larger.
         """
-        size, floats = (8000, 8_000_000) if is_server(self.address) else (100_000, 40_000_000)
-        if "embedding" in columns:
-            size = max(1, min(size, floats // self.dim))
+        size = 8000 if is_server(self.address) else PAGE_SIZE
+        if "embedding" in columns:  # Milvus returns lists of Python floats, of 32 bytes each
+            size = max(1, min(size, 8_000_000 // self.dim))
         count = max(1, -(-len(self) // size))
         for first, last in pairwise([*(f"{number * 16**8 // count:08x}" for number in range(count)), "g"]):
             yield self._query(f'id >= "{first}" and id < "{last}"', columns)
@@ -464,12 +386,9 @@ def _no_catalog(address: str) -> InputError:
 
 def _require_free(folder: Path) -> None:
     """Raise InputError unless a catalog can be created in the folder, where a killed process may have begun one."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError("is a file", path=folder, expected="a folder")
     if (folder / "catalog.json").is_file():
         raise InputError("holds a catalog already", path=folder, hint="choose another folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = {name for name in names if name not in ("milvus.db", "lock", "lock.pid") and not name.endswith(".tmp")}
+    others = {path.name for path in folder.iterdir()} - {"milvus.db", LOCK}
     if others:
         raise InputError(f"holds {min(others)}, but no catalog", path=folder, hint="choose another folder")
 

@@ -23,17 +23,9 @@ COMPARISONS = {ast.Eq: "==", ast.NotEq: "!=", ast.In: "in", ast.NotIn: "in", ast
 def parse_filter(text: str) -> str:
     """Validate a filter and return it in Milvus's syntax, rebuilt from its parts.
 
-    Parameters
-    ----------
-    text
-        Comparisons of ``label``, ``group`` and ``path`` (relative to the catalog's root) with quoted text: ``==``,
-        ``!=``, ``in ["a", "b"]``, ``not in``, ``like`` (``%`` matches any characters), ``not like``; combined with
-        ``and``, ``or``, ``not`` and parentheses. A backslash escapes a quote.
-
-    Raises
-    ------
-    InputError
-        If the filter is invalid.
+    A filter compares ``label``, ``group`` and ``path`` (relative to the catalog's root) with quoted text by ``==``,
+    ``!=``, ``in ["a", "b"]``, ``not in``, ``like`` (``%`` matches any characters) or ``not like``, combined with
+    ``and``, ``or``, ``not`` and parentheses. A backslash escapes a quote. Raises InputError if it is invalid.
 
     Examples
     --------

@@ -49,62 +49,42 @@ def index_images(
 ) -> Changes:
     """Insert a collection into a catalog, embedding only images that are new or whose file has changed.
 
-    Each file is read once. If only the label or group of an image has changed, its embedding is kept.
-
-    Parameters
-    ----------
-    catalog
-        Open catalog.
-    collection
-        From `data.read_collection`.
-    embedder
-        The catalog's own model.
-    batch_size
-        Images per forward pass.
-    workers
-        Data loading processes.
-    report
-        Called with the numbers of images done and in total, each time more of them are durable.
-
-    Raises
-    ------
-    InputError
-        If the model is not the catalog's, or an image is outside the catalog's root.
+    Each file is read once. If only the label or group of an image has changed, its embedding is kept. No image may lie
+    outside the catalog's root, and `embedder` must be the catalog's own model. `report` is called with the numbers of
+    images done and in total, each time more of them are durable.
     """
     require_model(catalog, embedder.identity, "model")
-    changes, done = Changes(), 0
-    rows = _rows(collection.images, collection.root, catalog)
-    size = 4 * batch_size
+    changes, images, size = Changes(), collection.images, 4 * batch_size
+    for path in images["path"]:  # before anything is written
+        _relative(collection.root / path, Path(catalog.root))
     pending: deque[tuple[pd.DataFrame, pd.DataFrame]] = deque()
 
     def batches() -> Iterator[list[File]]:
-        for first in range(0, len(rows), size):
-            part = rows.iloc[first : first + size]
+        for first in range(0, len(images), size):
+            part = _rows(images.iloc[first : first + size], collection.root, catalog)
             stored = _stored(catalog, part)
             pending.append((part, stored))
             files = [File(*pair) for pair in zip(part["file"], stored["content"], strict=True)]
             yield from (files[start : start + batch_size] for start in range(0, len(files), batch_size))
 
     embedded = embed_files(embedder, batches(), workers)
-    with Progress("index", len(rows)) as progress:
+    with Progress("index", len(images)) as progress:
         while result := list(islice(embedded, size // batch_size)):
             part, stored = pending.popleft()
             _update(catalog, part, stored, EmbeddedFiles.concatenate(result), changes)
-            done += len(part)
             progress.advance(len(part), "images")
-            report(done, len(rows))
+            report(progress.done, len(images))
     return changes
 
 
 def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: EmbeddedFiles, changes: Changes) -> None:
-    """Write what has changed of some images."""
+    """Write what has changed of some images; `files` has embeddings of those whose content has changed."""
     part = part.assign(content=files.contents)
     readable = np.array([not reason for reason in files.reasons])
     new = readable & stored["content"].isna().to_numpy()
     changed = readable & (stored["content"].to_numpy() != part["content"].to_numpy())
-    relabeled = (
-        readable & ~changed & (stored[["label", "group"]].to_numpy() != part[["label", "group"]].to_numpy()).any(1)
-    )
+    relabeled = (stored[["label", "group"]].to_numpy() != part[["label", "group"]].to_numpy()).any(axis=1)
+    relabeled &= readable & ~changed
     if relabeled.any():
         kept = catalog.get(part["id"][relabeled].tolist(), with_embeddings=True)
         catalog.upsert(part.loc[relabeled, COLUMNS], np.stack(kept["embedding"].tolist()))
@@ -120,49 +100,29 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
 
 
 def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda done, total: None) -> Changes:
-    """Insert the embeddings that ``orthoproxy embed`` wrote into a catalog.
-
-    Parameters
-    ----------
-    catalog
-        Open catalog.
-    folder
-        Folder of Parquet parts.
-    report
-        As for `index_images`.
-
-    Raises
-    ------
-    InputError
-        If the embeddings are another model's, or an image is outside the catalog's root.
-    """
+    """Insert the embeddings of a folder that `embed_collection` wrote; `report` is that of `index_images`."""
     meta = embedding_meta(folder)
     require_model(catalog, meta.model, "folder")
-    changes, done = Changes(), 0
+    changes = Changes()
     with Progress("index", meta.images) as progress:
         for table, embeddings in read_parts(folder):
             rows = _rows(table, Path(meta.root), catalog)
             for first in range(0, len(rows), UPSERT_SIZE):
                 part, vectors = rows.iloc[first : first + UPSERT_SIZE], embeddings[first : first + UPSERT_SIZE]
                 stored = _stored(catalog, part)
-                changed = (stored[VALUES].to_numpy() != part[VALUES].to_numpy()).any(axis=1)
-                new = stored["content"].isna().to_numpy()
-                catalog.upsert(part.loc[changed, COLUMNS], vectors[changed])
-                changes.ids += part["id"].tolist()
-                changes.added += int(new.sum())
-                changes.replaced += int((changed & ~new).sum())
-                changes.unchanged += int((~changed).sum())
-                done += len(part)
+                changed = stored["content"].to_numpy() != part["content"].to_numpy()
+                files = EmbeddedFiles(vectors[changed], part["content"].tolist(), [""] * len(part))
+                _update(catalog, part, stored, files, changes)
                 progress.advance(len(part), "images")
-                report(done, meta.images)
+                report(progress.done, meta.images)
     return changes
 
 
 def prune(catalog: Catalog, ids: Iterable[str]) -> int:
     """Delete all images except those with these ids; returns the number deleted."""
     keep = set(ids)
-    others = [key for page in catalog.iterate_rows(["id"]) for key in page["id"] if key not in keep]
-    return catalog.delete(others)
+    pages = catalog.iterate_rows(["id"])
+    return sum(catalog.delete([key for key in page["id"] if key not in keep]) for page in pages)
 
 
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
@@ -173,9 +133,8 @@ def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
     for page in catalog.iterate_rows(["id", "path"]):
         for target in targets:
             matches = page["id"][(page["path"] == target) | page["path"].str.startswith(f"{target}/")]
-            chosen += matches.tolist()
-            if len(matches):
-                missing.discard(target)
+            chosen += matches
+            missing -= {target} if len(matches) else set()
     if missing:
         hint = f"give paths relative to {catalog.root}"
         raise InputError(f"no such image or folder in {catalog.address}", path=targets[min(missing)], hint=hint)
@@ -185,15 +144,12 @@ def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
 def require_model(catalog: Catalog, identity: str, field: str) -> None:
     """Raise InputError unless embeddings of this model belong into the catalog."""
     if identity != catalog.model:
-        raise InputError(
-            f"model {identity}, but {catalog.address} was created with {catalog.model} ({catalog.model_path})",
-            field=field,
-            hint="use that model, or create another catalog",
-        )
+        problem = f"model {identity}, but {catalog.address} was created with {catalog.model} ({catalog.model_path})"
+        raise InputError(problem, field=field, hint="use that model, or create another catalog")
 
 
 def fit_index(catalog: Catalog, flat_below: int = FLAT_BELOW) -> float | None:
-    """Flush a catalog and build the index for its size; return the recall@10 of a new HNSW index, else None."""
+    """Flush a catalog; index it for exact search below `flat_below` images, else by HNSW, whose recall is returned."""
     catalog.flush()
     wanted = "FLAT" if len(catalog) < flat_below else "HNSW"
     if catalog.index == wanted:
@@ -203,14 +159,14 @@ def fit_index(catalog: Catalog, flat_below: int = FLAT_BELOW) -> float | None:
 
 
 def index_recall(catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10) -> float:
-    """Return the fraction of the exact k nearest neighbors that a search finds; ties with the k-th count."""
+    """Return Recall@k against exact search, of these queries or 100 images of the catalog; ties with the k-th count."""
     if queries is None:
         queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     with Progress("recall of the index", len(catalog)) as progress:
-        for ids, embeddings in catalog.vectors():
+        for embeddings in catalog.iterate_embeddings():
             best = -np.sort(-np.hstack([best, queries @ embeddings.T]), axis=1)[:, :k]
-            progress.advance(len(ids))
+            progress.advance(len(embeddings))
     results = catalog.search(queries, k)
     hits = [sum(hit.similarity >= kth for hit in row) for row, kth in zip(results, best[:, -1] - 1e-5, strict=True)]
     return sum(hits) / min(k, len(catalog)) / len(queries)

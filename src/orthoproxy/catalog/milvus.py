@@ -1,4 +1,4 @@
-"""Milvus Lite folders and Milvus servers: connections, the folder lock, and the collection of a catalog."""
+"""Milvus Lite folders and Milvus servers: connections, and the collection of a catalog."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-from filelock import FileLock, Timeout
 
 from orthoproxy.core.errors import InputError
 
@@ -55,58 +53,23 @@ def connect(address: str) -> tuple[Client, str]:
         raise InputError(f"no Milvus server answers: {first_line(error)}", path=address) from error
 
 
-def open_lite(folder: Path) -> Client:
-    """Open or create the database in a locked folder."""
-    try:
-        return MilvusClient(str(folder.absolute() / "milvus.db"), dedicated=True, grpc_options=LOCAL)
-    except MilvusException as error:
-        hint = "close other programs that use it"
-        raise InputError(f"Milvus cannot open it: {first_line(error)}", path=folder, hint=hint) from error
-
-
-def close_lite(client: Client, folder: Path) -> None:
-    """Close the database and stop its server thread."""
-    with suppress(MilvusException):
-        client.close()
-    _stop_server(folder)
-
-
-def _stop_server(folder: Path) -> None:
+@contextmanager
+def open_lite(folder: Path) -> Iterator[Client]:
+    """Open or create the database in a locked folder; its server is a thread of this process."""
     from milvus_lite.server_manager import server_manager_instance
 
-    server_manager_instance.release_server(str(folder.absolute() / "milvus.db"))
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[FileLock]:
-    """Lock a folder for this process; released here only on an error."""
-    lock, holder = FileLock(folder / "lock"), folder / "lock.pid"
+    path = str(folder.absolute() / "milvus.db")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "unknown"
-        owner = "this process" if pid == str(os.getpid()) else f"another process (pid {pid})"
-        raise InputError(f"open in {owner}", path=folder, hint="stop it, or use its server's address") from None
-    except OSError as error:
-        problem = f"{os.strerror(error.errno or 0).lower()}; a catalog must be writable"
-        raise InputError(problem, path=folder) from error
-    try:
-        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
-        yield lock
-    except BaseException:
-        _stop_server(folder)
-        lock.release()
-        raise
-
-
-@contextmanager
-def closed_on_error(client: Client) -> Iterator[None]:
-    """Close a connection if the block fails."""
-    try:
-        yield
-    except BaseException:
-        client.close()
-        raise
+        try:
+            client = MilvusClient(path, dedicated=True, grpc_options=LOCAL)
+        except MilvusException as error:
+            hint = "close other programs that use it"
+            raise InputError(f"Milvus cannot open it: {first_line(error)}", path=folder, hint=hint) from error
+        yield client
+        with suppress(MilvusException):
+            client.close()
+    finally:
+        server_manager_instance.release_server(path)
 
 
 def create_collection(client: Client, name: str, dim: int, description: str) -> None:

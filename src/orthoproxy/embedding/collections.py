@@ -39,7 +39,7 @@ class EmbedResult:
     images: int
     new_images: int
     seconds: float
-    unreadable: pd.DataFrame
+    unreadable: pd.DataFrame  # path, part, reason
 
     @property
     def rate(self) -> float:
@@ -59,35 +59,21 @@ def embed_collection(
     """Embed a collection into a folder of Parquet parts; an interrupted call is continued by the next one.
 
     In a distributed job every process must call it; the parts are divided among the processes. Results depend on the
-    images and the batch size, not on the number of processes.
+    images and the batch size, not on the number of processes. Raises InputError if the folder holds embeddings of
+    another model or of other images, another job is writing to it, or no image can be read.
 
     Parameters
     ----------
-    embedder
-        From `load_model`.
-    model_path
-        Where it was loaded from; stored, to embed queries later.
+    embedder, model_path
+        From `load_model`, and where it was loaded from; stored, to embed queries later.
     collection
         From `data.read_collection`.
     out
         Folder.
-    batch_size
-        Images per forward pass.
+    batch_size, part_size
+        Images per forward pass and per part.
     workers
         Data loading processes, per process.
-    part_size
-        Images per part.
-
-    Returns
-    -------
-    EmbedResult
-        The same in every process, except for the seconds.
-
-    Raises
-    ------
-    InputError
-        If the folder holds embeddings of another model or of other images, another job is writing to it, or no image
-        can be read.
 
     Examples
     --------
@@ -112,19 +98,18 @@ def embed_collection(
             raise InputError(str(value), field=name, expected=f"at least {minimum}")
     out, plan, start = Path(out), EmbeddingMeta.plan(embedder, model_path, collection, part_size), time.monotonic()
     with exclusive(out, "out"):
+        missing: list[int] = []
         with raise_together():
             if is_main():
                 begin(out, plan)
-        same = broadcast_object(plan.parts) == plan.parts
+                missing = [number for number, part in enumerate(plan.parts) if not is_complete(out, part)]
+                if complete := len(plan.parts) - len(missing):
+                    print(f"{out}: {complete} of {len(plan.parts)} parts exist already", file=sys.stderr)
+        missing, parts = broadcast_object((missing, plan.parts))
         with raise_together():
-            if not same:
+            if parts != plan.parts:
                 raise InputError("the processes see different images", path=collection.root)
-            missing = [number for number, part in enumerate(plan.parts) if is_main() and not is_complete(out, part)]
-        missing = broadcast_object(missing)
         with raise_together():
-            if is_main() and len(missing) < len(plan.parts):
-                complete = len(plan.parts) - len(missing)
-                print(f"{out}: {complete} of {len(plan.parts)} parts exist already", file=sys.stderr)
             own = missing[process_index() :: process_count()]
             for part, rows, embeddings in _embed_parts(embedder, plan, collection, own, batch_size, workers):
                 write_part(out, plan, part, rows, embeddings)
@@ -165,7 +150,8 @@ def _embed_parts(
                 done.append(batch)
                 progress.advance(len(batch.contents), unit="images")
             result = EmbeddedFiles.concatenate(done)
-            yield plan.parts[number], rows(number).assign(**result.columns), result.embeddings
+            columns = {"content": result.contents, "reason": result.reasons}
+            yield plan.parts[number], rows(number).assign(**columns), result.embeddings
 
 
 class File(NamedTuple):
@@ -181,10 +167,6 @@ class EmbeddedFiles(NamedTuple):
     embeddings: Float[np.ndarray, "n D"]
     contents: list[str]
     reasons: list[str]
-
-    @property
-    def columns(self) -> dict[str, list[str]]:
-        return {"content": self.contents, "reason": self.reasons}
 
     @classmethod
     def concatenate(cls, batches: Sequence[EmbeddedFiles]) -> EmbeddedFiles:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import safetensors.torch
@@ -35,7 +35,17 @@ FILES = ("config.json", "model.safetensors", "classes.json", "README.md", "proxi
 HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
 EXPORT_AGAIN = "update orthoproxy, or train or export the model again"
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+BATCH_SIZE = 128
 Images = Sequence[str | Path | Image.Image | CroppableImage] | Tensor
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Options of `Embedder.embed`."""
+
+    batch_size: int
+    workers: int
+    progress: str | None
+    precision: str
 
 
 class ModelConfig(BaseModel, frozen=True):
@@ -66,19 +76,15 @@ class Embedder(
         Put into evaluation mode.
     resize
         Shorter side in pixels before the center crop, or ``"stretch"``; see `data.evaluation_transform`.
-    classes
-        Names of the training classes, in the order of `proxies`.
-    proxies
-        One row per class, or None.
+    classes, proxies
+        Names of the training classes, and one row per class or None.
     device
         Where to compute.
 
     Attributes
     ----------
-    threshold
-        Similarity below which a search result counts as no match; None if it was not calibrated.
-    false_match_rate
-        False match rate that the threshold was calibrated for, as a fraction.
+    threshold, false_match_rate
+        Similarity below which a search result counts as no match, and the rate it was calibrated for; None without.
     card
         Text of the model card.
     baseline_folder
@@ -100,6 +106,7 @@ class Embedder(
         device: str | torch.device = "cpu",
     ) -> None:
         self.encoder = encoder.eval().to(device)
+        self.embedding_dim, self.image_size = encoder.embedding_dim, encoder.image_size
         self.resize: Resize = resize
         self.device = torch.device(device)
         self.classes, self.proxies = list(classes), proxies
@@ -111,22 +118,8 @@ class Embedder(
         self._identity: tuple[Any, str] = (None, "")
 
     @property
-    def embedding_dim(self) -> int:
-        """Embedding dimension D."""
-        return self.encoder.embedding_dim
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input, in pixels."""
-        return self.encoder.image_size
-
-    @property
     def identity(self) -> str:
-        """Hash of the weights, the backbone's name and the transform, 16 hexadecimal digits.
-
-        Embeddings are comparable only if their models have the same identity. It is computed once, and again after the
-        weights have changed.
-        """
+        """Hash of weights, backbone and transform; embeddings are comparable if their models have the same identity."""
         weights = self.encoder.state_dict()
         versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights.values()]
         if self._identity[0] != versions:
@@ -146,12 +139,14 @@ class Embedder(
     def embed(
         self,
         images: Images,
-        batch_size: int = 128,
+        batch_size: int = BATCH_SIZE,
         workers: int = 0,
         progress: str | None = None,
         precision: str = "32-true",
     ) -> Float[np.ndarray, "N D"]:
-        """Embed images.
+        """Embed images; returns unit-length float32 rows, in the order of the images.
+
+        Raises InputError if an image cannot be read, or an argument is invalid.
 
         Parameters
         ----------
@@ -166,101 +161,53 @@ class Embedder(
             Label of the progress bar; None shows none.
         precision
             ``"32-true"``, or ``"bf16-mixed"`` or ``"16-mixed"`` for autocast, as in Lightning Fabric.
-
-        Returns
-        -------
-        numpy.ndarray
-            Unit-length float32 rows, in the order of the images.
-
-        Raises
-        ------
-        InputError
-            If an image cannot be read, or an argument is invalid.
         """
-        batches = self.iterate_embeddings(images, batch_size, workers, progress, precision)
+        batches = self._iterate(self.encoder, images, batch_size, workers, progress, precision)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
         return np.concatenate(rows + [batch.cpu().numpy() for _, batch in batches])
 
-    def embed_distributed(
-        self,
-        images: Images,
-        batch_size: int = 128,
-        workers: int = 0,
-        progress: str | None = None,
-        precision: str = "32-true",
-    ) -> Float[np.ndarray, "N D"]:
-        """Embed images with all processes of a distributed job; every process must call it and gets all rows.
+    def embed_distributed(self, images: Images, **options: Unpack[EmbedOptions]) -> Float[np.ndarray, "N D"]:
+        """Embed images as `embed` does, with all processes of a distributed job.
 
-        Parameters and errors are those of `embed`. Batches, and so results, do not depend on the number of processes.
+        Every process must call it and gets all rows. Batches, and so results, do not depend on the number of processes.
         """
-        sizes = split_sizes(len(images), unit=batch_size)
+        sizes = split_sizes(len(images), unit=options.get("batch_size", BATCH_SIZE))
         with raise_together():
-            rows = self.embed(images[local_slice(sizes)], batch_size, workers, progress, precision)
+            rows = self.embed(images[local_slice(sizes)], **options)
         return all_gather_rows(torch.from_numpy(rows), sizes).numpy()
 
-    def iterate_embeddings(
-        self,
-        images: Images,
-        batch_size: int = 128,
-        workers: int = 0,
-        progress: str | None = None,
-        precision: str = "32-true",
-    ) -> Iterator[tuple[int, Float[Tensor, "b D"]]]:
-        """Yield embeddings batch by batch, to accumulate statistics without storing all rows.
-
-        Each item is the index of the batch's first image and its unit-length float32 rows, on the model's device.
-        Parameters and errors are those of `embed`.
-        """
-        return self._iterate(self.encoder, images, batch_size, workers, progress, precision)
-
     def iterate_features(
-        self,
-        images: Images,
-        batch_size: int = 128,
-        workers: int = 0,
-        progress: str | None = None,
-        precision: str = "32-true",
+        self, images: Images, **options: Unpack[EmbedOptions]
     ) -> Iterator[tuple[int, Float[Tensor, "b F"]]]:
         """Yield the backbone's pooled features, before projection and normalization, batch by batch.
 
         Each item is the index of the batch's first image and its float32 rows, on the model's device. Rows of an N x F
-        tensor are yielded as they are. Parameters and errors are those of `embed`.
+        tensor are yielded as they are. Options and errors are those of `embed`.
         """
 
         def features(batch: Tensor) -> Tensor:
             return batch if batch.ndim == 2 else self.encoder.features(batch)
 
-        return self._iterate(features, images, batch_size, workers, progress, precision)
+        return self._iterate(features, images, **options)
 
     def _iterate(
         self,
         model: Callable[[Tensor], Tensor],
         images: Images,
-        batch_size: int,
-        workers: int,
-        progress: str | None,
-        precision: str,
+        batch_size: int = BATCH_SIZE,
+        workers: int = 0,
+        progress: str | None = None,
+        precision: str = "32-true",
     ) -> Iterator[tuple[int, Float[Tensor, "b _"]]]:
         first, on_gpu = 0, self.device.type == "cuda"
-        with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
-            for batch in iterate_image_batches(images, self.transform, batch_size, workers, on_gpu):
-                with torch.no_grad(), _autocast(self.device, precision):
-                    rows = model(batch.to(self.device, non_blocking=on_gpu))
-                yield first, rows.float()
-                first += len(batch)
-                bar.advance(len(batch), unit="images")
+        for batch in iterate_image_batches(images, self.transform, batch_size, workers, progress, on_gpu):
+            with torch.no_grad(), _autocast(self.device, precision):
+                rows = model(batch.to(self.device, non_blocking=on_gpu))
+            yield first, rows.float()
+            first += len(batch)
 
     def save(self, folder: Path, card: str | None = None) -> None:
-        """Write a model folder.
-
-        Parameters
-        ----------
-        folder
-            Created; gets config.json, model.safetensors, classes.json, README.md and, if there are proxies,
-            proxies.safetensors.
-        card
-            Text of the model card; None for the model's own.
-        """
+        """Write a model folder: `FILES`, with `card` or else the model's own as README.md."""
         folder.mkdir(parents=True, exist_ok=True)
         encoder = self.encoder
         config = ModelConfig(
@@ -285,6 +232,8 @@ class Embedder(
     def load(cls, path: str | Path, device: str | torch.device = "cpu", with_proxies: bool = True) -> Embedder:
         """Load a model from a run folder, a model folder or the Hugging Face hub.
 
+        Raises InputError if there is none, it is damaged, or its format version is unknown.
+
         Parameters
         ----------
         path
@@ -294,11 +243,6 @@ class Embedder(
             Where to compute.
         with_proxies
             Load the proxies too; embedding does not need them.
-
-        Raises
-        ------
-        InputError
-            If there is no model, it is damaged, its format version is unknown, or the hub cannot provide it.
 
         Examples
         --------
@@ -341,43 +285,46 @@ class Embedder(
         *,
         model_id: str,
         device: str | torch.device = "cpu",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **config: Any,  # the mixin passes config.json, which `load` reads itself
+        **options: Any,  # the mixin passes config.json too, which `load` reads itself
     ) -> Embedder:
         if Path(model_id).is_dir():
             return cls.load(model_id, device)
-        options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
-        return cls.load(_download(model_id, local_files_only=local_files_only, **options), device)
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        return cls.load(_download(model_id, **{name: options[name] for name in names if name in options}), device)
 
 
 def iterate_image_batches(
-    images: Images, transform: Transform, batch_size: int, workers: int, pin_memory: bool = False
-) -> Iterable[Tensor]:
+    images: Images,
+    transform: Transform,
+    batch_size: int,
+    workers: int,
+    progress: str | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Tensor]:
     """Yield batches of transformed images, b x 3 x H x W; tensors of pixels or features are only split."""
     if isinstance(images, Tensor):
         is_float = images.is_floating_point()
         if not (images.ndim == 4 and (is_float or images.dtype == torch.uint8)) and not (images.ndim == 2 and is_float):
-            raise InputError(
-                f"a tensor of {images.dtype} and shape {tuple(images.shape)}",
-                field="images",
-                expected="B x 3 x H x W pixels, uint8 or floating point, or N x F features",
-            )
-        return images.split(batch_size) if len(images) else []
-    if isinstance(images, Sequence) and not isinstance(images, str):
+            problem = f"a tensor of {images.dtype} and shape {tuple(images.shape)}"
+            expected = "B x 3 x H x W pixels, uint8 or floating point, or N x F features"
+            raise InputError(problem, field="images", expected=expected)
+        batches = images.split(batch_size) if len(images) else []
+    elif isinstance(images, Sequence) and not isinstance(images, str):
         dataset, options = EvaluationImages(images, transform), loading.loader_options(workers)
-        return loading.iterate_batches(DataLoader(dataset, batch_size, pin_memory=pin_memory, **options))
-    raise InputError(type(images).__name__, field="images", expected="a list of paths or PIL images, or a tensor")
+        batches = loading.iterate_batches(DataLoader(dataset, batch_size, pin_memory=pin_memory, **options))
+    else:
+        raise InputError(type(images).__name__, field="images", expected="a list of paths or PIL images, or a tensor")
+    with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
+        for batch in batches:
+            yield batch
+            bar.advance(len(batch), unit="images")
 
 
 def write_threshold(folder: Path, threshold: float | None, false_match_rate: float | None) -> None:
     """Set or, with None, remove the no-match threshold of a model folder."""
-    config = read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN)
     rate = None if threshold is None else false_match_rate
-    _write_config(config.model_copy(update={"threshold": threshold, "false_match_rate": rate}), folder)
+    changes = {"threshold": threshold, "false_match_rate": rate}
+    _write_config(read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN).model_copy(update=changes), folder)
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -26,10 +26,9 @@ from orthoproxy.core.distributed import (
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.safe_parsing import open_npy
-from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.embedder import BATCH_SIZE, Embedder, EmbedOptions
 
 FORMAT_VERSION = 2
-BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ def pooled_features(
         return features
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
     with raise_together(), torch.random.fork_rng(devices=[]):  # the loader draws a seed, on a cache miss only
-        blocks = model.iterate_features(paths[local_slice(sizes)], BATCH_SIZE, workers, "features", precision)
+        options = EmbedOptions(batch_size=BATCH_SIZE, workers=workers, progress="features", precision=precision)
+        blocks = model.iterate_features(paths[local_slice(sizes)], **options)
         own = torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for _, block in blocks)])
     features = all_gather_rows(own, sizes)
     with raise_together(), os_errors_as_input_errors(folder, "run it again"):

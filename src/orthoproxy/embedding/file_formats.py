@@ -21,27 +21,22 @@ ResizeField = Annotated[int, Field(ge=1, le=MAX_DIM)] | Literal["stretch"] | Non
 
 
 def validate_json(schema: type[T], text: str | bytes, path: str | Path, hint: str) -> T:
-    """Parse and validate JSON; raises InputError with the first invalid field."""
+    """Parse and validate JSON; raises InputError with the first invalid field, the format version before others."""
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as invalid:
-        errors = invalid.errors(include_url=False)
-        first = next((error for error in errors if error["loc"] == ("format_version",)), errors[0])
-        raise _input_error(first, path, hint) from invalid
+        errors: list[Any] = invalid.errors(include_url=False)
+        error = next((error for error in errors if error["loc"] == ("format_version",)), errors[0])
+        field, problem, expected = ".".join(map(str, error["loc"])) or None, f"damaged: {error['msg']}", None
+        if field == "format_version":
+            problem = f"unknown format version {None if error['type'] == 'missing' else error['input']!r}"
+            expected = error.get("ctx", {}).get("expected")
+        raise InputError(problem, field=field, path=path, expected=expected, hint=hint) from invalid
 
 
 def read_json(schema: type[T], path: Path, hint: str) -> T:
     """Parse and validate a JSON file."""
     return validate_json(schema, path.read_bytes(), path, hint)
-
-
-def _input_error(error: Any, path: str | Path, hint: str) -> InputError:
-    field = ".".join(map(str, error["loc"])) or None
-    if field == "format_version":
-        version = None if error["type"] == "missing" else error["input"]
-        expected = error.get("ctx", {}).get("expected")
-        return InputError(f"unknown format version {version!r}", field=field, path=path, expected=expected, hint=hint)
-    return InputError(f"damaged: {error['msg']}", field=field, path=path, hint=hint)
 
 
 def import_optional(name: str, extra: str) -> Any:

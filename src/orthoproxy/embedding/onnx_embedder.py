@@ -15,7 +15,6 @@ from jaxtyping import Float
 from pydantic import BaseModel
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.progress import Progress
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.embedder import Embedder, Images, iterate_image_batches
@@ -31,8 +30,8 @@ os.register_at_fork(after_in_child=gc.freeze)
 class OnnxMetadata(BaseModel, frozen=True):
     """The metadata of an exported ONNX file, stored as JSON values.
 
-    `resize`, `mean` and `std` describe the preprocessing; the model itself normalizes the pixels. `source` is the
-    identity of the model that was exported, `checked` the result of comparing with it.
+    The model itself normalizes the pixels, with `mean` and `std`. `source` is the identity of the exported model,
+    `checked` the result of comparing with it.
     """
 
     format_version: Literal[2]
@@ -70,25 +69,14 @@ class OnnxMetadata(BaseModel, frozen=True):
 
 
 class OnnxEmbedder:
-    """A model in an ONNX file, used like an `Embedder`.
+    """A model in an ONNX file that ``orthoproxy export`` wrote, used like an `Embedder`.
 
     Parameters
     ----------
     path
-        Written by ``orthoproxy export``.
+        The file; its `metadata` become an attribute.
     device
         ``cpu``, or ``cuda`` if onnxruntime supports it.
-
-    Attributes
-    ----------
-    metadata
-        Metadata of the file.
-
-    Raises
-    ------
-    InputError
-        If onnxruntime is not installed or does not support the device, or the file was not written by
-        ``orthoproxy export``.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
@@ -96,44 +84,19 @@ class OnnxEmbedder:
             raise InputError("no such file", path=path)
         self.path = Path(path)
         self.session = make_session(self.path, str(device))
-        self.metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map, path)
+        self.metadata = metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map, path)
+        self.embedding_dim, self.image_size = metadata.embedding_dim, metadata.image_size
+        self.resize: Resize = metadata.resize
+        self.identity, self.threshold = metadata.identity, metadata.threshold
         self.transform = evaluation_transform(self.image_size, self.resize)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Embedding dimension D."""
-        return self.metadata.embedding_dim
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input, in pixels."""
-        return self.metadata.image_size
-
-    @property
-    def resize(self) -> Resize:
-        """Shorter side in pixels before the center crop, or ``stretch``."""
-        return self.metadata.resize
-
-    @property
-    def identity(self) -> str:
-        """Identity of the exported `Embedder`; an int8 model has its own."""
-        return self.metadata.identity
-
-    @property
-    def threshold(self) -> float | None:
-        """Similarity below which a search result counts as no match, or None."""
-        return self.metadata.threshold
 
     def embed(
         self, images: Images, batch_size: int = 128, workers: int = 0, progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
         """Embed images; parameters, result and errors are those of `Embedder.embed`."""
+        batches = iterate_image_batches(images, self.transform, batch_size, workers, progress)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
-            for batch in iterate_image_batches(images, self.transform, batch_size, workers):
-                rows.append(self._run(batch))
-                bar.advance(len(batch), unit="images")
-        return np.concatenate(rows)
+        return np.concatenate(rows + [self._run(batch) for batch in batches])
 
     def _run(self, pixels: torch.Tensor) -> Float[np.ndarray, "b D"]:
         if pixels.is_floating_point():
@@ -147,9 +110,13 @@ def read_metadata(path: Path) -> OnnxMetadata:
     try:
         content = onnx.load(path, load_external_data=False)
     except (OSError, protobuf.DecodeError) as error:
-        reason = getattr(error, "strerror", None) or textwrap.shorten(str(error), 160)
-        raise InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN) from error
+        raise _not_onnx(path, error) from error
     return OnnxMetadata.from_properties({entry.key: entry.value for entry in content.metadata_props}, path)
+
+
+def _not_onnx(path: Path, error: Exception) -> InputError:
+    reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 160)
+    return InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN)
 
 
 def make_session(path: Path, device: str = "cpu") -> Any:
@@ -166,37 +133,11 @@ def make_session(path: Path, device: str = "cpu") -> Any:
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        reason = textwrap.shorten(str(error), 160)
-        raise InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN) from error
+        raise _not_onnx(path, error) from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder | OnnxEmbedder:
-    """Load a model to embed images with.
-
-    Parameters
-    ----------
-    path
-        Run folder, model folder, ``OWNER/NAME`` on the Hugging Face hub, or .onnx file.
-    device
-        Where to compute.
-
-    Returns
-    -------
-    Embedder or OnnxEmbedder
-        Without the proxies, which embedding does not need.
-
-    Raises
-    ------
-    InputError
-        If there is no model.
-
-    Examples
-    --------
-    >>> load_model("nowhere.onnx")
-    Traceback (most recent call last):
-    ...
-    orthoproxy.core.errors.InputError: nowhere.onnx: no such file
-    """
+    """Load a model, without proxies, from a run folder, model folder, .onnx file or ``OWNER/NAME`` on the hub."""
     if str(path).endswith(".onnx"):
         return OnnxEmbedder(path, device)
     return Embedder.load(path, device, with_proxies=False)

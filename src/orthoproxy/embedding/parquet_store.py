@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -17,7 +19,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data import Collection
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.file_formats import Dim, import_optional, read_json, validate_json
+from orthoproxy.embedding.file_formats import Dim, import_optional, read_json
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 
 META = "embedding.json"
@@ -63,15 +65,13 @@ class EmbeddingMeta(BaseModel, frozen=True):
         )
 
 
-class _UnreadableImage(BaseModel, frozen=True):
-    path: str
-    reason: str
+@dataclass(frozen=True)
+class _PartMetadata:
+    """Not a pydantic model, as names of unreadable files may not be UTF-8."""
 
-
-class _PartMetadata(BaseModel, frozen=True):
     model: str
     digest: str
-    unreadable: tuple[_UnreadableImage, ...]
+    unreadable: list[dict[str, str]]  # path, reason
 
 
 def embedding_meta(folder: str | Path) -> EmbeddingMeta:
@@ -82,23 +82,10 @@ def embedding_meta(folder: str | Path) -> EmbeddingMeta:
 
 
 def read_parts(folder: str | Path) -> Iterator[tuple[pd.DataFrame, Float[np.ndarray, "n D"]]]:
-    """Read embeddings part by part.
+    """Read a folder that `embed_collection` wrote, part by part.
 
-    Parameters
-    ----------
-    folder
-        Written by `embed_collection`.
-
-    Returns
-    -------
-    Iterator
-        For each part its rows (`path, label, group, content`) and their embeddings; images that could not be read are
-        not included.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no embeddings, is unfinished, or a part is damaged.
+    Yields the rows (`path, label, group, content`) of the readable images and their embeddings. Raises InputError if
+    the folder holds no embeddings, is unfinished, or a part is damaged.
     """
     meta, folder = embedding_meta(folder), Path(folder)
     missing = [part.file for part in meta.parts if not is_complete(folder, part)]
@@ -110,15 +97,10 @@ def read_parts(folder: str | Path) -> Iterator[tuple[pd.DataFrame, Float[np.ndar
 
 def _read_part(path: Path, dim: int) -> tuple[pd.DataFrame, Float[np.ndarray, "n D"]]:
     pq = import_optional("pyarrow.parquet", "search")
-    with path.open("rb") as file:
-        try:
-            table = pq.read_table(file)
-            vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-            return table.select(TEXT_COLUMNS).to_pandas(), vectors
-        except _damage() as error:
-            if getattr(error, "errno", None) is not None:  # the disk failed, not the file
-                raise
-            raise InputError(f"damaged: {error}", path=path, hint=f"remove the file and {FINISH}") from error
+    with _damage_as_input_error(path), path.open("rb") as file:
+        table = pq.read_table(file)
+        vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+        return table.select(TEXT_COLUMNS).to_pandas(), vectors
 
 
 def begin(out: Path, plan: EmbeddingMeta) -> None:
@@ -143,28 +125,34 @@ def begin(out: Path, plan: EmbeddingMeta) -> None:
 
 def is_complete(out: Path, part: Part) -> bool:
     """Whether a part exists, is of these images, and was not truncated."""
-    if not (out / part.file).is_file():
-        return False
-    try:
+    import_optional("pyarrow", "search")
+    with suppress(InputError):
         rows, metadata = _read_metadata(out / part.file)
-    except _damage() as error:
-        if getattr(error, "errno", None) is not None:  # the disk failed, not the file
-            raise
-        return False
-    return metadata.digest == part.digest and rows + len(metadata.unreadable) == part.images
+        return metadata.digest == part.digest and rows + len(metadata.unreadable) == part.images
+    return False
 
 
 def _read_metadata(path: Path) -> tuple[int, _PartMetadata]:
-    """Return the number of rows of a part, and what its metadata hold."""
-    with path.open("rb") as file:
+    """Return the number of rows of a part, and its metadata."""
+    if not path.is_file():
+        raise InputError("missing", path=path, hint=FINISH)
+    with _damage_as_input_error(path), path.open("rb") as file:
         parquet = import_optional("pyarrow.parquet", "search").read_metadata(file)
-    return parquet.num_rows, validate_json(_PartMetadata, parquet.metadata[b"orthoproxy"], path, FINISH)
+        metadata = _PartMetadata(**json.loads(parquet.metadata[b"orthoproxy"]))
+        return parquet.num_rows, metadata
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for a damaged file; OSError also stands for failures of the disk, which have an errno."""
+@contextmanager
+def _damage_as_input_error(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into InputError; an OSError with errno is a failure of the disk."""
     pa = import_optional("pyarrow", "search")
-    return (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, KeyError, TypeError, ValueError, OSError)
+    damage = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, KeyError, TypeError, ValueError, OSError)
+    try:
+        yield
+    except damage as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise InputError(f"damaged: {error}", path=path, hint=f"remove the file and {FINISH}") from error
 
 
 def write_part(
@@ -188,7 +176,7 @@ def write_part(
 def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
     """Collect the unreadable images of all parts and write unreadable.csv if there are any."""
     found = [
-        (str(Path(plan.root) / image.path), part.file, image.reason)
+        (str(Path(plan.root) / image["path"]), part.file, image["reason"])
         for part in plan.parts
         for image in _read_metadata(out / part.file)[1].unreadable
     ]

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
-from orthoproxy.core.progress import Progress
 from orthoproxy.data import evaluation_size
 from orthoproxy.embedding.embedder import Embedder, Images, iterate_image_batches
 from orthoproxy.embedding.file_formats import import_optional
@@ -32,37 +31,24 @@ TOLERANCE = 1e-4  # largest difference of an embedding's component, float32
 MAX_RECALL_LOSS = 0.01  # upper bound of the interval of the loss of Recall@1, int8
 MAX_FILE_SIZE = 2**31 - 2**20  # bytes; protobuf's limit is 2 GiB
 CALIBRATION_BATCH = 16
-# layers with 8-bit input and output, between the convolutions of a convolutional network
+# with 8-bit input and output, between convolutions
 INT8_LAYERS = ["Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu"]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported model and the result of its check.
-
-    Parameters
-    ----------
-    path
-        The ONNX file.
-    metadata
-        Metadata of the file.
-    difference
-        Largest absolute difference between its embeddings and the original's.
-    images
-        Number of images compared.
-    scores
-        Recall@1 on the test images: the exported model (`model`), the original (`baseline`), and their paired
-        difference; None without test images.
-    matching
-        No-match calibration of the exported model on validation classes; None without.
-    """
+    """An exported model and the result of its check."""
 
     path: Path
     metadata: OnnxMetadata
     difference: float
+    """Largest absolute difference between its embeddings and the original's."""
     images: int
+    """Number of images compared."""
     scores: Evaluation | None
+    """Recall@1 on the test images of the exported model and the original (`baseline`); None without test images."""
     matching: NoMatchCalibration | None
+    """No-match calibration of the exported model on validation classes; None without."""
 
 
 def export_onnx(
@@ -78,39 +64,28 @@ def export_onnx(
     workers: int = 0,
     progress: bool = False,
 ) -> Exported:
-    """Export a model to ONNX and check it against the original.
+    """Export a model to ONNX and check it against the original; raises InputError if it fails the check.
 
     In float32, no component of an embedding may differ from the original's by more than 1e-4. In int8, Recall@1 on the
     test images may not be lower than the original's by more than 0.01, by the upper bound of the paired interval.
 
     Parameters
     ----------
-    model
-        The original.
-    out
-        The file; left as it was if the check fails.
+    model, out
+        The original, and the file to write; left as it was if the check fails.
     test, validation
-        Images of classes that were not trained on, from `data.make_table`; may be empty. Test images are for the check,
-        validation images for the no-match threshold.
-    training
-        Image files to calibrate int8 ranges on.
-    int8
-        Quantize weights and activations to 8 bits.
+        Images of classes that were not trained on, from `data.make_table`, to check the model and to set the no-match
+        threshold; one may be empty.
+    training, int8
+        Quantize weights and activations to 8 bits, with ranges calibrated on these image files.
     false_match_rate
         Target of the no-match threshold; see `evaluation.NoMatchCalibration`.
     license
         License of the model.
     scoring
         How Recall@1 is computed.
-    workers
-        Data loading processes.
-    progress
-        Show progress.
-
-    Raises
-    ------
-    InputError
-        If the exported model fails the check, or cannot be checked or written.
+    workers, progress
+        Data loading processes; whether to show progress.
 
     Examples
     --------
@@ -226,7 +201,8 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
     onnx, quantization = import_optional("onnx", "onnx"), import_optional("onnxruntime.quantization", "onnx")
     shape_inference = import_optional("onnxruntime.quantization.shape_inference", "onnx")
     prepared, quantized = path.with_name("prepared.onnx"), path.with_name("int8.onnx")
-    with _quiet(), Progress(progress or "calibrate", len(training), shown=progress is not None) as bar:
+    batches = iterate_image_batches(training, model.transform, CALIBRATION_BATCH, workers, progress)
+    with _quiet():
         shape_inference.quant_pre_process(path, prepared, skip_symbolic_shape=True)  # folds batch norm
         graph = onnx.load(prepared, load_external_data=False).graph
         weights = {x.name for x in graph.initializer}
@@ -237,7 +213,7 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
         quantization.quantize_static(
             prepared,
             quantized,
-            _CalibrationReader(iterate_image_batches(training, model.transform, CALIBRATION_BATCH, workers), bar),
+            _CalibrationReader(batches),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=layers,
             nodes_to_exclude=[*attention, *convolutions[:2], *convolutions[-1:]],
@@ -252,15 +228,12 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
 class _CalibrationReader:
     """Implements onnxruntime's `CalibrationDataReader`."""
 
-    def __init__(self, batches: Iterable[Tensor], progress: Progress) -> None:
-        self.batches, self.progress = iter(batches), progress
+    def __init__(self, batches: Iterator[Tensor]) -> None:
+        self.batches = batches
 
     def get_next(self) -> dict[str, UInt8[np.ndarray, "b 3 S S"]] | None:
         batch = next(self.batches, None)
-        if batch is None:
-            return None
-        self.progress.advance(len(batch), unit="images")
-        return {INPUT: batch.numpy()}
+        return None if batch is None else {INPUT: batch.numpy()}
 
 
 def _write_metadata(path: Path, metadata: OnnxMetadata) -> None:
@@ -284,10 +257,8 @@ def _check(int8: bool, difference: float, scores: Evaluation | None) -> None:
     """Raise InputError if the exported model deviates too much; NaN deviates."""
     if not int8:
         if not difference <= TOLERANCE:
-            raise InputError(
-                f"the embeddings of the ONNX file differ from the original's by up to {difference:.2g}",
-                expected=f"at most {TOLERANCE:g}",
-            )
+            problem = f"the embeddings of the ONNX file differ from the original's by up to {difference:.2g}"
+            raise InputError(problem, expected=f"at most {TOLERANCE:g}")
         return
     assert scores is not None and scores.difference is not None
     change = scores.difference["recall@1"]

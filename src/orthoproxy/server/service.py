@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -72,18 +73,21 @@ class Service:
         model = self.models.get(catalog.model) or _load_model(catalog)
         if model is not None:
             self.models[model.identity] = model
-        rows = catalog.rows(["id", "label"])
-        counts = rows["label"][rows["label"] != ""].value_counts()
-        samples = rows["id"].sample(min(SAMPLES, len(rows)), random_state=0)
+        counts = Counter[str]()
+        for page in catalog.iterate_rows(["label"]):
+            counts.update(page["label"])
+        images = counts.total()
+        counts.pop("", None)
         info = CatalogInfo(
             name=name,
-            images=len(rows),
+            images=images,
             labels=len(counts),
             dim=catalog.dim,
             model=catalog.model,
             takes_images=model is not None,
         )
-        return ServedCatalog(info, catalog, model, tuple(map(str, counts.index)), tuple(samples))
+        labels = tuple(label for label, _ in counts.most_common())
+        return ServedCatalog(info, catalog, model, labels, tuple(catalog.sample_ids(SAMPLES)))
 
     def served(self, name: str | None) -> ServedCatalog:
         """Return a catalog by name, the first for None; raise status 404 if there is none."""
