@@ -226,7 +226,7 @@ def test_invalid_arguments(run: Path, out: Path, tmp_path: Path) -> None:
     Embedder.load(run).save(tmp_path / "alone")
     assert rejected(tmp_path / "alone", out).path == tmp_path / "alone"
     model, table = Embedder.load(run), make_table(["x"], ["x"])
-    for options, field in (({"test": table[:0]}, "test"), ({"test": table, "int8": True}, "training")):
+    for test, int8, field in ((table[:0], False, "test"), (table, True, "training")):
         with pytest.raises(InputError) as error:
-            export_onnx(model, out, validation=table[:0], **options)
+            export_onnx(model, out, test, table[:0], int8=int8)
         assert error.value.field == field

@@ -133,7 +133,7 @@ def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
     for page in catalog.iterate_rows(["id", "path"]):
         for target in targets:
             matches = page["id"][(page["path"] == target) | page["path"].str.startswith(f"{target}/")]
-            chosen += matches
+            chosen.extend(matches)
             missing -= {target} if len(matches) else set()
     if missing:
         hint = f"give paths relative to {catalog.root}"

@@ -133,7 +133,7 @@ class Embedder(
         digest = hashlib.sha256(json.dumps([encoder.name, encoder.image_size, size, *normalization]).encode())
         for name, x in sorted(weights.items()):
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-            digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def embed(

@@ -44,7 +44,7 @@ class FrozenFeatures:
         return cls(pooled_features(model, paths, folder, workers), pd.Index(paths))
 
     def __call__(self, paths: Sequence[str]) -> Float[Tensor, "n F"]:
-        return self.rows[torch.from_numpy(self.paths.get_indexer_for(paths))]
+        return self.rows[torch.from_numpy(self.paths.get_indexer_for(pd.Index(paths)))]
 
 
 def pooled_features(
