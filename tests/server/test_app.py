@@ -108,7 +108,7 @@ def test_file_base64_embedding_and_id_agree(client: TestClient, service: Service
 
 def test_the_order_is_that_of_exact_similarities(client: TestClient, service: Service) -> None:
     query, catalog = np.random.default_rng(3).standard_normal(8), service.served("second").catalog
-    keys = catalog.rows(["id"])["id"]
+    keys = pd.concat(catalog.iterate_rows(["id"]))["id"]
     embeddings = np.stack(list(catalog.get(list(keys), True)["embedding"]))
     expected = keys.to_numpy()[np.argsort(-(embeddings @ query))]
     assert ids(client.post("/search", json={"embedding": query.tolist(), "k": 19, "catalog": "second"})) == (
