@@ -16,18 +16,18 @@ from orthoproxy.training import Checkpoints, FitOptions, TrainingState, fit, mak
 class Job:
     """Everything that `fit` takes, on the three classes of `image_folder`; it is its own log."""
 
-    def __init__(self, folder, encoder, images, batch_size=4, precision="32-true"):
+    def __init__(self, folder, encoder, images, batch_size=4, precision="32-true", device="cpu"):
         torch.manual_seed(0)
         table = folder_table(images)
         labels = table["label"].astype("category").cat.codes.astype(int).tolist()
-        self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-        self.encoder = copy.deepcopy(encoder)
-        self.objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality(), weight=0.1)
+        self.fabric = Fabric(accelerator=device, devices=1, precision=precision)
+        self.encoder = copy.deepcopy(encoder).to(self.fabric.device)
+        self.objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality(), weight=0.1).to(self.fabric.device)
         self.optimizer = make_optimizer(self.encoder, self.objective, 1e-3, 1e-3, 1e-2, 1e-4)
         self.sampler = BatchSampler(labels, batch_size)
         dataset = TrainingImages(table["path"].tolist(), labels, training_transform(32))
         self.loader = DataLoader(dataset, batch_sampler=self.sampler, generator=torch.Generator())
-        self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer)
+        self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer, self.fabric.device)
         self.options = FitOptions(epochs=1)
         self.records = []
 

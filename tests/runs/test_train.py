@@ -18,7 +18,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import read_tensors
 from orthoproxy.runs.config import Config, Training
 from orthoproxy.runs.dataset import split_table
-from orthoproxy.runs.device import make_scoring
+from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring
 from orthoproxy.runs.evaluate import evaluate_run, write_report
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.runs.run_folder import RunFolder
@@ -381,7 +381,7 @@ def test_the_default_folder_is_named_after_the_dataset(config, tmp_path, monkeyp
 @pytest.mark.parametrize(("capabilities", "native"), [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)])
 def test_bfloat16_is_chosen_where_the_cpu_computes_it_natively(monkeypatch, capabilities, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    precision = device.choose_precision(Training(device="cpu"))
+    precision = choose_precision(Training(device="cpu"))
     assert precision == ("bf16-mixed" if native else "32-true")
-    assert device.evaluation_precision("cpu", precision) == "32-true"
-    assert device.evaluation_precision("cuda", "bf16-mixed") == "bf16-mixed"
+    assert evaluation_precision("cpu", precision) == "32-true"
+    assert evaluation_precision("cuda", "bf16-mixed") == "bf16-mixed"
