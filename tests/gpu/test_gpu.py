@@ -132,7 +132,7 @@ def test_scores_equal_those_of_the_cpu(groups):
 
 def test_a_million_classes_take_the_memory_of_their_state():
     classes, dim = 1_000_000, 128
-    state = 16 * classes * dim  # bytes of proxies, gradients and two moments
+    state = 20 * classes * dim  # bytes of proxies, two moments, and the gradients of loss and regularizer
     if torch.cuda.mem_get_info()[0] < 1.2 * state + 2**30:
         pytest.skip("too little free memory")
     torch.cuda.empty_cache()
@@ -145,7 +145,7 @@ def test_a_million_classes_take_the_memory_of_their_state():
         objective(x, labels)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert torch.cuda.max_memory_allocated() - before < 1.1 * state + 2**28
+    assert torch.cuda.max_memory_allocated() - before < 1.05 * state + 2**27
 
 
 RESUME = """
