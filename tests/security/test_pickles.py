@@ -85,7 +85,7 @@ def test_checkpoints(way: Callable, run: Path, photos: Path, recipe: Path, marke
     (run / "report.html").unlink()
     (run / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
     shutil.rmtree(run / "model")  # as it is when the training has just ended: both checkpoints are read
-    state = {"format_version": 1, "encoder": {}, "objective": {}, "optimizer": {}, "position": Trap(marker)}
+    state = {"format_version": 2, "encoder": {}, "objective": {}, "optimizer": {}, "state": Trap(marker)}
     for name in ("best.ckpt", "last.ckpt"):
         way(state, run / "checkpoints" / name)
         assert name in rejected(training(recipe, photos, run, "--resume"), capsys)

@@ -207,9 +207,8 @@ def test_a_frozen_backbone_without_projection_leaves_nothing_for_ddp(kind: str) 
     assert distance(several[0]["weights"], one["weights"]) < 1e-9
 
 
-@KINDS
-def test_a_repetition_gives_the_same_bits_in_single_precision(kind: str) -> None:
-    first, second = (in_several(2, make_encoder(), kind, dtype=torch.float32) for _ in range(2))
+def test_a_repetition_gives_the_same_bits_in_single_precision() -> None:
+    first, second = (in_several(2, make_encoder(), "sharded", dtype=torch.float32) for _ in range(2))
     assert first[0]["losses"] == second[0]["losses"]
     for one, other in zip(first, second, strict=True):
         assert_equal_bits([one, other])

@@ -125,6 +125,7 @@ class Checkpoints:
             return state
         with raise_together():
             if is_main():
+                self._read(self.path("previous"), name)  # if that is damaged too, both are left in place
                 print(
                     f"warning: {damage or 'a shard of the last checkpoint is damaged'}\n"
                     "warning: continuing from the checkpoint before it; the damaged one is kept as damaged.ckpt",
@@ -207,6 +208,7 @@ def _verify_checksums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as parts:
             damaged = parts.testzip()
+        torch.serialization.get_unsafe_globals_in_checkpoint(path)  # its reader rejects more headers
     except OSError as error:
         if error.errno != errno.EINVAL:  # a damaged offset; anything else is not the file's fault
             raise
