@@ -80,10 +80,8 @@ def export_onnx(
         Quantize weights and activations to 8 bits, with ranges calibrated on these image files.
     false_match_rate
         Target of the no-match threshold; see `evaluation.NoMatchCalibration`.
-    license
-        License of the model.
-    scoring
-        How Recall@1 is computed.
+    license, scoring
+        License of the model; how Recall@1 is computed.
     workers, progress
         Data loading processes; whether to show progress.
 
