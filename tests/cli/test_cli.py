@@ -18,6 +18,7 @@ from command_line import Files, input_error, make_files, train_arguments
 from orthoproxy.cli import search, train
 from orthoproxy.cli.main import COMMANDS, main
 from orthoproxy.core.errors import DivergedError, WorkerLost
+from orthoproxy.runs.recipes import read_config, write_config
 
 METRICS = {"recall@1", "recall@2", "map@r", "r_precision", "mrr"}
 
@@ -40,8 +41,6 @@ def test_options_override_recipes_and_later_recipes_earlier_ones(files: Files, t
     assert main(train_arguments(files, tmp_path / "run", *more)) == 0
     printed = capsys.readouterr().out
     (tmp_path / "printed.yaml").write_text(printed)
-    from orthoproxy.runs.recipes import read_config
-
     config = read_config(tmp_path / "printed.yaml")
     assert (config.training.epochs, config.training.seed, config.sampler.batch_size) == (3, 7, 6)
     assert config.encoder.name == "test_vit" and config.loss.args == {"scale": 16}
@@ -58,6 +57,13 @@ def test_evaluate_other_images(files: Files, run: Path, capsys) -> None:
         assert set(scores[name]) == METRICS
         assert all(set(estimate) == {"value", "low", "high"} for estimate in scores[name].values())
     assert "recall@1" in printed.err
+
+
+def test_other_images_are_not_looked_for_in_the_folder_of_the_run(files: Files, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = read_config(copy / "config.yaml").with_overrides({"data.root": str(tmp_path)})
+    write_config(config, copy / "config.yaml")
+    assert main(["evaluate", str(copy), str(files.unseen)]) == 0
 
 
 def test_evaluate_without_images_repeats_the_evaluation_of_the_run(run: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def run(options: Any) -> None:
 
     run_folder = RunFolder.find(options.model)
     overrides = config_overrides(options)
+    if options.images:  # not in the folder of the run's images
+        overrides = {"data.root": None, "data.csv": None} | overrides
     config = (run_folder.config if run_folder else Config()).with_overrides(overrides)
     workers = config.data.workers if options.workers is None else options.workers
     with json_output(options.json) as write:

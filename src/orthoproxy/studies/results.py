@@ -170,8 +170,9 @@ def write_results(results: Iterable[TrialResult], path: Path) -> None:
     )
 
 
-def read_results(path: Path) -> list[TrialResult]:
+def read_results(path: str | Path) -> list[TrialResult]:
     """Read the results of a study; raise InputError if the file is damaged or pyarrow is not installed."""
+    path = Path(path)
     pa, parquet = _arrow()
     try:
         rows = parquet.read_table(path).to_pylist()
