@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: help demo test test-core lint check slow server gpu bench bench-full gpu docs fuzz audit reliability coverage dist clean
+.PHONY: help demo test test-core lint check slow server gpu bench bench-full docs fuzz audit reliability coverage dist clean
 
 help:
 	@echo "make demo         train on icons, evaluate on unseen icons, index them (no data to download)"
@@ -15,7 +15,6 @@ help:
 	@echo "make server       tests against a Milvus server, which they install and start"
 	@echo "make gpu          tests and benchmarks on a CUDA GPU, with the PyTorch that PYTHON has"
 	@echo "make bench        speed and memory beside other libraries, 15 minutes; bench-full: the long ones"
-	@echo "make gpu    tests, speed, memory and resuming on a GPU, with what PYTHON=python3 has installed; eight minutes"
 	@echo "make fuzz         mutated files and requests, SECONDS=60 per parser"
 	@echo "make audit        known vulnerabilities of the pinned versions; needs PyPI"
 	@echo "make reliability  crash, disk and damage tests, slow ones included"
