@@ -1,26 +1,24 @@
-"""Finding wrong labels: precision and recall with 5 % of a run's training labels changed at random.
+"""Detection of label errors: precision and recall with 5 % of a run's training labels changed at random.
 
     python benchmarks/label_errors.py --run runs/icons
     python benchmarks/label_errors.py --run runs/icons --planted runs/icons-planted
 
-The labels are changed for five seeds. Each way judges an image by a model that has no part in it: the class means
-without it, or its nearest neighbours. `listed` is what `orthoproxy diagnose` would list. Average precision looks at the
-order alone. With --planted the run is also trained on the first seed's changed labels, in that folder, and its own
-encoder is asked: it has seen the wrong labels, and what it says depends on how well it has learned them.
+The labels are changed with five seeds. Each method leaves the image itself out: class means, or nearest neighbors.
+`listed` is the number that `orthoproxy diagnose` would list. With --planted, a run is also trained on the changed
+labels of the first seed, and its own encoder is evaluated.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from measure import arguments, report
 
-from orthoproxy import Embedder, Run, train
+from orthoproxy import Embedder, RunFolder, train
 from orthoproxy.data import select_split
 from orthoproxy.diagnosis.label_errors import (
     CORRUPTED,
@@ -31,16 +29,16 @@ from orthoproxy.diagnosis.label_errors import (
     whiten,
 )
 from orthoproxy.reports.geometry import unit_rows
-from orthoproxy.runs.evaluate import images_of
+from orthoproxy.runs.evaluate import load_table
 
 SEEDS = range(5)
-NEIGHBOURS = 5
+NEIGHBORS = 5
 
 
 def main() -> None:
     options = arguments(__doc__ or "", run="runs/icons", planted="")
-    run = Run(options.run)
-    table = images_of(run)
+    run = RunFolder(options.run)
+    table = load_table(run)
     images = select_split(table, "train")
     labels = pd.factorize(images["label"], sort=True)[0]
     features = Embedder.load(run.folder / "baseline").embed(
@@ -51,14 +49,14 @@ def main() -> None:
         **{f"class means, whitened {w:g}": whiten(features, w) for w in (0.25, 0.5, 0.75, 1.0)},
     }
     rows = [
-        row(way, [judged(labels, seed, lambda changed, x=x: leave_one_out(x, changed)) for seed in SEEDS])
+        row(way, [evaluated(labels, seed, lambda changed, x=x: leave_one_out(x, changed)) for seed in SEEDS])
         for way, x in ways.items()
     ]
     half = ways["class means, whitened 0.5"]
     rows.append(
         row(
-            f"{NEIGHBOURS} neighbours, whitened 0.5",
-            [judged(labels, s, lambda y: by_neighbours(half, y)) for s in SEEDS],
+            f"{NEIGHBORS} neighbors, whitened 0.5",
+            [evaluated(labels, s, lambda y: by_neighbors(half, y)) for s in SEEDS],
         )
     )
     if options.planted:
@@ -68,10 +66,10 @@ def main() -> None:
     report(f"label_errors-{run.folder.resolve().name}", "Wrong labels found", columns, rows, notes)
 
 
-def judged(labels: np.ndarray, seed: int, judge: Callable[[np.ndarray], LeaveOneOut]) -> dict[str, float]:
-    """Change labels, have each image judged, and compare with what was changed."""
+def evaluated(labels: np.ndarray, seed: int, find: Callable[[np.ndarray], LeaveOneOut]) -> dict[str, float]:
+    """Change labels, find suspects, and compare them with the changed ones."""
     changed, planted = corrupt_labels(labels, CORRUPTED, seed)
-    seen: LeaveOneOut = judge(changed)
+    seen: LeaveOneOut = find(changed)
     return compared(seen, find_suspects(seen).rows, planted)
 
 
@@ -91,11 +89,11 @@ def row(name: str, results: list[dict[str, float]]) -> dict[str, object]:
     return {"model": name, **{key: statistics.mean(result[key] for result in results) for key in results[0]}}
 
 
-def by_neighbours(x: np.ndarray, labels: np.ndarray) -> LeaveOneOut:
+def by_neighbors(x: np.ndarray, labels: np.ndarray) -> LeaveOneOut:
     """Vote by the similarity of the nearest images, the image itself left out."""
     cosines = x @ x.T
     np.fill_diagonal(cosines, -1)
-    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
     votes = np.zeros((len(x), labels.max() + 1))
     each = np.arange(len(x))
     for place in nearest.T:
@@ -107,8 +105,10 @@ def by_neighbours(x: np.ndarray, labels: np.ndarray) -> LeaveOneOut:
     return LeaveOneOut(own - votes.max(axis=1), ahead / (2 * labels.max()), votes.argmax(axis=1))
 
 
-def by_a_run_that_saw_them(run: Run, table: pd.DataFrame, labels: np.ndarray, folder: Path) -> list[dict[str, object]]:
-    """Train on changed labels, and ask the encoder about them: without the image in the means, and by its proxies."""
+def by_a_run_that_saw_them(
+    run: RunFolder, table: pd.DataFrame, labels: np.ndarray, folder: Path
+) -> list[dict[str, object]]:
+    """Train on changed labels and evaluate that encoder: leave-one-out class means, and its own proxies."""
     changed, planted = corrupt_labels(labels, CORRUPTED, seed=0)
     training = (table["split"] == "train").to_numpy()
     names = np.array(sorted(set(table["label"][training])))
@@ -116,16 +116,14 @@ def by_a_run_that_saw_them(run: Run, table: pd.DataFrame, labels: np.ndarray, fo
     wrong.loc[training, "label"] = names[changed]
     folder.mkdir(parents=True, exist_ok=True)
     wrong.to_csv(folder.with_suffix(".csv"), index=False)
-    data = replace(
-        run.config.data,
-        name="csv",
-        root=None,
-        path=str(folder.with_suffix(".csv")),
-        test_classes=None,
-        outside_root=True,
-    )
-    earlier = train(replace(run.config, data=data), folder, resume=True)
-    model = earlier.model
+    overrides = {
+        "data.name": "csv",
+        "data.root": None,
+        "data.csv": str(folder.with_suffix(".csv")),
+        "data.test_classes": None,
+        "data.allow_paths_outside_root": True,
+    }
+    model = train(run.config.with_overrides(overrides), folder, resume=True).load_model()
     x = unit_rows(model.embed(table["path"][training].tolist(), workers=1, progress="embed, trained"))
     seen = leave_one_out(x, changed)
     results = [row("class means, encoder trained on them", [compared(seen, find_suspects(seen).rows, planted)])]

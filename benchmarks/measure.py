@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 def paired_seconds(candidates: dict[str, Callable[[], object]], runs: int = 5) -> dict[str, list[float]]:
-    """Time candidates in turn, A B A B ..., after a round that does not count, so that all see the same weather."""
+    """Time candidates in turn, A B A B ..., after a warm-up round, so that all see the same load."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in range(runs + 1):
         for name, work in candidates.items():

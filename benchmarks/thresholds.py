@@ -1,10 +1,9 @@
-"""Thresholds of `no match`, found on a run's validation images, among its test images.
+"""No-match thresholds calibrated on the validation images of a run, applied to its test images.
 
     python benchmarks/thresholds.py --run runs/icons
 
-A search in a larger collection has more wrong images to be deceived by. For each false-match rate, the threshold is the
-one that `orthoproxy export` finds on the validation images; beside it stands what it lets through there, and among the
-test images of other unseen classes.
+For each false-match rate, the threshold is calibrated on the validation images, as `orthoproxy export` does. The
+table has its false-match rate there and on the larger set of test images.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from __future__ import annotations
 import argparse
 
 from measure import report
-from orthoproxy.runs.build import make_scoring
 
-from orthoproxy import Run
+from orthoproxy import RunFolder
 from orthoproxy.data import select_split
 from orthoproxy.evaluation import calibrate_no_match
-from orthoproxy.runs.evaluate import images_of
+from orthoproxy.runs.device import make_scoring
+from orthoproxy.runs.evaluate import load_table
 
 RATES = (0.01, 0.05, 0.1)
 
@@ -25,8 +24,8 @@ RATES = (0.01, 0.05, 0.1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="A run folder with validation and test classes.")
-    run = Run(parser.parse_args().run)
-    table, scoring, model = images_of(run), make_scoring(run.config.evaluation), run.model
+    run = RunFolder(parser.parse_args().run)
+    table, scoring, model = load_table(run), make_scoring(run.config.evaluation, "cpu"), run.load_model()
     found = {}
     for split in ("validation", "test"):
         images = select_split(table, split)
@@ -41,12 +40,10 @@ def main() -> None:
             shares = {
                 f"among {m.gallery:,} {split} images": str(m.false_match_rate(threshold)) for split, m in found.items()
             }
-            rows.append({"false-match rate wanted": f"{rate:.0%}", "threshold": f"{threshold:.3f}", **shares})
+            rows.append({"target false-match rate": f"{rate:.0%}", "threshold": f"{threshold:.3f}", **shares})
     if not rows:
         parser.error(f"--run: {run.folder} has too few validation images for a rate of {max(RATES):.0%}")
-    report(
-        "thresholds", "Thresholds of no match in a larger collection", list(rows[0]), rows, "Percent [95 % interval]."
-    )
+    report("thresholds", "No-match thresholds in a larger collection", list(rows[0]), rows, "Percent [95 % interval].")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from unittest import mock
 import torch
 from loading import photograph
 from measure import arguments, in_fresh_process, report, times_faster
-from orthoproxy.runs.build import make_encoder, make_objective
 from torch import nn
 
 import orthoproxy
 from orthoproxy import Config
-from orthoproxy.runs.config import Data, Encoder, Initialisation, Loss, Orthogonality, Training
+from orthoproxy.runs.experiment import make_encoder, make_objective
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.training import make_optimizer
 
@@ -44,12 +43,12 @@ class BareLoop:
     """The loop that anyone would write, on random numbers that lie in memory."""
 
     def __init__(self, config: Config) -> None:
-        encoder = make_encoder(config).train()
-        self.objective = make_objective(config, CLASSES, encoder.embedding_dim)
+        encoder = make_encoder(config.encoder).train()
+        self.objective = make_objective(config.loss, CLASSES, encoder.embedding_dim)
         self.optimizer = make_optimizer(encoder, self.objective, 1e-4, 1e-4, 1e-2, 1e-4)
         self.network = nn.Sequential(encoder.backbone, encoder.projection)
         self.half = config.training.precision == "bf16-mixed"
-        batch = config.training.batch_size
+        batch = config.sampler.batch_size
         self.x = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
         self.labels = torch.arange(batch) % CLASSES
 
@@ -64,7 +63,7 @@ class BareLoop:
 def in_turns(recipe: str, out: str, blocks: int) -> dict[str, float]:
     """Train, and after each record that is logged let the bare loop take as many steps."""
     config = read_config(recipe)
-    loop, steps = BareLoop(config), config.training.log_every
+    loop, steps = BareLoop(config), config.training.log_every_n_steps
     seconds: dict[str, list[float]] = {"train": [], "bare": []}
     left = 0.0
 
@@ -80,10 +79,10 @@ def in_turns(recipe: str, out: str, blocks: int) -> dict[str, float]:
         if len(seconds["bare"]) > blocks:
             raise EnoughError
 
-    with mock.patch("orthoproxy.runs.train._log", log), contextlib.suppress(EnoughError):
+    with mock.patch("orthoproxy.training.loop._log", log), contextlib.suppress(EnoughError):
         orthoproxy.train(config, out)
     counted = {name: values[1:] for name, values in seconds.items()}  # the first block warms up
-    images = steps * config.training.batch_size
+    images = steps * config.sampler.batch_size
     speeds = {name: images / statistics.median(values) for name, values in counted.items()}
     return {**speeds, "ratio": times_faster(counted, "train", "bare")}
 
@@ -105,14 +104,21 @@ class Trainings:
         """Write a recipe; return its file and a folder for the run."""
         self.count += 1
         out = self.folder / f"run{self.count}"
-        config = Config(
-            data=Data(name="folder", root=str(self.folder / "images"), test_classes=["test"], workers=workers),
-            encoder=Encoder(name=backbone, weights="none"),
-            initialisation=Initialisation(projection="random", proxies="random"),
-            loss=Loss(orthogonality=Orthogonality(weight=0.3)),
-            training=Training(
-                batch_size=batch, precision=precision, accelerator="cpu", select_on="none", log_every=log_every
-            ),
+        config = Config().with_overrides(
+            {
+                "data": {
+                    "name": "folder",
+                    "root": str(self.folder / "images"),
+                    "test_classes": ["test"],
+                    "workers": workers,
+                },
+                "sampler.batch_size": batch,
+                "encoder": {"name": backbone, "init_from": "none"},
+                "initialization": {"projection": "random", "proxies": "random"},
+                "loss.proxy_regularizer.weight": 0.3,
+                "training": {"precision": precision, "device": "cpu", "log_every_n_steps": log_every},
+                "checkpoint_selection.split": "none",
+            }
         )
         write_config(config, out.with_suffix(".yaml"))
         return str(out.with_suffix(".yaml")), str(out)
