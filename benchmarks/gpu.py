@@ -220,7 +220,7 @@ def tests(options: argparse.Namespace) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--import-mode=importlib"]
     # other versions warn of other things, and a plugin may be missing
     command += ["-o", "addopts=", "-o", "filterwarnings=", "tests/gpu", "tests/evaluation/test_retrieval.py"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout[-6000:], file=sys.stderr)
     last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
     yield "tests marked gpu", last, done.returncode == 0 and ("passed" in last or options.device == "cpu")
