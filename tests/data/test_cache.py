@@ -1,22 +1,20 @@
-"""The cache of resized images: the pixels that evaluation wants, made once, never lost."""
+"""The cache of resized images: the pixels that evaluation wants, made once, and made again if damaged."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import (
-    BatchSampler,
     EvaluationImages,
     TrainingImages,
     cached_images,
@@ -25,6 +23,7 @@ from orthoproxy.data import (
     read_image,
     training_transform,
 )
+from orthoproxy.data.loading import UnreadableImageError
 from orthoproxy.data.transforms import Resize
 
 SIZES = [(80, 60), (60, 80), (47, 131), (20, 30), (40, 40), (200, 41)]
@@ -54,8 +53,7 @@ def copies(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/??/*")}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("resize", [40, 60, "stretch"])
+@pytest.mark.parametrize(("resize", "workers"), [(40, 0), (60, 2), ("stretch", 0)])
 def test_evaluation_of_the_copies_has_the_pixels_of_the_files(
     resize: Resize, workers: int, paths: list[str], folder: Path
 ) -> None:
@@ -74,12 +72,9 @@ def test_large_images_are_resized_and_small_ones_kept(paths: list[str], folder: 
             assert np.array_equal(image.pixels, np.asarray(read_image(path)))
 
 
-def test_training_views_of_copies_are_the_same_crops_on_every_worker(paths: list[str], folder: Path) -> None:
+def test_training_views_of_copies_are_the_same_crops(paths: list[str], folder: Path) -> None:
     cached, labels = cached_images(paths, folder, 40), [0, 0, 0, 1, 1, 1]
     datasets = [TrainingImages(images, labels, training_transform(32)) for images in (cached, paths)]
-    sampler = BatchSampler(labels, batch_size=3, seed=1)
-    batches = [list(DataLoader(datasets[0], batch_sampler=sampler, num_workers=workers)) for workers in (0, 2)]
-    assert all(torch.equal(one[0], other[0]) for one, other in zip(*batches, strict=True))
     small = SIZES.index((20, 30))  # kept as it is
     assert torch.equal(datasets[0][small, 5][0], datasets[1][small, 5][0])
     of_copy, of_file = (dataset[0, 5][0].double() for dataset in datasets)
@@ -112,24 +107,31 @@ def test_sizes_and_versions_of_a_file_have_copies_of_their_own(paths: list[str],
     assert not np.array_equal(cached_images(paths[:1], folder, 40)[0].pixels, before)
 
 
-def test_a_cache_that_cannot_be_read_loses_nothing(paths: list[str], folder: Path) -> None:
-    """Reading fails, as after an error of the disk: other copies stay, and the damaged one is named."""
+def test_a_failing_read_deletes_nothing(paths: list[str], folder: Path) -> None:
     cached, made = cached_images(paths, folder, 40), copies(folder)
     damaged = min(made)
-    good = damaged.read_bytes()
     damaged.unlink()
-    damaged.mkdir()  # to read it is an OSError
+    damaged.mkdir()  # to read it is an OSError, as after an error of the disk
     with pytest.raises(InputError) as caught:
         [image.pixels for image in cached]
     assert caught.value.path == damaged and copies(folder).keys() == made.keys()
-    damaged.rmdir()
-    damaged.write_bytes(good[:-1])
-    with pytest.raises(InputError) as caught:
-        [image.pixels for image in cached_images(paths, folder, 40)]
-    assert caught.value.path == damaged and copies(folder).keys() == made.keys()
-    damaged.unlink()
-    assert len([image.pixels for image in cached_images(paths, folder, 40)]) == len(paths)
+
+
+@pytest.mark.parametrize("length", [0, 7, 16, -1])
+def test_a_copy_that_was_cut_short_is_made_again(length: int, paths: list[str], folder: Path) -> None:
+    cached, made = cached_images(paths, folder, 40), copies(folder)
+    damaged = min(made)
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:length])
+    expected = [image.pixels for image in cached_images(paths, folder.with_name("other"), 40)]
+    assert all(np.array_equal(image.pixels, pixels) for image, pixels in zip(cached, expected, strict=True))
     assert damaged.read_bytes() == good
+    assert {path: time for path, time in copies(folder).items() if path != damaged}.items() <= made.items()
+    damaged.write_bytes(good[:length])
+    for path in paths:
+        os.utime(path, ns=(0, 0))  # now other images than those that the copies are of
+    with pytest.raises(UnreadableImageError):
+        [image.pixels for image in cached]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -164,13 +166,12 @@ def test_a_folder_that_cannot_be_made_is_an_input_error(paths: list[str], tmp_pa
         cached_images(paths, tmp_path / "file", 40)
 
 
+def make_and_sum(paths: list[str], folder: Path) -> int:
+    return sum(int(image.pixels.sum()) for image in cached_images(paths, folder, 40))
+
+
 def test_processes_share_a_cache(paths: list[str], folder: Path) -> None:
-    script = (
-        "import sys; from orthoproxy.data import cached_images\n"
-        "print(sum(int(x.pixels.sum()) for x in cached_images(sys.argv[2:], sys.argv[1], 40)))"
-    )
-    command = [sys.executable, "-c", script, str(folder), *paths]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = [process.communicate(timeout=300)[0] for process in running]
-    assert sums == [f"{sum(int(x.pixels.sum()) for x in cached_images(paths, folder, 40))}\n"] * 2
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+        sums = list(pool.map(make_and_sum, [paths] * 4, [folder] * 4))
+    assert sums == [make_and_sum(paths, folder)] * 4
     assert len(copies(folder)) == len(paths)

@@ -47,18 +47,6 @@ def test_random_states_are_left_as_they_were(images: TrainingImages) -> None:
     assert random.getstate() == before[2]
 
 
-def test_the_random_state_of_a_gpu_is_left_alone_too(images: TrainingImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout on a GPU would otherwise repeat after the last image's seed."""
-    seeded = []
-    for device in (torch.cuda, torch.mps, torch.xpu):
-        monkeypatch.setattr(device, "_is_in_bad_fork", lambda: False)
-        for name in ("manual_seed", "manual_seed_all"):
-            if hasattr(device, name):
-                monkeypatch.setattr(device, name, lambda seed: seeded.append(seed))
-    images[3, 42]
-    assert seeded == []
-
-
 def test_workers_make_the_same_views(images: TrainingImages) -> None:
     sampler = BatchSampler(images.labels, batch_size=4, images_per_class=2, seed=5)
     epochs = []

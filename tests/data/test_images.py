@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,15 @@ from PIL import Image
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import CroppableImage, images, read_croppable_image, read_image, to_rgb
+from orthoproxy.data.loading import UnreadableImageError
 
-COLOURS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
+COLORS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
                    dtype=np.uint8)  # fmt: skip
-GREYS = np.array([[0, 40], [128, 200], [254, 255]], dtype=np.uint8)
+GRAYS = np.array([[0, 40], [128, 200], [254, 255]], dtype=np.uint8)
 
 
-def grey_as_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def gray_as_rgb(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -37,79 +39,67 @@ def assert_pixels(image: Image.Image, expected: np.ndarray, within: int = 0) -> 
 ALPHA = np.array([[0, 255], [128, 64], [200, 1]], dtype=np.uint8)
 
 
-@pytest.mark.parametrize("through_a_file", [False, True])
-def test_modes_with_colour_or_transparency(through_a_file: bool, tmp_path: Path) -> None:
+def test_modes_with_color_or_transparency(tmp_path: Path) -> None:
     palette = Image.new("P", (2, 3))
-    palette.putpalette(COLOURS.reshape(-1, 3).tobytes())
+    palette.putpalette(COLORS.reshape(-1, 3).tobytes())
     palette.putdata(range(6))
     clear = palette.copy()
-    clear.info["transparency"] = 2  # the third colour, row 1, column 0
-    with_hole = COLOURS.copy()
+    clear.info["transparency"] = 2  # the third color, row 1, column 0
+    with_hole = COLORS.copy()
     with_hole[1, 0] = 255
     graded = palette.copy()
     graded.info["transparency"] = ALPHA.tobytes()
-    key = Image.fromarray(COLOURS)
+    key = Image.fromarray(COLORS)
     key.info["transparency"] = (70, 80, 230)
     cases = {
-        "1": (Image.fromarray(GREYS > 100), grey_as_rgb(np.where(GREYS > 100, 255, 0)), 0),
-        "L": (Image.fromarray(GREYS), grey_as_rgb(GREYS), 0),
-        "LA": (Image.merge("LA", [Image.fromarray(GREYS), Image.fromarray(ALPHA)]),
-               on_white(grey_as_rgb(GREYS), ALPHA), 1),
-        "P": (palette, COLOURS, 0),
-        "P with a clear colour": (clear, with_hole, 0),
-        "P with graded colours": (graded, on_white(COLOURS, ALPHA), 1),
-        "RGB": (Image.fromarray(COLOURS), COLOURS, 0),
-        "RGB with a clear colour": (key, with_hole, 0),
-        "RGBA": (Image.fromarray(np.dstack([COLOURS, ALPHA])), on_white(COLOURS, ALPHA), 1),
+        "1": (Image.fromarray(GRAYS > 100), gray_as_rgb(np.where(GRAYS > 100, 255, 0)), 0),
+        "L": (Image.fromarray(GRAYS), gray_as_rgb(GRAYS), 0),
+        "LA": (Image.merge("LA", [Image.fromarray(GRAYS), Image.fromarray(ALPHA)]),
+               on_white(gray_as_rgb(GRAYS), ALPHA), 1),
+        "P": (palette, COLORS, 0),
+        "P with a clear color": (clear, with_hole, 0),
+        "P with graded colors": (graded, on_white(COLORS, ALPHA), 1),
+        "RGB": (Image.fromarray(COLORS), COLORS, 0),
+        "RGB with a clear color": (key, with_hole, 0),
+        "CMYK": (Image.merge("CMYK", [Image.new("L", (8, 8), ink) for ink in (255, 0, 0, 0)]),
+                 np.full((8, 8, 3), (0, 255, 255)), 0),
+        "RGBA": (Image.fromarray(np.dstack([COLORS, ALPHA])), on_white(COLORS, ALPHA), 1),
     }  # fmt: skip
     for name, (image, expected, within) in cases.items():
-        if through_a_file:
-            image.save(tmp_path / f"{name}.png", transparency=image.info.get("transparency"))
-            assert_pixels(read_image(tmp_path / f"{name}.png"), expected, within)
-        else:
-            assert_pixels(to_rgb(image), expected, within)
-
-
-def test_cmyk(tmp_path: Path) -> None:
-    inks = Image.merge("CMYK", [Image.new("L", (8, 8), ink) for ink in (255, 0, 0, 0)])
-    inks.save(tmp_path / "cyan.tiff")
-    assert_pixels(read_image(tmp_path / "cyan.tiff"), np.full((8, 8, 3), (0, 255, 255)))
+        assert_pixels(to_rgb(image), expected, within)
+        path = tmp_path / f"{name}.{'tiff' if name == 'CMYK' else 'png'}"
+        image.save(path, **{key: value for key, value in image.info.items() if key == "transparency"})
+        assert_pixels(read_image(path), expected, within)
 
 
 WIDE = np.array([[0, 257], [25700, 32896], [65278, 65535]])
 
 
-@pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_sixteen_bit_grey_is_scaled(ending: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bit_gray_is_scaled(suffix: str, tmp_path: Path) -> None:
     image = Image.fromarray(WIDE.astype(np.uint16))
     assert image.mode == "I;16"
-    assert_pixels(to_rgb(image), grey_as_rgb(WIDE / 257), within=1)
-    image.save(tmp_path / f"wide.{ending}")
-    assert_pixels(read_image(tmp_path / f"wide.{ending}"), grey_as_rgb((WIDE / 257).round()))
-
-
-def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
-    assert_pixels(read_image(tmp_path / "dark.png"), np.full((4, 4, 3), 1))
+    assert_pixels(to_rgb(image), gray_as_rgb(WIDE / 257), within=1)
+    image.save(tmp_path / f"wide.{suffix}")
+    assert_pixels(read_image(tmp_path / f"wide.{suffix}"), gray_as_rgb((WIDE / 257).round()))
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / f"dark.{suffix}")
+    assert_pixels(read_image(tmp_path / f"dark.{suffix}"), np.full((4, 4, 3), 1))
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_thirty_two_bit_grey_is_scaled_only_beyond_eight_bits(mode: str, tmp_path: Path) -> None:
+def test_thirty_two_bit_gray_is_scaled_only_beyond_eight_bits(mode: str, tmp_path: Path) -> None:
     kind = np.int32 if mode == "I" else np.float32
     for values, expected in (
         (WIDE, (WIDE / 257).round()),
-        (GREYS, GREYS),
-        (GREYS.astype(int) - 10, GREYS.clip(10) - 10),
+        (GRAYS, GRAYS),
+        (GRAYS.astype(int) - 10, GRAYS.clip(10) - 10),
     ):
         image = Image.fromarray(values.astype(kind))
         assert image.mode == mode
-        image.save(tmp_path / "grey.tiff")
-        assert_pixels(read_image(tmp_path / "grey.tiff"), grey_as_rgb(expected))
-
-
-def test_numbers_that_are_none_are_black() -> None:
+        image.save(tmp_path / "gray.tiff")
+        assert_pixels(read_image(tmp_path / "gray.tiff"), gray_as_rgb(expected))
     values = np.array([[np.nan, 100.0]], dtype=np.float32)
-    assert_pixels(to_rgb(Image.fromarray(values)), grey_as_rgb(np.array([[0, 100]])))
+    assert_pixels(to_rgb(Image.fromarray(values)), gray_as_rgb(np.array([[0, 100]])))
 
 
 UPRIGHT = {  # what the EXIF standard says row 0 and column 0 of the stored pixels are
@@ -124,24 +114,13 @@ UPRIGHT = {  # what the EXIF standard says row 0 and column 0 of the stored pixe
 }
 
 
-@pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_exif_orientations_are_turned_upright(orientation: int, ending: str, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(COLOURS).save(tmp_path / f"turned.{ending}", exif=exif)
-    assert_pixels(read_image(tmp_path / f"turned.{ending}"), UPRIGHT[orientation](COLOURS))
-
-
-def test_a_photograph_held_upright_is_read_upright(tmp_path: Path) -> None:
-    stored = np.zeros((32, 48, 3), dtype=np.uint8)
-    stored[:, :16] = (255, 0, 0)  # left part of what the sensor saw
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise to look at it
-    Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
-    image = np.asarray(read_image(tmp_path / "photo.jpg"))
-    assert image.shape == (48, 32, 3)
-    assert image[4, 16, 0] > 200 and image[40, 16, 0] < 50  # left has become top
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_exif_orientations_are_turned_upright(suffix: str, tmp_path: Path) -> None:
+    for orientation, upright in UPRIGHT.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(COLORS).save(tmp_path / f"turned.{suffix}", exif=exif)
+        assert_pixels(read_image(tmp_path / f"turned.{suffix}"), upright(COLORS))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
@@ -159,86 +138,80 @@ def encoded(kind: str) -> bytes:
     return file.getvalue()
 
 
+KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
+
+
+def error_of(path: Path) -> InputError:
+    with pytest.raises(UnreadableImageError) as caught:
+        read_image(path)
+    assert caught.value.path == path and caught.value.problem
+    return caught.value
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own about the file
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_truncated_file_is_an_input_error_wherever_it_ends(kind: str, tmp_path: Path) -> None:
     content, path = encoded(kind), tmp_path / "cut.img"
-    for keep in [*range(0, 64, 3), *np.linspace(64, len(content) * 0.9, 12).astype(int)]:
+    for keep in [*range(0, 64, 7), *np.linspace(64, len(content) * 0.9, 6).astype(int)]:
         path.write_bytes(content[:keep])
-        with pytest.raises(InputError, match=r"cannot read the image .*cut\.img: ."):
-            read_image(path)
+        error_of(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_read_or_an_input_error(kind: str, tmp_path: Path) -> None:
     content, path = encoded(kind), tmp_path / "damaged.img"
     generator = np.random.default_rng(1)
-    refused = 0
-    for _ in range(150):
+    unreadable = 0
+    for _ in range(60):
         damaged = bytearray(content)
         for place in generator.integers(min(len(content), 400), size=3):
             damaged[place] = generator.integers(256)
         path.write_bytes(damaged)
         try:
             assert read_image(path).mode == "RGB"
-        except InputError:
-            refused += 1
-    assert refused or kind in ("BMP", "PPM")
+        except UnreadableImageError:
+            unreadable += 1
+    assert unreadable or kind in ("BMP", "PPM")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_image_is_an_input_error(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot read the image .*x\.png: ."):
-        read_image(tmp_path / "x.png")
+def test_what_is_no_image_file_is_an_input_error(tmp_path: Path) -> None:
+    for number, content in enumerate((b"", b"hello", b"\x89PNG\r\n\x1a\n")):
+        (tmp_path / f"{number}.png").write_bytes(content)
+        error_of(tmp_path / f"{number}.png")
+    error_of(tmp_path / "missing.png")
+    error_of(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
+    error_of(tmp_path / "pipe.png")
 
 
-def test_a_missing_file_or_a_folder_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.png: No such file"):
-        read_image(tmp_path / "gone.png")
-    with pytest.raises(InputError, match="cannot read the image"):
-        read_image(str(tmp_path))
-
-
-# pictures: the same pixels as images, sooner
-
-
-def photograph(size: tuple[int, int] = (75, 50)) -> Image.Image:
+def photo(size: tuple[int, int] = (75, 50)) -> Image.Image:
     coarse = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-@pytest.fixture(params=["as installed", "without simplejpeg"])
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "without simplejpeg":
-        monkeypatch.setattr(images, "decode_jpeg", None)
-
-
-@pytest.mark.usefixtures("decoder")
-@pytest.mark.parametrize("options", [
+JPEG_OPTIONS: list[dict[str, object]] = [
     {}, {"quality": 30}, {"quality": 100, "subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"optimize": True},
     {"progressive": True}, {"keep_rgb": True}, {"comment": b"me"}, {"icc_profile": b"any"}, {"restart_marker_rows": 1},
-])  # fmt: skip
-@pytest.mark.parametrize("size", [(75, 50), (64, 64), (1, 1), (17, 200)])
-def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
-    options: dict[str, object], size: tuple[int, int], tmp_path: Path
-) -> None:
-    photograph(size).save(tmp_path / "photo.jpg", **options)
-    picture = read_croppable_image(tmp_path / "photo.jpg")
-    assert (picture.width, picture.height) == size
-    assert np.array_equal(picture.pixels, np.asarray(read_image(tmp_path / "photo.jpg")))
+]  # fmt: skip
 
 
-@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("size", [(75, 50), (1, 1), (17, 200)])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(size: tuple[int, int], tmp_path: Path) -> None:
+    for options in JPEG_OPTIONS:
+        photo(size).save(tmp_path / "photo.jpg", **options)
+        image = read_croppable_image(tmp_path / "photo.jpg")
+        assert (image.width, image.height) == size
+        assert np.array_equal(image.pixels, np.asarray(read_image(tmp_path / "photo.jpg"))), options
+
+
 def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    photo = photograph()
-    photo.save(tmp_path / "turned.jpg", exif=turned)
-    photo.convert("L").save(tmp_path / "grey.jpg")
-    photo.convert("CMYK").save(tmp_path / "inks.jpg")
-    photo.save(tmp_path / "png.jpg", "PNG")
+    photo().save(tmp_path / "turned.jpg", exif=turned)
+    photo().convert("L").save(tmp_path / "gray.jpg")
+    photo().convert("CMYK").save(tmp_path / "inks.jpg")
+    photo().save(tmp_path / "png.jpg", "PNG")
     Image.fromarray(WIDE.astype(np.uint16)).save(tmp_path / "wide.png")
     for path in tmp_path.iterdir():
         assert np.array_equal(read_croppable_image(path).pixels, np.asarray(read_image(path))), path.name
@@ -254,12 +227,12 @@ def outcome(path: Path, read: Callable[[Path], CroppableImage | Image.Image]) ->
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-def test_a_damaged_jpeg_is_read_or_refused_as_pillow_does(tmp_path: Path) -> None:
+def test_a_damaged_jpeg_is_read_or_an_error_as_pillow_does(tmp_path: Path) -> None:
     file, path, generator = io.BytesIO(), tmp_path / "damaged.jpg", np.random.default_rng(2)
-    photograph().save(file, "JPEG")
+    photo().save(file, "JPEG")
     content = file.getvalue()
     kinds = set()
-    for number in range(200):
+    for number in range(100):
         damaged = bytearray(content[: generator.integers(len(content))] if number % 4 == 0 else content)
         for place in generator.integers(len(damaged), size=number % 4) if damaged else []:
             damaged[place] = generator.integers(256)
@@ -270,21 +243,20 @@ def test_a_damaged_jpeg_is_read_or_refused_as_pillow_does(tmp_path: Path) -> Non
     assert kinds == {str, bytes}
 
 
-@pytest.mark.usefixtures("decoder")
-def test_a_jpeg_of_too_many_megapixels_is_refused_before_it_is_decoded(
+def test_too_many_megapixels_are_an_error_before_they_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photograph((1500, 1000)).save(tmp_path / "large.jpg")
+    photo((1500, 1000)).save(tmp_path / "large.jpg")
     monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
-    with pytest.raises(InputError, match=r"large\.jpg: 2 megapixels, and the limit is 1"):
+    with pytest.raises(UnreadableImageError, match="1 megapixels"):
         read_croppable_image(tmp_path / "large.jpg")
 
 
 def test_a_crop_is_what_lies_in_the_box_and_an_array_of_its_own() -> None:
     pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    picture = CroppableImage(pixels, width=8, height=6)
-    assert np.array_equal(picture.crop(1, 2, 3, 4), pixels[1:4, 2:6])
-    picture.crop(0, 0, 6, 8)[:] = 0
+    image = CroppableImage(pixels, width=8, height=6)
+    assert np.array_equal(image.crop(1, 2, 3, 4), pixels[1:4, 2:6])
+    image.crop(0, 0, 6, 8)[:] = 0
     assert pixels.any()
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 import tracemalloc
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import BatchSampler
@@ -37,11 +35,6 @@ def test_shuffled_batches_hold_each_image_once_an_epoch(count: int, batch_size: 
     assert max(Counter(rows_of(batches)).values()) == 1
     if count % batch_size == 0:
         assert sorted(rows_of(batches)) == list(range(count))
-
-
-def test_what_one_epoch_leaves_out_comes_in_others() -> None:
-    sampler = BatchSampler([0] * 10, batch_size=4)
-    assert {row for epoch in range(12) for row in rows_of(epoch_of(sampler, epoch))} == set(range(10))
 
 
 @given(
@@ -73,7 +66,7 @@ def test_the_images_of_a_class_come_round_in_turn(seed: int) -> None:
             assert len(set(members[start : start + size])) == size
 
 
-@pytest.mark.parametrize(("num_classes", "classes_a_batch"), [(98, 45), (10, 4), (7, 3), (30, 30), (5, 4)])
+@pytest.mark.parametrize(("num_classes", "classes_a_batch"), [(98, 45), (7, 3), (5, 4)])
 def test_classes_come_round_in_turn(num_classes: int, classes_a_batch: int) -> None:
     """After any number of batches no class is more than one turn ahead of another."""
     labels = [row % num_classes for row in range(num_classes * 40)]
@@ -107,30 +100,11 @@ def test_epochs_and_seeds_differ(images_per_class: int | None) -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-def test_repeated_images_get_views_of_their_own() -> None:
-    (batch,) = epoch_of(BatchSampler([0, 1], batch_size=8, images_per_class=4))
-    assert Counter(row for row, _ in batch) == {0: 4, 1: 4}
-    assert len({seed for _, seed in batch}) == 8
-
-
-def test_shuffled_batches_are_not_in_the_order_of_the_table() -> None:
-    rows = rows_of(epoch_of(BatchSampler([0] * 200, batch_size=10)))
-    assert 70 < sum(a < b for a, b in pairwise(rows)) < 130
-
-
-def test_it_drives_a_data_loader() -> None:
-    sampler = BatchSampler(LABELS, 4, images_per_class=2, seed=3)
-    dataset = {draw: draw[0] for batch in epoch_of(sampler) for draw in batch}
-    sampler.set_position(0, 2)
-    loaded = [batch.tolist() for batch in DataLoader(dataset, batch_sampler=sampler)]
-    assert loaded == [rows_of([batch]) for batch in epoch_of(sampler, 0, 2)]
-
-
-@pytest.mark.parametrize(("batch_size", "images_per_class"), [(8, 3), (2, 4)])
-def test_images_per_class_must_divide_the_batch_size(batch_size: int, images_per_class: int) -> None:
-    with pytest.raises(InputError) as caught:
-        BatchSampler(LABELS, batch_size, images_per_class)
-    assert caught.value.field == "images_per_class"
+def test_images_per_class_must_divide_the_batch_size() -> None:
+    for batch_size, images_per_class in ((8, 3), (2, 4)):
+        with pytest.raises(InputError) as caught:
+            BatchSampler(LABELS, batch_size, images_per_class)
+        assert caught.value.field == "images_per_class"
 
 
 @pytest.mark.parametrize("images_per_class", [None, 2])

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import CroppableImage, evaluation_transform, training_transform
 
 SIDE = 256
@@ -24,37 +25,12 @@ def map_image() -> Image.Image:
     return Image.fromarray(np.dstack([x, y, np.full((SIDE, SIDE), 77)]).astype(np.uint8))
 
 
-def crop_of(pixels: torch.Tensor) -> tuple[float, float, bool]:
-    """Width and height of the crop in pixels, and whether it is mirrored; from the slope between inner columns."""
-    size, middle = pixels.shape[1], pixels[:2].double()
-    low, high = size // 4, size - 1 - size // 4
-    across = (middle[0, :, high] - middle[0, :, low]).mean() / (high - low) * size
-    down = (middle[1, high] - middle[1, low]).mean() / (high - low) * size
-    return abs(float(across)), float(down), bool(across < 0)
-
-
-@pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 90), (1, 1)])
-@pytest.mark.parametrize("image_size", [32, 65])
-def test_every_view_is_a_square_of_bytes(size: tuple[int, int], image_size: int) -> None:
+@pytest.mark.parametrize("size", [(300, 200), (20, 90), (1, 1)])
+def test_every_view_is_a_square_of_bytes(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (10, 20, 30))
-    for transform in (training_transform(image_size, jitter=0.2), evaluation_transform(image_size)):
+    for transform in (training_transform(33, jitter=0.2), evaluation_transform(33)):
         pixels = transform(image)
-        assert pixels.shape == (3, image_size, image_size) and pixels.dtype == torch.uint8
-
-
-@pytest.mark.parametrize(("crop_scale", "crop_ratio"), [((0.2, 1.0), (3 / 4, 4 / 3)), ((0.5, 0.6), (0.9, 1.1))])
-def test_crops_stay_within_their_bounds_and_use_them(
-    crop_scale: tuple[float, float], crop_ratio: tuple[float, float], map_image: Image.Image
-) -> None:
-    torch.manual_seed(0)
-    transform = training_transform(64, crop_scale, crop_ratio)
-    crops = np.array([crop_of(transform(map_image))[:2] for _ in range(300)])
-    share, ratio = crops[:, 0] * crops[:, 1] / SIDE**2, crops[:, 0] / crops[:, 1]
-    span = crop_scale[1] - crop_scale[0]
-    assert share.min() >= crop_scale[0] * 0.97 and share.max() <= crop_scale[1] * 1.03
-    assert share.min() < crop_scale[0] + 0.15 * span and share.max() > crop_scale[1] - 0.25 * span
-    assert ratio.min() >= crop_ratio[0] * 0.97 and ratio.max() <= crop_ratio[1] * 1.03
-    assert ratio.min() < 0.95 and ratio.max() > 1.05
+        assert pixels.shape == (3, 33, 33) and pixels.dtype == torch.uint8
 
 
 class Watched(CroppableImage):
@@ -67,7 +43,7 @@ class Watched(CroppableImage):
         return super().crop(top, left, height, width)
 
 
-def boxes_of(view: Callable, size: tuple[int, int], seeds: range) -> np.ndarray:
+def crop_boxes(view: Callable, size: tuple[int, int], seeds: range) -> np.ndarray:
     picture = Watched(np.zeros((size[1], size[0], 3), dtype=np.uint8), *size)
     Watched.boxes = []
     for seed in seeds:
@@ -76,37 +52,40 @@ def boxes_of(view: Callable, size: tuple[int, int], seeds: range) -> np.ndarray:
     return np.array(Watched.boxes)
 
 
-BOUNDS = [((0.2, 1.0), (3 / 4, 4 / 3)), ((0.5, 0.6), (0.9, 1.1)), ((0.9, 1.0), (2.0, 3.0))]
-
-
-@pytest.mark.parametrize(("crop_scale", "crop_ratio"), BOUNDS)
-@pytest.mark.parametrize("size", [(50, 37), (37, 50), (300, 20)])
+@pytest.mark.parametrize(
+    ("crop_scale", "crop_ratio", "size"),
+    [
+        ((0.2, 1.0), (3 / 4, 4 / 3), (50, 37)),
+        ((0.5, 0.6), (0.9, 1.1), (37, 50)),
+        ((0.9, 1.0), (2.0, 3.0), (300, 20)),
+    ],
+)
 def test_crops_are_distributed_as_those_of_torchvision(
     crop_scale: tuple[float, float], crop_ratio: tuple[float, float], size: tuple[int, int]
 ) -> None:
-    ours = boxes_of(training_transform(8, crop_scale, crop_ratio), size, range(600))
-    theirs, image = [], Image.new("RGB", size)
-    for seed in range(1000, 1600):  # others, so that it is the distributions that agree
+    crops = crop_boxes(training_transform(8, crop_scale, crop_ratio), size, range(400))
+    expected, image = [], Image.new("RGB", size)
+    for seed in range(1000, 1400):  # others, so that it is the distributions that agree
         torch.manual_seed(seed)
-        theirs.append(RandomResizedCrop.get_params(image, list(crop_scale), list(crop_ratio)))
-    for what in (
+        expected.append(RandomResizedCrop.get_params(image, list(crop_scale), list(crop_ratio)))
+    for statistic in (
         lambda box: box[:, 2] * box[:, 3],
         lambda box: box[:, 3] / box[:, 2],
         lambda box: box[:, 0] + box[:, 2] / 2,
         lambda box: box[:, 1] + box[:, 3] / 2,
     ):
-        assert ks_2samp(what(ours), what(np.array(theirs))).pvalue > 1e-3
+        assert ks_2samp(statistic(crops), statistic(np.array(expected))).pvalue > 1e-3
 
 
 def test_where_the_crop_lies_does_not_depend_on_the_other_options() -> None:
-    plain = boxes_of(training_transform(8), (50, 40), range(40))
+    plain = crop_boxes(training_transform(8), (50, 40), range(25))
     for options in ({"flip": 0.0}, {"jitter": 0.4}, {"grayscale": 0.5}, {"flip": 1.0, "jitter": 0.1, "grayscale": 1.0}):
-        assert np.array_equal(boxes_of(training_transform(8, **options), (50, 40), range(40)), plain)
-    assert np.array_equal(boxes_of(training_transform(32), (50, 40), range(40)), plain)
-    assert len(np.unique(plain, axis=0)) > 30
+        assert np.array_equal(crop_boxes(training_transform(8, **options), (50, 40), range(25)), plain)
+    assert np.array_equal(crop_boxes(training_transform(32), (50, 40), range(25)), plain)
+    assert len(np.unique(plain, axis=0)) > 18
 
 
-@pytest.mark.parametrize("size", [(500, 375), (120, 90), (40, 33)])
+@pytest.mark.parametrize("size", [(500, 375), (40, 33)])
 def test_the_pixels_are_those_of_the_reference_crop(size: tuple[int, int]) -> None:
     """Torchvision's steps on a Pillow image, with the same draws."""
     coarse = np.random.default_rng(0).integers(256, size=(size[1] // 3, size[0] // 3, 3), dtype=np.uint8)
@@ -117,7 +96,7 @@ def test_the_pixels_are_those_of_the_reference_crop(size: tuple[int, int]) -> No
         v2.PILToTensor(),
     ]
     differences = []
-    for seed in range(20):
+    for seed in range(10):
         torch.manual_seed(seed)
         view = training_transform(64)(image).int()
         torch.manual_seed(seed)
@@ -126,14 +105,14 @@ def test_the_pixels_are_those_of_the_reference_crop(size: tuple[int, int]) -> No
     assert torch.stack(differences).mean() < 0.3
 
 
-def test_colours_change_as_in_torchvision(map_image: Image.Image) -> None:
+def test_colors_change_as_in_torchvision(map_image: Image.Image) -> None:
     torch.manual_seed(0)
     view = training_transform(64, flip=0.0, jitter=0.4, grayscale=0.5)(map_image)
     torch.manual_seed(0)
     crop = v2.RandomResizedCrop(64, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC)(map_image)
     torch.rand(1)  # whether to flip
-    colours = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomGrayscale(0.5), v2.PILToTensor()])
-    assert (view.int() - colours(crop).int()).abs().max() <= 4
+    colors = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomGrayscale(0.5), v2.PILToTensor()])
+    assert (view.int() - colors(crop).int()).abs().max() <= 4
 
 
 def test_a_smaller_copy_gives_the_same_crop_only_softer(map_image: Image.Image) -> None:
@@ -156,23 +135,19 @@ def test_an_augmentation_can_be_sent_to_another_process(map_image: Image.Image) 
     assert views[0].is_contiguous()
 
 
-@pytest.mark.parametrize(("flip", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
-def test_the_chance_of_a_flip(flip: float, least: int, most: int, map_image: Image.Image) -> None:
+@pytest.mark.parametrize(("chance", "least", "most"), [(0.0, 0, 0), (0.5, 30, 70), (1.0, 100, 100)])
+def test_the_probability_of_a_flip_and_of_gray(chance: float, least: int, most: int, map_image: Image.Image) -> None:
     torch.manual_seed(0)
-    transform = training_transform(32, flip=flip)
-    assert least <= sum(crop_of(transform(map_image))[2] for _ in range(200)) <= most
+    transform = training_transform(32, flip=chance)
+    flips = [transform(map_image)[0].double() for _ in range(100)]
+    assert least <= sum(bool(red[:, -8:].mean() < red[:, :8].mean()) for red in flips) <= most
+    transform = training_transform(16, grayscale=chance)
+    views = [transform(map_image) for _ in range(100)]
+    assert least <= sum(bool((view == view[:1]).all()) for view in views) <= most
 
 
-def test_jitter_changes_colour_and_only_when_asked(map_image: Image.Image) -> None:
-    torch.manual_seed(0)
-    blues = {jitter: {int(training_transform(32, jitter=jitter)(map_image)[2].double().mean()) for _ in range(20)}
-             for jitter in (0.0, 0.4)}  # fmt: skip
-    assert blues[0.0] == {77}
-    assert len(blues[0.4]) > 5
-
-
-@pytest.mark.parametrize(("image_size", "resize"), [(224, None), (64, None), (64, 64), (64, 128)])
-def test_the_fixed_view_is_the_centre_after_the_shorter_side_is_resized(
+@pytest.mark.parametrize(("image_size", "resize"), [(224, None), (64, 64), (64, 128)])
+def test_the_fixed_view_is_the_center_after_the_shorter_side_is_resized(
     image_size: int, resize: int | None, map_image: Image.Image
 ) -> None:
     shorter = resize or round(image_size * 256 / 224)
@@ -183,28 +158,16 @@ def test_the_fixed_view_is_the_centre_after_the_shorter_side_is_resized(
     inside = slice(2, -2)  # at a border there is less to interpolate
     assert (pixels[0].mean(dim=0) - (128 + places)).abs()[inside].max() < 1.5
     assert (pixels[1].mean(dim=1) - (128 + places)).abs()[inside].max() < 1.5
-    assert torch.equal(pixels, evaluation_transform(image_size, resize)(wide).double())
 
 
-def test_a_squashed_view_has_the_whole_image(map_image: Image.Image) -> None:
+def test_a_stretched_view_has_the_whole_image(map_image: Image.Image) -> None:
     wide = map_image.crop((0, 64, 256, 192))
     pixels = evaluation_transform(64, "stretch")(wide).double()
     assert (pixels[0].mean(dim=0) - (torch.arange(64) * 4 + 1.5))[2:-2].abs().max() < 1
     assert (pixels[1].mean(dim=1) - (64 + torch.arange(64) * 2 + 0.5))[2:-2].abs().max() < 1
 
 
-@pytest.mark.parametrize(("chance", "least", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
-def test_the_chance_of_grey(chance: float, least: int, most: int, map_image: Image.Image) -> None:
-    torch.manual_seed(0)
-    views = [training_transform(16, grayscale=chance)(map_image) for _ in range(200)]
-    assert least <= sum(bool((view == view[:1]).all()) for view in views) <= most
-
-
-def test_the_fields_habit_is_256_for_224() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8))
-    assert torch.equal(evaluation_transform(224)(image), evaluation_transform(224, 256)(image))
-
-
-def test_a_crop_larger_than_the_resized_image_is_refused_not_padded_with_black() -> None:
-    with pytest.raises(ValueError, match="resize"):
+def test_a_crop_larger_than_the_resized_image_is_an_error() -> None:
+    with pytest.raises(InputError) as caught:
         evaluation_transform(64, resize=32)
+    assert caught.value.field == "resize"

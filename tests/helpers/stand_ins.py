@@ -7,11 +7,8 @@ JPEGs for the classes asked for.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
-import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,25 +97,23 @@ def shuffled(items: Iterable[T], seed: int) -> list[T]:
     return items
 
 
-def write_lines(path: Path, lines: Iterable[str], end: str = "\n", encoding: str = "utf-8") -> None:
+def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(line + end for line in lines).encode(encoding))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_pictures(paths: Iterable[tuple[Path, int]], classes: Collection[int]) -> None:
-    """Write small JPEGs of the classes asked for, each in shades of a colour of its own; every tenth is grey."""
+    """Write small JPEGs of the classes asked for, each in shades of a color of its own; every tenth is gray."""
     for number, (path, label) in enumerate(paths):
         if label in classes:
-            colour = np.random.default_rng(label).integers(30, 226, size=3)
-            pixels = colour + np.random.default_rng(number).integers(-30, 31, size=(32, 40, 3))
+            color = np.random.default_rng(label).integers(30, 226, size=3)
+            pixels = color + np.random.default_rng(number).integers(-30, 31, size=(32, 40, 3))
             image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             path.parent.mkdir(parents=True, exist_ok=True)
             (image.convert("L") if number % 10 == 0 else image).save(path, format="JPEG")
 
 
-def write_cub(
-    root: Path, images: tuple[int, int] = (5864, 5924), pictures: Collection[int] = (), end: str = "\n"
-) -> None:
+def write_cub(root: Path, images: tuple[int, int] = (5864, 5924), pictures: Collection[int] = ()) -> None:
     """Write a folder CUB_200_2011: lists, among them the split for classification, and the litter of an archive."""
     labels = spread(images[0], range(1, 101)) + spread(images[1], range(101, 201))
     ids = shuffled(range(1, len(labels) + 1), seed=0)
@@ -127,12 +122,10 @@ def write_cub(
         (image, label, f"{folders[label]}/Bird_{label}_{place:04d}_{image}.jpg")
         for place, (image, label) in enumerate(zip(ids, labels, strict=True))
     ]
-    write_lines(root / "images.txt", (f"{image} {path}" for image, _, path in shuffled(rows, seed=1)), end)
-    write_lines(
-        root / "image_class_labels.txt", (f"{image} {label}" for image, label, _ in shuffled(rows, seed=2)), end
-    )
-    write_lines(root / "train_test_split.txt", (f"{image} {image % 2}" for image, _, _ in rows), end)
-    write_lines(root / "classes.txt", (f"{label} {folder}" for label, folder in folders.items()), end)
+    write_lines(root / "images.txt", (f"{image} {path}" for image, _, path in shuffled(rows, seed=1)))
+    write_lines(root / "image_class_labels.txt", (f"{image} {label}" for image, label, _ in shuffled(rows, seed=2)))
+    write_lines(root / "train_test_split.txt", (f"{image} {image % 2}" for image, _, _ in rows))
+    write_lines(root / "classes.txt", (f"{label} {folder}" for label, folder in folders.items()))
     for folder in (root, root / "images", root / "images" / folders[1]):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("._images.txt", "._image_class_labels.txt", "._Bird.jpg"):
@@ -196,15 +189,14 @@ def write_cars_by_class(
     root: Path,
     images: tuple[int, int] = (8054, 8131),
     parts: tuple[str, ...] = ("train", "test"),
-    slash: str = "-",
 ) -> None:
-    """Write empty files into a folder for each class, by turns in each part; `slash` stands for the one in a name."""
+    """Write empty files into a folder for each class, by turns in each part; slashes in names become hyphens."""
     for part in parts:
         for name in CAR_NAMES:
-            (root / part / name.replace("/", slash)).mkdir(parents=True)
+            (root / part / name.replace("/", "-")).mkdir(parents=True)
         (root / part / CAR_NAMES[0] / "._00001.jpg").touch()
     for place, label in enumerate(car_labels(images)):
-        folder = root / parts[place % len(parts)] / CAR_NAMES[label - 1].replace("/", slash)
+        folder = root / parts[place % len(parts)] / CAR_NAMES[label - 1].replace("/", "-")
         (folder / f"{place + 1:05d}.jpg").touch()
 
 
@@ -213,7 +205,6 @@ def write_sop(
     images: tuple[int, int] = (59551, 60502),
     classes: tuple[int, int] = (11318, 11316),
     pictures: Collection[int] = (),
-    end: str = "\n",
 ) -> None:
     """Write a folder Stanford_Online_Products: the lists of training and test, class numbers going on."""
     numbers = {"train": range(1, classes[0] + 1), "test": range(classes[0] + 1, sum(classes) + 1)}
@@ -223,7 +214,7 @@ def write_sop(
             kind = label % len(SUPER_CLASSES)
             rows.append((image, label, kind + 1, f"{SUPER_CLASSES[kind]}_final/{111085122871 + label}_{image}.JPG"))
         lines = [" ".join(map(str, row)) for row in shuffled(rows, seed=4)]
-        write_lines(root / f"Ebay_{part}.txt", ["image_id class_id super_class_id path", *lines], end)
+        write_lines(root / f"Ebay_{part}.txt", ["image_id class_id super_class_id path", *lines])
         write_pictures(((root / path, label) for _, label, _, path in rows), pictures)
 
 
@@ -232,7 +223,6 @@ def write_inshop(
     images: tuple[int, int, int] = (25882, 14218, 12612),
     items: tuple[int, int] = (3997, 3985),
     pictures: Collection[int] = (),
-    end: str = "\n",
     place: str = "Eval/list_eval_partition.txt",
     folder: str = "Img",
 ) -> None:
@@ -246,14 +236,6 @@ def write_inshop(
             name = f"img/WOMEN/Dresses/{item}/{image:02d}_{len(status)}_front.jpg"
             rows.append((f"{name:<70} {item:<20}{status}", root / folder / name, number))
     lines = [str(len(rows)), "image_name item_id evaluation_status", *(row[0] for row in shuffled(rows, seed=6))]
-    write_lines(root / place, lines, end)
+    write_lines(root / place, lines)
     (root / folder / "img").mkdir(parents=True, exist_ok=True)
     write_pictures(((path, number) for _, path, number in rows), pictures)
-
-
-def run_card(page: Path) -> Iterator[tuple[str, str]]:
-    """Run the Python blocks of a page that are followed by their output: what each prints, and what the page shows."""
-    for command, shown in re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(command, {})
-        yield output.getvalue(), shown

@@ -1,7 +1,7 @@
 """Cache of resized images as raw pixels, so that training need not decode and resize them again.
 
-Each image has a file of its own, named by a hash of what it was made from. Files are written whole and never changed or
-deleted, so any number of processes and runs can share a folder.
+Each image has a file of its own, named by a hash of what it was made from. Files are written whole and never deleted,
+so any number of processes and runs can share a folder.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Size = int | tuple[int, int]
 class CachedImages(Sequence[CroppableImage]):
     """Images of a cache, read on access; what `cached_images` returns."""
 
-    def __init__(self, folder: Path, keys: Shaped[np.ndarray, " N"]) -> None:
-        self.folder, self.keys = folder, keys
+    def __init__(self, copies: _Copies) -> None:
+        self.copies = copies
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.copies)
 
     @overload
     def __getitem__(self, row: int) -> CroppableImage: ...
@@ -45,32 +45,26 @@ class CachedImages(Sequence[CroppableImage]):
     def __getitem__(self, row: slice) -> CachedImages: ...
     def __getitem__(self, row: int | slice) -> CroppableImage | CachedImages:
         if isinstance(row, slice):
-            return CachedImages(self.folder, self.keys[row])
-        path = _copy_path(self.folder, self.keys[row])
-        try:
-            content = np.fromfile(path, np.uint8)
-            rows, columns, height, width = content[:HEADER].view("<i4").tolist()
-            return CroppableImage(content[HEADER:].reshape(rows, columns, 3), width=width, height=height)
-        except OSError as error:
-            raise InputError(error.strerror or str(error), path=path) from error
-        except ValueError as error:
-            hint = "delete this file; the next run makes it again"
-            raise InputError("damaged cache file", path=path, hint=hint) from error
+            return CachedImages(self.copies.select(range(*row.indices(len(self)))))
+        return self.copies.read(row)
 
 
 def cached_images(paths: Sequence[str | Path], folder: str | Path, size: Size, workers: int = 0) -> CachedImages:
-    """Return resized copies of images from a cache folder, creating those that are missing.
+    """Return resized copies of images, in their order, from a cache folder, after making those that are missing.
 
-    The key of a copy is the path, size and modification time of its file.
+    A copy has the shorter side `size`, or that height and width (see `evaluation_size`), and takes 3 bytes a pixel; a
+    smaller image is kept as it is. It belongs to a file's path, size and modification time, so a file that changes gets
+    another copy. A second process waits for the one that is making copies. If interrupted, the next call continues.
+    Raises InputError if an image cannot be read, or the folder cannot be written to.
     """
     folder = Path(folder) / f"v{FORMAT}-{size if isinstance(size, int) else 'x'.join(map(str, size))}"
-    keys = np.array([file_key(path) for path in paths], dtype="S32")
+    copies = _Copies(folder, np.array([file_key(path) for path in paths], dtype="S32"), PathList(paths), size)
     with os_errors_as_input_errors(folder, "run it again"):
-        if _missing_rows(folder, keys):
+        if copies.missing_rows():
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):
-                _make_copies(folder, keys, paths, size, workers)
-    return CachedImages(folder, keys)
+                _make_copies(copies.select(copies.missing_rows()), workers)  # another process may have made some
+    return CachedImages(copies)
 
 
 def file_key(path: str | Path) -> bytes:
@@ -83,49 +77,68 @@ def file_key(path: str | Path) -> bytes:
     return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest().encode()
 
 
-def _copy_path(folder: Path, key: bytes) -> Path:
-    return folder / key[:2].decode() / key.decode()
+class _Copies(Dataset):
+    """Resized copies of image files; to get an item makes it, and returns None or the error."""
+
+    def __init__(self, folder: Path, keys: Shaped[np.ndarray, " N"], paths: PathList, size: Size) -> None:
+        self.folder, self.keys, self.paths, self.size = folder, keys, paths, size
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> InputError | None:
+        try:
+            return self.make(row)
+        except InputError as error:
+            return error
+
+    def select(self, rows: Sequence[int]) -> _Copies:
+        paths = PathList([self.paths[row] for row in rows])
+        return _Copies(self.folder, self.keys[list(rows)], paths, self.size)
+
+    def missing_rows(self) -> list[int]:
+        """Return the first row of each key without a copy; to list the folder is faster than to look for each file."""
+        present = np.array([path.name for path in self.folder.glob("??/*")], dtype="S32")
+        distinct, first = np.unique(self.keys, return_index=True)
+        return np.sort(first[~np.isin(distinct, present)]).tolist()
+
+    def file(self, row: int) -> Path:
+        key = self.keys[row].decode()
+        return self.folder / key[:2] / key
+
+    def make(self, row: int) -> None:
+        if file_key(self.paths[row]) != self.keys[row]:
+            hint = "start again, so that the new file is read"
+            raise UnreadableImageError("changed while it was in use", path=self.paths[row], hint=hint)
+        image = read_image(self.paths[row])
+        width, height = image.size
+        if _copy_area(width, height, self.size) < width * height:
+            image = resizing(self.size)(image)
+        header = np.array([image.height, image.width, height, width], "<i4")
+        with os_errors_as_input_errors(self.folder, "run it again"):
+            _write(self.file(row), header.tobytes() + image.tobytes())
+
+    def read(self, row: int) -> CroppableImage:
+        try:
+            return _read(self.file(row))
+        except OSError as error:  # it may pass, so the file stays
+            raise InputError(error.strerror or str(error), path=self.file(row)) from error
+        except ValueError:  # cut short, as by a power failure
+            self.make(row)
+            return _read(self.file(row))
 
 
-def _missing_rows(folder: Path, keys: Shaped[np.ndarray, " N"]) -> list[int]:
-    """Return the first row of each key without a copy; to list the folder is faster than to look for each file."""
-    present = np.array([path.name for path in folder.glob("??/*")], dtype="S32")
-    distinct, first = np.unique(keys, return_index=True)
-    return np.sort(first[~np.isin(distinct, present)]).tolist()
-
-
-def _make_copies(folder: Path, keys: np.ndarray, paths: Sequence[str | Path], size: Size, workers: int) -> None:
-    rows = _missing_rows(folder, keys)  # again, as another process may have made them
-    if not rows:
-        return
-    copies = _Copies(folder, keys[rows], [paths[row] for row in rows], size)
+def _make_copies(copies: _Copies, workers: int) -> None:
     loader = DataLoader(copies, batch_size=16, **loader_options(workers, collate_fn=len))
-    with Progress("cache images", len(rows)) as progress:
+    with Progress("cache images", len(copies)) as progress:
         for count in iterate_batches(loader):
             progress.advance(count, unit="images")
 
 
-class _Copies(Dataset):
-    """Makes copies of image files; an item is None, or the error."""
-
-    def __init__(self, folder: Path, keys: np.ndarray, paths: Sequence[str | Path], size: Size) -> None:
-        self.folder, self.keys, self.paths, self.size = folder, keys, PathList(paths), size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> InputError | None:
-        try:
-            image = read_image(self.paths[row])
-            height, width = image.height, image.width
-            if _copy_area(width, height, self.size) < width * height:
-                image = resizing(self.size)(image)
-            header = np.array([image.height, image.width, height, width], "<i4")
-            with os_errors_as_input_errors(self.folder, "run it again"):
-                _write(_copy_path(self.folder, self.keys[row]), header.tobytes() + image.tobytes())
-        except InputError as error:
-            return error
-        return None
+def _read(path: Path) -> CroppableImage:
+    content = np.fromfile(path, np.uint8)
+    rows, columns, height, width = content[:HEADER].view("<i4").tolist()
+    return CroppableImage(content[HEADER:].reshape(rows, columns, 3), width=width, height=height)
 
 
 def _copy_area(width: int, height: int, size: Size) -> int:

@@ -69,13 +69,18 @@ class TrainingImages(Dataset):
             return error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-            augments = isinstance(self.transform, Augmentation)
-            pixels = self.transform(image if augments else Image.fromarray(image.pixels))
+            if isinstance(self.transform, Augmentation):
+                pixels = self.transform(image)
+            else:
+                pixels = self.transform(Image.fromarray(image.pixels))
         return pixels, int(self.labels[row])
 
 
 class TrainingFeatures(Dataset):
-    """Features in place of images, for a frozen backbone: maps (row, seed) to (features, class number)."""
+    """Features in place of images, for a frozen backbone: maps (row, seed) to (features, class number).
+
+    A batch is read at once; the seeds have no effect. `files` are names of the images for error messages.
+    """
 
     def __init__(
         self,
@@ -88,10 +93,6 @@ class TrainingFeatures(Dataset):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, sample: SampleSeed) -> tuple[Float[Tensor, " F"], int]:
-        row, _ = sample
-        return self.features[row], int(self.labels[row])
-
     def __getitems__(self, samples: list[SampleSeed]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
         rows = torch.tensor([row for row, _ in samples])
         return self.features[rows], self.labels[rows]
@@ -100,20 +101,8 @@ class TrainingFeatures(Dataset):
 class EvaluationImages(Dataset):
     """Images in a fixed transform, in the order given: maps a row to pixels.
 
-    An image that cannot be read is returned as its `InputError`, which `iterate_batches` raises.
-
-    Parameters
-    ----------
-    images
-        Image files, PIL images of any mode, or a sequence of `CroppableImage` such as `cached_images` returns.
-    transform
-        From `evaluation_transform`.
-
-    Examples
-    --------
-    >>> from orthoproxy.data.transforms import evaluation_transform
-    >>> len(EvaluationImages(["a.png", "b.png"], evaluation_transform(64)))
-    2
+    `images` are files, PIL images of any mode, or a sequence of `CroppableImage` such as `cached_images` returns. An
+    image that cannot be read is returned as its `InputError`, which `iterate_batches` raises.
     """
 
     def __init__(self, images: Sequence[str | Path | Image.Image | CroppableImage], transform: Transform) -> None:
@@ -155,5 +144,7 @@ class PathList(Sequence[str]):
 
 
 def _shareable(images: Sequence[T]) -> Sequence[T] | PathList:
-    is_paths = isinstance(images, list | tuple) and all(isinstance(image, str | Path) for image in images)
-    return PathList(images) if is_paths else images
+    if not isinstance(images, list | tuple):
+        return images
+    paths = [image for image in images if isinstance(image, str | Path)]
+    return PathList(paths) if len(paths) == len(images) else images

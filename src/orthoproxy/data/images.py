@@ -27,30 +27,10 @@ DECOMPRESSION_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarni
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as upright RGB.
+    """Read an image file as upright RGB, as `to_rgb` converts it.
 
-    Parameters
-    ----------
-    path
-        Any mode, and any format that Pillow reads but EPS, whatever the file's name.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB; see `to_rgb`.
-
-    Raises
-    ------
-    UnreadableImageError
-        An `InputError`: if the file is missing, is not a readable image, or has more than 89 megapixels.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Image.new("L", (20, 10), 255).save(f"{folder}/a.png")
-    ...     read_image(f"{folder}/a.png").getpixel((0, 0))
-    (255, 255, 255)
+    Any format that Pillow reads but EPS, whatever the file's name. Raises UnreadableImageError, an `InputError`, if the
+    file is missing, is not a readable image, or has more than 89 megapixels.
     """
     with noting_file(path):
         return _decode(path)
@@ -119,7 +99,11 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to upright RGB: transparency becomes white, 16-bit gray is scaled to 8 bits."""
+    """Convert an image of any mode to RGB as a person would see it on white paper.
+
+    It is rotated as its EXIF orientation says; transparent parts become white; 16-bit gray is scaled to 8 bits, as is
+    32-bit gray with values above 255, or floating point values from 0 to 1.
+    """
     if not _is_upright(image):  # exif_transpose would copy it
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):

@@ -41,7 +41,8 @@ def loader_options(
 ) -> dict[str, Any]:
     """Return keyword arguments of a DataLoader for `iterate_batches`.
 
-    Datasets *return* an `InputError` for an item that cannot be read, since raising in a worker loses its type.
+    A dataset *returns* an `InputError` for an item it cannot read, since an error raised in a worker reaches the main
+    process as text only. Such an error takes the place of its batch. Without workers there is no time limit.
     """
     options: dict[str, Any] = {"num_workers": workers, "collate_fn": partial(_collate_or_error, collate_fn)}
     if workers:
@@ -50,7 +51,11 @@ def loader_options(
 
 
 def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
-    """Yield the batches of a loader; raise InputError for unreadable images and WorkerLost for killed workers."""
+    """Yield the batches of a loader made with `loader_options`, or of any other iterable.
+
+    Raises InputError if an image cannot be read, crashes its decoder, or takes longer than ``ORTHOPROXY_READ_SECONDS``
+    (120); WorkerLost if a worker process was killed.
+    """
     batches, started = None, time.monotonic()
     try:
         with _unchanged_sigchld_handler():

@@ -103,9 +103,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
         members = np.lexsort((generator.random(len(self.labels)), self._classes))  # by class, shuffled within
         turns, queue = np.zeros(num_classes, dtype=int), np.empty(0, dtype=int)
         for _ in range(len(self)):
-            if (
-                len(queue) < classes_per_batch
-            ):  # the next round; a class still in the queue must not be in a batch twice
+            if len(queue) < classes_per_batch:  # next round; no class may be in a batch twice, so those queued go last
                 order = generator.permutation(num_classes)
                 queued = np.isin(order, queue)
                 queue = np.concatenate([queue, order[~queued], order[queued]])

@@ -18,7 +18,10 @@ One row an image, all columns text, with an index from 0:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -91,6 +94,16 @@ def make_table(
     return table
 
 
+@contextmanager
+def source_errors(field: str, path: Path) -> Iterator[None]:
+    """Let errors of `make_table` and `paths_inside` name the argument and the file of the reader that calls them."""
+    try:
+        yield
+    except InputError as error:
+        column = f"column {error.field!r}: " if error.field else ""
+        raise replace(error, problem=column + error.problem, field=field, path=error.path or path) from error
+
+
 def _require_one_split_per_class(table: pd.DataFrame) -> None:
     pairs = table.loc[table["split"] != "", ["label", "split"]].drop_duplicates()
     shared = pairs.loc[pairs["label"].duplicated(), "label"]
@@ -109,32 +122,10 @@ def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
 
 
 def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
-    """Assign classes without a split to test or train.
+    """Assign classes without a split to test or train; rows with a split keep it, as do other rows of their class.
 
-    Parameters
-    ----------
-    table
-        From `make_table`.
-    test_fraction
-        Fraction of these classes that go to test, chosen by a hash of the class name, 0 to 1.
-    test_classes
-        Names of the classes that go to test instead; None to go by the fraction.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A copy in which no split is empty. Rows with a split keep it, and so do the other rows of their class.
-
-    Raises
-    ------
-    InputError
-        If one of `test_classes` does not exist, or has a split.
-
-    Examples
-    --------
-    >>> table = make_table(["1.png", "2.png", "3.png"], ["a", "b", "c"])
-    >>> assign_split(table, test_fraction=1 / 3)["split"].tolist()
-    ['test', 'train', 'train']
+    A fraction of these classes goes to test, chosen by a hash of the class name; or exactly `test_classes`. Raises
+    InputError if one of those does not exist, or has a split.
     """
     table = table.copy()
     unassigned = table["split"] == ""
@@ -152,23 +143,8 @@ def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequen
 def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     """Move a fraction of the training classes to validation, chosen by a hash of the class name.
 
-    Parameters
-    ----------
-    table
-        With every split assigned; one that has validation classes is left as it is.
-    fraction
-        Fraction of the training classes, 0 to 1. Fewer than two classes cannot be ranked, so then none is moved.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A copy.
-
-    Examples
-    --------
-    >>> table = make_table(["1.png", "2.png", "3.png", "4.png"], ["a", "b", "c", "d"], split="train")
-    >>> hold_out_validation(table, 0.5)["split"].tolist()
-    ['validation', 'train', 'train', 'validation']
+    A table that has validation classes is left as it is. Fewer than two classes cannot be ranked, so then none is
+    moved.
     """
     table = table.copy()
     if (table["split"] == "validation").any():

@@ -94,7 +94,7 @@ class Augmentation:
 
 
 def evaluation_size(image_size: int, resize: Resize = None) -> int | tuple[int, int]:
-    """Return the shorter side that `evaluation_transform` resizes to; with ``"stretch"``, height and width."""
+    """Return the shorter side that `evaluation_transform` resizes an image to; with ``"stretch"``, height and width."""
     return (image_size, image_size) if resize == "stretch" else resize or round(image_size * 256 / 224)
 
 

@@ -22,12 +22,15 @@ def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def count_images(table: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Count the images and classes of each part of a table."""
+    """Count ``images`` and ``classes`` of each split, and of queries and gallery if the table has roles."""
     return {name: {"images": len(x), "classes": int(x["label"].nunique())} for name, x in table_parts(table).items()}
 
 
 def describe_images(table: pd.DataFrame, scan: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Return counts, images per class and, with a scan, image sizes and unreadable images."""
+    """Describe a dataset: what `count_images` returns, and ``images_per_class`` of the same parts.
+
+    With a scan from `scan_images` also ``sizes`` of the readable images, and ``unreadable``, the others.
+    """
     per_class = {name: _images_per_class(part) for name, part in table_parts(table).items()}
     description: dict[str, Any] = {**count_images(table), "images_per_class": per_class}
     if scan is not None:

@@ -14,12 +14,15 @@ NEAR_DISTANCE = 4
 
 
 def exact_duplicates(content: pd.Series) -> list[list[int]]:
-    """Group the positions of files with the same bytes; an empty hash is in no group."""
+    """Group positions of files with the same bytes, from the ``content`` that `scan_images` returns."""
     return _groups(content.to_numpy(), np.flatnonzero(content != ""))
 
 
 def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]]:
-    """Group the positions of images connected by hash distances of at most 4 bits that are not all the same file."""
+    """Group positions of images that look alike and are not all the same file, from the columns of `scan_images`.
+
+    A chain of images connects any two of a group, in which neighbors differ in at most 4 of 64 bits.
+    """
     readable = np.flatnonzero(content != "")
     components = np.zeros(len(content), dtype=np.int64)
     components[readable] = hash_components(appearance.to_numpy()[readable])

@@ -20,9 +20,11 @@ COLUMNS = {"width": "int64", "height": "int64", "error": "str", "content": "str"
 
 
 def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) -> pd.DataFrame:
-    """Decode every image and return one row per path: `width`, `height` and `error`, empty if the image is readable.
+    """Decode every image, since a truncated file is only found this way; one row a path, in their order.
 
-    With `hashes`, also `content`, the SHA-256 of the file, and `appearance`, the 64-bit difference hash.
+    Columns are the upright `width` and `height` in pixels and `error`, why the image cannot be read, or empty; with
+    `hashes` also `content`, the SHA-256 of the file, and `appearance`, its 64-bit difference hash (`imagehash.dhash`).
+    Of an unreadable image, all but the error is zero or empty.
     """
     columns = dict(list(COLUMNS.items())[: 5 if hashes else 3])
     loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
@@ -64,14 +66,14 @@ def hash_appearance(image: Image.Image) -> int:
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
-    """Return `path`, `split`, `label` and `reason` of the images of a table that cannot be read."""
+    """Return ``path, split, label`` and the ``reason`` of each image of a table that cannot be read, or is missing."""
     errors = scan_images(table["path"].tolist(), workers)["error"].to_numpy()
     rows = table[["path", "split", "label"]].assign(reason=errors)
     return rows[errors != ""].reset_index(drop=True)
 
 
 def drop_rows(table: pd.DataFrame, unreadable: pd.DataFrame) -> pd.DataFrame:
-    """Return a table without its unreadable images; raises InputError if a split becomes empty."""
+    """Return a table without its unreadable images; raises InputError if nothing is left of a split."""
     kept = table[~table["path"].isin(unreadable["path"])].reset_index(drop=True)
     for split in sorted(set(table["split"]) - set(kept["split"])):
         lost = unreadable[unreadable["path"].isin(table["path"][table["split"] == split])].iloc[0]

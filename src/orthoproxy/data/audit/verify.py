@@ -48,7 +48,11 @@ class CopyCheck:
 def verify_images(
     name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
 ) -> list[CopyCheck]:
-    """Check a copy of a dataset against the published counts, the files in `root` and, with a scan, its contents."""
+    """Verify a copy of a dataset; checks fail if counts differ, files are missing, or images are unreadable.
+
+    `scan` is from `scan_images` with hashes; None to check lists and file names only. `root` is the folder given, if
+    the classes are its sub-folders.
+    """
     checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root)]
     if scan is not None:
         checks += [_check_readable(table, scan), *_check_duplicates(table, scan)]

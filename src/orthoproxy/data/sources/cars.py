@@ -15,7 +15,7 @@ from orthoproxy.core.files import paths_inside
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data.sources.folder import folder_table
 from orthoproxy.data.sources.text_lists import AS_PUBLISHED, find_file
-from orthoproxy.data.table import make_table
+from orthoproxy.data.table import make_table, source_errors
 
 CLASSES = 196
 TRAIN_CLASSES = 98  # the first ones
@@ -23,7 +23,7 @@ WRAPPERS = ("stanford_cars", "car_data", "car_data/car_data")  # folders that so
 SLASH_NAME = "Ram C/V Cargo Van Minivan 2012"  # no folder can have this name
 SLASH_FOLDER = re.compile(r"Ram C(.?V Cargo Van Minivan 2012)?")  # C-V, C_V, CV; or C, with the rest a folder in it
 
-# SciPy's reader can crash on a damaged file, so it runs in a process of its own, which prints a variable as JSON
+# SciPy's reader can end in a segmentation fault on a damaged file, so a process of its own prints the variable as JSON
 READ_MAT = """
 import json, sys
 import numpy as np
@@ -78,19 +78,6 @@ def cars_table(root: Path) -> pd.DataFrame:
     J. Krause, M. Stark, J. Deng, L. Fei-Fei: 3D Object Representations for Fine-Grained Categorization, 4th IEEE
     Workshop on 3D Representation and Recognition, ICCV 2013. The split: H. O. Song, Y. Xiang, S. Jegelka, S. Savarese:
     Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for number in range(1, 197):
-    ...         Path(root, f"Make {number:03d}").mkdir()
-    ...     for place in ("Make 098/1.jpg", "Make 099/1.jpg"):
-    ...         Path(root, place).touch()
-    ...     cars_table(Path(root))[["label", "split", "role"]]
-          label  split  role
-    0  Make 098  train  both
-    1  Make 099   test  both
     """
     if not root.is_dir():
         raise InputError("no such folder", field="root", path=root)
@@ -98,12 +85,12 @@ def cars_table(root: Path) -> pd.DataFrame:
     for folder in (root, *(root / wrapper for wrapper in WRAPPERS)):
         if (folder / "car_ims").is_dir():
             images = _read_annotations(folder, "cars_annos.mat", "relative_im_path", folder)
-            return _make_table(images, _read_names(folder, "cars_annos.mat"))
+            return _make_table(images, _read_names(folder, "cars_annos.mat"), folder)
         if (folder / "cars_train").is_dir():
             train = _read_annotations(folder, "cars_train_annos.mat", "fname", _image_folder(folder / "cars_train"))
             test_list, test_images = "cars_test_annos_withlabels.mat", _image_folder(folder / "cars_test")
             test = _read_annotations(folder, test_list, "fname", test_images)
-            return _make_table(train + test, _read_names(folder, "cars_meta.mat"))
+            return _make_table(train + test, _read_names(folder, "cars_meta.mat"), folder)
         if (folder / "train").is_dir():
             return _read_class_folders(folder / "train", folder / "test")
         if len(_sub_folders(folder)) == CLASSES:
@@ -112,11 +99,12 @@ def cars_table(root: Path) -> pd.DataFrame:
     raise InputError("no known layout of Cars-196", field="root", path=root, expected=expected)
 
 
-def _make_table(images: list[tuple[str, int]], names: list[str]) -> pd.DataFrame:
+def _make_table(images: list[tuple[str, int]], names: list[str], folder: Path) -> pd.DataFrame:
     """Make the table of images with class numbers, which begin with 1."""
     paths, numbers = zip(*images, strict=True) if images else ((), ())
     split = ["train" if number <= TRAIN_CLASSES else "test" for number in numbers]
-    return make_table(paths, [names[number - 1] for number in numbers], split=split)
+    with source_errors("root", folder):
+        return make_table(paths, [names[number - 1] for number in numbers], split=split)
 
 
 def _find_list(folder: Path, name: str) -> Path:
@@ -150,7 +138,8 @@ def _read_annotations(folder: Path, name: str, path_field: str, images: Path) ->
         if not isinstance(number, int) or not 1 <= number <= CLASSES:
             problem, expected = f"annotation {row}: class {number!r}", f"1 to {CLASSES}"
             raise InputError(problem, field="root", path=path, expected=expected, hint=AS_PUBLISHED)
-    return list(zip(paths_inside(images, map(str, rows[path_field]), path), rows["class"], strict=True))
+    with source_errors("root", path):
+        return list(zip(paths_inside(images, map(str, rows[path_field]), path), rows["class"], strict=True))
 
 
 def _read_names(folder: Path, name: str) -> list[str]:
@@ -178,6 +167,5 @@ def _read_class_folders(*folders: Path) -> pd.DataFrame:
     images = pd.concat([folder_table(folder) for folder in folders])
     numbers = {name: number for number, name in enumerate(names, start=1)}
     labels = [SLASH_NAME if SLASH_FOLDER.fullmatch(name) else name for name in names]
-    return _make_table(
-        [(path, numbers[name]) for path, name in zip(images["path"], images["label"], strict=True)], labels
-    )
+    rows = [(path, numbers[name]) for path, name in zip(images["path"], images["label"], strict=True)]
+    return _make_table(rows, labels, folders[0].parent)

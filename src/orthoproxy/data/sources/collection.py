@@ -15,7 +15,7 @@ from orthoproxy.data.sources.folder import labelled_files
 
 @dataclass(frozen=True)
 class Collection:
-    """Images below one folder `root`: `path` relative to it, `label` and `group`, empty if unknown."""
+    """Images below one folder: `path` relative to the absolute `root`, with slashes; `label` and `group`, or empty."""
 
     root: Path
     images: pd.DataFrame
@@ -25,35 +25,11 @@ class Collection:
 
 
 def read_collection(source: Path, root: Path | None = None) -> Collection:
-    """Find the images of a folder, at any depth, or of a CSV file.
+    """Find the images of a folder, at any depth and sorted by path, or of a CSV file, in its order.
 
-    Parameters
-    ----------
-    source
-        A folder: the label of an image is the sub-folder it is in, directly or deeper; images in no sub-folder have
-        none. Or a CSV file with a column ``path``, and optionally ``label`` and ``group``.
-    root
-        The folder that contains all images; None for the folder itself, or for that of the CSV file.
-
-    Returns
-    -------
-    Collection
-        Sorted by path; of a CSV file in its order.
-
-    Raises
-    ------
-    InputError
-        If there are no images, the CSV file cannot be read, or an image is not in `root`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> (folder / "gull").mkdir()
-    >>> (folder / "gull" / "1.jpg").touch()
-    >>> read_collection(folder).images[["path", "label"]]
-             path label
-    0  gull/1.jpg  gull
+    The label of an image is the sub-folder it is in, directly or deeper; images in no sub-folder have none. A CSV file
+    has a column ``path``, and optionally ``label`` and ``group``. `root` is the folder that contains all images; None
+    for the folder itself, or for that of the CSV file.
     """
     if source.is_dir():
         files = [(str(path.absolute()), label) for path, label in labelled_files(source)]
@@ -73,7 +49,11 @@ def read_collection(source: Path, root: Path | None = None) -> Collection:
 
 
 def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection:
-    """Make a collection of a table of images."""
+    """Make a collection of a table with a column `path`, and optionally `label` and `group`.
+
+    `root` is the folder that contains all images; None for the deepest one that does. An image listed twice is kept
+    once; raises InputError if its labels or groups differ.
+    """
     paths = [os.path.abspath(path) for path in table["path"]]  # noqa: PTH100 -- ten times as fast
     folder = Path(os.path.normpath(root.absolute()) if root else os.path.commonpath({_parent(path) for path in paths}))
     prefix = str(folder).rstrip(os.sep) + os.sep

@@ -11,7 +11,7 @@ import pandas as pd
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import path_inside
-from orthoproxy.data.table import make_table
+from orthoproxy.data.table import make_table, source_errors
 
 
 def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: bool = False) -> pd.DataFrame:
@@ -57,7 +57,8 @@ def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: boo
             hint = "set root to the folder of all images, or allow_paths_outside_root for a list that you trust"
             raise InputError(f"row {row} lists {name!r}, outside of {folder}", field="csv", path=csv, hint=hint)
         paths.append(path if name else "")  # `make_table` names the row
-    return make_table(paths, columns["label"], **optional)
+    with source_errors("csv", csv):
+        return make_table(paths, columns["label"], **optional)
 
 
 def read_columns(path: Path, required: Sequence[str], field: str) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import pandas as pd
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import AS_PUBLISHED, check_values, find_file, read_list
-from orthoproxy.data.table import make_table
+from orthoproxy.data.table import make_table, source_errors
 
 CLASSES = 200
 TRAIN_CLASSES = 100  # the first ones
@@ -65,11 +65,9 @@ def cub_table(root: Path) -> pd.DataFrame:
     folders = pd.Series([PurePosixPath(path).parent.name for path in paths], index=paths.index)
     if (mixed := numbers.groupby(folders).nunique() > 1).any():
         raise _mismatch(f"images in the folder {mixed.idxmax()!r} have different classes", labels)
-    return make_table(
-        paths_inside(images.parent / "images", paths, images),
-        folders.tolist(),
-        split=["train" if number <= TRAIN_CLASSES else "test" for number in numbers],
-    )
+    split = ["train" if number <= TRAIN_CLASSES else "test" for number in numbers]
+    with source_errors("root", images):
+        return make_table(paths_inside(images.parent / "images", paths, images), folders.tolist(), split=split)
 
 
 def _mismatch(problem: str, path: Path) -> InputError:

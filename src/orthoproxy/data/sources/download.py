@@ -66,7 +66,11 @@ BY_HAND = {
 
 
 def download(name: str, root: Path) -> None:
-    """Download a benchmark from its owner, verify and unpack it; does nothing if it exists already."""
+    """Download a benchmark (``cub`` or ``sop``) from its owner to the folder `root`, check it and unpack it.
+
+    Does nothing if it is there already. Raises InputError if it has to be got by hand (the hint says how), the download
+    fails or is not the published archive, or `root` cannot hold it.
+    """
     if name not in ARCHIVES:
         hint = BY_HAND.get(name)
         raise InputError(f"no download of {name!r}", field="name", expected=" or ".join(ARCHIVES), hint=hint)
@@ -108,7 +112,7 @@ def fetch(archive: Archive, root: Path) -> None:
 def _unpack(archive: Archive, packed: Path, target: Path) -> None:
     try:
         if zipfile.is_zipfile(packed):
-            with zipfile.ZipFile(packed) as file:
+            with zipfile.ZipFile(packed) as file:  # extract keeps members inside the target, and makes no links
                 members = file.infolist()
                 _require_plain(
                     archive, [(x.filename, x.file_size, not stat.S_ISLNK(x.external_attr >> 16)) for x in members]

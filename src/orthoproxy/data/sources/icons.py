@@ -221,11 +221,6 @@ def draw(font: ImageFont.FreeTypeFont, code: int) -> Image.Image | None:
     return image
 
 
-def _load_font(path: Path) -> ImageFont.FreeTypeFont:
-    """Load a font at size `EM`, with the basic layout, which every system has."""
-    return ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)
-
-
 def drop_copies(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
     """Of images that are equal, keep the first, or none if their classes differ, as any label may be wrong."""
     copies = defaultdict(list)
@@ -246,7 +241,10 @@ def drop_copies(images: dict[Glyph, Image.Image]) -> dict[Glyph, Image.Image]:
 def _render(folder: Path) -> None:
     """Write the images of all classes, one sub-folder a family, and last their table, images.csv."""
     candidates = _in_enough_families(list(_all_glyphs()))  # the others need no drawing
-    fonts = {path: _load_font(path) for path in {glyph.font for glyph in candidates}}
+    fonts = {
+        path: ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)  # which every system has
+        for path in {glyph.font for glyph in candidates}
+    }
     glyphs = track(candidates, "draw icons", total=len(candidates))
     images = drop_copies({glyph: image for glyph in glyphs if (image := draw(fonts[glyph.font], glyph.code))})
     kept = _in_enough_families(list(images))

@@ -9,7 +9,7 @@ import pandas as pd
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import check_values, find_file, read_list
-from orthoproxy.data.table import make_table
+from orthoproxy.data.table import make_table, source_errors
 
 COLUMNS = ("image_name", "item_id", "evaluation_status")
 SPLIT_AND_ROLE = {"train": ("train", "both"), "query": ("test", "query"), "gallery": ("test", "gallery")}
@@ -42,20 +42,6 @@ def inshop_table(root: Path) -> pd.DataFrame:
     ----------
     Z. Liu, P. Luo, S. Qiu, X. Wang, X. Tang: DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
     Annotations, CVPR 2016.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> lines = ["3", "image_name item_id evaluation_status"]
-    >>> lines += ["img/a.jpg id_00000002 train", "img/b.jpg id_00000001 query", "img/c.jpg id_00000001 gallery"]
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Path(folder, "img").mkdir()
-    ...     _ = Path(folder, "list_eval_partition.txt").write_text("\\n".join(lines))
-    ...     inshop_table(Path(folder))[["label", "split", "role"]]
-             label  split     role
-    0  id_00000002  train     both
-    1  id_00000001   test    query
-    2  id_00000001   test  gallery
     """
     candidates = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
     path = find_file(root, candidates, "give the folder that contains Eval and Img")
@@ -66,5 +52,6 @@ def inshop_table(root: Path) -> pd.DataFrame:
     rows = read_list(path, COLUMNS, header=True, counted=True)
     check_values(rows, "evaluation_status", SPLIT_AND_ROLE, "train, query or gallery", path)
     split, role = zip(*rows["evaluation_status"].map(SPLIT_AND_ROLE), strict=True)
-    paths = paths_inside(folder.absolute(), rows["image_name"], path)
-    return make_table(paths, rows["item_id"].tolist(), split=split, role=role)
+    with source_errors("root", path):
+        paths = paths_inside(folder.absolute(), rows["image_name"], path)
+        return make_table(paths, rows["item_id"].tolist(), split=split, role=role)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import find_file, read_list
-from orthoproxy.data.table import make_table
+from orthoproxy.data.table import make_table, source_errors
 
 COLUMNS = ("image_id", "class_id", "super_class_id", "path")
 
@@ -39,23 +39,12 @@ def sop_table(root: Path) -> pd.DataFrame:
     ----------
     H. O. Song, Y. Xiang, S. Jegelka, S. Savarese: Deep Metric Learning via Lifted Structured Feature Embedding,
     CVPR 2016.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> header = "image_id class_id super_class_id path\\n"
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "Ebay_train.txt").write_text(header + "1 1 1 bicycle_final/111085122871_0.JPG\\n")
-    ...     _ = Path(folder, "Ebay_test.txt").write_text(header + "1 11319 1 bicycle_final/251952414262_0.JPG\\n")
-    ...     sop_table(Path(folder))[["label", "split", "role"]]
-       label  split  role
-    0      1  train  both
-    1  11319   test  both
     """
     candidates = ("Ebay_train.txt", "Stanford_Online_Products/Ebay_train.txt")
     train = find_file(root, candidates, "give the folder that Stanford_Online_Products.zip was unpacked in")
     lists = {"train": train, "test": train.with_name("Ebay_test.txt")}
     rows = {split: read_list(path, COLUMNS, header=True) for split, path in lists.items()}
-    paths = [file for split, path in lists.items() for file in paths_inside(train.parent, rows[split]["path"], path)]
     table = pd.concat([read.assign(split=split) for split, read in rows.items()])
-    return make_table(paths, table["class_id"].tolist(), split=table["split"].tolist())
+    with source_errors("root", root):
+        paths = [x for split, path in lists.items() for x in paths_inside(train.parent, rows[split]["path"], path)]
+        return make_table(paths, table["class_id"].tolist(), split=table["split"].tolist())

@@ -1,0 +1,199 @@
+"""CUB-200-2011, Stanford Online Products and In-Shop: the retrieval split, layouts of copies, and damaged copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stand_ins import write_cub, write_inshop, write_sop
+
+from orthoproxy.core.errors import InputError
+from orthoproxy.data import cub_table, inshop_table, sop_table
+
+READERS = {"cub": cub_table, "sop": sop_table, "inshop": inshop_table}
+SOP_HEADER = "image_id class_id super_class_id path"
+INSHOP_HEADER = "image_name item_id evaluation_status"
+
+
+def write(name: str, root: Path, **options: object) -> list[Path]:
+    """Write a small stand-in with 4 pictures; return the lists, which are its text files."""
+    if name == "cub":
+        write_cub(root, (200, 200), pictures={1, 101}, **options)
+    elif name == "sop":
+        write_sop(root, (30, 20), (10, 5), pictures={11}, **options)
+    else:
+        write_inshop(root, (40, 20, 20), (8, 5), pictures={9}, **options)
+    return [root / place for place in LISTS[name]]
+
+
+LISTS = {
+    "cub": ("images.txt", "image_class_labels.txt"),
+    "sop": ("Ebay_train.txt", "Ebay_test.txt"),
+    "inshop": ("Eval/list_eval_partition.txt",),
+}
+
+
+def error_of(name: str, root: Path) -> InputError:
+    with pytest.raises(InputError) as caught:
+        READERS[name](root)
+    assert caught.value.field == "root"
+    return caught.value
+
+
+def test_cub_trains_on_classes_1_to_100(tmp_path: Path) -> None:
+    write("cub", tmp_path)
+    table = cub_table(tmp_path)
+    listed = [line.split()[1] for line in (tmp_path / "images.txt").read_text().splitlines()]
+    assert table["path"].tolist() == [str(tmp_path / "images" / path) for path in listed]
+    assert table["label"].tolist() == [path.split("/")[0] for path in listed]
+    assert (table["split"] == "train").equals(table["label"].str[:3].astype(int) <= 100)
+    assert table["label"].nunique() == 200 and set(table["role"]) == {"both"} and set(table["group"]) == {""}
+    (tmp_path / "train_test_split.txt").unlink()  # for classification
+    assert cub_table(tmp_path).equals(table)
+
+
+def test_sop_trains_on_its_training_list(tmp_path: Path) -> None:
+    lists = write("sop", tmp_path)
+    table = sop_table(tmp_path)
+    lines = [line.split() for path in lists for line in path.read_text().splitlines()[1:]]
+    assert table["path"].tolist() == [str(tmp_path / fields[3]) for fields in lines]
+    assert table["label"].tolist() == [fields[1] for fields in lines]
+    assert table["split"].tolist() == ["train"] * 30 + ["test"] * 20 and set(table["role"]) == {"both"}
+
+
+def test_inshop_has_queries_and_a_gallery_of_the_same_items(tmp_path: Path) -> None:
+    [path] = write("inshop", tmp_path)
+    table = inshop_table(tmp_path)
+    lines = [line.split() for line in path.read_text().splitlines()[2:]]
+    assert table["path"].tolist() == [str(tmp_path / "Img" / fields[0]) for fields in lines]
+    assert table["label"].tolist() == [fields[1] for fields in lines]
+    assert table.groupby(["split", "role"]).size().to_dict() == {
+        ("train", "both"): 40,
+        ("test", "query"): 20,
+        ("test", "gallery"): 20,
+    }
+    labels = {role: set(table["label"][table["role"] == role]) for role in ("both", "query", "gallery")}
+    assert labels["query"] == labels["gallery"] and not labels["both"] & labels["query"]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "options"),
+    [
+        ("cub", "CUB_200_2011", {}),
+        ("sop", "Stanford_Online_Products", {}),
+        ("inshop", "", {}),
+        ("inshop", "", {"place": "list_eval_partition.txt"}),
+        ("inshop", "", {"folder": "."}),
+    ],
+)
+def test_layouts_of_copies_and_relative_roots(
+    name: str, folder: str, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(name, tmp_path / folder, **options)
+    table = READERS[name](tmp_path / folder)
+    exist = table["path"].map(lambda path: Path(path).is_file())
+    assert exist.sum() == {"cub": 4, "sop": 4, "inshop": 8}[name]
+    assert READERS[name](tmp_path).equals(table)
+    monkeypatch.chdir(tmp_path)
+    assert READERS[name](Path()).equals(table)
+
+
+def windows(text: str) -> bytes:
+    return text.replace("\n", "\r\n").encode("utf-8-sig")
+
+
+def old_mac(text: str) -> bytes:
+    return text.replace("\n", "\r").encode()
+
+
+def padded(text: str) -> bytes:
+    return ("\n" + text.replace(" ", "\t  ").replace("\n", " \t\n\n") + "\n \n").encode()
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("rewrite", [windows, old_mac, padded])
+def test_line_ends_and_blanks_make_no_difference(name: str, rewrite: Callable[[str], bytes], tmp_path: Path) -> None:
+    lists = write(name, tmp_path)
+    table = READERS[name](tmp_path)
+    for path in lists:
+        path.write_bytes(rewrite(path.read_text()))
+    assert READERS[name](tmp_path).equals(table)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_missing_folders_and_lists_are_named(name: str, tmp_path: Path) -> None:
+    for root in (tmp_path / "nothing", tmp_path):
+        assert error_of(name, root).path == root
+    *_, last = write(name, tmp_path)
+    last.write_bytes(b"\xff\xfe1\x00 \x00")  # UTF-16
+    assert error_of(name, tmp_path).path == last
+    last.unlink()
+    assert error_of(name, tmp_path).path == (tmp_path if name == "inshop" else last)
+
+
+def test_inshop_needs_the_small_images(tmp_path: Path) -> None:
+    write("inshop", tmp_path)
+    (tmp_path / "Img" / "img").rename(tmp_path / "Img" / "img_highres")
+    assert error_of("inshop", tmp_path).path == tmp_path
+
+
+IMAGES, LABELS = LISTS["cub"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "at_fault", "found"),
+    [
+        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n", LABELS, "image 2"),
+        ("1 a/1.jpg\n", "1 1\n7 1\n8 1\n", IMAGES, "image 7"),
+        ("1 a/1.jpg\n1 a/2.jpg\n", "1 1\n", IMAGES, "line 2"),
+        ("1 a/1.jpg\n2\n", "1 1\n2 1\n", IMAGES, "line 2"),
+        ("1 a/1.jpg\n", "1 1 1\n", LABELS, "line 1"),
+        ("1 a/1.jpg\n", "1 0\n", LABELS, "'0'"),
+        ("1 a/1.jpg\n", "1 gull\n", LABELS, "'gull'"),
+        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n", LABELS, "'a'"),
+        ("\n", "1 1\n", IMAGES, "no images"),
+        ("1 ../1.jpg\n", "1 1\n", IMAGES, "../1.jpg"),
+    ],
+)
+def test_a_damaged_list_of_cub_is_named(images: str, labels: str, at_fault: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / IMAGES).write_text(images)
+    (tmp_path / LABELS).write_text(labels)
+    error = error_of("cub", tmp_path)
+    assert error.path == tmp_path / at_fault and found in error.problem
+
+
+@pytest.mark.parametrize(
+    ("test", "found"),
+    [
+        (f"{SOP_HEADER}\n1 8 1 a/b.JPG\n2 8 1\n", "line 3"),
+        (f"1 8 1 a/b.JPG\n{SOP_HEADER}\n", "line 1"),
+        (f"{SOP_HEADER}\n", "no images"),
+        ("", "no images"),
+        (f"{SOP_HEADER}\n1 8 1 /etc/b.JPG\n", "/etc/b.JPG"),
+        (f"{SOP_HEADER}\n1 7 1 a/b.JPG\n", "'7'"),  # in both lists
+    ],
+)
+def test_a_damaged_list_of_sop_is_named(test: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "Ebay_train.txt").write_text(f"{SOP_HEADER}\n1 7 1 a/a.JPG\n")
+    (tmp_path / "Ebay_test.txt").write_text(test)
+    error = error_of("sop", tmp_path)
+    assert error.path in (tmp_path / "Ebay_test.txt", tmp_path) and found in error.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"1\n{INSHOP_HEADER}\nimg/a.jpg id_1 val\n", "line 3"),
+        (f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg train\n", "line 4"),
+        (f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\n", "line 1"),
+        (f"{INSHOP_HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 train\n", "line 2"),
+        (f"0\n{INSHOP_HEADER}\n", "no images"),
+        (f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 query\n", "'id_1'"),
+    ],
+)
+def test_a_damaged_list_of_inshop_is_named(text: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "list_eval_partition.txt").write_text(text)
+    error = error_of("inshop", tmp_path)
+    assert error.path == tmp_path / "list_eval_partition.txt" and found in error.problem
