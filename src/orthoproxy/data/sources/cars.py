@@ -23,7 +23,7 @@ WRAPPERS = ("stanford_cars", "car_data", "car_data/car_data")  # folders that so
 SLASH_NAME = "Ram C/V Cargo Van Minivan 2012"  # no folder can have this name
 SLASH_FOLDER = re.compile(r"Ram C(.?V Cargo Van Minivan 2012)?")  # C-V, C_V, CV; or C, with the rest a folder in it
 
-# SciPy's reader can end in a segmentation fault on a damaged file, so a process of its own prints the variable as JSON
+# SciPy's reader can end in a segmentation fault on a damaged file, so a process of its own prints the lists as JSON
 READ_MAT = """
 import json, sys
 import numpy as np
@@ -33,12 +33,13 @@ def plain(value):
     value = value.item() if getattr(value, "size", 0) == 1 else value
     return int(value) if isinstance(value, (int, float)) and value == int(value) else str(value)
 
-rows = loadmat(sys.argv[1], squeeze_me=True, variable_names=[sys.argv[2]]).get(sys.argv[2])
-if rows is not None:
-    rows = np.atleast_1d(rows)
+variables = loadmat(sys.argv[1], squeeze_me=True, variable_names=["annotations", "class_names"])
+lists = {}
+for variable in {"annotations", "class_names"} & set(variables):
+    rows = np.atleast_1d(variables[variable])
     names = rows.dtype.names
-    rows = {name: [plain(x) for x in rows[name]] for name in names} if names else [plain(x) for x in rows]
-print(json.dumps(rows))
+    lists[variable] = {name: [plain(x) for x in rows[name]] for name in names} if names else [plain(x) for x in rows]
+print(json.dumps(lists))
 """
 
 
@@ -84,13 +85,17 @@ def cars_table(root: Path) -> pd.DataFrame:
     root = root.absolute()
     for folder in (root, *(root / wrapper for wrapper in WRAPPERS)):
         if (folder / "car_ims").is_dir():
-            images = _read_annotations(folder, "cars_annos.mat", "relative_im_path", folder)
-            return _make_table(images, _read_names(folder, "cars_annos.mat"), folder)
+            path = _find_list(folder, "cars_annos.mat")
+            lists = _read_mat(path)
+            images = _read_annotations(lists, path, "relative_im_path", folder)
+            return _make_table(images, _read_names(lists, path), folder)
         if (folder / "cars_train").is_dir():
-            train = _read_annotations(folder, "cars_train_annos.mat", "fname", _image_folder(folder / "cars_train"))
-            test_list, test_images = "cars_test_annos_withlabels.mat", _image_folder(folder / "cars_test")
-            test = _read_annotations(folder, test_list, "fname", test_images)
-            return _make_table(train + test, _read_names(folder, "cars_meta.mat"), folder)
+            images = []
+            for part, name in (("cars_train", "cars_train_annos"), ("cars_test", "cars_test_annos_withlabels")):
+                path = _find_list(folder, f"{name}.mat")
+                images += _read_annotations(_read_mat(path), path, "fname", _image_folder(folder / part))
+            path = _find_list(folder, "cars_meta.mat")
+            return _make_table(images, _read_names(_read_mat(path), path), folder)
         if (folder / "train").is_dir():
             return _read_class_folders(folder / "train", folder / "test")
         if len(_sub_folders(folder)) == CLASSES:
@@ -116,21 +121,17 @@ def _image_folder(folder: Path) -> Path:
     return nested if nested.is_dir() else folder
 
 
-def _read_mat(path: Path, variable: str) -> Any:
-    command = [sys.executable, "-I", "-c", READ_MAT, str(path), variable]
+def _read_mat(path: Path) -> dict[str, Any]:
+    command = [sys.executable, "-I", "-c", READ_MAT, str(path)]
     try:
-        rows = parse_json(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout)
+        return parse_json(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         raise InputError("damaged MATLAB file", field="root", path=path, hint="get it again") from error
-    if rows is None:
-        raise InputError(f"no variable {variable!r}", field="root", path=path, hint=AS_PUBLISHED)
-    return rows
 
 
-def _read_annotations(folder: Path, name: str, path_field: str, images: Path) -> list[tuple[str, int]]:
-    """Read path and class number of each image."""
-    path = _find_list(folder, name)
-    rows = _read_mat(path, "annotations")
+def _read_annotations(lists: dict[str, Any], path: Path, path_field: str, images: Path) -> list[tuple[str, int]]:
+    """Return path and class number of each image."""
+    rows = _select(lists, "annotations", path)
     missing = {path_field, "class"} - set(rows if isinstance(rows, dict) else ())
     if missing:
         raise InputError(f"no field {min(missing)!r}", field="root", path=path, hint=AS_PUBLISHED)
@@ -142,14 +143,19 @@ def _read_annotations(folder: Path, name: str, path_field: str, images: Path) ->
         return list(zip(paths_inside(images, map(str, rows[path_field]), path), rows["class"], strict=True))
 
 
-def _read_names(folder: Path, name: str) -> list[str]:
-    """Read the names of the classes, in the order of their numbers."""
-    path = _find_list(folder, name)
-    names = [str(label) for label in _read_mat(path, "class_names")]
+def _read_names(lists: dict[str, Any], path: Path) -> list[str]:
+    """Return the names of the classes, in the order of their numbers."""
+    names = [str(label) for label in _select(lists, "class_names", path)]
     if len(names) != CLASSES:
         expected = str(CLASSES)
         raise InputError(f"{len(names)} class names", field="root", path=path, expected=expected, hint=AS_PUBLISHED)
     return names
+
+
+def _select(lists: dict[str, Any], variable: str, path: Path) -> Any:
+    if variable not in lists:
+        raise InputError(f"no variable {variable!r}", field="root", path=path, hint=AS_PUBLISHED)
+    return lists[variable]
 
 
 def _sub_folders(folder: Path) -> set[str]:
