@@ -68,10 +68,12 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
 
 def test_what_cannot_be_read_is_named(file: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"broken\.png: "):
+    with pytest.raises(InputError) as error:
         OnnxEmbedder(file).embed([tmp_path / "broken.png"])
-    with pytest.raises(InputError, match="images: a str"):
-        OnnxEmbedder(file).embed("one.png")
+    assert Path(str(error.value.path)) == tmp_path / "broken.png"
+    with pytest.raises(InputError) as error:
+        OnnxEmbedder(file).embed("one.png")  # type: ignore[arg-type]
+    assert error.value.field == "images"
 
 
 @pytest.mark.parametrize("resize", [None, 40, "stretch"])
