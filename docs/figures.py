@@ -17,8 +17,8 @@ from orthoproxy import soft_orthogonality
 from orthoproxy.losses import koleo, mutual_coherence
 from orthoproxy.reports import retrieval_strip
 from orthoproxy.reports.figures import COLORS, SERIES, label_axes, report_style
-from orthoproxy.runs.evaluate import results_of
-from orthoproxy.runs.run_folder import Run
+from orthoproxy.runs.evaluate import evaluate_run
+from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.studies import read_results
 
 DOCS = Path(__file__).parent
@@ -27,7 +27,7 @@ DASHED = {"color": COLORS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
 WEIGHT = "loss.proxy_regularizer.weight"
 SIZES = ["frozen-icons-d32", "frozen-icons-d64", "frozen-icons", "frozen-icons-d256", "frozen-icons-d512"]
 STRENGTHS = [0, 0.3, 10]
-FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalised"}
+FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalized"}
 
 
 def moved(measure):
@@ -53,11 +53,11 @@ def spread_figure():
     }
     figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     directions, pairs = figure.subplots(1, 2)
-    for (name, measure), colour in zip(measures.items(), [COLORS["ink"], *SERIES], strict=False):
+    for (name, measure), color in zip(measures.items(), [COLORS["ink"], *SERIES], strict=False):
         rows = moved(measure)
-        directions.plot(np.arange(1, DIM + 1), np.linalg.eigvalsh(rows.T @ rows)[::-1], color=colour, label=name)
+        directions.plot(np.arange(1, DIM + 1), np.linalg.eigvalsh(rows.T @ rows)[::-1], color=color, label=name)
         cosines = np.sort(np.abs(rows @ rows.T)[np.triu_indices(CLASSES, 1)])
-        pairs.plot(cosines, np.linspace(0, 1, len(cosines)), color=colour, label=name)
+        pairs.plot(cosines, np.linspace(0, 1, len(cosines)), color=color, label=name)
     directions.axhline(CLASSES / DIM, **DASHED)
     directions.annotate("C/D", (DIM, CLASSES / DIM), xytext=(0, 4), textcoords="offset points", ha="right")
     directions.set_ylim(0)
@@ -100,10 +100,10 @@ def weight_figure(studies):
         for axes, (title, measure) in zip(row, measures.items(), strict=True):
             plain = [measure(r) for r in results if r.method == "proxy-anchor"]
             axes.axhline(np.mean(plain), label="Proxy Anchor alone", **DASHED)
-            for (method, name), colour in zip(FORMS.items(), SERIES, strict=False):
+            for (method, name), color in zip(FORMS.items(), SERIES, strict=False):
                 weights, means, deviations = by_weight(results, method, measure)
                 if weights:
-                    axes.errorbar(weights, means, deviations, color=colour, label=name, marker="o", markersize=4)
+                    axes.errorbar(weights, means, deviations, color=color, label=name, marker="o", markersize=4)
             axes.set_xscale("log")
             label_axes(axes, "lambda" if axes.get_subplotspec().is_last_row() else "", f"{what}: {title}")
     figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -123,7 +123,7 @@ def size_figure():
     studies = {int(name.rpartition("-d")[2]) if "-d" in name else 128: tuning_results(name) for name in SIZES}
     figure = Figure(figsize=(8.4, 2.9), layout="constrained")
     for axes, (title, measure) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
-        for weight, colour in zip(STRENGTHS, SERIES, strict=False):
+        for weight, color in zip(STRENGTHS, SERIES, strict=False):
             method = "so-excess" if weight else "proxy-anchor"
             name = f"excess, lambda {weight}" if weight else "Proxy Anchor alone"
             of_size = [
@@ -131,7 +131,7 @@ def size_figure():
                 for results in studies.values()
             ]
             means, deviations = [np.mean(several) for several in of_size], [np.std(several) for several in of_size]
-            axes.errorbar(list(studies), means, deviations, color=colour, label=name, marker="o", markersize=4)
+            axes.errorbar(list(studies), means, deviations, color=color, label=name, marker="o", markersize=4)
         if title.startswith("Recall"):
             untrained = [r.score("validation", "recall@1", "untrained") for r in studies[128]]
             axes.axhline(100 * np.mean(untrained), label="untrained, all features", **DASHED)
@@ -151,4 +151,4 @@ save(spread_figure(), "spread.png")
 save(weight_figure({"frozen-icons": "Frozen encoder", "icons": "Whole network"}), "weight.png")
 save(size_figure(), "size.png")
 if len(sys.argv) > 1:
-    save(retrieval_strip(results_of(Run(sys.argv[1]))), "retrieval.png")
+    save(retrieval_strip(evaluate_run(RunFolder(sys.argv[1]))), "retrieval.png")

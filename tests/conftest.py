@@ -90,12 +90,12 @@ def tiny_encoder(_tiny_encoder: Encoder) -> Encoder:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of four images, each class in shades of a colour of its own; 40 x 32 pixels."""
+    """Three classes of four images, each class in shades of a color of its own; 40 x 32 pixels."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
-    for name, colour in {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}.items():
+    for name, color in {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}.items():
         (root / name).mkdir()
         for number in range(4):
-            pixels = np.array(colour) + generator.integers(-20, 21, size=(32, 40, 3))
+            pixels = np.array(color) + generator.integers(-20, 21, size=(32, 40, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
     return root

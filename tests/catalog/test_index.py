@@ -61,7 +61,7 @@ def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: 
         assert (changes.added, changes.replaced, changes.unchanged, changes.unreadable) == (12, 0, 0, [])
         assert told == [(8, 12), (12, 12)]
         rows = everything(catalog)
-        assert sorted(rows["path"]) == [f"{colour}/{n}.png" for colour in ("blue", "green", "red") for n in range(4)]
+        assert sorted(rows["path"]) == [f"{color}/{n}.png" for color in ("blue", "green", "red") for n in range(4)]
         assert rows["label"].tolist() == [path.split("/")[0] for path in rows["path"]]
         assert rows["id"].tolist() == [image_id(path) for path in rows["path"]]
         kept = catalog.get(rows["id"].tolist(), with_embeddings=True)

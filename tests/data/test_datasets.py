@@ -70,7 +70,7 @@ def test_evaluation_images_are_the_fixed_view_in_the_order_given(images: Trainin
 
 
 def test_another_augmentation_gets_images_as_torchvision_has_them(images: TrainingImages) -> None:
-    centre = evaluation_transform(32)
+    center = evaluation_transform(32)
     assert torch.equal(
-        TrainingImages(images.images, images.labels, centre)[4, 1][0], centre(read_image(images.images[4]))
+        TrainingImages(images.images, images.labels, center)[4, 1][0], center(read_image(images.images[4]))
     )

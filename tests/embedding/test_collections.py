@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_parts_hold_each_image_with_its_embedding_label_and_content(run, embedder, image_folder, tmp_path) -> None:
     done = run()
     rows, embeddings = everything(tmp_path / "out")
-    names = [f"{colour}/{number}.png" for colour in ("blue", "green", "red") for number in range(4)]
+    names = [f"{color}/{number}.png" for color in ("blue", "green", "red") for number in range(4)]
     assert rows["path"].tolist() == names
     assert rows["label"].tolist() == [name.partition("/")[0] for name in names]
     assert set(rows["group"]) == {""}

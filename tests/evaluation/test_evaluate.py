@@ -40,8 +40,8 @@ def random_table(seed: int, groups: bool = False) -> pd.DataFrame:
 
 def random_embeddings(table: pd.DataFrame, seed: int, spread: float = 1.0) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((table.label.nunique(), 9))
-    return centres[pd.factorize(table.label)[0]] + spread * generator.standard_normal((len(table), 9))
+    centers = generator.standard_normal((table.label.nunique(), 9))
+    return centers[pd.factorize(table.label)[0]] + spread * generator.standard_normal((len(table), 9))
 
 
 @pytest.mark.parametrize("groups", [False, True])

@@ -31,7 +31,7 @@ QUICK = Limits(decode_workers=1)
 
 
 def make_images(root: Path, each: int = 5) -> list[str]:
-    """Some squares of each colour, in folders of their names."""
+    """Some squares of each color, in folders of their names."""
     generator = np.random.default_rng(0)
     for name, color in COLORS.items():
         (root / name).mkdir(parents=True)

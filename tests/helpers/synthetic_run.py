@@ -1,4 +1,4 @@
-"""A run made up without training: pictures of coloured shapes, embeddings around class centres, a log."""
+"""A run made up without training: pictures of colored shapes, embeddings around class centers, a log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def synthetic_run(folder: Path, groups: bool = False, **changes: Any) -> RunResu
         Image.new("RGB", (40, 30), (30 * int(label), 90, 250 - 30 * int(label))).save(path)
     group = [f"camera {number % 2}" for number in range(len(labels))] if groups else ""
     table = make_table(paths, [f"shape {label}" for label in labels], split="test", group=group)
-    trained, untrained = (_around_centres(generator, labels, noise) for noise in (0.5, 1.1))
+    trained, untrained = (_around_centers(generator, labels, noise) for noise in (0.5, 1.1))
     results = RunResults(
         name="first run",
         evaluation=score(trained, untrained, table, Scoring(bootstrap_samples=100)),
@@ -43,9 +43,9 @@ def synthetic_run(folder: Path, groups: bool = False, **changes: Any) -> RunResu
     return replace(results, **changes)
 
 
-def _around_centres(generator: np.random.Generator, labels: np.ndarray, noise: float) -> np.ndarray:
-    centres = generator.standard_normal((CLASSES, DIM))
-    points = centres[labels] + noise * generator.standard_normal((len(labels), DIM))
+def _around_centers(generator: np.random.Generator, labels: np.ndarray, noise: float) -> np.ndarray:
+    centers = generator.standard_normal((CLASSES, DIM))
+    points = centers[labels] + noise * generator.standard_normal((len(labels), DIM))
     return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
 

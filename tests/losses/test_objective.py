@@ -72,34 +72,34 @@ def test_class_vectors_as_the_loss_itself_started_them(name: str, num_classes: i
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(16, 16), (6, 18), (18, 6)])
 @pytest.mark.parametrize(("name", "args"), SEVERAL)
-def test_with_several_centres_the_class_vector_is_their_mean(name: str, args: dict, num_classes: int, dim: int) -> None:
+def test_with_several_centers_the_class_vector_is_their_mean(name: str, args: dict, num_classes: int, dim: int) -> None:
     made = objective(name, num_classes, dim, args)
     (parameter,) = made.loss.parameters()
-    centres = nn.functional.normalize(parameter.detach().T)  # C * 3 rows
-    parameter.data = centres.T.contiguous()
+    centers = nn.functional.normalize(parameter.detach().T)  # C * 3 rows
+    parameter.data = centers.T.contiguous()
     owner = torch.arange(3 * num_classes) // 3
-    if dim > 10:  # enough room for each centre to be far from the others
-        assert [class_of(made.loss, centre, num_classes) for centre in centres] == owner.tolist()
-    means = torch.stack([centres[owner == c].mean(dim=0) for c in range(num_classes)])
+    if dim > 10:  # enough room for each center to be far from the others
+        assert [class_of(made.loss, center, num_classes) for center in centers] == owner.tolist()
+    means = torch.stack([centers[owner == c].mean(dim=0) for c in range(num_classes)])
     torch.testing.assert_close(made.class_vectors(), means)
 
 
 @pytest.mark.parametrize(("name", "args"), SEVERAL)
-def test_several_centres_start_near_their_vector_and_apart(name: str, args: dict) -> None:
+def test_several_centers_start_near_their_vector_and_apart(name: str, args: dict) -> None:
     made = objective(name, 6, 16, args)
     vectors = 5 * unit_rows(6, 16)
     made.set_class_vectors(vectors)
     (parameter,) = made.loss.parameters()
-    centres = parameter.detach().T.reshape(6, 3, 16)
-    distance = (centres - vectors[:, None]).norm(dim=2) / 5
+    centers = parameter.detach().T.reshape(6, 3, 16)
+    distance = (centers - vectors[:, None]).norm(dim=2) / 5
     assert ((distance > 0.02) & (distance < 0.3)).all()
-    assert ((centres[:, 0] - centres[:, 1]).norm(dim=1) > 0.1).all()
+    assert ((centers[:, 0] - centers[:, 1]).norm(dim=1) > 0.1).all()
     assert [class_of(made.loss, vector, 6) for vector in unit_rows(6, 16)] == list(range(6))
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
 @pytest.mark.parametrize(("name", "args"), [*((name, {}) for name in ONE_VECTOR), *SEVERAL])
-def test_the_regulariser_reaches_the_class_vectors(name: str, args: dict, num_classes: int, dim: int) -> None:
+def test_the_regularizer_reaches_the_class_vectors(name: str, args: dict, num_classes: int, dim: int) -> None:
     made = objective(name, num_classes, dim, args, weight=0.25)
     x, labels = unit_rows(7, dim, seed=1), torch.arange(7) % num_classes
     parts = made(x, labels)
@@ -115,7 +115,7 @@ def test_the_regulariser_reaches_the_class_vectors(name: str, args: dict, num_cl
     torch.testing.assert_close(parts["loss"], parts["metric_loss"] + 0.25 * parts["orthogonality"])
 
 
-def test_weight_zero_leaves_the_regulariser_out_but_reports_it() -> None:
+def test_weight_zero_leaves_the_regularizer_out_but_reports_it() -> None:
     made = objective("proxy_anchor", 5, 8, weight=0.0)
     parts = made(unit_rows(4, 8, seed=1), torch.tensor([0, 0, 1, 2]))
     assert torch.equal(parts["loss"], parts["metric_loss"])
@@ -167,7 +167,7 @@ def test_the_losses_parameters_belong_to_the_objective() -> None:
     assert [name for name, _ in made.named_parameters()] == ["loss.proxies"] == list(made.state_dict())
     assert made.to(torch.float64).class_vectors().dtype == torch.float64
     before = made.loss.proxies.detach().clone()
-    optimiser = torch.optim.AdamW(made.parameters(), lr=1e-2, weight_decay=0)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2, weight_decay=0)
     made(unit_rows(2, 8).double(), torch.tensor([1, 1]))["loss"].backward()
-    optimiser.step()
+    optimizer.step()
     assert ((made.loss.proxies - before).norm(dim=1) > 1e-3).all()

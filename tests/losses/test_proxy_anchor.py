@@ -161,9 +161,9 @@ def test_each_proxy_moves_in_one_step_also_without_an_image_in_the_batch() -> No
     torch.manual_seed(0)
     loss = ProxyAnchorLoss(20, 16)
     before = loss.proxies.detach().clone()
-    optimiser = torch.optim.AdamW(loss.parameters(), lr=1e-2, weight_decay=0)  # no decay: only gradients move them
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-2, weight_decay=0)  # no decay: only gradients move them
     loss(torch.randn(4, 16), torch.tensor([0, 0, 3, 3])).backward()
-    optimiser.step()
+    optimizer.step()
     assert ((loss.proxies - before).norm(dim=1) > 1e-3).all()
 
 

@@ -82,16 +82,16 @@ def test_arcface_adds_half_a_radian_and_cosface_takes_0_35() -> None:
         torch.testing.assert_close(made(x, labels)["loss"], expected, rtol=2e-3, atol=0)  # 28.6 degrees: 0.4992
 
 
-def test_normalised_softmax_has_temperature_0_05() -> None:
+def test_normalized_softmax_has_temperature_0_05() -> None:
     made, (x, labels) = build("normalized-softmax").double(), unit_batch()
     cosines = x @ nn.functional.normalize(made.class_vectors().detach()).T
     torch.testing.assert_close(made(x, labels)["loss"], nn.functional.cross_entropy(cosines / 0.05, labels))
 
 
-def test_soft_triple_is_a_softmax_over_soft_maxima_of_ten_centres() -> None:
+def test_soft_triple_is_a_softmax_over_soft_maxima_of_ten_centers() -> None:
     made, (x, labels) = build("soft-triple").double(), unit_batch()
-    centres = nn.functional.normalize(made.loss.fc.detach().T).reshape(C, 10, D)
-    cosines = torch.einsum("bd,ckd->bck", x, centres)
+    centers = nn.functional.normalize(made.loss.fc.detach().T).reshape(C, 10, D)
+    cosines = torch.einsum("bd,ckd->bck", x, centers)
     similarity = (torch.softmax(cosines / 0.1, dim=2) * cosines).sum(dim=2)
     logits = 20 * (similarity - 0.01 * nn.functional.one_hot(labels, C))
     torch.testing.assert_close(made(x, labels)["loss"], nn.functional.cross_entropy(logits, labels))

@@ -63,10 +63,10 @@ def test_gram_matrices_of_parts_give_the_orthogonality_of_all(batch: Batch, part
 def objective(classes: int, divided: bool) -> Objective:
     torch.manual_seed(0)
     loss = (ShardedProxyAnchorLoss if divided else ProxyAnchorLoss)(classes, 4)
-    regulariser = (
+    regularizer = (
         ShardedSoftOrthogonality(classes, scaling="excess") if divided else SoftOrthogonality(scaling="excess")
     )
-    return Objective(loss, classes, regulariser, weight=0.5).double()
+    return Objective(loss, classes, regularizer, weight=0.5).double()
 
 
 def in_parts(classes: int, labels: list[int]) -> dict[str, Tensor]:
@@ -133,8 +133,8 @@ def test_a_process_alone_keeps_all_and_computes_the_same(classes: int) -> None:
 def test_what_is_divided_shows_its_settings_when_printed() -> None:
     loss = ShardedProxyAnchorLoss(5, 4, scale=16.0, margin=0.2)
     assert repr(loss) == "ShardedProxyAnchorLoss(range(0, 5) of 5, scale=16.0, margin=0.2)"
-    regulariser = ShardedSoftOrthogonality(5, normalize=False, scaling="mean")
-    assert repr(regulariser) == "ShardedSoftOrthogonality(normalize=False, scaling='mean')"
+    regularizer = ShardedSoftOrthogonality(5, normalize=False, scaling="mean")
+    assert repr(regularizer) == "ShardedSoftOrthogonality(normalize=False, scaling='mean')"
 
 
 @pytest.mark.parametrize("classes", [3, 16, 100, 131])

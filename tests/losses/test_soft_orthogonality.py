@@ -148,7 +148,7 @@ def test_what_leaves_angles_alone_leaves_the_value_alone(
     torch.testing.assert_close(soft_orthogonality(change(p), normalize, scaling=scaling), value, rtol=1e-10, atol=1e-10)
 
 
-def test_unnormalised_lengths_count() -> None:
+def test_unnormalized_lengths_count() -> None:
     p = torch.eye(3) * 2
     assert float(soft_orthogonality(p, normalize=False)) == 27  # (4 - 1)^2, three times
     assert float(soft_orthogonality(p, normalize=True)) == 0
@@ -173,7 +173,7 @@ def test_an_evenly_spread_set_has_no_excess_and_the_welch_bound_as_sum(count: in
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("count", "dim"), [(9, 4), (4, 9)])
-def test_unnormalised_floor_is_reached_by_orthonormal_columns_or_rows(count: int, dim: int, form: str) -> None:
+def test_unnormalized_floor_is_reached_by_orthonormal_columns_or_rows(count: int, dim: int, form: str) -> None:
     wide = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
     p = wide if count > dim else wide.T
     assert float(soft_orthogonality(p, False, _form=form)) == pytest.approx(max(0, count - dim), abs=1e-12)

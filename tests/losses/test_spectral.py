@@ -44,7 +44,7 @@ def test_isometry_is_the_largest_eigenvalue_off_the_even_spread(shape: tuple[int
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_unnormalised_isometry_is_the_published_norm(shape: tuple[int, int]) -> None:
+def test_unnormalized_isometry_is_the_published_norm(shape: tuple[int, int]) -> None:
     p = 0.4 * proxies(shape)
     rows, (count, dim) = p.numpy(), shape
     gram = rows.T @ rows if count > dim else rows @ rows.T  # the authors' code takes P^T P

@@ -19,15 +19,15 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve classes of four pictures: stripes of a width, direction and colours, somewhere else each time."""
+    """Twelve classes of four pictures: stripes of a width, direction and colors, somewhere else each time."""
     root = tmp_path_factory.mktemp("stripes")
     generator = np.random.default_rng(0)
     for number in range(12):
-        width, colours = 6 + 3 * number, generator.integers(256, size=(2, 3))
+        width, colors = 6 + 3 * number, generator.integers(256, size=(2, 3))
         (root / str(number)).mkdir()
         for copy in range(4):
             place = np.mgrid[:200, :260][number % 2] + generator.integers(100)
-            Image.fromarray(colours[place // width % 2].astype(np.uint8)).save(root / str(number) / f"{copy}.jpg")
+            Image.fromarray(colors[place // width % 2].astype(np.uint8)).save(root / str(number) / f"{copy}.jpg")
     return root
 
 

@@ -96,7 +96,7 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training(frozen: bool) -> Non
     after = dict(encoder.backbone.named_buffers())
     assert len(before) > 10
     assert all(torch.equal(x, after[name]) for name, x in before.items()) == frozen
-    assert torch.allclose(*beside, atol=1e-5) == frozen  # with batch statistics an image's neighbours matter
+    assert torch.allclose(*beside, atol=1e-5) == frozen  # with batch statistics an image's neighbors matter
     assert encoder.training and encoder.projection.training
     assert not any(module.training for module in encoder.eval().modules())
 

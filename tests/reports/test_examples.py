@@ -53,7 +53,7 @@ def test_no_failures_among_perfect_results(table: pd.DataFrame) -> None:
     assert choose_worst(found, table, 3) == []
 
 
-def test_neighbours_are_marked_and_never_the_query(retrieval: Retrieval) -> None:
+def test_neighbors_are_marked_and_never_the_query(retrieval: Retrieval) -> None:
     for example in find_neighbors(retrieval, [3, 80], k=10):
         assert example.row not in [found.row for found in example.neighbors]
         x = retrieval.embeddings / np.linalg.norm(retrieval.embeddings, axis=1, keepdims=True)

@@ -105,7 +105,7 @@ def test_names_of_trials_are_file_names():
         ({"methods": {"off": {"choose": {SEED: [1]}}}}, f"methods.off.choose.{SEED}"),
         ({"methods": {"off": {"choose": {WEIGHT: []}}}}, f"methods.off.choose.{WEIGHT}"),
         ({"methods": {"off": {"choose": {WEIGHT: [1, 1.0]}}}}, f"methods.off.choose.{WEIGHT}"),
-        ({"methods": {"off": {"colour": 1}}}, "methods.off.colour"),
+        ({"methods": {"off": {"color": 1}}}, "methods.off.color"),
         ({"methods": {"off": {}, "on": {"against": "no"}}}, "methods.on.against"),
         ({"methods": {"off": {}, "on": {"against": "on"}}}, "methods"),
         ({"methods": {"off": {"against": "on"}, "on": {}}, "compare": []}, "baseline"),
