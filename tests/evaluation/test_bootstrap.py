@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.evaluation import Estimate, bootstrap_means, class_counts, estimate, normalized_mutual_information
+from orthoproxy.evaluation import bootstrap_means, class_counts, estimate, normalized_mutual_information
 
 
 def all_counts(num_classes: int, samples: int, seed: int = 0, chunk_memory_mb: float = 16.0) -> np.ndarray:
@@ -97,7 +97,3 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         naive_covered += abs(values.mean() - truth) <= half
     assert 0.84 <= covered / runs <= 0.95
     assert naive_covered / runs < 0.8  # which is why whole classes are drawn
-
-
-def test_an_estimate_reads_as_percent() -> None:
-    assert str(Estimate(0.61234, 0.5, 0.7)) == "61.2 [50.0, 70.0]"

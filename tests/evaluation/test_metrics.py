@@ -31,7 +31,7 @@ def test_every_metric_of_every_query_is_the_definition(retrieval: Retrieval, mem
         assert {name: values[place] for name, values in metrics.items()} == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_tie_across_position_k_never_favours_the_query() -> None:
+def test_a_tie_across_position_k_never_favors_the_query() -> None:
     east, north = [1.0, 0.0], [0.0, 1.0]
     points = np.array([east, east, east, east, north])  # a query, its positive, two rivals exactly as similar, one far
     retrieval = Retrieval(points, np.array([0, 0, 1, 1, 1]), np.array([0]), np.arange(5))
@@ -42,16 +42,7 @@ def test_a_tie_across_position_k_never_favours_the_query() -> None:
     }  # fmt: skip
 
 
-def test_all_equal_embeddings_score_as_badly_as_can_be() -> None:
-    labels = np.repeat(np.arange(5), 4)
-    everyone = np.arange(20)
-    metrics = query_metrics(Retrieval(np.ones((20, 3)), labels, everyone, everyone), recall_at=(1, 16, 17))
-    assert not metrics["recall@1"].any() and not metrics["recall@16"].any() and metrics["recall@17"].all()
-    assert not metrics["map@r"].any() and not metrics["r_precision"].any()
-    assert metrics["mrr"] == pytest.approx(1 / 17)
-
-
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_without_ties_the_values_are_those_of_pytorch_metric_learning(seed: int) -> None:
     generator = np.random.default_rng(seed)
     labels = generator.integers(15, size=150)
@@ -62,14 +53,14 @@ def test_without_ties_the_values_are_those_of_pytorch_metric_learning(seed: int)
         knn_func=CustomKNN(CosineSimilarity()),
         device=torch.device("cpu"),
     )
-    theirs = calculator.get_accuracy(torch.from_numpy(x), torch.from_numpy(labels))
+    reference = calculator.get_accuracy(torch.from_numpy(x), torch.from_numpy(labels))
     everyone = np.arange(150)
-    ours = query_metrics(Retrieval(x, labels, everyone, everyone))
+    metrics = query_metrics(Retrieval(x, labels, everyone, everyone))
     names = {"recall@1": "precision_at_1", "r_precision": "r_precision", "map@r": "mean_average_precision_at_r",
              "mrr": "mean_reciprocal_rank"}  # fmt: skip
-    for mine, other in names.items():
-        assert 0.2 < theirs[other] < 0.98
-        assert np.nanmean(ours[mine]) == pytest.approx(theirs[other], abs=1e-6)
+    for name, other in names.items():
+        assert 0.2 < reference[other] < 0.98
+        assert np.nanmean(metrics[name]) == pytest.approx(reference[other], abs=1e-6)
 
 
 @settings(max_examples=60)
@@ -89,11 +80,6 @@ def test_nmi_where_nearly_all_is_one_class() -> None:
     expected = normalized_mutual_info_score(labels, clusters)
     assert 0.1 < expected < 0.9
     assert normalized_mutual_information(labels, clusters) == pytest.approx([expected], abs=1e-9)
-
-
-def test_no_queries_have_no_values() -> None:
-    none = Retrieval(np.eye(3), np.arange(3), np.arange(0), np.arange(3))
-    assert {len(values) for values in query_metrics(none).values()} == {0}
 
 
 @settings(max_examples=60)

@@ -108,12 +108,6 @@ def test_the_memory_bound_changes_no_result(retrieval: Retrieval) -> None:
             np.testing.assert_array_equal(values, whole[name])
 
 
-def test_a_query_is_removed_by_its_row_not_by_its_place_in_the_list() -> None:
-    points = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # rows 0 and 1 are the same picture
-    rows, _ = nearest_neighbors(Retrieval(points, np.array([0, 1, 0]), np.arange(3), np.array([2, 1, 0])), k=2)
-    assert rows.tolist() == [[1, 2], [0, 2], [0, 1]]
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_embeddings_must_be_finite(bad: float) -> None:
     points = np.ones((4, 2))
@@ -130,10 +124,12 @@ def test_any_length_is_compared_by_direction(length: float) -> None:
     assert nearest_neighbors(retrieval, 2)[1].tolist() == [pytest.approx([1 / 1.01**0.5, 0.1 / 1.01**0.5])]
 
 
-def test_without_queries_or_gallery_there_is_nothing_to_list() -> None:
-    nobody = np.arange(0)
-    assert nearest_neighbors(Retrieval(np.eye(3), np.arange(3), nobody, np.arange(3)), 2)[0].shape == (0, 2)
-    assert nearest_neighbors(Retrieval(np.eye(3), np.arange(3), np.arange(3), nobody), 2)[0].shape == (3, 0)
+def test_without_queries_or_gallery_results_are_empty() -> None:
+    none = np.arange(0)
+    no_queries = Retrieval(np.eye(3), np.arange(3), none, np.arange(3))
+    assert nearest_neighbors(no_queries, 2)[0].shape == (0, 2)
+    assert {len(values) for values in query_metrics(no_queries).values()} == {0}
+    assert nearest_neighbors(Retrieval(np.eye(3), np.arange(3), np.arange(3), none), 2)[0].shape == (3, 0)
 
 
 @pytest.mark.parametrize("images_per_class", [4, 300, 1200], ids=["small classes", "large classes", "one class"])

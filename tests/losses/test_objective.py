@@ -7,27 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.losses import (
-    Objective,
-    ProxyAnchorLoss,
-    SoftOrthogonality,
-    make_loss,
-    make_miner,
-    soft_orthogonality,
-)
+from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner, soft_orthogonality
 from orthoproxy.losses.objective import CLASS_VECTORS
 
 # LargeMarginSoftmaxLoss and SphereFaceLoss call SciPy with tensors, which NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 
-ONE_VECTOR = [
-    "proxy_anchor",
-    *(
-        name
-        for name in CLASS_VECTORS
-        if name not in ("SoftTripleLoss", "SubCenterArcFaceLoss", "ShardedProxyAnchorLoss")
-    ),
-]
+ONE_VECTOR = {"proxy_anchor", *CLASS_VECTORS} - {"SoftTripleLoss", "SubCenterArcFaceLoss", "ShardedProxyAnchorLoss"}
+ONE_VECTOR = sorted(ONE_VECTOR)
 SEVERAL = [("SoftTripleLoss", {"centers_per_class": 3}), ("SubCenterArcFaceLoss", {"sub_centers": 3})]
 SIZES = [(6, 6), (5, 8), (9, 8)]  # C = D too: rows and columns cannot be told apart by their number
 
@@ -42,7 +29,7 @@ def unit_rows(num_classes: int, dim: int, seed: int = 0) -> Tensor:
     return nn.functional.normalize(torch.randn(num_classes, dim, generator=generator))
 
 
-def class_of(loss: nn.Module, embedding: Tensor, num_classes: int) -> int:
+def nearest_class(loss: nn.Module, embedding: Tensor, num_classes: int) -> int:
     """The label under which the loss is least for an embedding: asks the loss alone."""
     with torch.no_grad():
         values = [float(loss(embedding[None], torch.tensor([label]))) for label in range(num_classes)]
@@ -53,21 +40,11 @@ def class_of(loss: nn.Module, embedding: Tensor, num_classes: int) -> int:
 @pytest.mark.parametrize("name", ONE_VECTOR)
 def test_a_class_vector_is_the_one_that_the_loss_draws_the_class_to(name: str, num_classes: int, dim: int) -> None:
     made = objective(name, num_classes, dim)
+    assert made.class_vectors().shape == (num_classes, dim)
     vectors = unit_rows(num_classes, dim)
     made.set_class_vectors(vectors)
     assert torch.equal(made.class_vectors(), vectors)
-    assert [class_of(made.loss, vector, num_classes) for vector in vectors] == list(range(num_classes))
-
-
-@pytest.mark.parametrize(("num_classes", "dim"), SIZES)
-@pytest.mark.parametrize("name", ONE_VECTOR)
-def test_class_vectors_as_the_loss_itself_started_them(name: str, num_classes: int, dim: int) -> None:
-    made = objective(name, num_classes, dim)
-    vectors = nn.functional.normalize(made.class_vectors().detach())
-    assert vectors.shape == (num_classes, dim)
-    if name == "LargeMarginSoftmaxLoss" or name == "SphereFaceLoss":  # these weigh a class by its vector's length
-        made.set_class_vectors(vectors)
-    assert [class_of(made.loss, vector, num_classes) for vector in vectors] == list(range(num_classes))
+    assert [nearest_class(made.loss, vector, num_classes) for vector in vectors] == list(range(num_classes))
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(16, 16), (6, 18), (18, 6)])
@@ -79,7 +56,7 @@ def test_with_several_centers_the_class_vector_is_their_mean(name: str, args: di
     parameter.data = centers.T.contiguous()
     owner = torch.arange(3 * num_classes) // 3
     if dim > 10:  # enough room for each center to be far from the others
-        assert [class_of(made.loss, center, num_classes) for center in centers] == owner.tolist()
+        assert [nearest_class(made.loss, center, num_classes) for center in centers] == owner.tolist()
     means = torch.stack([centers[owner == c].mean(dim=0) for c in range(num_classes)])
     torch.testing.assert_close(made.class_vectors(), means)
 
@@ -94,7 +71,7 @@ def test_several_centers_start_near_their_vector_and_apart(name: str, args: dict
     distance = (centers - vectors[:, None]).norm(dim=2) / 5
     assert ((distance > 0.02) & (distance < 0.3)).all()
     assert ((centers[:, 0] - centers[:, 1]).norm(dim=1) > 0.1).all()
-    assert [class_of(made.loss, vector, 6) for vector in unit_rows(6, 16)] == list(range(6))
+    assert [nearest_class(made.loss, vector, 6) for vector in unit_rows(6, 16)] == list(range(6))
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
@@ -132,19 +109,15 @@ def test_pair_losses_have_no_class_vectors_and_take_no_weight() -> None:
     assert caught.value.field == "proxy_regularizer.weight"
 
 
-def test_a_miner_beside_the_own_loss_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^miner: "):
-        Objective(ProxyAnchorLoss(4, 8), 4, SoftOrthogonality(), miner=make_miner("BatchHardMiner"))
-
-
-@pytest.mark.parametrize("name", ["RankedListLoss", "P2SGradLoss", "InstanceLoss", "PNPLoss"])
-def test_a_miner_beside_a_loss_that_takes_none_is_refused_when_built(name: str) -> None:
+@pytest.mark.parametrize("name", ["proxy_anchor", "RankedListLoss", "P2SGradLoss", "InstanceLoss", "PNPLoss"])
+def test_a_miner_beside_a_loss_that_takes_none_is_an_error_when_built(name: str) -> None:
     loss = make_loss(name, 4, 8, {"margin": 0.4, "Tn": 1} if name == "RankedListLoss" else {})
     x, labels = unit_rows(8, 8), torch.arange(8) % 4
-    with pytest.raises(ValueError, match="indices_tuple"):  # so it is in the library
+    with pytest.raises((ValueError, TypeError), match=r"indices_tuple|positional"):  # so the loss itself
         loss(x, labels, make_miner("BatchHardMiner")(x, labels))
-    with pytest.raises(InputError, match=r"^miner: "):
+    with pytest.raises(InputError) as caught:
         Objective(loss, 4, SoftOrthogonality(), miner=make_miner("BatchHardMiner"))
+    assert caught.value.field == "miner"
 
 
 @pytest.mark.parametrize("name", ["proxy_anchor", "ProxyAnchorLoss", "ArcFaceLoss", "SoftTripleLoss", "P2SGradLoss"])
@@ -160,14 +133,3 @@ def test_half_precision_embeddings_leave_parameters_and_values_in_float32(name: 
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected[part])
     assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in made.parameters())
-
-
-def test_the_losses_parameters_belong_to_the_objective() -> None:
-    made = objective("proxy_anchor", 5, 8)
-    assert [name for name, _ in made.named_parameters()] == ["loss.proxies"] == list(made.state_dict())
-    assert made.to(torch.float64).class_vectors().dtype == torch.float64
-    before = made.loss.proxies.detach().clone()
-    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2, weight_decay=0)
-    made(unit_rows(2, 8).double(), torch.tensor([1, 1]))["loss"].backward()
-    optimizer.step()
-    assert ((made.loss.proxies - before).norm(dim=1) > 1e-3).all()

@@ -37,7 +37,7 @@ def products(compute: Callable[[], object]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("rows", [1, 10, 33])
 def test_proxy_anchor_takes_as_many_proxies_as_fit(rows: int) -> None:
-    memory = rows * 4 * 2 * (12 + 8) / MIB  # unit rows and their gradient, cosines and theirs
+    memory = rows * 4 * 2 * (12 + 8) / MIB  # unit rows and their gradient, cosines and their gradient
     shapes = products(lambda: proxy_anchor_loss(ROWS[:12], LABELS, ROWS, memory_mb=memory))
     assert [min(rows, 100 - start) for start in range(0, 100, rows)] == [shape[0] for shape in shapes]
 
@@ -51,7 +51,7 @@ def test_the_nearest_are_looked_for_by_as_many_as_fit(measure: Callable, rows: i
 
 @pytest.mark.parametrize("rows", [1, 10, 33])
 def test_soft_orthogonality_adds_up_the_products_of_as_many_as_fit(rows: int) -> None:
-    shapes = products(lambda: soft_orthogonality(ROWS, _form="dims", memory_mb=rows * 2 * 4 * 8 / MIB))
+    shapes = products(lambda: soft_orthogonality(ROWS, memory_mb=rows * 2 * 4 * 8 / MIB))
     assert shapes == [(8, 8)] * len(range(0, 100, rows))
 
 

@@ -85,9 +85,9 @@ def test_default_scale_and_margin_are_the_papers() -> None:
 def test_value_and_gradients_are_those_of_pytorch_metric_learning(batch: tuple) -> None:
     x, y, p = (torch.from_numpy(array) for array in batch)
     x, p = (torch.nn.functional.normalize(tensor).float() for tensor in (x, p))
-    ours, theirs = ProxyAnchorLoss(*p.shape), peers.ProxyAnchorLoss(*p.shape)
+    losses = ProxyAnchorLoss(*p.shape), peers.ProxyAnchorLoss(*p.shape)
     values, gradients = [], []
-    for loss in (ours, theirs):
+    for loss in losses:
         loss.proxies.data = p.clone()
         embeddings = x.clone().requires_grad_()
         value = loss(embeddings, y)
@@ -95,8 +95,8 @@ def test_value_and_gradients_are_those_of_pytorch_metric_learning(batch: tuple) 
         values.append(value.item())
         gradients.append((embeddings.grad, loss.proxies.grad))
     assert values[0] == pytest.approx(values[1], rel=1e-5, abs=1e-6)
-    for mine, other in zip(*gradients, strict=True):
-        assert float((mine - other).norm()) <= 1e-5 * max(float(other.norm()), 1e-3)
+    for gradient, reference in zip(*gradients, strict=True):
+        assert float((gradient - reference).norm()) <= 1e-5 * max(float(reference.norm()), 1e-3)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 3], [2, 2, 1]])
@@ -105,16 +105,6 @@ def test_gradient(labels: list[int]) -> None:
     x = torch.randn(3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     p = torch.randn(4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, p: proxy_anchor_loss(x, torch.tensor(labels), p), (x, p))
-
-
-def test_a_retained_graph_gives_the_gradients_again() -> None:
-    x, proxies = torch.randn(5, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
-    loss = proxy_anchor_loss(x, torch.tensor([0, 0, 1, 2, 5]), proxies)
-
-    first, second = (torch.autograd.grad(factor * loss, (x, proxies), retain_graph=True) for factor in (1, -3))
-
-    for once, thrice in zip(first, second, strict=True):
-        torch.testing.assert_close(-3 * once, thrice)
 
 
 @pytest.mark.parametrize("length", [1.0, 1e4])
@@ -135,38 +125,6 @@ def test_finite_for_long_repeated_and_zero_rows(dtype: torch.dtype, length: floa
     assert (x.grad[:5].float().norm(dim=1) > 0).all() or length > 1  # float16 cannot hold gradients of 1e-8
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32_under_autocast_too(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 16, generator=generator).to(dtype)
-    loss, labels = ProxyAnchorLoss(5, 16), torch.arange(8) % 5
-    expected = proxy_anchor_loss(x.float(), labels, loss.proxies)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(x, labels)
-        value.backward()
-    assert value.dtype == torch.float32
-    assert torch.equal(value, expected)
-    assert loss.proxies.grad.dtype == torch.float32
-
-
-def test_proxies_are_parameters_that_move_and_are_saved() -> None:
-    loss = ProxyAnchorLoss(5, 16)
-    assert [name for name, _ in loss.named_parameters()] == ["proxies"]
-    assert torch.equal(loss.state_dict()["proxies"], loss.proxies)
-    assert loss.to(torch.float64).proxies.dtype == torch.float64
-    assert loss.to("meta").proxies.device.type == "meta"
-
-
-def test_each_proxy_moves_in_one_step_also_without_an_image_in_the_batch() -> None:
-    torch.manual_seed(0)
-    loss = ProxyAnchorLoss(20, 16)
-    before = loss.proxies.detach().clone()
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-2, weight_decay=0)  # no decay: only gradients move them
-    loss(torch.randn(4, 16), torch.tensor([0, 0, 3, 3])).backward()
-    optimizer.step()
-    assert ((loss.proxies - before).norm(dim=1) > 1e-3).all()
-
-
 def test_proxies_start_as_kaiming_normal_fan_out() -> None:
     torch.manual_seed(0)
     proxies = ProxyAnchorLoss(400, 100).proxies.detach()
@@ -174,35 +132,20 @@ def test_proxies_start_as_kaiming_normal_fan_out() -> None:
     assert float(proxies.mean()) == pytest.approx(0, abs=2e-3)
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_without_proxy_is_refused(label: int) -> None:
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("images", "labels"), [(2, [0, -1]), (2, [0, 3]), (2, [0]), (0, []), (2, [[0], [1]])])
+def test_labels_without_a_proxy_or_an_image_are_an_error(images: int, labels: list) -> None:
     with pytest.raises(InputError) as caught:
-        proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0, label]), torch.eye(3))
-    assert caught.value.field == "labels" and caught.value.expected == "0 to 2"
+        proxy_anchor_loss(torch.ones(images, 3), torch.tensor(labels, dtype=torch.long), torch.eye(3))
+    assert caught.value.field == "labels"
 
 
 @pytest.mark.parametrize(("field", "value"), [("num_classes", 0), ("scale", 0.0), ("scale", float("nan"))])
 @pytest.mark.parametrize("loss", [ProxyAnchorLoss, ShardedProxyAnchorLoss])
-def test_settings_without_a_meaning_are_rejected(loss: type, field: str, value: float) -> None:
+def test_settings_out_of_range_are_an_error(loss: type, field: str, value: float) -> None:
     with pytest.raises(InputError) as caught:
         loss(**{"num_classes": 3, "embedding_dim": 4, field: value})
     assert caught.value.field == field
-
-
-def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(Exception, match="labels"):
-        proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0]), torch.eye(3))
-    with pytest.raises(Exception, match="proxies"):
-        proxy_anchor_loss(torch.eye(2, 3), torch.tensor([0, 1]), torch.eye(4))
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_images_and_labels_that_do_not_go_together_are_refused_with_their_numbers() -> None:
-    for images, labels in ((2, [0]), (0, []), (2, [[0], [1]])):
-        found = torch.tensor(labels, dtype=torch.long)
-        with pytest.raises(InputError) as caught:
-            proxy_anchor_loss(torch.ones(images, 3), found, torch.eye(3))
-        assert caught.value.field == "labels"
 
 
 def test_proxies_far_from_all_and_near_to_one_image_at_a_high_scale() -> None:
@@ -218,11 +161,6 @@ def test_gradients_are_scaled_by_what_comes_after() -> None:
     p = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     loss = proxy_anchor_loss(x, torch.tensor([0, 1, 2, 0, 1, 2]), p)
     once = torch.autograd.grad(loss, (x, p), retain_graph=True)
-    for factor in (0.5, 2.0):
+    for factor in (0.5, -3.0):  # the graph is retained: gradients are computed again
         scaled = torch.autograd.grad(factor * loss, (x, p), retain_graph=True)
         torch.testing.assert_close(scaled, tuple(factor * gradient for gradient in once))
-
-
-def test_the_module_shows_its_settings_when_printed() -> None:
-    loss = ProxyAnchorLoss(5, 4, scale=16.0, margin=0.2)
-    assert repr(loss) == "ProxyAnchorLoss(num_classes=5, embedding_dim=4, scale=16.0, margin=0.2)"

@@ -10,7 +10,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.losses.objective import CLASS_VECTORS
 
@@ -54,13 +53,6 @@ def test_a_step_lowers_each_and_the_regularizer_beside_it(name: str, regularizer
     if objective.miner is None:  # what a miner selects may change
         assert objective(x, labels)["loss"] < before
     assert (type(objective.loss).__name__ in CLASS_VECTORS) == with_vectors
-
-
-@pytest.mark.parametrize("name", sorted(ON_PAIRS))
-def test_a_regularizer_beside_a_loss_on_pairs_is_rejected(name: str) -> None:
-    with pytest.raises(InputError) as caught:
-        build(name, weight=1.0)
-    assert caught.value.field == "proxy_regularizer.weight"
 
 
 def test_proxynca_is_the_softmax_over_all_proxies_at_temperature_one_ninth() -> None:

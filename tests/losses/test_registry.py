@@ -1,8 +1,7 @@
-"""Every loss on offer can be built, called and trained; every other name or argument is refused with a reason."""
+"""Every available loss and miner can be built, called and trained; other names and arguments are errors."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +42,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", loss_names())
-def test_every_loss_on_offer_trains(name: str) -> None:
+def test_every_loss_trains(name: str) -> None:
     torch.manual_seed(0)
     loss = make_loss(name, C, D, REQUIRED.get(name))
     objective = Objective(loss, C, SoftOrthogonality(), weight=0.5 if type(loss).__name__ in CLASS_VECTORS else 0.0)
@@ -56,41 +55,31 @@ def test_every_loss_on_offer_trains(name: str) -> None:
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_all_that_the_library_has_is_either_offered_or_refused_with_a_reason() -> None:
-    theirs = {name for name, value in vars(peers).items() if isinstance(value, type)}
-    assert theirs <= set(loss_names()) | set(UNSUPPORTED)
+def test_all_that_the_library_has_is_either_available_or_unsupported() -> None:
+    classes = {name for name, value in vars(peers).items() if isinstance(value, type)}
+    assert classes <= set(loss_names()) | set(UNSUPPORTED)
     assert loss_names()[0] == "proxy_anchor"
     assert len(loss_names()) == len(set(loss_names())) >= 30
 
 
-def field_of(build: Callable[..., object], *args: Any, **kwargs: Any) -> str | None:
+def error_field(build: Callable[..., object], *args: Any, **kwargs: Any) -> str | None:
     with pytest.raises(InputError) as caught:
         build(*args, **kwargs)
     return caught.value.field
 
 
-UNUSABLE = [*sorted(set(UNSUPPORTED) & set(vars(peers))), "ArcFaceLos", "__doc__", "nn", "", "losses.ArcFaceLoss"]
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_a_loss_that_cannot_be_used_is_rejected_with_what_there_is(name: str) -> None:
-    with pytest.raises(InputError) as caught:
-        make_loss(name, C, D)
-    assert caught.value.field == "name" and set(loss_names()) <= set(re.findall(r"\w+", caught.value.expected or ""))
+@pytest.mark.parametrize("name", [*sorted(set(UNSUPPORTED) & set(vars(peers))), "ArcFaceLos", "__doc__", "nn", ""])
+def test_a_loss_that_cannot_be_used_is_an_error(name: str) -> None:
+    assert error_field(make_loss, name, C, D) == "name"
 
 
 @pytest.mark.parametrize("name", [*sorted(set(UNSUPPORTED) & set(vars(miners))), "HardMiner"])
 def test_a_miner_that_cannot_be_used_is_rejected(name: str) -> None:
-    assert field_of(make_miner, name) == "name"
-
-
-def test_a_similar_name_is_suggested() -> None:
-    with pytest.raises(InputError, match="did you mean proxy_anchor"):
-        make_loss("proxyanchor", C, D)
+    assert error_field(make_miner, name) == "name"
 
 
 def test_only_own_losses_can_be_sharded() -> None:
-    assert field_of(make_loss, "ArcFaceLoss", C, D, shard_proxies=True) == "shard_proxies"
+    assert error_field(make_loss, "ArcFaceLoss", C, D, shard_proxies=True) == "shard_proxies"
     assert isinstance(make_loss("proxy_anchor", C, D, shard_proxies=True), ShardedProxyAnchorLoss)
 
 
@@ -102,9 +91,7 @@ def test_only_own_losses_can_be_sharded() -> None:
         ("ArcFaceLoss", {"sub_centers": 2}, "args.sub_centers"),
         ("proxy_anchor", {"num_classes": 5}, "args.num_classes"),
         ("ArcFaceLoss", {"embedding_size": 5}, "args.embedding_size"),
-        ("P2SGradLoss", {"descriptors_dim": 5}, "args.descriptors_dim"),
         ("TripletMarginLoss", {"reducer": 1}, "args.reducer"),
-        ("NPairsLoss", {"self": 1}, "args.self"),
         ("NPairsLoss", {"kwargs": 1}, "args.kwargs"),
         ("RankedListLoss", {}, "args"),
         ("RankedListLoss", {"margin": 1, "Tn": 1, "imbalance": 2}, "args"),
@@ -113,7 +100,7 @@ def test_only_own_losses_can_be_sharded() -> None:
     ],
 )
 def test_an_argument_that_cannot_be_used_is_rejected_by_name(name: str, args: dict, field: str) -> None:
-    assert field_of(make_loss, name, C, D, args) == field
+    assert error_field(make_loss, name, C, D, args) == field
 
 
 @pytest.mark.parametrize(
@@ -127,8 +114,8 @@ def test_an_argument_that_cannot_be_used_is_rejected_by_name(name: str, args: di
     ],
 )
 def test_a_distance_that_cannot_be_used_is_rejected_by_name(distance: object, field: str) -> None:
-    assert field_of(make_loss, "TripletMarginLoss", C, D, {"distance": distance}) == field
-    assert field_of(make_miner, "TripletMarginMiner", {"distance": distance}) == field
+    assert error_field(make_loss, "TripletMarginLoss", C, D, {"distance": distance}) == field
+    assert error_field(make_miner, "TripletMarginMiner", {"distance": distance}) == field
 
 
 def test_a_distance_is_named_with_its_settings() -> None:
@@ -142,17 +129,17 @@ def test_a_distance_is_named_with_its_settings() -> None:
 
 
 def test_arguments_reach_the_loss() -> None:
-    ours = make_loss("proxy_anchor", 3, 7, {"scale": 16, "margin": 0.2})
-    assert isinstance(ours, ProxyAnchorLoss)
-    assert (ours.scale, ours.margin, ours.proxies.shape) == (16, 0.2, (3, 7))
-    theirs = make_loss("SubCenterArcFaceLoss", 3, 7, {"sub_centers": 2, "scale": 10})
-    assert (theirs.sub_centers, theirs.scale, theirs.W.shape) == (2, 10, (7, 6))
+    anchor = make_loss("proxy_anchor", 3, 7, {"scale": 16, "margin": 0.2})
+    assert isinstance(anchor, ProxyAnchorLoss)
+    assert (anchor.scale, anchor.margin, anchor.proxies.shape) == (16, 0.2, (3, 7))
+    arcface = make_loss("SubCenterArcFaceLoss", 3, 7, {"sub_centers": 2, "scale": 10})
+    assert (arcface.sub_centers, arcface.scale, arcface.W.shape) == (2, 10, (7, 6))
     assert make_miner("MultiSimilarityMiner", {"epsilon": 0.3}).epsilon == 0.3
-    assert field_of(make_miner, "MultiSimilarityMiner", {"epsilo": 0.3}) == "args.epsilo"
+    assert error_field(make_miner, "MultiSimilarityMiner", {"epsilo": 0.3}) == "args.epsilo"
 
 
 @pytest.mark.parametrize("name", MINERS)
-def test_every_miner_on_offer_works_with_a_triplet_loss(name: str) -> None:
+def test_every_miner_works_with_a_triplet_loss(name: str) -> None:
     objective = Objective(make_loss("TripletMarginLoss", C, D), C, SoftOrthogonality(), miner=make_miner(name))
     x, labels = batch()
     objective(x, labels)["loss"].backward()
@@ -162,12 +149,8 @@ def test_every_miner_on_offer_works_with_a_triplet_loss(name: str) -> None:
 def test_a_miner_chooses_what_the_loss_sees() -> None:
     x, labels = batch()
     loss, miner = peers.MultiSimilarityLoss(), miners.MultiSimilarityMiner(0.02)
-    objective = Objective(
-        make_loss("MultiSimilarityLoss", C, D),
-        C,
-        SoftOrthogonality(),
-        miner=make_miner("MultiSimilarityMiner", {"epsilon": 0.02}),
-    )
+    made = make_loss("MultiSimilarityLoss", C, D), make_miner("MultiSimilarityMiner", {"epsilon": 0.02})
+    objective = Objective(made[0], C, SoftOrthogonality(), miner=made[1])
     assert objective(x, labels)["loss"] == loss(x, labels, miner(x, labels))
     assert loss(x, labels, miner(x, labels)) != loss(x, labels)
 
@@ -177,5 +160,6 @@ def test_without_the_library_the_own_loss_works_and_others_say_what_to_install(m
         monkeypatch.setitem(__import__("sys").modules, module, None)
     assert loss_names() == ["proxy_anchor"]
     assert isinstance(make_loss("proxy_anchor", C, D), ProxyAnchorLoss)
-    with pytest.raises(InputError, match=r"pip install 'orthoproxy\[compare\]'"):
+    with pytest.raises(InputError) as caught:
         make_loss("ArcFaceLoss", C, D)
+    assert caught.value.hint == "pip install 'orthoproxy[compare]'"

@@ -1,11 +1,18 @@
-"""Regularizers by name: each reaches the loss, and settings that one does not have are rejected."""
+"""Each regularizer against its definition over all pairs or eigenvalues in float64 NumPy, and by name."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses import (
@@ -23,14 +30,178 @@ from orthoproxy.losses import (
 )
 from orthoproxy.losses.regularizers import Name
 
+Measure = Callable[..., Tensor]
+SHAPES = [(2, 3), (3, 3), (5, 8), (9, 4), (40, 6), (2, 30)]
+ONE_ROW = 1e-5  # MiB: a row at a time
+ANGLES = [mutual_coherence, koleo, coding_rate_deficit, partial(spectral_isometry, iterations=300)]
 FUNCTIONS = {
-    "soft_orthogonality": lambda p: soft_orthogonality(p, scaling="excess"),
-    "off_diagonal": lambda p: off_diagonal(p, "excess"),
+    "soft_orthogonality": partial(soft_orthogonality, scaling="excess"),
+    "off_diagonal": partial(off_diagonal, scaling="excess"),
     "spectral": spectral_isometry,
     "coherence": mutual_coherence,
     "coding_rate": coding_rate_deficit,
     "koleo": koleo,
 }
+ALL = list(FUNCTIONS.values())
+
+
+def proxies(shape: tuple[int, int], seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(p: Tensor) -> np.ndarray:
+    rows = p.detach().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def even_spread(count: int, dim: int) -> Tensor:
+    """Orthonormal rows, or a tight frame of unit rows: copies of a random orthonormal basis."""
+    return torch.linalg.qr(proxies((dim, dim), 7)).Q.repeat(math.ceil(count / dim), 1)[:count]
+
+
+# against the definitions
+
+
+@pytest.mark.parametrize("memory", [ONE_ROW, 16.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_over_pairs_are_the_definitions(shape: tuple[int, int], memory: float) -> None:
+    p, others = proxies(shape), ~np.eye(len(proxies(shape)), dtype=bool)
+    cosines, products = np.abs(unit(p) @ unit(p).T), (p @ p.T).numpy()
+    distances = np.linalg.norm(unit(p)[:, None] - unit(p)[None], axis=2)
+    nearest = np.where(others, distances, np.inf).min(axis=1)
+    assert float(mutual_coherence(p, memory)) == pytest.approx(cosines[others].max(), rel=1e-12)
+    assert float(koleo(p, memory_mb=memory)) == pytest.approx(-np.log(nearest).mean(), rel=1e-6, abs=1e-7)
+    for scaling, divisor in {"sum": 1, "mean": others.sum(), "excess": len(p)}.items():
+        expected = (products[others] ** 2).sum() / divisor
+        assert float(off_diagonal(p, scaling, memory)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_spectral_isometry_is_the_largest_eigenvalue_off_the_even_spread(shape: tuple, normalize: bool) -> None:
+    p, (count, dim) = 0.4 * proxies(shape), shape
+    rows = unit(p) if normalize else p.numpy()
+    gram = rows.T @ rows if count > dim else rows @ rows.T  # the authors' code takes P^T P
+    even = max(1.0, count / dim) if normalize else 1.0
+    expected = np.linalg.norm(gram / even - np.eye(len(gram)), 2)
+    assert float(spectral_isometry(p, normalize, iterations=2000)) == pytest.approx(expected, rel=1e-6)
+    assert 0.85 * expected < float(spectral_isometry(p, normalize)) <= expected * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("distortion", [0.1, 0.5])
+def test_coding_rate_deficit_is_what_the_log_determinant_lacks(shape: tuple[int, int], distortion: float) -> None:
+    p, (count, dim) = proxies(shape), shape
+
+    def rate(rows: np.ndarray) -> float:  # equation of Yu et al. for C unit rows, in the D x D form whatever C is
+        return np.linalg.slogdet(np.eye(dim) + dim / (count * distortion) * rows.T @ rows)[1] / 2
+
+    rank = min(count, dim)
+    most = np.diag(np.repeat([math.sqrt(count / rank), 0], [rank, dim - rank]))  # singular values of an even spread
+    expected = (rate(most) - rate(unit(p))) / rank
+    assert float(coding_rate_deficit(p, distortion)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_known_values() -> None:
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(mutual_coherence(opposite)) == 1 and float(koleo(opposite)) == pytest.approx(-np.log(2), rel=1e-6)
+    for count in (3, 6):  # the simplex reaches the Welch bound of coherence
+        bound = (1 / (count - 1)) ** 2
+        simplex = torch.eye(count, dtype=torch.float64) - 1 / count
+        assert float(mutual_coherence(simplex)) == pytest.approx(bound**0.5, rel=1e-12)
+    for normalize in (True, False):  # eigenvalues of P P^T - I: 0.6 and -0.6
+        p = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        assert float(spectral_isometry(p, normalize)) == pytest.approx(0.6, rel=1e-6)
+
+
+@pytest.mark.parametrize("measure", [spectral_isometry, coding_rate_deficit])
+@pytest.mark.parametrize(("count", "dim"), [(4, 9), (12, 4), (300, 20)])
+def test_only_an_even_spread_costs_nothing(measure: Measure, count: int, dim: int) -> None:
+    p = even_spread(count, dim)
+    assert float(measure(p)) == pytest.approx(0, abs=1e-12)
+    assert 0 <= float(measure(p.float())) < 1e-5
+    p[0] = p[1]
+    assert float(measure(p)) > 1e-3 / count
+
+
+@pytest.mark.parametrize("measure", ANGLES)
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 999))
+def test_angles_alone_count(measure: Measure, shape: tuple[int, int], seed: int) -> None:
+    p = proxies(shape, seed)
+    rotation = torch.linalg.qr(proxies((shape[1], shape[1]), seed)).Q
+    lengths = torch.linspace(0.1, 30, len(p), dtype=p.dtype)[:, None]
+    tolerance = 1e-2 if isinstance(measure, partial) else 1e-9  # power iterations converge slowly
+    for changed in (p @ rotation, lengths * p, -p):
+        torch.testing.assert_close(measure(changed), measure(p), rtol=tolerance, atol=1e-9)
+
+
+# gradients
+
+
+@pytest.mark.parametrize(
+    "measure", [*ANGLES, partial(spectral_isometry, normalize=False, iterations=200), off_diagonal]
+)
+@pytest.mark.parametrize("shape", [(3, 3), (5, 8), (9, 4)])
+def test_gradients(measure: Measure, shape: tuple[int, int]) -> None:
+    torch.autograd.gradcheck(measure, (0.4 * proxies(shape)).requires_grad_())
+
+
+def test_only_the_closest_pair_gets_a_gradient_of_coherence() -> None:
+    p = proxies((20, 6))
+    p[17] = -p[4] + 0.01 * p[3]
+    p.requires_grad_()
+    mutual_coherence(p, ONE_ROW).backward()
+    assert p.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [4, 17]
+
+
+@pytest.mark.parametrize("measure", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(30, 8), (8, 30)])
+def test_finite_for_repeated_and_zero_rows_and_in_half_precision(measure: Measure, dtype, shape: tuple) -> None:
+    p = proxies(shape).to(dtype)
+    p[1], p[2], p[3] = p[0], -p[0], 0
+    expected = measure(p.double())
+    p.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = measure(p)
+    value.backward()
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(value.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert p.grad.isfinite().all() and p.grad.abs().max() < 1e3
+    assert p.grad.any() or measure is mutual_coherence  # two rows are equal, so it is at its maximum
+    assert torch.equal(p.grad[3], torch.zeros_like(p.grad[3]))
+
+
+def test_koleo_of_nearly_equal_proxies_has_a_bounded_gradient() -> None:
+    p = torch.eye(4)
+    p[1] = p[0] + torch.tensor([0, 1e-7, 0, 0])
+    p.requires_grad_()
+    koleo(p, min_distance=1e-4).backward()
+    assert 0 < p.grad.abs().max() < 1 / 1e-4
+
+
+@pytest.mark.parametrize("measure", ALL)
+def test_a_single_proxy_costs_nothing(measure: Measure) -> None:
+    p = torch.full((1, 5), 3.0, requires_grad=True)
+    value = measure(p)
+    value.backward()
+    assert value.item() == 0 and torch.equal(p.grad, torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("measure", [mutual_coherence, koleo, spectral_isometry, coding_rate_deficit])
+def test_descent_spreads_crowded_proxies(measure: Measure) -> None:
+    p = (proxies((12, 4)) + 2).float().requires_grad_()  # all near one direction
+    before = unit(p)
+    optimizer = torch.optim.Adam([p], lr=0.03)
+    for _ in range(200):
+        optimizer.zero_grad()
+        measure(p).backward()
+        optimizer.step()
+    spread = [np.abs(np.linalg.eigvalsh(rows.T @ rows) / 3 - 1).max() for rows in (before, unit(p))]
+    assert spread[1] < 0.5 * spread[0]
+
+
+# by name
 
 
 @pytest.mark.parametrize("loss", ["proxy_anchor", "NormalizedSoftmaxLoss"])
@@ -53,8 +224,6 @@ def test_each_reaches_the_loss_with_its_weight(name: str, loss: str) -> None:
     [
         ({"name": "off_diagonal"}, "normalize"),
         ({"name": "coherence", "normalize": False}, "normalize"),
-        ({"name": "coding_rate", "normalize": False}, "normalize"),
-        ({"name": "koleo", "normalize": False}, "normalize"),
         ({"name": "spectral", "scaling": "sum"}, "scaling"),
         ({"name": "spectral", "sharded_classes": 9}, "name"),
         ({"name": "gram"}, "name"),
@@ -63,18 +232,21 @@ def test_each_reaches_the_loss_with_its_weight(name: str, loss: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_settings_that_one_does_not_have_are_rejected_by_name(options: dict, field: str) -> None:
+def test_options_that_one_does_not_have_are_an_error(options: dict, field: str) -> None:
     with pytest.raises(InputError) as caught:
         make_regularizer(**options)
     assert caught.value.field == field
 
 
-def test_settings_reach_the_functions() -> None:
+def test_options_reach_the_functions() -> None:
     assert isinstance(make_regularizer(), SoftOrthogonality)
-    p = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    p = proxies((9, 4))
     assert torch.equal(make_regularizer("off_diagonal", False, "mean")(p), off_diagonal(p, "mean"))
     assert torch.equal(make_regularizer("spectral", False)(p), spectral_isometry(p, False))
     assert torch.equal(make_regularizer("soft_orthogonality", False, "sum")(p), soft_orthogonality(p, False))
     sharded = make_regularizer("soft_orthogonality", False, "mean", sharded_classes=9)
     assert isinstance(sharded, ShardedSoftOrthogonality)
     torch.testing.assert_close(sharded(p), soft_orthogonality(p, False, scaling="mean"))
+    with pytest.raises(InputError) as caught:
+        coding_rate_deficit(p, distortion=0.0)
+    assert caught.value.field == "distortion"

@@ -71,12 +71,11 @@ def test_integers_and_fractions_are_the_same_pixels() -> None:
         torch.testing.assert_close(encoder(images()), encoder(images().float() / 255))
 
 
-@pytest.mark.parametrize("name", [SMALL_VIT, "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", [SMALL_VIT, "tf_efficientnet_lite0"])
 def test_mean_and_deviation_of_the_backbone_are_applied_once(name: str) -> None:
     expects = timm.get_pretrained_cfg(name)
     encoder = Encoder(name, image_size=32).eval()
     seen = []
-    encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     original = encoder.backbone.forward_features
     encoder.backbone.forward_features = lambda x: (seen.append(x), original(x))[1]
     with torch.no_grad():
@@ -117,23 +116,9 @@ def test_the_patch_embedding_can_be_frozen() -> None:
     encoder(images()).sum().backward()
     assert encoder.backbone.patch_embed.proj.weight.grad is None
     assert encoder.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
-
-
-def test_a_backbone_without_patch_embedding_says_so() -> None:
     with pytest.raises(InputError) as caught:
         Encoder(SMALL_CNN, image_size=32).freeze_patch_embedding()
     assert caught.value.field == "freeze_patch_embedding"
-
-
-def test_timm_names_what_is_not_to_be_decayed() -> None:
-    assert Encoder("deit_tiny_patch16_224", 8, image_size=32).no_weight_decay() >= {"pos_embed", "cls_token"}
-    assert Encoder(SMALL_CNN, image_size=32).no_weight_decay() == set()
-
-
-def test_mean_and_deviation_are_not_saved_but_move() -> None:
-    encoder = Encoder(SMALL_CNN, 8, image_size=32)
-    assert {name.split(".")[0] for name in encoder.state_dict()} == {"backbone", "projection"}
-    assert encoder.to("meta").mean.device.type == encoder.std.device.type == "meta"
 
 
 def test_half_precision_comes_out_as_float32_of_unit_length() -> None:
@@ -144,18 +129,16 @@ def test_half_precision_comes_out_as_float32_of_unit_length() -> None:
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
 
 
-def test_an_unknown_name_is_refused_with_similar_ones() -> None:
-    with pytest.raises(InputError, match=r"^name: .*did you mean deit_small_p"):
-        Encoder("deit_smal_patch16_224")
-    with pytest.raises(InputError, match=r"timm\.list_models"):
-        Encoder("!!!")
-
-
 @pytest.mark.parametrize(
-    ("name", "image_size"),
-    [("deit_tiny_patch16_224", 8), ("vgg11", 8)],
+    ("name", "image_size", "field"),
+    [
+        ("deit_smal_patch16_224", 32, "name"),
+        ("!!!", 32, "name"),
+        ("deit_tiny_patch16_224", 8, "image_size"),
+        ("levit_128s", 8, "image_size"),
+    ],
 )
-def test_a_size_that_the_backbone_cannot_take_is_refused(name: str, image_size: int) -> None:
+def test_an_unknown_backbone_and_a_size_that_it_cannot_take_are_errors(name: str, image_size: int, field: str) -> None:
     with pytest.raises(InputError) as caught:
         Encoder(name, image_size=image_size)
-    assert caught.value.field == "image_size"
+    assert caught.value.field == field

@@ -288,15 +288,15 @@ def _estimates(model: np.ndarray, baseline: np.ndarray | None, table: pd.DataFra
     def intervals(values: dict[str, float], samples: dict[str, np.ndarray]) -> dict[str, Estimate]:
         return {name: estimate(value, samples[name], scoring.confidence) for name, value in values.items()}
 
-    ours = _resample(model, table, scoring)
-    counts = {name: getattr(ours, name) for name in ("queries", "classes", "queries_without_positive")}
-    scores: dict[str, Any] = {"model": intervals(ours.values, ours.samples), "baseline": None, "difference": None}
+    own = _resample(model, table, scoring)
+    counts = {name: getattr(own, name) for name in ("queries", "classes", "queries_without_positive")}
+    scores: dict[str, Any] = {"model": intervals(own.values, own.samples), "baseline": None, "difference": None}
     if baseline is not None:
         other = _resample(baseline, table, scoring)
         scores["baseline"] = intervals(other.values, other.samples)
         scores["difference"] = intervals(
-            {name: value - other.values[name] for name, value in ours.values.items()},
-            {name: drawn - other.samples[name] for name, drawn in ours.samples.items()},
+            {name: value - other.values[name] for name, value in own.values.items()},
+            {name: drawn - other.samples[name] for name, drawn in own.samples.items()},
         )
     return {**scores, **counts}
 

@@ -40,7 +40,7 @@ class Objective(nn.Module):
         A regularizer of class vectors; see `make_regularizer`. With `ShardedProxyAnchorLoss`,
         `ShardedSoftOrthogonality`.
     weight
-        lambda; with 0 the regularizer is only reported.
+        With 0 the regularizer is only reported.
     miner
         Selects pairs or triplets for a pytorch-metric-learning loss; or None.
 
@@ -73,12 +73,9 @@ class Objective(nn.Module):
         if miner is not None and (name in TAKES_NO_MINER or type(loss).__module__.startswith("orthoproxy.")):
             raise InputError(f"{name} uses every image of the batch and takes no miner", field="miner", expected="none")
         if weight != 0 and self._location is None:
-            raise InputError(
-                f"{weight:g}, but {name} has no vector per class to regularize",
-                field="proxy_regularizer.weight",
-                expected="0",
-                hint=f"or use one of {', '.join(CLASS_VECTORS)}",
-            )
+            problem = f"{weight:g}, but {name} has no vector per class to regularize"
+            hint = f"or use one of {', '.join(CLASS_VECTORS)}"
+            raise InputError(problem, field="proxy_regularizer.weight", expected="0", hint=hint)
 
     @property
     def sharded(self) -> ShardedProxyAnchorLoss | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -40,17 +39,10 @@ def proxy_anchor_loss(
         Class of each image, 0 to C - 1, shape (B,).
     proxies
         One per class, shape (C, D); normalized here. A row of zeros has similarity 0 and gets no gradient.
-    scale
-        alpha, above 0.
-    margin
-        delta, as a cosine similarity.
+    scale, margin
+        alpha, above 0; delta, as a cosine similarity.
     memory_mb
         Bound in MiB on the temporary memory; changes no result beyond rounding.
-
-    Returns
-    -------
-    Tensor
-        A scalar in float32, or float64 where an input is.
 
     Raises
     ------
@@ -60,7 +52,7 @@ def proxy_anchor_loss(
 
     References
     ----------
-    Kim et al., "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, arXiv 2003.13911, equation 4.
+    Kim et al., CVPR 2020, arXiv 2003.13911, equation 4.
 
     Examples
     --------
@@ -84,18 +76,24 @@ def proxy_anchor_part(
     margin: float,
     memory_mb: float = 16.0,
 ) -> Float[Tensor, ""]:
-    """Return the share of the loss that belongs to c consecutive proxies, of which `first_class` is the first."""
+    """Return the part of the loss that belongs to c consecutive proxies, of which `first_class` is the first."""
     if not len(embeddings) or labels.shape != embeddings.shape[:1]:
         expected = f"one for each of {len(embeddings)} embeddings, at least one"
         raise InputError(f"shape {tuple(labels.shape)}", field="labels", expected=expected)
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         problem = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(problem, field="labels", expected=f"0 to {num_classes - 1}")
-    loss = _ProxyAnchor.apply(
-        unit_rows(embeddings), proxies, labels - first_class, num_classes, scale, margin, memory_mb
-    )
+    units, labels = unit_rows(embeddings), labels - first_class
+    loss = _ProxyAnchor.apply(units, proxies, labels, _Settings(num_classes, scale, margin, memory_mb))
     assert isinstance(loss, Tensor)
     return loss
+
+
+class _Settings(NamedTuple):
+    num_classes: int
+    scale: float
+    margin: float
+    memory_mb: float
 
 
 class _ProxyAnchor(torch.autograd.Function):
@@ -116,15 +114,12 @@ class _ProxyAnchor(torch.autograd.Function):
         units: Float[Tensor, "B D"],
         proxies: Float[Tensor, "c D"],
         labels: Int[Tensor, " B"],
-        num_classes: int,
-        scale: float,
-        margin: float,
-        memory_mb: float,
+        settings: _Settings,
     ) -> Float[Tensor, ""]:
         ctx.save_for_backward(units, proxies, labels)
-        ctx.settings = (num_classes, scale, margin, memory_mb)
+        ctx.settings = settings
         wanted = any(ctx.needs_input_grad[:2])
-        loss, ctx.gradients = _loss_and_gradients(units, proxies, labels, *ctx.settings, wanted)
+        loss, ctx.gradients = _loss_and_gradients(units, proxies, labels, settings, wanted)
         return loss
 
     @staticmethod
@@ -133,31 +128,31 @@ class _ProxyAnchor(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # to be scaled in place, as a copy would be as large as P
         if gradients is None:  # a retained graph is traversed again
             units, proxies, labels = ctx.saved_tensors
-            _, gradients = _loss_and_gradients(units, proxies, labels, *ctx.settings, wanted=True)
+            _, gradients = _loss_and_gradients(units, proxies, labels, ctx.settings, wanted=True)
             assert gradients is not None
         factor = by_loss[0]
         if factor.device.type != "cpu" or factor != 1:  # reading it would make a GPU wait
             for gradient in gradients:
                 gradient.mul_(factor)
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None
 
 
 def _loss_and_gradients(
     units: Float[Tensor, "B D"],
     proxies: Float[Tensor, "c D"],
     labels: Int[Tensor, " B"],
-    num_classes: int,
-    scale: float,
-    margin: float,
-    memory_mb: float,
+    settings: _Settings,
     wanted: bool,
 ) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, "B D"], Float[Tensor, "c D"]] | None]:
     """Return the loss and, where wanted, its gradients by the unit embeddings and the proxies; see `_ProxyAnchor`."""
+    num_classes, scale, margin, memory_mb = settings
     pull, by_positive = _pull(units, proxies, labels, scale, margin)
     gradients = (torch.zeros_like(units), torch.empty_like(proxies)) if wanted else None
     push = [pull.new_zeros(())]
     images, scaled = torch.arange(len(labels), device=labels.device), scale * units
-    for start, part in _parts(proxies, len(units), memory_mb):
+    size = max(1, int(memory_mb * 2**20 / (proxies.element_size() * 2 * (len(units) + units.shape[1]))))
+    for start in range(0, len(proxies), size):  # the similarities and unit rows of a part fit the memory
+        part = proxies[start : start + size]
         length = row_lengths(part)
         unit_part = part / length  # p D
         exponents = unit_part @ scaled.T  # p B; the margin is added where it costs nothing
@@ -194,18 +189,10 @@ def _pull(
     same = labels[:, None] == labels  # B B
     of_class = exponents.expand_as(same).masked_fill(~same, -torch.inf).logsumexp(dim=1)
     of_class = torch.logaddexp(of_class, torch.zeros_like(of_class))
-    share = 1 / same.to(units).sum(dim=1)  # a class counts once, however many images it has
-    classes_in_batch = share.sum()
-    pulled = (of_class * share).masked_fill(~here, 0)
+    weight = 1 / same.to(units).sum(dim=1)  # a class counts once, however many images it has
+    classes_in_batch = weight.sum()
+    pulled = (of_class * weight).masked_fill(~here, 0)
     return pulled.sum() / classes_in_batch, -scale / classes_in_batch * (exponents - of_class).exp()
-
-
-def _parts(proxies: Float[Tensor, "c D"], batch: int, memory_mb: float) -> Iterator[tuple[int, Float[Tensor, "p D"]]]:
-    """Split the proxies into parts whose similarities and unit rows fit the memory."""
-    bytes_a_proxy = proxies.element_size() * 2 * (batch + proxies.shape[1])
-    size = max(1, int(memory_mb * 2**20 / bytes_a_proxy))
-    for start in range(0, len(proxies), size):
-        yield start, proxies[start : start + size]
 
 
 def check_settings(num_classes: int, scale: float) -> None:
@@ -224,10 +211,8 @@ class ProxyAnchorLoss(nn.Module):
 
     Parameters
     ----------
-    num_classes
-        C, at least 1.
-    embedding_dim
-        D.
+    num_classes, embedding_dim
+        C, at least 1, and D.
     scale, margin
         As in `proxy_anchor_loss`.
 
@@ -257,6 +242,5 @@ class ProxyAnchorLoss(nn.Module):
         return proxy_anchor_loss(embeddings, labels, self.proxies, self.scale, self.margin)
 
     def extra_repr(self) -> str:
-        """Return the sizes and settings."""
         num_classes, embedding_dim = self.proxies.shape
         return f"num_classes={num_classes}, embedding_dim={embedding_dim}, scale={self.scale}, margin={self.margin}"

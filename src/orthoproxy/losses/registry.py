@@ -17,31 +17,17 @@ from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 OWN = {"proxy_anchor": ProxyAnchorLoss}
 SHARDED = {"proxy_anchor": ShardedProxyAnchorLoss}
 
-_ABSTRACT = "it is a base class without a formula of its own"
-_WRAPPER = "it wraps another loss object instead of taking (embeddings, labels) settings"
+_BASE_CLASSES = ("BaseLossWrapper", "BaseMetricLossFunction", "GenericPairLoss", "BaseMiner", "BaseDistance")
+_MIXINS = ("EmbeddingRegularizerMixin", "WeightRegularizerMixin")
+_WRAPPERS = ("CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss", "BatchedDistance")
 UNSUPPORTED = {
-    "BaseLossWrapper": _ABSTRACT,
-    "BaseMetricLossFunction": _ABSTRACT,
-    "GenericPairLoss": _ABSTRACT,
-    "EmbeddingRegularizerMixin": _ABSTRACT,
-    "WeightRegularizerMixin": _ABSTRACT,
-    "CrossBatchMemory": _WRAPPER,
-    "MultipleLosses": _WRAPPER,
-    "SelfSupervisedLoss": _WRAPPER,
+    **dict.fromkeys(_BASE_CLASSES + _MIXINS, "it is a base class without a formula of its own"),
+    **dict.fromkeys(_WRAPPERS, "it wraps another object instead of taking arguments"),
     "ManifoldLoss": "it draws its own proxies, unrelated to the classes, and takes no labels",
     "VICRegLoss": "it compares two views of each image and takes no labels",
-    "BaseMiner": _ABSTRACT,
     "EmbeddingsAlreadyPackagedAsTriplets": "it expects batches already laid out as triplets",
-    "BaseDistance": _ABSTRACT,
-    "BatchedDistance": "it wraps another distance object instead of taking settings",
 }
-# determined by the data and the encoder, under the names that the losses use
-SIZES = {
-    "num_classes": "num_classes",
-    "embedding_dim": "embedding_dim",
-    "embedding_size": "embedding_dim",
-    "descriptors_dim": "embedding_dim",
-}
+EMBEDDING_DIM = ("embedding_dim", "embedding_size", "descriptors_dim")  # what the losses call it
 # arguments that take Python objects, which a configuration cannot name, or weigh such objects
 OBJECTS = {
     "collect_stats",
@@ -55,13 +41,7 @@ OBJECTS = {
 
 
 def loss_names() -> list[str]:
-    """Return the names that `make_loss` accepts.
-
-    Examples
-    --------
-    >>> loss_names()[0]
-    'proxy_anchor'
-    """
+    """Return the names that `make_loss` accepts."""
     return [*OWN, *_available(_library("losses", required=False))]
 
 
@@ -82,11 +62,6 @@ def make_loss(
     shard_proxies
         Divide the proxies among the processes.
 
-    Returns
-    -------
-    torch.nn.Module
-        With new parameters.
-
     Raises
     ------
     InputError
@@ -100,31 +75,14 @@ def make_loss(
     if shard_proxies and name not in SHARDED:
         raise InputError(f"{name} cannot be sharded", field="shard_proxies", expected=f"false, or {', '.join(SHARDED)}")
     loss_class = (SHARDED if shard_proxies else OWN).get(name) or _find("name", name, _library("losses"), extra=OWN)
-    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
+    sizes = {"num_classes": num_classes, **dict.fromkeys(EMBEDDING_DIM, embedding_dim)}
     required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
-    filled = {argument: sizes[size] for argument, size in SIZES.items() if argument in required}
+    filled = {argument: size for argument, size in sizes.items() if argument in required}
     return _construct("args", name, loss_class, args or {}, filled)
 
 
 def make_miner(name: str, args: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a miner by name.
-
-    Parameters
-    ----------
-    name
-        A class of `pytorch_metric_learning.miners`.
-    args
-        Its arguments; ``distance`` as in `make_loss`.
-
-    Returns
-    -------
-    torch.nn.Module
-        Called with (embeddings, labels); returns the indices that pytorch-metric-learning's losses take.
-
-    Raises
-    ------
-    InputError
-        As `make_loss`.
+    """Build a miner: `name` is a class of `pytorch_metric_learning.miners`; `args` and errors are as in `make_loss`.
 
     Examples
     --------
@@ -143,11 +101,8 @@ def _library(part: str, required: bool = True) -> ModuleType | None:
     except ModuleNotFoundError as error:
         if not required:
             return None
-        raise InputError(
-            f"{part} other than {', '.join(OWN)} need pytorch-metric-learning, which is not installed",
-            field="name",
-            hint="pip install 'orthoproxy[compare]'",
-        ) from error
+        problem = f"{part} other than {', '.join(OWN)} need pytorch-metric-learning, which is not installed"
+        raise InputError(problem, field="name", hint="pip install 'orthoproxy[compare]'") from error
     return getattr(pytorch_metric_learning, part)
 
 
@@ -199,7 +154,7 @@ def _make_distance(field: str, given: Any) -> nn.Module:
 
 
 def _arguments(module_class: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name, including those passed on to base classes."""
+    """Return the constructor's arguments by name, including those passed on to base classes."""
     return {
         name: parameter
         for base in reversed(module_class.__mro__)  # the class itself comes last and wins

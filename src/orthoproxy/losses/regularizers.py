@@ -1,7 +1,8 @@
 """Regularizers of class vectors by name: Soft Orthogonality and alternatives from the literature.
 
-None forms a C x C matrix where C > D; those that compare all pairs do so some rows at a time. All are 0 for a single
-proxy, and a row of zeros stays zero with gradient 0 where rows are scaled to unit length.
+Each takes class vectors P of shape (C, D) and returns a scalar, 0 for a single one. None forms a C x C matrix where
+C > D: those that compare all pairs do so some rows at a time, within `memory_mb` MiB, which changes no result. All but
+`off_diagonal` scale rows to unit length (`spectral_isometry` if asked to); a row of zeros stays zero with gradient 0.
 """
 
 from __future__ import annotations
@@ -19,13 +20,7 @@ from torch.nn import functional as F
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, unit_rows
 from orthoproxy.losses.sharded import ShardedSoftOrthogonality
-from orthoproxy.losses.soft_orthogonality import (
-    Scaling,
-    SoftOrthogonality,
-    gram_of_dims,
-    not_below_zero,
-    scale_divisor,
-)
+from orthoproxy.losses.soft_orthogonality import Scaling, SoftOrthogonality, not_below_zero, scale_divisor, smaller_gram
 
 Name = Literal["soft_orthogonality", "off_diagonal", "spectral", "coherence", "coding_rate", "koleo"]
 
@@ -34,30 +29,18 @@ Name = Literal["soft_orthogonality", "off_diagonal", "spectral", "coherence", "c
 def off_diagonal(proxies: Float[Tensor, "C D"], scaling: Scaling = "sum", memory_mb: float = 16.0) -> Float[Tensor, ""]:
     r"""Penalize dot products of different proxies: ``sum over i != j of (p_i . p_j)^2``; lengths are free.
 
-    Parameters
-    ----------
-    proxies
-        P, shape (C, D), not normalized; with unit rows this is `soft_orthogonality`.
-    scaling, memory_mb
-        As in `soft_orthogonality`; ``excess`` divides by C, since the minimum is 0.
+    ``excess`` divides by C, since the minimum is 0. Source: Brock et al., ICLR 2019, arXiv 1809.11096.
 
-    References
-    ----------
-    Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR 2019, arXiv 1809.11096.
-
-    Examples
-    --------
     >>> off_diagonal(torch.ones(3, 2))  # six ordered pairs of similarity 2
     tensor(24.)
     """
     divisor = scale_divisor(scaling, len(proxies))
     if len(proxies) == 1:
         return (proxies * 0).sum()
-    if len(proxies) > proxies.shape[1]:
-        everything = gram_of_dims(proxies, False, memory_mb).square().sum()
-        return not_below_zero(everything - proxies.square().sum(dim=1).square().sum()) / divisor
-    gram = proxies @ proxies.T
-    return (gram - gram.diagonal().diag()).square().sum() / divisor
+    gram = smaller_gram(proxies, False, memory_mb)
+    if len(gram) == len(proxies):
+        return (gram - gram.diagonal().diag()).square().sum() / divisor
+    return not_below_zero(gram.square().sum() - proxies.square().sum(dim=1).square().sum()) / divisor
 
 
 @at_least_float32
@@ -65,29 +48,15 @@ def spectral_isometry(proxies: Float[Tensor, "C D"], normalize: bool = True, ite
     r"""Penalize the worst direction: the spectral norm ``||G / t - I||_2``, with G the smaller of P^T P and P P^T.
 
     t is 1 as published, but C / D for unit rows with C > D: the value of all D eigenvalues of an evenly spread set.
+    Few power iterations give a lower bound. Source: Bansal et al., NeurIPS 2018, arXiv 1810.09102 (SRIP).
 
-    Parameters
-    ----------
-    proxies
-        P, shape (C, D).
-    normalize
-        Scale the rows to unit length first.
-    iterations
-        Power iterations, from a fixed start; few give a lower bound.
-
-    References
-    ----------
-    Bansal et al., NeurIPS 2018, arXiv 1810.09102: SRIP.
-
-    Examples
-    --------
     >>> round(float(spectral_isometry(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))), 4)  # two proxies of cosine 0.6
     0.6
     """
     num_classes, dim = proxies.shape
     if num_classes == 1:
         return (proxies * 0).sum()
-    gram = _smaller_gram(proxies, normalize)
+    gram = smaller_gram(proxies, normalize)
     even = max(1.0, num_classes / dim) if normalize else 1.0
     deviation = gram / even - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     with torch.no_grad():
@@ -103,22 +72,8 @@ def coding_rate_deficit(proxies: Float[Tensor, "C D"], distortion: float = 0.5) 
     r"""Penalize a small spanned volume: ``(R_max - R) / r`` with the coding rate R of the unit rows.
 
     ``R = 1/2 log det(I + D / (C eps^2) P^T P)`` in nats, largest when all r = min(C, D) eigenvalues are equal:
-    ``R_max = r/2 log(1 + D / (r eps^2))``.
+    ``R_max = r/2 log(1 + D / (r eps^2))``. `distortion` is eps^2. Source: Yu et al., NeurIPS 2020, arXiv 2006.08558.
 
-    Parameters
-    ----------
-    proxies
-        P, shape (C, D); scaled to unit length.
-    distortion
-        eps^2, above 0.
-
-    References
-    ----------
-    Yu et al., "Learning Diverse and Discriminative Representations via the Principle of Maximal Coding Rate Reduction",
-    NeurIPS 2020, arXiv 2006.08558.
-
-    Examples
-    --------
     >>> round(float(coding_rate_deficit(torch.ones(3, 3))), 4)  # all in one direction
     0.225
     """
@@ -127,7 +82,7 @@ def coding_rate_deficit(proxies: Float[Tensor, "C D"], distortion: float = 0.5) 
     num_classes, dim = proxies.shape
     if num_classes == 1:
         return (proxies * 0).sum()
-    gram = _smaller_gram(proxies, normalize=True)
+    gram = smaller_gram(proxies, normalize=True)
     rank = len(gram)
     volume = torch.eye(rank, dtype=gram.dtype, device=gram.device) + dim / (num_classes * distortion) * gram
     half_log_det = torch.linalg.cholesky(volume).diagonal().log().sum()
@@ -138,19 +93,8 @@ def coding_rate_deficit(proxies: Float[Tensor, "C D"], distortion: float = 0.5) 
 def mutual_coherence(proxies: Float[Tensor, "C D"], memory_mb: float = 16.0) -> Float[Tensor, ""]:
     r"""Penalize the closest pair alone: ``max over i != j of |cos(p_i, p_j)|``; only that pair gets a gradient.
 
-    Parameters
-    ----------
-    proxies
-        P, shape (C, D).
-    memory_mb
-        Bound in MiB on the cosines computed at a time; changes no result.
+    Source: Bansal et al., NeurIPS 2018, arXiv 1810.09102 (MC, there without scaling to unit length).
 
-    References
-    ----------
-    Bansal et al., NeurIPS 2018, arXiv 1810.09102: MC, there without scaling to unit length.
-
-    Examples
-    --------
     >>> mutual_coherence(torch.tensor([[2.0, 0.0], [0.0, 2.0], [-0.6, 0.8]]))
     tensor(0.8000)
     """
@@ -169,23 +113,10 @@ def mutual_coherence(proxies: Float[Tensor, "C D"], memory_mb: float = 16.0) -> 
 def koleo(proxies: Float[Tensor, "C D"], min_distance: float = 1e-4, memory_mb: float = 16.0) -> Float[Tensor, ""]:
     r"""Penalize close nearest neighbors: ``-1/C sum over i of log min over j != i of ||u_i - u_j||``, u at unit length.
 
-    Up to constants, minus the Kozachenko-Leonenko estimate of entropy; it can be negative.
+    Up to constants, minus the Kozachenko-Leonenko estimate of entropy; it can be negative. Distances d count as
+    ``sqrt(d^2 + min_distance^2)``, so that equal proxies leave value and gradient finite. Source: Sablayrolles et al.,
+    ICLR 2019, arXiv 1806.03198; used by DINOv2.
 
-    Parameters
-    ----------
-    proxies
-        P, shape (C, D).
-    min_distance
-        Distances d count as ``sqrt(d^2 + min_distance^2)``, so that equal proxies leave value and gradient finite.
-    memory_mb
-        As in `mutual_coherence`.
-
-    References
-    ----------
-    Sablayrolles et al., "Spreading vectors for similarity search", ICLR 2019, arXiv 1806.03198; used by DINOv2.
-
-    Examples
-    --------
     >>> round(float(koleo(torch.eye(3))), 4)  # every distance is sqrt(2)
     -0.3466
     """
@@ -199,18 +130,16 @@ def koleo(proxies: Float[Tensor, "C D"], min_distance: float = 1e-4, memory_mb: 
 
 
 class Regularizer(nn.Module):
-    """A function of class vectors as a module."""
+    """A function of class vectors, one per row, as a module."""
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.name, self.function = name, function
 
     def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
-        """Return the penalty of class vectors, one per row."""
         return self.function(proxies)
 
     def extra_repr(self) -> str:
-        """Return the name."""
         return self.name
 
 
@@ -220,7 +149,7 @@ def make_regularizer(
     scaling: Scaling = "excess",
     sharded_classes: int | None = None,
 ) -> nn.Module:
-    """Build a regularizer of class vectors by name.
+    """Build a regularizer by name: a module called with class vectors, one per row.
 
     Parameters
     ----------
@@ -234,11 +163,6 @@ def make_regularizer(
         As in `soft_orthogonality`; for ``soft_orthogonality`` and ``off_diagonal`` only.
     sharded_classes
         C, where the vectors are divided among processes; for ``soft_orthogonality`` only.
-
-    Returns
-    -------
-    torch.nn.Module
-        Called with class vectors, one per row.
 
     Raises
     ------
@@ -260,11 +184,8 @@ def make_regularizer(
         raise InputError(f"{name} has a single scale", field="scaling", expected="excess, the default")
     if sharded_classes is not None:
         if name != "soft_orthogonality":
-            raise InputError(
-                f"{name} needs all class vectors in one process",
-                field="name",
-                expected="soft_orthogonality where proxies are sharded",
-            )
+            problem = f"{name} needs all class vectors in one process"
+            raise InputError(problem, field="name", expected="soft_orthogonality where proxies are sharded")
         return ShardedSoftOrthogonality(sharded_classes, normalize, scaling)
     if name == "soft_orthogonality":
         return SoftOrthogonality(normalize, scaling)
@@ -278,16 +199,8 @@ def make_regularizer(
     return Regularizer(name, functions[name])
 
 
-def _smaller_gram(proxies: Float[Tensor, "C D"], normalize: bool) -> Float[Tensor, "r r"]:
-    """P^T P or P P^T, whichever is smaller; their nonzero eigenvalues are the same."""
-    if len(proxies) > proxies.shape[1]:
-        return gram_of_dims(proxies, normalize)
-    rows = unit_rows(proxies) if normalize else proxies
-    return rows @ rows.T
-
-
 def _nearest(units: Float[Tensor, "C D"], memory_mb: float, absolute: bool = False) -> Int[Tensor, " C"]:
-    """The other row with the largest cosine, or absolute cosine, to each row."""
+    """Return, for each row, the other row with the largest cosine or absolute cosine."""
     size = max(1, int(memory_mb * 2**20 / (units.element_size() * len(units))))
     nearest = []
     for start in range(0, len(units), size):

@@ -1,7 +1,7 @@
 """Proxies divided among processes: each holds about C / W of them, with their optimizer state.
 
-Both losses split over proxies, given all embeddings X of the batch. Process r computes a_r(X, P_r) from its proxies
-P_r; Proxy Anchor is L = a_1 + ... + a_W. Soft Orthogonality depends on ``P^T P``, the sum of all ``P_r^T P_r``.
+Given all embeddings X of the batch, process r computes a_r(X, P_r) from its proxies P_r; Proxy Anchor is
+L = a_1 + ... + a_W. Soft Orthogonality depends on ``P^T P``, the sum of all ``P_r^T P_r``.
 
 Gradients: dL/dP_r = da_r/dP_r is complete in process r. dL/dX is the sum of all da_r/dX, formed by the backward pass of
 `all_gather_rows`. DDP averages the encoder's gradients over processes although they are parts of a sum, so each process
@@ -28,16 +28,8 @@ BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, which gives the numb
 class ShardedProxyAnchorLoss(nn.Module):
     """`ProxyAnchorLoss` with its proxies divided among processes; every process returns the whole loss.
 
-    With the same seed in each process, they are initialized as in `ProxyAnchorLoss`.
-
-    Parameters
-    ----------
-    num_classes
-        C, over all processes.
-    embedding_dim
-        D.
-    scale, margin
-        As in `proxy_anchor_loss`.
+    `num_classes` counts all processes' classes. With the same seed in each process, the proxies are initialized as in
+    `ProxyAnchorLoss`.
 
     Examples
     --------
@@ -56,31 +48,16 @@ class ShardedProxyAnchorLoss(nn.Module):
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Return the loss of a batch gathered from all processes; labels are of all C classes."""
-        part = proxy_anchor_part(
-            _ScaleGradient.apply(embeddings, process_count()),
-            labels,
-            self.proxies,
-            self.classes.start,
-            self.num_classes,
-            self.scale,
-            self.margin,
-        )
+        x = _ScaleGradient.apply(embeddings, process_count())
+        first = self.classes.start
+        part = proxy_anchor_part(x, labels, self.proxies, first, self.num_classes, self.scale, self.margin)
         return all_reduce_sum(part)
-
-    def extra_repr(self) -> str:
-        """Return the classes and settings."""
-        return f"{self.classes} of {self.num_classes}, scale={self.scale}, margin={self.margin}"
 
 
 class ShardedSoftOrthogonality(nn.Module):
     """`SoftOrthogonality` of proxies divided among processes, which exchange only the D x D matrix.
 
-    Parameters
-    ----------
-    num_classes
-        C, over all processes.
-    normalize, scaling
-        As in `soft_orthogonality`.
+    `num_classes` counts all processes' classes.
 
     Examples
     --------
@@ -90,25 +67,16 @@ class ShardedSoftOrthogonality(nn.Module):
 
     def __init__(self, num_classes: int, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
-        scale_divisor(scaling, 2)
-        self.num_classes, self.normalize = num_classes, normalize
-        self.scaling: Scaling = scaling
+        scale_divisor(scaling, 2)  # checks the scaling
+        self.num_classes, self.normalize, self.scaling = num_classes, normalize, scaling
 
+    @at_least_float32
     def forward(self, proxies: Float[Tensor, "c D"]) -> Float[Tensor, ""]:
         """Return the term for all proxies, given this process's."""
-        return _of_parts(proxies, self.num_classes, self.normalize, self.scaling)
-
-    def extra_repr(self) -> str:
-        """Return the settings."""
-        return f"normalize={self.normalize}, scaling={self.scaling!r}"
-
-
-@at_least_float32
-def _of_parts(proxies: Float[Tensor, "c D"], num_classes: int, normalize: bool, scaling: Scaling) -> Float[Tensor, ""]:
-    if num_classes == 1:
-        return (proxies * 0).sum()
-    gram = all_reduce_sum(gram_of_dims(proxies, normalize))
-    return distance_of_gram(gram, num_classes, proxies.shape[1], normalize, scaling)
+        if self.num_classes == 1:
+            return (proxies * 0).sum()
+        gram = all_reduce_sum(gram_of_dims(proxies, self.normalize))
+        return distance_of_gram(gram, self.num_classes, proxies.shape[1], self.normalize, self.scaling)
 
 
 class _ScaleGradient(torch.autograd.Function):

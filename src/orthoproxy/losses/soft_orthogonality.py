@@ -17,16 +17,12 @@ Scaling = Literal["sum", "mean", "excess"]
 
 @at_least_float32
 def soft_orthogonality(
-    proxies: Float[Tensor, "C D"],
-    normalize: bool = True,
-    scaling: Scaling = "sum",
-    memory_mb: float = 16.0,
-    _form: Literal["classes", "dims"] | None = None,
+    proxies: Float[Tensor, "C D"], normalize: bool = True, scaling: Scaling = "sum", memory_mb: float = 16.0
 ) -> Float[Tensor, ""]:
     r"""Penalize proxies that are not orthogonal: ``||P P^T - I||_F^2``, with one proxy per row of P.
 
     Computed through the smaller of ``P P^T`` (C x C) and ``P^T P`` (D x D), by
-    ``||P P^T - I||^2 = ||P^T P - I||^2 + C - D``.
+    ``||P P^T - I||^2 = ||P^T P - I||^2 + C - D``, in float32 or better whatever the autocast. 0 for a single proxy.
 
     Parameters
     ----------
@@ -42,11 +38,6 @@ def soft_orthogonality(
     memory_mb
         Bound in MiB on the temporary memory of the D x D form; changes no result beyond rounding.
 
-    Returns
-    -------
-    Tensor
-        A scalar, at least 0, in float32 or float64; 0 for a single proxy.
-
     Raises
     ------
     InputError
@@ -54,13 +45,11 @@ def soft_orthogonality(
 
     References
     ----------
-    Bansal et al., "Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?", NeurIPS 2018;
-    applied to proxies by "Deep Metric Learning with Soft Orthogonal Proxies", 2023, arXiv 2306.13055.
+    Bansal et al., NeurIPS 2018, arXiv 1810.09102; applied to proxies by "Deep Metric Learning with Soft Orthogonal
+    Proxies", 2023, arXiv 2306.13055.
 
     Examples
     --------
-    >>> soft_orthogonality(torch.eye(3))
-    tensor(0.)
     >>> soft_orthogonality(torch.ones(3, 2))  # three equal rows: six ordered pairs of similarity 1
     tensor(6.0000)
     >>> soft_orthogonality(torch.ones(3, 2), scaling="mean")
@@ -70,12 +59,15 @@ def soft_orthogonality(
     scale_divisor(scaling, num_classes)  # also checks a single proxy's scaling
     if num_classes == 1:
         return (proxies * 0).sum()
-    if _form == "dims" or (_form is None and num_classes > dim):
-        gram = gram_of_dims(proxies, normalize, memory_mb)
-    else:
-        rows = unit_rows(proxies) if normalize else proxies
-        gram = rows @ rows.T
-    return distance_of_gram(gram, num_classes, dim, normalize, scaling)
+    return distance_of_gram(smaller_gram(proxies, normalize, memory_mb), num_classes, dim, normalize, scaling)
+
+
+def smaller_gram(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: float = 16.0) -> Float[Tensor, "r r"]:
+    """Return P^T P or P P^T, whichever is smaller; their nonzero eigenvalues are the same."""
+    if len(proxies) > proxies.shape[1]:
+        return gram_of_dims(proxies, normalize, memory_mb)
+    rows = unit_rows(proxies) if normalize else proxies
+    return rows @ rows.T
 
 
 def gram_of_dims(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: float = 16.0) -> Float[Tensor, "D D"]:
@@ -88,7 +80,7 @@ def gram_of_dims(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: floa
 def distance_of_gram(
     gram: Float[Tensor, "n n"], num_classes: int, dim: int, normalize: bool, scaling: Scaling
 ) -> Float[Tensor, ""]:
-    """Compute `soft_orthogonality` from ``P P^T`` or ``P^T P``, told apart by their size."""
+    """Compute `soft_orthogonality` from ``P P^T`` or ``P^T P``, whichever has been passed."""
     # ||P P^T - t I||^2 and ||P^T P - t I||^2 differ by t^2 (C - D) only: compute one, correct to the size asked for
     above_floor = scaling == "excess" and num_classes > dim
     shift = num_classes / dim if above_floor and normalize else 1.0
@@ -134,16 +126,13 @@ class _GramOfDims(torch.autograd.Function):
         (proxies,) = ctx.saved_tensors
         both = by_gram[0] + by_gram[0].T
         by_proxies = torch.empty_like(proxies)
-        parts = zip(_parts(proxies, ctx.memory_mb), _parts(by_proxies, ctx.memory_mb), strict=True)
-        for part, by_part in parts:
+        for part, by_part in zip(_parts(proxies, ctx.memory_mb), _parts(by_proxies, ctx.memory_mb), strict=True):
+            length = row_lengths(part) if ctx.normalize else 1.0
+            rows = part / length
+            torch.mm(rows, both, out=by_part)
             if ctx.normalize:
-                length = row_lengths(part)
-                units = part / length
-                torch.mm(units, both, out=by_part)
-                along = (by_part * units).sum(dim=1, keepdim=True)
-                by_part.addcmul_(units, along, value=-1).div_(length)
-            else:
-                torch.mm(part, both, out=by_part)
+                along = (by_part * rows).sum(dim=1, keepdim=True)
+                by_part.addcmul_(rows, along, value=-1).div_(length)
         return by_proxies, None, None
 
 
@@ -153,12 +142,7 @@ def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, 
 
 
 class SoftOrthogonality(nn.Module):
-    """`soft_orthogonality` as a module, for use beside a loss with proxies.
-
-    Parameters
-    ----------
-    normalize, scaling
-        As in `soft_orthogonality`.
+    """`soft_orthogonality` as a module, with its `normalize` and `scaling`, for use beside a loss with proxies.
 
     Examples
     --------
@@ -168,14 +152,12 @@ class SoftOrthogonality(nn.Module):
 
     def __init__(self, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
-        scale_divisor(scaling, 2)
-        self.normalize = normalize
-        self.scaling: Scaling = scaling
+        scale_divisor(scaling, 2)  # checks the scaling
+        self.normalize, self.scaling = normalize, scaling
 
     def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
         """Return the penalty of proxies, one per row."""
         return soft_orthogonality(proxies, self.normalize, self.scaling)
 
     def extra_repr(self) -> str:
-        """Return the settings."""
         return f"normalize={self.normalize}, scaling={self.scaling!r}"

