@@ -99,15 +99,6 @@ def test_exact_duplicates_tie_whatever_their_length(dim: int, memory_mb: float) 
     assert (triples.max(axis=2) == triples.min(axis=2)).all()
 
 
-@settings(max_examples=20)
-@given(retrievals())
-def test_the_memory_bound_changes_no_result(retrieval: Retrieval) -> None:
-    whole = query_metrics(retrieval, block_memory_mb=512)
-    for memory_mb in (ONE_QUERY_PER_BLOCK, 0.01):
-        for name, values in query_metrics(retrieval, block_memory_mb=memory_mb).items():
-            np.testing.assert_array_equal(values, whole[name])
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_embeddings_must_be_finite(bad: float) -> None:
     points = np.ones((4, 2))

@@ -76,8 +76,8 @@ def test_default_scale_and_margin_are_the_papers() -> None:
     module = ProxyAnchorLoss(4, 5).double()
     module.proxies.data = torch.from_numpy(batch[2])
     assert module(*map(torch.from_numpy, batch[:2])).item() == expected
-    other = published_formula(*batch, scale=20, margin=0.3)
     module.scale, module.margin = 20, 0.3
+    other = published_formula(*batch, scale=20, margin=0.3)
     assert module(*map(torch.from_numpy, batch[:2])).item() == pytest.approx(other, rel=1e-12)
 
 

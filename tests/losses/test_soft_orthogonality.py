@@ -185,14 +185,3 @@ def test_an_unknown_scaling_is_an_error(penalty: Penalty, count: int) -> None:
 def test_the_module_passes_its_settings_on() -> None:
     p = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(SoftOrthogonality(False, "mean")(p), soft_orthogonality(p, False, "mean"))
-
-
-@given(proxies(), st.sampled_from(["sum", "mean"]))
-def test_off_diagonal_differs_from_soft_orthogonality_by_the_lengths(p: np.ndarray, scaling: str) -> None:
-    tensor = torch.from_numpy(p)
-    if len(p) == 1:
-        return
-    lengths = float((tensor.square().sum(dim=1) - 1).square().sum())
-    lengths /= 1 if scaling == "sum" else len(p) * (len(p) - 1)
-    whole = float(soft_orthogonality(tensor, False, scaling=scaling))
-    assert whole == pytest.approx(float(off_diagonal(tensor, scaling)) + lengths, rel=1e-9, abs=1e-6)

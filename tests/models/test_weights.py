@@ -71,15 +71,7 @@ def assert_same(given: dict[str, Tensor], loaded: dict[str, Tensor], at_least: i
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        (PLAIN, "safetensors"),
-        (PLAIN, "timm"),
-        (PLAIN, "model"),
-        (DISTILLED, "model"),
-        (CNN, "timm"),
-        (CNN, "state_dict"),
-    ],
+    ("name", "layout"), [(PLAIN, "safetensors"), (PLAIN, "timm"), (DISTILLED, "model"), (CNN, "state_dict")]
 )
 def test_a_file_lands_whole_without_its_classifiers(name: str, layout: str, tmp_path: Path) -> None:
     tensors = published(name)
@@ -180,6 +172,14 @@ def test_an_error_of_the_disk_is_not_called_damage(ending: str, tmp_path: Path) 
         read_tensors(path)
 
 
+def _read_with_little_memory(path: Path) -> str:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, resource.RLIM_INFINITY))
+    with pytest.raises(Exception) as caught:
+        read_tensors(path)
+    return caught.typename
+
+
 def test_too_little_memory_is_not_called_damage(tmp_path: Path) -> None:
     tensors = {"x": torch.zeros(2**27 // 4)}  # 128 MiB
     for layout in ("timm", "safetensors"):
@@ -190,7 +190,6 @@ def test_too_little_memory_is_not_called_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        ("deit_small_patch16_224", PLAIN),
         (DISTILLED, PLAIN),
         (PLAIN, DISTILLED),
         ("test_resnet", PLAIN),
@@ -204,13 +203,7 @@ def test_weights_of_another_backbone_are_an_error(source: str, name: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor"),
-    [
-        ("cls_token", None),
-        ("norm.bias", None),
-        ("blocks.12.norm1.weight", torch.ones(192)),
-        ("norm.bias", torch.ones(9)),
-    ],
+    ("name", "tensor"), [("cls_token", None), ("norm.bias", torch.ones(9)), ("blocks.12.norm1.weight", torch.ones(192))]
 )
 def test_a_missing_extra_or_reshaped_tensor_is_an_error_that_names_it(
     name: str, tensor: Tensor | None, tmp_path: Path, tiny_encoder: Encoder
@@ -218,16 +211,6 @@ def test_a_missing_extra_or_reshaped_tensor_is_an_error_that_names_it(
     tensors = {**published(PLAIN), name: tensor}
     tensors = {name: x for name, x in tensors.items() if x is not None}
     assert name in assert_error(tiny_encoder, write(tensors, tmp_path / "weights", "timm")).problem
-
-
-def _read_with_little_memory(path: Path) -> str:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, resource.RLIM_INFINITY))
-    try:
-        read_tensors(path)
-    except Exception as error:
-        return type(error).__name__
-    return "nothing"
 
 
 # package:efficientnet-lite0
@@ -248,22 +231,14 @@ def lite() -> Encoder:
     return encoder
 
 
-@pytest.mark.parametrize(
-    ("photograph", "classes"),
-    [
-        ("china.jpg", {663: "monastery", 698: "palace", 832: "stupa", 442: "bell cote"}),
-        ("flower.jpg", {985: "daisy"}),
-    ],
-)
-def test_known_photographs_are_recognized(
-    photograph: str, classes: dict[int, str], lite: Encoder, package_tensors: dict[str, Tensor]
-) -> None:
+def test_known_photographs_are_recognized(lite: Encoder, package_tensors: dict[str, Tensor]) -> None:
+    expected = {"china.jpg": {663, 698, 832, 442}, "flower.jpg": {985}}  # monastery, palace, stupa, bell cote; daisy
     samples = load_sample_images()
-    (pixels,) = (x for path, x in zip(samples.filenames, samples.images, strict=True) if path.endswith(photograph))
-    image = evaluation_transform(224)(Image.fromarray(pixels))[None]
-    with torch.no_grad():
-        logits = lite.features(image) @ package_tensors["_fc.weight"].T + package_tensors["_fc.bias"]
-    assert int(logits.argmax()) in classes, logits.topk(5)
+    for path, pixels in zip(samples.filenames, samples.images, strict=True):
+        image = evaluation_transform(224)(Image.fromarray(pixels))[None]
+        with torch.no_grad():
+            logits = lite.features(image) @ package_tensors["_fc.weight"].T + package_tensors["_fc.bias"]
+        assert int(logits.argmax()) in expected[Path(path).name]
 
 
 @pytest.mark.parametrize(("name", "package"), [(PLAIN, "efficientnet-lite0"), (LITE, "resnet")])
@@ -290,9 +265,7 @@ def test_a_run_gives_its_encoder_and_projection(given: str, tmp_path: Path, tiny
 @pytest.mark.parametrize("embedding_dim", [16, None])
 def test_a_run_of_another_width_is_an_error(embedding_dim: int | None, tmp_path: Path, tiny_encoder: Encoder) -> None:
     Embedder(tiny_encoder).save(tmp_path / "model")
-    with pytest.raises(InputError) as caught:
-        load_weights(Encoder(PLAIN, embedding_dim, image_size=32), f"run:{tmp_path}")
-    assert caught.value.field == "init_from"
+    assert_error(Encoder(PLAIN, embedding_dim, image_size=32), f"run:{tmp_path}")
 
 
 # hub

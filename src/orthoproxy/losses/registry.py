@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterable, Mapping
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -14,8 +14,8 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
-OWN = {"proxy_anchor": ProxyAnchorLoss}
-SHARDED = {"proxy_anchor": ShardedProxyAnchorLoss}
+OWN: dict[str, type[nn.Module]] = {"proxy_anchor": ProxyAnchorLoss}
+SHARDED: dict[str, type[nn.Module]] = {"proxy_anchor": ShardedProxyAnchorLoss}
 
 _BASE_CLASSES = ("BaseLossWrapper", "BaseMetricLossFunction", "GenericPairLoss", "BaseMiner", "BaseDistance")
 _MIXINS = ("EmbeddingRegularizerMixin", "WeightRegularizerMixin")
@@ -42,7 +42,7 @@ OBJECTS = {
 
 def loss_names() -> list[str]:
     """Return the names that `make_loss` accepts."""
-    return [*OWN, *_available(_library("losses", required=False))]
+    return [*OWN, *_library("losses", required=False)]
 
 
 def make_loss(
@@ -74,7 +74,7 @@ def make_loss(
     """
     if shard_proxies and name not in SHARDED:
         raise InputError(f"{name} cannot be sharded", field="shard_proxies", expected=f"false, or {', '.join(SHARDED)}")
-    loss_class = (SHARDED if shard_proxies else OWN).get(name) or _find("name", name, _library("losses"), extra=OWN)
+    loss_class = (SHARDED if shard_proxies else OWN).get(name) or _find("name", name, OWN | _library("losses"))
     sizes = {"num_classes": num_classes, **dict.fromkeys(EMBEDDING_DIM, embedding_dim)}
     required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
     filled = {argument: size for argument, size in sizes.items() if argument in required}
@@ -92,33 +92,24 @@ def make_miner(name: str, args: Mapping[str, Any] | None = None) -> nn.Module:
     return _construct("args", name, _find("name", name, _library("miners")), args or {}, {})
 
 
-def _library(part: str, required: bool = True) -> ModuleType | None:
-    """Import `pytorch_metric_learning.losses`, `.miners` or `.distances`, installed by the extra `compare`."""
+def _library(part: str, required: bool = True) -> dict[str, type[nn.Module]]:
+    """Return the supported classes of `pytorch_metric_learning.losses`, `.miners` or `.distances`."""
     try:
-        import pytorch_metric_learning.distances
-        import pytorch_metric_learning.losses
-        import pytorch_metric_learning.miners
+        module = importlib.import_module(f"pytorch_metric_learning.{part}")
     except ModuleNotFoundError as error:
         if not required:
-            return None
+            return {}
         problem = f"{part} other than {', '.join(OWN)} need pytorch-metric-learning, which is not installed"
         raise InputError(problem, field="name", hint="pip install 'orthoproxy[compare]'") from error
-    return getattr(pytorch_metric_learning, part)
+    return {name: found for name, found in inspect.getmembers(module, inspect.isclass) if name not in UNSUPPORTED}
 
 
-def _available(library: ModuleType | None) -> list[str]:
-    classes = inspect.getmembers(library, inspect.isclass) if library else []
-    return [name for name, _ in classes if name not in UNSUPPORTED]
-
-
-def _find(field: str, name: str, library: ModuleType | None, extra: Iterable[str] = ()) -> type[nn.Module]:
-    available = [*extra, *_available(library)]
-    expected = f"one of {', '.join(available)}"
-    if name in UNSUPPORTED:
-        raise InputError(f"{name} cannot be used: {UNSUPPORTED[name]}", field=field, expected=expected)
-    if name not in available:
-        raise InputError(f"unknown {name!r}{_did_you_mean(name, available)}", field=field, expected=expected)
-    return getattr(library, name)
+def _find(field: str, name: str, classes: Mapping[str, type[nn.Module]]) -> type[nn.Module]:
+    if name in classes:
+        return classes[name]
+    reason = UNSUPPORTED.get(name)
+    problem = f"{name} cannot be used: {reason}" if reason else f"unknown {name!r}{_did_you_mean(name, classes)}"
+    raise InputError(problem, field=field, expected=f"one of {', '.join(classes)}")
 
 
 def _construct(

@@ -68,7 +68,8 @@ class ShardedSoftOrthogonality(nn.Module):
     def __init__(self, num_classes: int, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
         scale_divisor(scaling, 2)  # checks the scaling
-        self.num_classes, self.normalize, self.scaling = num_classes, normalize, scaling
+        self.num_classes, self.normalize = num_classes, normalize
+        self.scaling: Scaling = scaling
 
     @at_least_float32
     def forward(self, proxies: Float[Tensor, "c D"]) -> Float[Tensor, ""]:

@@ -153,7 +153,8 @@ class SoftOrthogonality(nn.Module):
     def __init__(self, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
         scale_divisor(scaling, 2)  # checks the scaling
-        self.normalize, self.scaling = normalize, scaling
+        self.normalize = normalize
+        self.scaling: Scaling = scaling
 
     def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
         """Return the penalty of proxies, one per row."""

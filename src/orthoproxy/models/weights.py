@@ -153,8 +153,8 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
     for name, x in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = x
-    _load_backbone(encoder, parts["backbone"], f"run:{folder}")
     _check_complete(encoder.projection.state_dict(), parts["projection"], f"run:{folder}")
+    _load_backbone(encoder, parts["backbone"], f"run:{folder}")
     encoder.projection.load_state_dict(parts["projection"])
 
 
