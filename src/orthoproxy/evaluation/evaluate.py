@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -320,19 +320,25 @@ def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> 
 
 
 def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
-    """Compute the metrics of every query, divided among processes where shared; at least one query has a positive."""
+    """Compute the metrics of every query; at least one query has a positive."""
 
     def compute(part: Retrieval) -> dict[str, np.ndarray]:
         return query_metrics(part, scoring.recall_at, scoring.block_memory_mb, scoring.device)
 
-    if scoring.shared:
-        own = retrieval.queries[local_slice(split_sizes(len(retrieval.queries)))]
-        with raise_together():
-            metrics = compute(replace(retrieval, queries=own))
-        parts = gather_objects(metrics)
-        metrics = {name: np.concatenate([part[name] for part in parts]) for name in metrics}
-    else:
-        metrics = compute(retrieval)
+    metrics = for_all_queries(compute, retrieval, scoring.shared)
     if np.isnan(metrics["mrr"]).all():
         require_scorable(table, scoring)
     return metrics
+
+
+def for_all_queries(
+    compute: Callable[[Retrieval], dict[str, np.ndarray]], retrieval: Retrieval, shared: bool
+) -> dict[str, Float[np.ndarray, " Q"]]:
+    """Compute values of every query, with the queries divided among processes if `shared`."""
+    if not shared:
+        return compute(retrieval)
+    own = retrieval.queries[local_slice(split_sizes(len(retrieval.queries)))]
+    with raise_together():
+        values = compute(replace(retrieval, queries=own))
+    parts = gather_objects(values)
+    return {name: np.concatenate([part[name] for part in parts]) for name in values}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
-from orthoproxy.evaluation.evaluate import Scoring, build_retrieval
+from orthoproxy.evaluation.evaluate import Scoring, build_retrieval, for_all_queries
 from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
 
 ROUNDING = 1e-9  # 0.01 * 100 may be a little less than 1
@@ -135,24 +134,18 @@ def calibrate_no_match(
     (array([0.8, 0.8, nan]), array([0. , 0.6, 0.6]))
     """
     retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
-    if scoring.shared:
-        own = retrieval.queries[local_slice(split_sizes(len(retrieval.queries)))]
-        with raise_together():
-            part = _best_similarities(replace(retrieval, queries=own), scoring)
-        best = np.concatenate(gather_objects(part), axis=1)
-    else:
-        best = _best_similarities(retrieval, scoring)
-    same, other = np.where(np.isinf(best), np.nan, best)
+
+    def best_similarities(part: Retrieval) -> dict[str, np.ndarray]:
+        best: dict[str, list[np.ndarray]] = {"same": [np.empty(0)], "other": [np.empty(0)]}
+        for ranking in rank_positives(part, scoring.block_memory_mb, scoring.device):
+            best["same"].append(ranking.best_positive.numpy())
+            best["other"].append(ranking.best_of_other_class.numpy())
+        return {name: np.concatenate(blocks) for name, blocks in best.items()}
+
+    best = for_all_queries(best_similarities, retrieval, scoring.shared)
+    same, other = (np.where(np.isinf(x), np.nan, x) for x in (best["same"], best["other"]))
     compared = ~np.isnan(other)  # none where there is one class only
     if np.isnan(same[compared]).all():
         return None
     classes = retrieval.labels[retrieval.queries]
     return NoMatchCalibration(same[compared], other[compared], classes[compared], len(retrieval.gallery))
-
-
-def _best_similarities(retrieval: Retrieval, scoring: Scoring) -> Float[np.ndarray, "2 Q"]:
-    """The largest cosine of each query with its own class, and with other classes; -inf without one."""
-    blocks = [np.empty((2, 0))]
-    for ranking in rank_positives(retrieval, scoring.block_memory_mb, scoring.device):
-        blocks.append(np.stack([ranking.best_positive.numpy(), ranking.best_of_other_class.numpy()]))
-    return np.concatenate(blocks, axis=1)

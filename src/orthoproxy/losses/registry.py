@@ -101,7 +101,8 @@ def _library(part: str, required: bool = True) -> dict[str, type[nn.Module]]:
             return {}
         problem = f"{part} other than {', '.join(OWN)} need pytorch-metric-learning, which is not installed"
         raise InputError(problem, field="name", hint="pip install 'orthoproxy[compare]'") from error
-    return {name: found for name, found in inspect.getmembers(module, inspect.isclass) if name not in UNSUPPORTED}
+    classes: list[tuple[str, Any]] = inspect.getmembers(module, inspect.isclass)
+    return {name: found for name, found in classes if name not in UNSUPPORTED}
 
 
 def _find(field: str, name: str, classes: Mapping[str, type[nn.Module]]) -> type[nn.Module]:
