@@ -20,7 +20,7 @@ help:
 	@echo "make reliability  crash, disk and damage tests, slow ones included"
 	@echo "make coverage     fail if a line or branch of losses or evaluation has no test"
 	@echo "make dist         build wheel and sdist, install and use them in a clean environment"
-	@echo "make docs         build the documentation into site/"
+	@echo "make docs         build the documentation, tables of the studies included, into site/"
 	@echo "make clean        remove what make installed and built (runs stay)"
 
 demo: .venv/installed-icons,search
@@ -80,6 +80,7 @@ dist:
 	PYTHON=$(PYTHON) .ci/dist
 
 docs: .venv/installed-docs
+	$(BIN)/python docs/tables.py
 	$(BIN)/zensical build --clean --strict
 
 clean:

@@ -1,7 +1,7 @@
-"""Draws the pictures of README and docs.
+"""Draw the figures of README and docs.
 
-python docs/figures.py               what the proxies' spread looks like, for docs/method.md
-python docs/figures.py runs/icons    and what a run finds, for README
+python docs/figures.py               figures of docs/method.md and docs/findings.md
+python docs/figures.py runs/icons    also the nearest neighbors found by a run, for README.md
 """
 
 import sys
@@ -30,8 +30,8 @@ STRENGTHS = [0, 0.3, 10]
 FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalized"}
 
 
-def moved(measure):
-    """Unit rows of random direction, after steps that make a measure small."""
+def minimize(measure):
+    """Return unit rows of random direction, after gradient steps on a measure."""
     torch.manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(CLASSES, DIM, dtype=torch.float64)).requires_grad_()
     optimizer = torch.optim.Adam([rows], lr=0.01)
@@ -44,7 +44,7 @@ def moved(measure):
 
 @report_style
 def spread_figure():
-    """What becomes of random proxies: how evenly they use the directions, and how close pairs are."""
+    """Optimize random proxies with each regularizer; draw eigenvalues and pairwise cosines."""
     measures = {
         "random": None,
         "Soft Orthogonality": lambda rows: soft_orthogonality(rows, scaling="excess"),
@@ -54,7 +54,7 @@ def spread_figure():
     figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     directions, pairs = figure.subplots(1, 2)
     for (name, measure), color in zip(measures.items(), [COLORS["ink"], *SERIES], strict=False):
-        rows = moved(measure)
+        rows = minimize(measure)
         directions.plot(np.arange(1, DIM + 1), np.linalg.eigvalsh(rows.T @ rows)[::-1], color=color, label=name)
         cosines = np.sort(np.abs(rows @ rows.T)[np.triu_indices(CLASSES, 1)])
         pairs.plot(cosines, np.linspace(0, 1, len(cosines)), color=color, label=name)
@@ -70,14 +70,14 @@ def spread_figure():
 
 
 def tuning_results(study):
-    """The results of a study with the seeds that tried all weights."""
+    """Read the results of a study with the seeds that tried all weights."""
     results = read_results(DOCS.parent / "studies" / "results" / f"{study}.parquet")
     tuning = {r.seed for r in results if r.method in FORMS and not r.test}
     return [r for r in results if r.seed in tuning]
 
 
 def by_weight(results, method, measure):
-    """Weights, and the mean and standard deviation of a measure over a method's runs with each."""
+    """Return the weights, and mean and standard deviation of a measure over the trials with each."""
     runs = defaultdict(list)
     for result in results:
         if result.method == method:
@@ -88,7 +88,7 @@ def by_weight(results, method, measure):
 
 @report_style
 def weight_figure(studies):
-    """What the weight does to trained proxies, and to what is found with them: a row of axes for each study."""
+    """Draw effective rank and validation score over the weight, one row of axes per study."""
     measures = {
         "effective rank of the proxies, of 128": lambda r: r.geometry["effective_rank"],
         "Recall@1 on validation classes, %": lambda r: 100 * r.score("validation", "recall@1"),
@@ -112,7 +112,7 @@ def weight_figure(studies):
 
 @report_style
 def size_figure():
-    """What the size of the embedding leaves of orthogonality: from far fewer dimensions than classes to more."""
+    """Draw effective rank, largest cosine and validation score over the embedding dimension."""
     measures = {
         "effective rank, of min(C, D)": lambda r: (
             r.geometry["effective_rank"] / min(r.geometry["dim"], r.geometry["classes"])

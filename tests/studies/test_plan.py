@@ -46,11 +46,6 @@ def test_a_study_is_read_from_its_file(tmp_path):
     assert study.options(Trial("on", {WEIGHT: 1}, 7)) == {"epochs": 2, WEIGHT: 1, SEED: 7}
 
 
-def test_recipes_are_relative_to_the_study_file(tmp_path):
-    study = read_study(write_study(tmp_path, methods={"off": {"recipe": "arcface.yaml"}}, compare=[]))
-    assert study.methods["off"].recipe == tmp_path / "arcface.yaml"
-
-
 def test_later_options_override_earlier_ones():
     method = Method(set={"a": 2, "b": 2}, choose={"b": [3]})
     study = make_plan(methods={"off": method}, compare=[], set={"a": 1, "b": 1, "c": 1})
@@ -63,11 +58,6 @@ def test_settings_run_with_the_tuning_seeds_and_the_chosen_one_with_all():
     assert [(t.method, t.setting, t.seed) for t in study.tuning_trials] == [("off", {}, 1), ("off", {}, 2), *tuned]
     assert study.final_trials("on", {WEIGHT: 1}) == [Trial("on", {WEIGHT: 1}, seed) for seed in (1, 2)]
     assert len(study.possible_trials) == 2 + 3 * 3
-
-
-def test_a_grid_is_every_combination():
-    settings = Method(choose={"a": [1, 2], "b": ["x", "y"]}).settings
-    assert settings == [{"a": a, "b": b} for a in (1, 2) for b in ("x", "y")]
 
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path):

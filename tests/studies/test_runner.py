@@ -96,8 +96,7 @@ def test_all_settings_are_tuned_then_the_chosen_one_runs_with_all_seeds_and_is_e
     results = {result.trial: result for result in read_results(folder / "results/s.parquet")}
     assert results.keys() == {*TUNING, *REMAINING}
     assert {name for name, result in results.items() if result.test} == {*FINAL}
-    assert (folder / "results/s.md").is_file()
-    assert (folder / "runs/studies/s/index.html").is_file()
+    assert {"index.html", "table.md", "table.csv"} <= {path.name for path in (folder / "runs/studies/s").iterdir()}
 
 
 def test_finished_trials_are_not_run_again(folder, work):
@@ -105,15 +104,6 @@ def test_finished_trials_are_not_run_again(folder, work):
     work.done.clear()
     assert make_runner(work).run()
     assert work.done == []
-
-
-def test_results_in_the_repository_are_enough(folder, work):
-    make_runner(work).run()
-    before = (folder / "results/s.parquet").read_bytes()
-    work.done.clear()
-    assert make_runner(work, out="elsewhere").run()
-    assert work.done == []
-    assert (folder / "results/s.parquet").read_bytes() == before
 
 
 def test_a_larger_study_continues_from_the_finished_one(folder, work):
@@ -149,24 +139,11 @@ def test_shards_divide_the_work_and_wait_for_each_other(folder, work, shards):
     assert make_runner(work).run()
 
 
-def test_a_shard_stops_while_results_of_others_are_missing(folder, work):
-    assert not make_runner(work, shard=(1, 2)).run()
-    assert work.names("train") == TUNING[::2]
-    assert work.names("evaluate") == []
-    assert not (folder / "results").exists()
-
-
 def test_a_setting_that_failed_is_not_chosen(folder, work):
     work.failing = {"on_weight-1_seed0"}
     assert make_runner(work).run()
     assert "on_weight-0.1_seed2" in work.names("train")
     assert work.names("evaluate")[3:] == [f"on_weight-0.1_seed{seed}" for seed in range(3)]
-
-
-def test_a_method_without_a_working_setting_is_left_out(folder, work):
-    work.failing = {name for name in TUNING if name.startswith("on")} | {"off_seed1"}
-    assert make_runner(work).run()
-    assert work.names("evaluate") == ["off_seed0", "off_seed2"]
 
 
 def test_a_result_with_other_options_is_rejected(folder, work):
@@ -193,12 +170,6 @@ def test_an_error_in_a_trial_ends_the_study(folder):
 
     with pytest.raises(InputError):
         StudyRunner(read_study("s.yaml"), StudyPaths(folder / "out", folder / "s.parquet"), train=reject).run()
-
-
-def test_trials_run_in_processes(folder):
-    paths = StudyPaths(folder / "out", folder / "s.parquet")
-    assert StudyRunner(read_study("s.yaml"), paths, processes=2, train=train, evaluate=evaluate).run()
-    assert len(read_results(paths.parquet)) == len(TUNING + REMAINING)
 
 
 def test_a_killed_process_is_reported(folder):
@@ -264,10 +235,3 @@ def test_a_signal_stops_all_processes_and_loses_nothing(folder, task, number, le
 def test_wrong_options_are_named(folder, capsys, arguments, message):
     assert main(["study", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_an_unknown_option_is_found_before_anything_is_trained(folder, capsys):
-    change_study(folder, methods={**GIVEN["methods"], "on": {"set": {f"{WEIGHT}s": 1}}})
-    assert main(["study", "s.yaml"]) == 2
-    assert f"{WEIGHT}s" in capsys.readouterr().err
-    assert not (folder / "runs").exists()

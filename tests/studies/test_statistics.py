@@ -172,19 +172,6 @@ def test_holm_is_its_definition(p: list[float], missing: int) -> None:
     assert all(math.isnan(value) for value in found[len(p) :])
 
 
-def test_holm_by_hand() -> None:
-    # Holm's method on 0.005 0.011 0.02 0.04 0.13: x5, x4, x3, x2, x1
-    assert holm([0.04, 0.005, 0.13, 0.011, 0.02]) == [0.08, 0.025, 0.13, 0.044, 0.06]
-    assert holm([]) == []
-
-
-@settings(deadline=None, max_examples=10)
-@given(SEED)
-def test_more_classes_make_the_interval_narrower(seed: int) -> None:
-    few, many = (mean_score(*drawn(seed, seeds=20, classes=n), samples=1000) for n in (10, 1000))
-    assert many.high - many.low < few.high - few.low
-
-
 def test_many_draws_come_in_parts_and_the_seed_decides_them() -> None:
     values, queries = drawn(0)
     assert len(crossed_bootstrap(values, queries, samples=1234)) == 1234

@@ -1,15 +1,13 @@
 """Methods side by side: scores, differences and p values against their definitions."""
 
-import io
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from synthetic_study import WEIGHT, best_setting, finished_results, make_failure, make_study
 
 from orthoproxy.studies.statistics import compare, holm
-from orthoproxy.studies.table import notes, summarize_methods, to_cells, to_frame, to_markdown
+from orthoproxy.studies.table import notes, summarize_methods, to_cells
 
 
 @pytest.fixture(scope="module")
@@ -74,26 +72,11 @@ def test_a_method_may_be_compared_with_another_over_shared_seeds(results):
     assert rows["so-sum"].difference.by_seed == pytest.approx(expected)
 
 
-def test_frame_and_csv_hold_the_same_numbers(study, results):
-    rows = summarize_methods(study, results, "recall@1")
-    frame = to_frame(rows)
-    assert frame["mean.value"].tolist() == [row.mean.value for row in rows]
-    assert frame["difference.estimate.low"].tolist()[1:] == [row.difference.estimate.low for row in rows[1:]]
-    read = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
-    assert read["holm_p"].tolist()[1:] == [row.holm_p for row in rows[1:]]
-
-
 def test_cells_are_percent(study, results):
     row = summarize_methods(study, results, "recall@1")[1]
     value, low, high = (f"{100 * x:.1f}" for x in (row.mean.value, row.mean.low, row.mean.high))
     assert to_cells(row)["Recall@1"] == f"{value} [{low}, {high}]"
     assert to_cells(row)["each seed"].split() == [f"{100 * score:.1f}" for score in row.scores]
-
-
-def test_markdown_has_a_line_for_each_method_and_metric(study, results):
-    lines = [line for line in to_markdown(study, results).splitlines() if line.startswith("| ")]
-    assert len(lines) == 2 * (2 + len(study.methods))
-    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_notes_name_what_is_missing_failed_and_repeated(study, results):

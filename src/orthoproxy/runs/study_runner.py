@@ -12,20 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, starmap
 from multiprocessing import active_children, get_context
 from types import FrameType
 
 import torch
 
 from orthoproxy.core.errors import WorkerLost
-from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import duration
 from orthoproxy.runs.study_trials import StudyPaths, check_options, evaluate_trial, train_trial
 from orthoproxy.studies.page import write_page
 from orthoproxy.studies.plan import Options, Study, Trial, choose_setting
 from orthoproxy.studies.results import TrialResult, read_results, read_trial, write_results
-from orthoproxy.studies.table import format_setting, to_markdown
+from orthoproxy.studies.table import format_setting, list_names
 from orthoproxy.training import Interrupted
 
 Task = Callable[..., TrialResult]
@@ -90,13 +89,14 @@ class StudyRunner:
                 self.results[result.trial] = result
         trials = self.study.possible_trials
         if unknown := sorted(self.results.keys() - trials.keys()):
-            _print(f"warning: ignored {len(unknown)} results of trials that the study does not have: {_list(unknown)}")
+            _print(
+                f"warning: ignored {len(unknown)} results of trials that the study does not have: {list_names(unknown)}"
+            )
 
     def save(self) -> None:
-        """Write the results as Parquet and Markdown, and the page, from the trials that are done."""
+        """Write the results as Parquet, and tables and page, from the trials that are done."""
         results = list(self.results.values())
         write_results(results, self.paths.parquet)
-        atomic_write(self.paths.parquet.with_suffix(".md"), to_markdown(self.study, results))
         write_page(self.study, results, self.paths.folder)
 
     @property
@@ -123,17 +123,14 @@ class StudyRunner:
         return [trial for trial in trials if trial.name not in self.results]
 
     def _unevaluated(self) -> list[Trial]:
-        results = self.results
-        return [
-            t for t in self.final_trials if t.name in results and not (results[t.name].test or results[t.name].failed)
-        ]
+        trained = [trial for trial in self.final_trials if trial.name in self.results]
+        return [t for t in trained if not (self.results[t.name].test or self.results[t.name].failed)]
 
     def _complete(self, missing: Sequence[Trial], step: str) -> bool:
         """Report trials of other shards that must be done before the next step."""
         if missing:
-            _print(
-                f"before {step}, {len(missing)} trials of other shards are missing: {_list([t.name for t in missing])}"
-            )
+            names = list_names([trial.name for trial in missing])
+            _print(f"before {step}, {len(missing)} trials of other shards are missing: {names}")
             _print(f"copy their files into {self.paths.folder / 'trials'} and run this again")
         return not missing
 
@@ -149,12 +146,12 @@ class StudyRunner:
             return
         start = time.monotonic()
         _print(f"{self.study.name}: {len(trials)} trials {what}")
-        results = _run_serially if self.processes == 1 else _run_in_processes
-        arguments = [
-            (self.study, t, self.paths, *([self.results[t.name]] if task is self.evaluate else [])) for t in trials
-        ]
+        known = [[self.results[trial.name]] if task is self.evaluate else [] for trial in trials]
+        arguments = [(self.study, trial, self.paths, *result) for trial, result in zip(trials, known, strict=True)]
+        serial = self.processes == 1
+        results = starmap(task, arguments) if serial else _run_in_processes(task, arguments, self.processes)
         try:
-            for done, result in enumerate(results(task, arguments, self.processes), start=1):
+            for done, result in enumerate(results, start=1):
                 self.results[result.trial] = result
                 elapsed = time.monotonic() - start
                 times = f"{duration(elapsed)} elapsed, {duration(elapsed / done * (len(trials) - done))} left"
@@ -172,17 +169,8 @@ class StudyRunner:
         return f"{100 * result.score(split, self.study.metric):.2f} {self.study.metric} on {split} classes"
 
 
-def _list(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
-
-
 def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _run_serially(task: Task, arguments: Sequence[tuple], processes: int) -> Iterator[TrialResult]:
-    for of_trial in arguments:
-        yield task(*of_trial)
 
 
 def _run_in_processes(task: Task, arguments: Sequence[tuple], processes: int) -> Iterator[TrialResult]:

@@ -18,7 +18,7 @@ import torch
 from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import class_scores
+from orthoproxy.evaluation import ClassScores, class_scores
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import Augmentation, Config
 from orthoproxy.runs.dataset import split_table
@@ -29,7 +29,7 @@ from orthoproxy.runs.recipes import read_config
 from orthoproxy.runs.run_folder import WITHOUT_EFFECT, RunFolder
 from orthoproxy.runs.train import train
 from orthoproxy.studies.plan import Study, Trial
-from orthoproxy.studies.results import METRICS, SplitScores, TrialResult, write_trial
+from orthoproxy.studies.results import METRICS, Scores, SplitScores, TrialResult, write_trial
 
 DIGITS = 6
 # options that may differ between the machines that share a study
@@ -124,8 +124,9 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
     it takes megabytes, and training again takes seconds. A training that diverged is a result, too.
     """
     start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
+    outcome: dict[str, Any]
     try:
-        with _log_to_file(run), _limit_threads(config):
+        with _trial_environment(config, run):
             train(config, run.folder, resume=True, evaluate=False)
             outcome = _measure(run)
     except DivergedError as error:
@@ -154,9 +155,12 @@ def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialR
     """
     config, run = configure_trial(study, trial), paths.run(trial)
     retrained = not run.has_model
-    with _log_to_file(run), _limit_threads(config):
-        train(config, run.folder, resume=True, evaluate=False)
-        test = _score_split(run, load_table(run), "test")
+    try:
+        with _trial_environment(config, run):
+            train(config, run.folder, resume=True, evaluate=False)
+            test = _score_split(run, load_table(run), "test")
+    except DivergedError as error:
+        raise DivergedError(f"{trial.name}, trained again for the test classes: {error}") from error
     updates = {"test": test, "retrained": _date_and_environment(run) if retrained else None}
     result = result.model_copy(update=updates)
     write_trial(result, paths.trial(trial))
@@ -195,10 +199,13 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation
         class_scores(model.embed(inputs, workers=workers), images, scoring)
         for model in (run.load_model(device, with_proxies=False), baseline)
     ]
-    trained, untrained = ({name: np.round(x.values[name], DIGITS).tolist() for name in METRICS} for x in scores)
-    return SplitScores(
-        classes=scores[0].classes, queries=scores[0].queries.tolist(), trained=trained, untrained=untrained
-    )
+    trained, untrained = [_round(class_means) for class_means in scores]
+    queries = scores[0].queries.tolist()
+    return SplitScores(classes=scores[0].classes, queries=queries, trained=trained, untrained=untrained)
+
+
+def _round(scores: ClassScores) -> Scores:
+    return {name: np.round(scores.values[name], DIGITS).tolist() for name in METRICS}
 
 
 def _images_per_epoch(config: Config, training: pd.DataFrame) -> int:
@@ -207,17 +214,13 @@ def _images_per_epoch(config: Config, training: pd.DataFrame) -> int:
     return len(sampler) * sum(sampler.sizes)
 
 
-def _curve(records: pd.DataFrame, images_per_epoch: int) -> list[dict[str, Any]]:
+def _curve(records: pd.DataFrame, images_per_epoch: int) -> list[dict[Any, Any]]:
     """Return the validation scores over epochs, seconds of training and images."""
-    seconds, curve = 0.0, []
-    for record in records.to_dict("records"):
-        if pd.notna(record.get("seconds")):
-            seconds = record["seconds"]
-        if pd.notna(record.get(f"validation/{METRICS[0]}")):
-            epoch = int(record["epoch"])
-            scores = {name: round(record[f"validation/{name}"], DIGITS) for name in METRICS}
-            curve.append({"epoch": epoch, "seconds": round(seconds, 1), "images": epoch * images_per_epoch, **scores})
-    return curve
+    scores = {f"validation/{name}": name for name in METRICS}
+    seconds = records["seconds"].ffill().fillna(0).round(1)
+    records = records.assign(seconds=seconds, images=records["epoch"] * images_per_epoch)
+    points = records[["epoch", "seconds", "images", *scores]].dropna().rename(columns=scores)
+    return points.round(DIGITS).to_dict("records")
 
 
 def _geometry(run: RunFolder) -> dict[str, Any] | None:
@@ -238,19 +241,13 @@ def _geometry(run: RunFolder) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _limit_threads(config: Config) -> Iterator[None]:
-    """Give a trial with a frozen encoder one thread: it gains little from more, and trials share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if config.encoder.freeze else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _log_to_file(run: RunFolder) -> Iterator[None]:
-    """Redirect the output of the training to a file in the run folder."""
+def _trial_environment(config: Config, run: RunFolder) -> Iterator[None]:
+    """Log to a file in the run folder; a frozen encoder gets one thread: it gains little from more."""
+    threads = torch.get_num_threads()
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-        yield
+        torch.set_num_threads(1 if config.encoder.freeze else threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.figures import COLORS, WIDTH, create_figure, label_axes, report_style
 from orthoproxy.reports.text import metric_name, shorten
-from orthoproxy.studies.plan import Options, Study, choose_setting, tuning_results
+from orthoproxy.studies.plan import Study, choose_setting, validation_scores
 from orthoproxy.studies.results import TrialResult
 from orthoproxy.studies.table import MethodSummary
 
@@ -85,7 +85,7 @@ def setting_figure(study: Study, results: Sequence[TrialResult], option: str) ->
         groups: dict[str, list[tuple[Any, list[float]]]] = {}  # one line for each combination of the other options
         for setting in method.settings if option in method.choose else []:
             others = str({key: value for key, value in setting.items() if key != option})
-            if scores := _validation_scores(study, results, name, setting):
+            if scores := validation_scores(study, results, name, setting):
                 value = setting[option] if numeric else str(setting[option])
                 groups.setdefault(others, []).append((value, scores))
         for i, points in enumerate(groups.values()):
@@ -95,7 +95,7 @@ def setting_figure(study: Study, results: Sequence[TrialResult], option: str) ->
             for value, scores in points:
                 axes.plot([value] * len(scores), scores, "o", color=colors[name], ms=3.5, alpha=0.5, mew=0)
     baseline = choose_setting(study, results, study.baseline)
-    scores = [] if baseline is None else _validation_scores(study, results, study.baseline, baseline)
+    scores = [] if baseline is None else validation_scores(study, results, study.baseline, baseline)
     if scores and option not in study.methods[study.baseline].choose:
         axes.axhline(float(np.mean(scores)), color=COLORS["ink"], label=study.baseline, **DASHED)
     positive = [value for value in values if numeric and value > 0]
@@ -110,9 +110,3 @@ def setting_figure(study: Study, results: Sequence[TrialResult], option: str) ->
         figure.set_figheight(figure.get_figheight() + 0.19 * (math.ceil(len(labels) / columns) - 1))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, fontsize=8.5)
     return figure
-
-
-def _validation_scores(study: Study, results: Sequence[TrialResult], method: str, setting: Options) -> list[float]:
-    """Return the score in percent for each tuning seed that has one."""
-    found = tuning_results(study, results, method, setting).values()
-    return [100 * result.score("validation", study.metric) for result in found if result and not result.failed]

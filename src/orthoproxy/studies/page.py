@@ -14,7 +14,7 @@ from orthoproxy.core.files import atomic_write
 from orthoproxy.reports.html import Plot, figure_to_svg, load_template
 from orthoproxy.reports.text import metric_name
 from orthoproxy.studies import figures
-from orthoproxy.studies.plan import Study, choose_setting, tuning_results
+from orthoproxy.studies.plan import Study, choose_setting, validation_scores
 from orthoproxy.studies.results import METRICS, TrialResult
 from orthoproxy.studies.statistics import MIN_SEEDS
 from orthoproxy.studies.table import (
@@ -25,11 +25,12 @@ from orthoproxy.studies.table import (
     summarize_methods,
     to_cells,
     to_frame,
+    to_markdown,
 )
 
 
 def write_page(study: Study, results: Sequence[TrialResult], folder: Path) -> None:
-    """Write ``index.html`` and ``table.csv`` to a folder.
+    """Write ``index.html``, ``table.md`` and ``table.csv`` to a folder.
 
     Parameters
     ----------
@@ -42,6 +43,7 @@ def write_page(study: Study, results: Sequence[TrialResult], folder: Path) -> No
     with os_errors_as_input_errors(folder, "write the page again"):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / "index.html", _render(study, results, rows))
+        atomic_write(folder / "table.md", to_markdown(study, results))
         frame = to_frame([row for of_metric in rows.values() for row in of_metric])
         atomic_write(folder / "table.csv", frame.to_csv(index=False))
 
@@ -92,10 +94,7 @@ def _tried_settings(study: Study, results: Sequence[TrialResult]) -> list[dict[s
     for name, method in study.methods.items():
         chosen = choose_setting(study, results, name)
         for setting in method.settings:
-            found = tuning_results(study, results, name, setting).values()
-            scores = [
-                100 * result.score("validation", study.metric) for result in found if result and not result.failed
-            ]
+            scores = validation_scores(study, results, name, setting)
             row = {"method": name, "setting": format_setting(setting or method.set), "seeds": len(scores)}
             tried.append(row | {"score": float(np.mean(scores)) if scores else None, "chosen": setting == chosen})
     return tried

@@ -261,6 +261,12 @@ def tuning_results(
     return {seed: by_name.get(Trial(method, setting, seed).name) for seed in seeds}
 
 
+def validation_scores(study: Study, results: Sequence[TrialResult], method: str, setting: Options) -> list[float]:
+    """Return the score in percent for each tuning seed that has one."""
+    found = tuning_results(study, results, method, setting).values()
+    return [100 * result.score("validation", study.metric) for result in found if result and not result.failed]
+
+
 def choose_setting(study: Study, results: Sequence[TrialResult], method: str) -> Options | None:
     """Return the setting with the best mean score on the validation classes over the tuning seeds.
 

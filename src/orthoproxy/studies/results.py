@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
+from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
 from orthoproxy.core.errors import InputError
@@ -18,11 +19,12 @@ from orthoproxy.core.files import atomic_write
 from orthoproxy.core.safe_parsing import parse_json
 
 FORMAT_VERSION = 2
-METRICS = ("recall@1", "map@r")
+Metric = Literal["recall@1", "map@r"]
+METRICS: tuple[Metric, ...] = ("recall@1", "map@r")
 GEOMETRY = ("classes", "dim", "effective_rank", "largest_cosine", "squares", "floor")
 JSON_COLUMNS = ("setting", "options", "environment", "retrained")  # free-form dictionaries
 Split = Literal["validation", "test"]
-Scores = dict[Literal["recall@1", "map@r"], list[FiniteFloat]]
+Scores = dict[Metric, list[FiniteFloat]]
 
 
 class _Record(BaseModel):
@@ -156,24 +158,19 @@ def read_trial(path: Path) -> TrialResult:
 
 
 def write_results(results: Iterable[TrialResult], path: Path) -> None:
-    """Write the results of a study as Parquet, atomically, sorted by name; needs pyarrow."""
-    pa, parquet = _arrow()
+    """Write the results of a study as Parquet, atomically, sorted by name."""
     rows = [result.model_dump(mode="json", by_alias=True) for result in sorted(results, key=lambda r: r.trial)]
     for row in rows:
         for column in JSON_COLUMNS:
             row[column] = None if row[column] is None else json.dumps(row[column], ensure_ascii=False)
-    table = pa.Table.from_pylist(rows, schema=_schema(pa))
+    table = pa.Table.from_pylist(rows, schema=_schema())
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(
-        path,
-        lambda file: parquet.write_table(table, file, compression="zstd", compression_level=19),
-    )
+    atomic_write(path, lambda file: parquet.write_table(table, file, compression="zstd", compression_level=19))
 
 
 def read_results(path: str | Path) -> list[TrialResult]:
-    """Read the results of a study; raise InputError if the file is damaged or pyarrow is not installed."""
+    """Read the results of a study; raise InputError if the file is damaged."""
     path = Path(path)
-    pa, parquet = _arrow()
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -201,14 +198,7 @@ def to_input_error(error: ValidationError, path: Path) -> InputError:
     return InputError(first["msg"], field=".".join(location) or None, path=path)
 
 
-def _arrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        raise InputError("pyarrow is not installed", hint="pip install 'orthoproxy[search]'") from error
-
-
-def _schema(pa: Any) -> Any:
+def _schema() -> pa.Schema:
     scores = pa.struct([(metric, pa.list_(pa.float64())) for metric in METRICS])
     split = pa.struct(
         {"classes": pa.list_(pa.string()), "queries": pa.list_(pa.int32()), "trained": scores, "untrained": scores}

@@ -113,8 +113,8 @@ def _summarize(study: Study, finals: Mapping[str, Sequence[TrialResult]], method
         gain=mean_score(values - untrained, queries),
         validation=float(np.mean([result.score("validation", metric) for result in results])),
         difference=None if is_baseline else _difference(results, finals[against or study.baseline], metric),
-        seconds=float(np.median([result.seconds for result in results])),
-        images=float(np.median([result.images for result in results])),
+        seconds=float(np.median(np.array([result.seconds for result in results], float))),
+        images=float(np.median(np.array([result.images for result in results], float))),
     )
 
 
@@ -192,10 +192,11 @@ def notes(study: Study, results: Sequence[TrialResult]) -> list[str]:
         "Trained a second time for the test classes": [result.trial for result in results if result.retrained],
         "Trained with different precisions": sorted(precisions) if len(precisions) > 1 else [],
     }
-    return [f"{what}: {_shorten(names)}." for what, names in lists.items() if names]
+    return [f"{what}: {list_names(names)}." for what, names in lists.items() if names]
 
 
-def _shorten(names: Sequence[str], limit: int = 3) -> str:
+def list_names(names: Sequence[str], limit: int = 3) -> str:
+    """Join the first names, and count the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 

@@ -1,0 +1,188 @@
+"""Trials of a study: real training, and their scores, costs and geometry against plain NumPy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from killed_runs import kill_at
+from small_runs import RECIPE, STEPS_PER_EPOCH, make_photos
+from synthetic_study import make_result
+
+from orthoproxy.cli.main import main
+from orthoproxy.core.errors import DivergedError, InputError
+from orthoproxy.data import select_split
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.runs.dataset import split_table
+from orthoproxy.runs.study_trials import StudyPaths, check_splits, configure_trial, evaluate_trial, train_trial
+from orthoproxy.studies.plan import Study, Trial, read_study
+from orthoproxy.studies.results import SplitScores, TrialResult, read_results, read_trial
+
+WEIGHT = "loss.proxy_regularizer.weight"
+LIVE, FROZEN = Trial("alone", {}, 0), Trial("frozen", {}, 0)
+GIVEN = {
+    "title": "Does it help?",
+    "base": "base.yaml",
+    "set": {"data.workers": 0, "training.epochs": 2},
+    "seeds": 2,
+    "tuning_seeds": [0],
+    "baseline": "alone",
+    "compare": ["so"],
+    "methods": {
+        "alone": {},
+        "so": {"choose": {WEIGHT: [0.1, 1]}},
+        "frozen": {"set": {"encoder.freeze": True}},
+        "diverging": {"set": {"optimizer.lr.projection": 1e38, "training.max_nonfinite_steps": 0}},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    make_photos(folder / "photos")
+    recipe = yaml.safe_load(RECIPE)
+    recipe["data"]["root"] = str(folder / "photos")
+    (folder / "base.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def make_study(folder: Path, **changes: object) -> Study:
+    path = folder / "s.yaml"
+    path.write_text(yaml.safe_dump(GIVEN | changes))
+    return read_study(path)
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Study:
+    return make_study(folder)
+
+
+@pytest.fixture(scope="module")
+def paths(folder: Path) -> StudyPaths:
+    return StudyPaths(folder / "out", folder / "results" / "s.parquet")
+
+
+@pytest.fixture(scope="module")
+def trained(study: Study, paths: StudyPaths) -> TrialResult:
+    return train_trial(study, LIVE, paths)
+
+
+def assert_scores(scores: SplitScores, study: Study, paths: StudyPaths, split: str) -> None:
+    """Compare the scores of trained model and untrained encoder with float64 NumPy, class by class."""
+    images = select_split(split_table(configure_trial(study, LIVE)), split)
+    labels, run = images["label"].to_numpy(), paths.run(LIVE)
+    assert scores.classes == sorted(set(labels))
+    assert scores.queries == [5] * len(scores.classes)
+    for model, found in ((run.load_model(), scores.trained), (Embedder.load(run.baseline), scores.untrained)):
+        x = model.embed(images["path"].tolist(), workers=0).astype(np.float64)
+        similarities = x @ x.T
+        np.fill_diagonal(similarities, -np.inf)
+        hits = labels[np.argsort(-similarities)[:, :4]] == labels[:, None]  # 4 others of each class
+        precision = np.cumsum(hits, axis=1) / np.arange(1, 5)
+        expected = {"recall@1": hits[:, 0], "map@r": (precision * hits).mean(axis=1)}
+        for metric, values in expected.items():
+            by_class = [values[labels == label].mean() for label in scores.classes]
+            assert found[metric] == pytest.approx(by_class, abs=2e-6)
+
+
+def test_a_trial_has_validation_scores_costs_and_geometry_but_no_test_scores(study, paths, trained):
+    assert read_trial(paths.trial(LIVE)) == trained
+    assert trained.test is None
+    assert_scores(trained.validation, study, paths, "validation")
+    assert trained.images == 2 * STEPS_PER_EPOCH * 4
+    assert [(point["epoch"], point["images"]) for point in trained.curve] == [(1, 20), (2, 40)]
+    assert 0 < trained.curve[0]["seconds"] <= trained.curve[1]["seconds"] <= trained.elapsed
+    best = max(point["map@r"] for point in trained.curve)
+    assert trained.score("validation", "map@r") == pytest.approx(best, abs=1e-5)
+    assert trained.environment["precision"] == "32-true"
+
+
+def test_geometry_is_that_of_the_normalized_proxies(paths, trained):
+    proxies = paths.run(LIVE).load_model().proxies.double().numpy()
+    proxies /= np.linalg.norm(proxies, axis=1, keepdims=True)
+    count, dim = proxies.shape
+    gram = proxies @ proxies.T
+    spectrum = np.linalg.eigvalsh(proxies.T @ proxies) / count
+    spectrum = spectrum[spectrum > 0]
+    assert (trained.geometry["classes"], trained.geometry["dim"]) == (count, dim)
+    assert trained.geometry["largest_cosine"] == pytest.approx(gram[np.triu_indices(count, 1)].max(), abs=1e-5)
+    assert trained.geometry["squares"] == pytest.approx(np.square(gram - np.eye(count)).sum(), abs=1e-4)
+    assert trained.geometry["effective_rank"] == pytest.approx(np.exp(-(spectrum * np.log(spectrum)).sum()), abs=1e-4)
+    assert trained.geometry["floor"] == pytest.approx(max(0, count * (count - dim) / dim), abs=1e-5)
+
+
+def test_test_scores_are_added_from_the_run_folder(study, paths, trained):
+    result = evaluate_trial(study, LIVE, paths, trained)
+    assert read_trial(paths.trial(LIVE)) == result
+    assert_scores(result.test, study, paths, "test")
+    assert result == trained.model_copy(update={"test": result.test})  # retrained is still None
+
+
+def test_a_killed_trial_continues_from_its_checkpoint(study, folder, trained, monkeypatch):
+    paths = StudyPaths(folder / "killed", folder / "killed.parquet")
+    kill_at(monkeypatch, configure_trial(study, LIVE), paths.run(LIVE).folder, step=STEPS_PER_EPOCH + 2)
+    continued = train_trial(study, LIVE, paths)
+    assert (continued.validation, continued.geometry) == (trained.validation, trained.geometry)
+
+
+def test_a_frozen_trial_leaves_no_run_folder_and_is_trained_again_for_the_test_classes(study, paths):
+    trained = train_trial(study, FROZEN, paths)
+    assert not paths.run(FROZEN).folder.exists()
+    result = evaluate_trial(study, FROZEN, paths, trained)
+    assert not paths.run(FROZEN).folder.exists()
+    assert len(result.test.classes) == 4
+    assert result.retrained == {"date": result.retrained["date"], "environment": trained.environment}
+    assert result.validation == trained.validation
+
+
+def test_a_diverged_trial_is_a_result(study, paths):
+    trial = Trial("diverging", {}, 1)
+    result = train_trial(study, trial, paths)
+    assert (result.trial, result.validation) == (trial.name, None)
+    assert "step" in result.failed
+    assert read_trial(paths.trial(trial)) == result
+    shutil.rmtree(paths.run(trial).folder)
+    with pytest.raises(DivergedError, match=trial.name):  # and where it is to be trained again, an error
+        evaluate_trial(study, trial, paths, make_result(study, trial, evaluated=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"data.test_fraction": 0.2}, None),
+        ({"data.validation_fraction": 0}, "data.validation_fraction"),
+        ({"checkpoint_selection.split": "none"}, "checkpoint_selection.split"),
+        ({"evaluation.recall_at": [2]}, "evaluation.recall_at"),
+        ({"loss.proxy_regularizer.wait": 1}, "loss.proxy_regularizer.wait"),
+    ],
+)
+def test_a_study_whose_trials_cannot_be_compared_is_rejected(folder, options, field):
+    study = make_study(folder, methods={"alone": {}, "so": {"set": options}})
+    with pytest.raises(InputError) as caught:
+        check_splits(study)
+    assert (caught.value.field, caught.value.path) == (field, study.path)
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_study_in_processes_and_then_has_nothing_to_do(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    make_study(folder, methods={name: GIVEN["methods"][name] for name in ("alone", "so", "diverging")})
+    assert main(["study", "s.yaml", "--processes", "2", "--out", "whole"]) == 0
+    results = {result.trial: result for result in read_results(folder / "results" / "s.parquet")}
+    assert len(results) == 2 + 3 + 2
+    assert sum(result.test is not None for result in results.values()) == 4
+    assert {name for name, result in results.items() if result.failed} == {"diverging_seed0", "diverging_seed1"}
+    assert "diverging_seed1" in (folder / "whole" / "table.md").read_text()
+    trained = (folder / "results" / "s.parquet").read_bytes()
+    assert main(["study", "s.yaml", "--out", "elsewhere"]) == 0
+    assert not (folder / "elsewhere" / "runs").exists()
+    assert (folder / "results" / "s.parquet").read_bytes() == trained
