@@ -106,7 +106,7 @@ def test_pair_losses_have_no_class_vectors_and_take_no_weight() -> None:
     assert set(made(unit_rows(6, 8), torch.arange(6) % 2)) == {"loss", "metric_loss"}
     with pytest.raises(InputError) as caught:
         objective("TripletMarginLoss", 4, 8, weight=0.1)
-    assert caught.value.field == "proxy_regularizer.weight"
+    assert caught.value.field == "weight"
 
 
 @pytest.mark.parametrize("name", ["proxy_anchor", "RankedListLoss", "P2SGradLoss", "InstanceLoss", "PNPLoss"])

@@ -75,7 +75,7 @@ class Objective(nn.Module):
         if weight != 0 and self._location is None:
             problem = f"{weight:g}, but {name} has no vector per class to regularize"
             hint = f"or use one of {', '.join(CLASS_VECTORS)}"
-            raise InputError(problem, field="proxy_regularizer.weight", expected="0", hint=hint)
+            raise InputError(problem, field="weight", expected="0", hint=hint)
 
     @property
     def sharded(self) -> ShardedProxyAnchorLoss | None:

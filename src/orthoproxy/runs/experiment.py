@@ -22,7 +22,7 @@ from orthoproxy.core.distributed import (
     process_index,
     raise_together,
 )
-from orthoproxy.core.errors import field_prefix
+from orthoproxy.core.errors import InputError, field_prefix
 from orthoproxy.data import (
     BatchSampler,
     CroppableImage,
@@ -311,7 +311,10 @@ def make_objective(loss: options.Loss, num_classes: int, embedding_dim: int) -> 
             )
         with field_prefix("miner"):
             miner = make_miner(loss.miner.name, loss.miner.args) if loss.miner.name else None
-        return Objective(module, num_classes, term, regularizer.weight, miner)
+        try:
+            return Objective(module, num_classes, term, regularizer.weight, miner)
+        except InputError as error:
+            raise replace(error, field="proxy_regularizer.weight") if error.field == "weight" else error
 
 
 def make_fit_options(config: Config, batches_per_epoch: int) -> FitOptions:
