@@ -60,9 +60,9 @@ def train_until_stopped(study: Study, trial: Trial, paths: StudyPaths) -> TrialR
     paths.folder.mkdir(parents=True, exist_ok=True)
     with stop_on_signal() as stop:
         (paths.folder / "begun").touch()
-        wait_for(lambda: stop.asked)
+        wait_for(lambda: stop.requested)
     (paths.folder / "saved").touch()
-    raise Interrupted("stopped", stop.number)
+    raise Interrupted(3, stop.signal)
 
 
 def write_until_stopped(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:

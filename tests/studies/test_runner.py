@@ -60,7 +60,7 @@ class Recorder:
 
     def train(self, study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
         if trial.name == self.stops_before:
-            raise Interrupted("stopped after step 3", signal.SIGINT)
+            raise Interrupted(3)
         self.done.append(("train", trial.name))
         result = train(study, trial, paths)
         if trial.name in self.failing:
@@ -183,12 +183,14 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {helpers!r})
 import study_tasks
+from orthoproxy.cli.main import _sigterm_raises
 from orthoproxy.runs.study_runner import StudyRunner
 from orthoproxy.runs.study_trials import StudyPaths
 from orthoproxy.studies.plan import read_study
 if __name__ == "__main__":
     paths = StudyPaths(Path("out"), Path("s.parquet"))
-    StudyRunner(read_study("s.yaml"), paths, processes=2, train=study_tasks.{task}).run()
+    with _sigterm_raises("study"):
+        StudyRunner(read_study("s.yaml"), paths, processes=2, train=study_tasks.{task}).run()
 """
 
 
