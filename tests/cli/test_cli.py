@@ -170,6 +170,8 @@ def test_other_failures_exit_with_1(error: Exception, monkeypatch, capsys) -> No
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(number: int, code: int, monkeypatch, capsys) -> None:
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+
     def interrupt(options: object) -> None:
         os.kill(os.getpid(), number)
         time.sleep(60)
@@ -178,6 +180,7 @@ def test_signals(number: int, code: int, monkeypatch, capsys) -> None:
     assert main(["search", "catalog", "image.png"]) == code
     assert capsys.readouterr().err == "orthoproxy: interrupted\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, previous)
 
 
 def test_errors_of_a_backend_keep_text_and_traceback(monkeypatch, capsys) -> None:

@@ -73,9 +73,9 @@ def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.Fixture
         (["squares", "--token", "short"], "token: "),
         (["squares", "--port", "70000"], "port: "),
         (["squares", "--megapixels", "0"], "megapixels: "),
-        (["squares", "--model", "nowhere"], "no model in nowhere"),
+        (["squares", "--model", "nowhere"], "nowhere: no model"),
         (["nowhere"], "nowhere: no catalog"),
-        ([], "catalog"),
+        ([], "CATALOG"),
     ],
 )
 def test_what_it_refuses(

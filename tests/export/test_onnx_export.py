@@ -26,7 +26,7 @@ from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_metadata
 from orthoproxy.evaluation import Estimate, Evaluation
 from orthoproxy.export import Exported, export_onnx
 from orthoproxy.export.onnx_export import _check, write_onnx
-from orthoproxy.runs.experiment import split_table
+from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.export import export_run
 from orthoproxy.runs.run_folder import RunFolder
 

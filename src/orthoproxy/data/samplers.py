@@ -49,7 +49,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
     >>> sampler = BatchSampler([0, 0, 0, 1, 1, 2], batch_size=4, images_per_class=2, seed=0)
     >>> batch = next(iter(sampler))
     >>> sorted(sampler.labels[row].item() for row, _ in batch)  # two images of each of two classes
-    [0, 0, 1, 1]
+    [0, 0, 2, 2]
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import torch
 
 from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.files import atomic_write
-from orthoproxy.data import drop_rows, select_split
+from orthoproxy.data import drop_rows, find_unreadable, select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
 from orthoproxy.reports import FEW_CLASSES, RunResults, render_report
@@ -103,7 +103,10 @@ def load_table(run: RunFolder, overrides: Mapping[str, Any] | None = None) -> pd
     `overrides` by dotted key say where moved images are now, for example ``{"data.root": "birds"}``.
     """
     table = read_splits(run.config.with_overrides(overrides or {}).with_absolute_paths())
-    return table if run.unreadable is None else drop_rows(table, run.unreadable)
+    unreadable = run.unreadable
+    if unreadable is not None and overrides:  # it lists the paths of before
+        unreadable = find_unreadable(table, run.config.data.workers)
+    return table if unreadable is None else drop_rows(table, unreadable)
 
 
 def _notes(
