@@ -314,7 +314,8 @@ def make_objective(loss: options.Loss, num_classes: int, embedding_dim: int) -> 
         try:
             return Objective(module, num_classes, term, regularizer.weight, miner)
         except InputError as error:
-            raise replace(error, field="proxy_regularizer.weight") if error.field == "weight" else error
+            named = replace(error, field="proxy_regularizer.weight") if error.field == "weight" else error
+            raise named from error
 
 
 def make_fit_options(config: Config, batches_per_epoch: int) -> FitOptions:
