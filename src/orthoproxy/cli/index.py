@@ -61,11 +61,11 @@ def _index(options: Any) -> dict[str, Any]:
             raise InputError(options.root, field="root", expected=f"{catalog.root}, as the catalog exists")
         if model is not None:
             index.require_model(catalog, model.identity, "model")
-        if embeddings is not None:
-            changes = index.index_embeddings(catalog, embeddings, print_progress)
-        else:
+        if images is not None:
             model = model or _load(catalog.model_path, options)
             changes = index.index_images(catalog, images, model, options.batch_size, options.workers, print_progress)
+        else:
+            changes = index.index_embeddings(catalog, Path(options.images), print_progress)
         removed = index.prune(catalog, changes.ids) if options.prune else 0
         recall = index.fit_index(catalog)
         total = len(catalog)
