@@ -83,7 +83,7 @@ def birds(root: Path, number: int) -> list[Path]:
     return sorted((root / "images" / f"{number:03d}.Bird_{number}").glob("Bird*.jpg"))
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "cub")) for name in WRITERS])
 def test_published_counts_from_the_lists_alone(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / "data")
     where = ("--data.root", tmp_path / "data", "--lists-only")

@@ -15,8 +15,10 @@ from orthoproxy.runs.run_folder import RunFolder
 
 VALIDATION = "step:10, inference:1"
 EVALUATION = "step:15, model.safetensors renamed:1, inference:1"
-MOMENTS = ["step:8", "last.ckpt half:2", "metrics.jsonl half:3", VALIDATION, EVALUATION]
+MOMENTS = ["step:8", "last.ckpt half:2", VALIDATION]
 MORE = [
+    "metrics.jsonl half:3",
+    EVALUATION,
     *(f"step:{step}" for step in (1, 4, 5, 11, 15)),
     *(f"last.ckpt {stage}" for stage in ("half:1", "unflushed:1", "flushed:2", "renamed:1", "renamed:2")),
     *(f"previous.ckpt {stage}:1" for stage in ("renamed",)),

@@ -21,6 +21,7 @@ from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SLOW = [pytest.mark.slow]
 DEIT = "deit_small_distilled_patch16_224"
 
 
@@ -55,7 +56,9 @@ def configuration(arguments: list[str], overrides: dict[str, object]) -> Config:
 
 
 COMMANDS = [
-    pytest.param(recipe, arguments, id=f"{recipe.stem}-{order}", marks=[pytest.mark.slow] * (recipe.stem != "cub"))
+    pytest.param(
+        recipe, arguments, id=f"{recipe.stem}-{order}", marks=[] if (recipe.stem, order) == ("cub", 0) else SLOW
+    )
     for recipe in RECIPES
     for order, arguments in enumerate(commands(recipe))
 ]

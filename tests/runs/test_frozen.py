@@ -90,6 +90,7 @@ def test_features_are_computed_once_and_a_run_does_not_depend_on_when(config, ca
     assert not torch.equal(weights(other)["projection.weight"], weights(first)["projection.weight"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(config, tmp_path, monkeypatch):
     whole = orthoproxy.train(config, tmp_path / "whole")
     kill_at(monkeypatch, config, tmp_path / "killed", step=5)

@@ -60,6 +60,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (320, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "dark", marks=pytest.mark.slow), (390, "light")])
 def test_it_fits_and_loads_nothing(browser: Any, address: str, width: int, scheme: str) -> None:
     assert_fits_and_loads_nothing(browser, address, width, scheme)

@@ -198,8 +198,8 @@ if __name__ == "__main__":
     ("task", "number", "left"),
     [
         ("train_until_stopped", signal.SIGINT, ["begun", "saved", "trials"]),
-        ("train_until_stopped", signal.SIGTERM, ["begun", "saved", "trials"]),
-        ("write_until_stopped", signal.SIGTERM, ["begun"]),
+        pytest.param("train_until_stopped", signal.SIGTERM, ["begun", "saved", "trials"], marks=pytest.mark.slow),
+        pytest.param("write_until_stopped", signal.SIGTERM, ["begun"], marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_stops_all_processes_and_loses_nothing(folder, task, number, left):
