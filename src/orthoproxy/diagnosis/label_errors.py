@@ -88,7 +88,7 @@ def check_labels(model: DiagnosisInput) -> Check:
     if not detectable:
         reason = "label errors cannot be detected in these features"
     elif found.share.low > MAX_SHARE:
-        reason = "so many labels look wrong that the features may be at fault"
+        reason = "the share of suspected labels is high enough that the features may be at fault"
     elif len(found.rows) >= MIN_SUSPECTS and found.share.low >= MIN_SHARE:
         finding = _find(images, scores, found)
     return Check(NAME, evidence, measured, finding, reason)

@@ -143,7 +143,7 @@ def _thumbnails(pairs: list[Pair], training: EmbeddedSplit) -> list[list[Thumbna
 
 def _plot(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"]) -> Plot:
     random = spectrum(_random_directions(proxies))
-    random *= (found.classes / (random**2).sum()) ** 0.5  # as of so many rows as there are proxies
+    random *= (found.classes / (random**2).sum()) ** 0.5  # the scale of one unit-length row per proxy
     figure = spectrum_figure(spectrum(proxies), random, "random directions")
     description = f"Singular values; effective rank {found.effective_rank:.1f}, random {found.random_rank:.1f}"
     return Plot(
