@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -84,14 +85,16 @@ def crossed_bootstrap(
     for start in range(0, samples, CHUNK):
         size = min(CHUNK, samples - start)
         seed_counts, class_counts = (_resample(n, size, int(generator.integers(2**63))) for n in values.shape)
-        weights = class_counts * queries
+        weights = class_counts * queries.astype(np.float64)
         means.append(((seed_counts @ values) * weights).sum(axis=1) / (len(values) * weights.sum(axis=1)))
     return np.concatenate(means)
 
 
-def _resample(n: int, samples: int, seed: int) -> Float[np.ndarray, "W n"]:
+@lru_cache(maxsize=4 * SAMPLES // CHUNK)  # all methods of a study are averaged over the same samples
+def _resample(n: int, samples: int, seed: int) -> Int[np.ndarray, "W n"]:
     """Count how often each of n units occurs in each bootstrap sample."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
+    return counts.astype(np.min_scalar_type(n))
 
 
 def mean_score(
