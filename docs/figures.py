@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 from orthoproxy import soft_orthogonality
 from orthoproxy.losses import koleo, mutual_coherence
-from orthoproxy.reports import retrieval_strip
+from orthoproxy.reports.examples import choose_random, find_neighbors, rank_queries
 from orthoproxy.reports.figures import COLORS, SERIES, label_axes, report_style
+from orthoproxy.reports.html import load_thumbnail
+from orthoproxy.reports.text import shorten
 from orthoproxy.runs.evaluate import evaluate_run
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.studies import read_results
@@ -27,6 +31,8 @@ DASHED = {"color": COLORS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
 WEIGHT = "loss.proxy_regularizer.weight"
 SIZES = ["frozen-icons-d32", "frozen-icons-d64", "frozen-icons", "frozen-icons-d256", "frozen-icons-d512"]
 STRENGTHS = [0, 0.3, 10]
+CHECK_MARK = (([0.78, 0.82, 0.90], [0.16, 0.10, 0.22]),)  # strokes in the corner of a tile
+CROSS_MARK = (([0.79, 0.89], [0.11, 0.21]), ([0.79, 0.89], [0.21, 0.11]))
 FORMS = {"so-excess": "excess", "so-sum": "sum", "so-sum-raw": "sum, unnormalized"}
 
 
@@ -140,6 +146,50 @@ def size_figure():
         label_axes(axes, "embedding dimension D", title)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
+
+
+@report_style
+def retrieval_strip(results, queries=5, neighbors=6):
+    """Draw random queries with their nearest neighbors, untrained encoder and model side by side."""
+    retrieval = results.retrieval(results.embeddings)
+    rows = choose_random(rank_queries(retrieval), results.table, queries)
+    blocks = {"Trained": find_neighbors(retrieval, rows, neighbors)}
+    if results.baseline_embeddings is not None:
+        baseline = find_neighbors(results.retrieval(results.baseline_embeddings), rows, neighbors)
+        blocks = {"Untrained": baseline, **blocks}
+    tile, gap, head, below = 0.72, 0.24, 0.3, 0.19  # inches
+    starts = {name: tile + gap + i * (neighbors * tile + gap) for i, name in enumerate(blocks)}
+    width, height = max(starts.values()) + neighbors * tile, head + max(1, len(rows)) * (tile + below)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    for name, x in {"Query": 0.0, **starts}.items():
+        figure.text((x + 0.02) / width, 1 - 0.18 / height, name, weight="bold", va="center")
+    paths, labels = results.table["path"].tolist(), results.table["label"].tolist()
+    for i, row in enumerate(rows):
+        y = height - head - i * (tile + below) - tile
+        label, position = shorten(labels[row], 13), (tile / 2 / width, (y - below / 2) / height)
+        figure.text(*position, label, size=7, ha="center", va="center", parse_math=False)
+        draw_tile(figure, (0, y, tile), paths[row])
+        for name, x in starts.items():
+            for j, neighbor in enumerate(blocks[name][i].neighbors):
+                draw_tile(figure, (x + j * tile, y, tile), paths[neighbor.row], neighbor.correct)
+    return figure
+
+
+def draw_tile(figure, place, path, correct=None):
+    """Draw an image into a square of the figure, in inches, with a mark if it is a neighbor."""
+    width, height = figure.get_size_inches()
+    x, y, side = place
+    axes = figure.add_axes((x / width, y / height, side / width, side / height))
+    axes.axis("off")
+    image = load_thumbnail(path, 192) or Image.new("RGB", (8, 8), COLORS["rule"])
+    axes.imshow(np.asarray(image), extent=(0.06, 0.94, 0.06, 0.94), interpolation="lanczos")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    color = COLORS["ink" if correct is None else "green" if correct else "red"]
+    axes.add_patch(Rectangle((0.04, 0.04), 0.92, 0.92, fill=False, edgecolor=color, linewidth=1.6))
+    if correct is not None:
+        axes.add_patch(Rectangle((0.72, 0.04), 0.24, 0.24, facecolor=color, edgecolor="none"))
+        for stroke in CHECK_MARK if correct else CROSS_MARK:
+            axes.plot(*stroke, color="white", linewidth=1.3)
 
 
 def save(figure, name):

@@ -44,12 +44,9 @@ def test_each_finding_is_shown_with_its_evidence_and_advice(diagnoses: list[Diag
     page = ParsedPage(render_diagnosis(diagnoses[:1]))
     findings = diagnoses[0].findings
     assert {check.name for check, _ in findings} >= {"overfitting", "confusions", "labels"}
-    for check, finding in findings:
-        assert page.attributes("article", id=f"run-1-{check.name.replace(' ', '-')}")
+    for _, finding in findings:
         assert all(sentence in page.text for sentence in finding.advice)
-        assert not finding.rows or [row[:3] for row in finding.rows] in [
-            [row[:3] for row in table[1:]] for table in page.tables
-        ]
+        assert not finding.rows or [finding.columns, *finding.rows] in page.tables
     for check in diagnoses[0].checks:
         assert [[name, value] for name, value in check.evidence.items()] in page.tables
     articles = [a["id"] for a in page.attributes("article")]
@@ -70,13 +67,6 @@ def test_several_runs_are_compared_in_a_table(diagnoses: list[Diagnosis]) -> Non
         for cell, check in zip(cells, checks, strict=True):
             assert name == check.name
             assert cell.startswith(check.finding.effect if check.finding else check.status)
-
-
-def test_missing_images_leave_a_placeholder() -> None:
-    points = centers(2)
-    points[7] = points[3]
-    page = ParsedPage(render_diagnosis([diagnose(replace(healthy(), unseen=split("gone", points, 0.3, 0.5, 20)))]))
-    assert len(page.attributes("span", **{"class": "missing"})) == 4 and not page.attributes("img")
 
 
 @pytest.mark.browser

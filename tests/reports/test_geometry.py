@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from brute_force import allowed_gallery
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,14 +48,6 @@ def test_effective_rank_is_the_entropy_of_the_gram_matrix(p: np.ndarray) -> None
     assert 1 - 1e-9 <= effective_rank(p) <= min(p.shape) + 1e-9
 
 
-@given(proxies(), st.floats(0.01, 100))
-def test_length_and_rotation_of_the_proxies_do_not_matter(p: np.ndarray, scale: float) -> None:
-    rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((p.shape[1], p.shape[1])))
-    moved = scale * p.astype(np.float64) @ rotation
-    assert effective_rank(moved) == pytest.approx(effective_rank(p), rel=1e-5)
-    assert orthogonality_distance(moved) == pytest.approx(orthogonality_distance(p), rel=1e-5, abs=1e-6)
-
-
 @given(proxies())
 def test_the_spectrum_is_that_of_the_singular_value_decomposition(p: np.ndarray) -> None:
     assert spectrum(p) == pytest.approx(np.linalg.svd(unit_rows(p), compute_uv=False), abs=1e-6)
@@ -66,12 +59,12 @@ def test_distance_is_as_defined_and_never_below_the_welch_bound(p: np.ndarray) -
     assert orthogonality_distance(p) >= welch_floor(*p.shape) - 1e-6
 
 
-@pytest.mark.parametrize(("count", "dim"), [(3, 2), (7, 2), (12, 2)])
-def test_evenly_spread_directions_reach_the_welch_bound(count: int, dim: int) -> None:
+@pytest.mark.parametrize("count", [3, 7, 12])
+def test_evenly_spread_directions_reach_the_welch_bound(count: int) -> None:
     angle = 2 * np.pi * np.arange(count) / count
     spread = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    assert orthogonality_distance(spread) == pytest.approx(welch_floor(count, dim))
-    assert effective_rank(spread) == pytest.approx(dim)
+    assert orthogonality_distance(spread) == pytest.approx(welch_floor(count, 2))
+    assert effective_rank(spread) == pytest.approx(2)
 
 
 @given(proxies(), st.integers(1, 12), st.sampled_from([1e-5, 1e-4, 64]))
@@ -95,8 +88,7 @@ def test_with_too_many_classes_a_sample_of_proxies_is_compared_with_all() -> Non
     largest = (gram(p) - 2 * np.eye(400)).max(axis=1)
     assert all(np.isclose(largest, value, atol=1e-5).any() for value in found.nearest)
     assert found.pairs[0].cosine == pytest.approx(found.nearest.max(), abs=1e-5)
-    every = closest_pairs(p, numbered(400), k=1)
-    assert every[0][:2] == ("123", "321")
+    assert closest_pairs(p, numbered(400), k=1)[0][:2] == ("123", "321")
 
 
 class Allocations(TorchDispatchMode):
@@ -116,20 +108,14 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-def test_memory_does_not_grow_with_the_square_of_the_classes(unchecked: None) -> None:
-    block_mb = 1
+def test_memory_and_work_are_bounded(unchecked: None) -> None:
     for count in (4000, 8000):
         p = np.random.default_rng(0).standard_normal((count, 16)).astype(np.float32)
         with Allocations() as used:
-            compare_proxies(p, numbered(count), block_mb=block_mb)
-            nearest_rows(p[:1000], p, block_mb=block_mb)
-        assert used.largest <= block_mb * 2**20  # the whole matrix: 61 and 244 MiB
+            compare_proxies(p, numbered(count), block_mb=1)
+            nearest_rows(p[:1000], p, block_mb=1)
+        assert used.largest <= 2**20  # the whole matrix: 61 and 244 MiB
         assert used.cosines == count**2 + 1000 * count
-
-
-def test_work_stops_growing_above_the_limit_of_classes(unchecked: None) -> None:
-    for count in (4000, 8000):
-        p = np.random.default_rng(0).standard_normal((count, 16)).astype(np.float32)
         with Allocations() as used:
             compare_proxies(p, numbered(count), max_cosines=2_000_000)
         assert used.cosines <= 2_000_000
@@ -147,8 +133,7 @@ def test_many_pairs_are_sampled_evenly_and_the_same_each_time() -> None:
     p = np.random.default_rng(0).standard_normal((400, 5))
     drawn, every = pair_cosines(p, max_pairs=20_000), pair_cosines(p)
     assert len(drawn) == 20_000 < len(every) == 400 * 399 / 2
-    assert drawn.mean() == pytest.approx(every.mean(), abs=0.02)
-    assert drawn.std() == pytest.approx(every.std(), abs=0.02)
+    assert [drawn.mean(), drawn.std()] == pytest.approx([every.mean(), every.std()], abs=0.02)
     assert drawn.max() < 1 - 1e-9  # no proxy with itself
     np.testing.assert_array_equal(drawn, pair_cosines(p, max_pairs=20_000))
 
@@ -162,9 +147,8 @@ def test_groups_of_similar_proxies_are_adjacent() -> None:
 
 
 def test_zero_and_single_proxies() -> None:
-    zeros = np.zeros((3, 2))
-    assert (unit_rows(zeros) == 0).all()
-    assert effective_rank(zeros) == 0
+    assert (unit_rows(np.zeros((3, 2))) == 0).all()
+    assert effective_rank(np.zeros((3, 2))) == 0
     assert closest_pairs(np.ones((1, 4)), ["only"]) == []
     assert len(pair_cosines(np.ones((1, 4)))) == 0
     assert orthogonality_distance(np.ones((1, 4))) == 0
@@ -190,22 +174,17 @@ def test_pair_distances_are_those_of_all_valid_pairs_and_no_other(groups: bool) 
     x = unit_rows(problem.embeddings)
     expected: dict[bool, set[float]] = {True: set(), False: set()}
     for query in problem.queries:
-        for other in problem.gallery:
-            group = problem.groups
-            excluded = group is not None and group[query] >= 0 and group[query] == group[other]
-            if query != other and not excluded:
-                same = bool(problem.labels[query] == problem.labels[other])
-                expected[same].add(round(1 - x[query] @ x[other], 6))
+        for other in allowed_gallery(problem, query):
+            same = bool(problem.labels[query] == problem.labels[other])
+            expected[same].add(round(1 - x[query] @ x[other], 6))
     positives, negatives = pair_distances(problem, pairs=30_000)
     assert (set(positives.round(6)), set(negatives.round(6))) == (expected[True], expected[False])
 
 
 def test_pair_distances_without_positives_or_gallery() -> None:
     everyone = np.arange(3)
-    assert [len(part) > 0 for part in pair_distances(Retrieval(np.eye(3), everyone, everyone, everyone))] == [
-        False,
-        True,
-    ]
+    positives, negatives = pair_distances(Retrieval(np.eye(3), everyone, everyone, everyone))
+    assert not len(positives) and len(negatives)
     empty = Retrieval(np.eye(3), everyone, everyone, everyone[:0])
     assert [len(part) for part in pair_distances(empty)] == [0, 0]
     assert np.isnan(separation(*pair_distances(empty)))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.evaluation import Estimate, Evaluation
-from orthoproxy.reports.text import number, percent, points, score_rows, summarize
+from orthoproxy.reports.text import number, points, score_rows, summarize
 
 
 def evaluation(difference: Estimate, metric: str = "recall@1") -> Evaluation:
@@ -51,8 +51,3 @@ def test_what_is_written_shows_on_which_side_of_0_an_interval_ends(values: list[
     for shown, end in zip(ends, (low, high), strict=True):
         assert shown == pytest.approx(100 * end, abs=0.051)
         assert shown * end > 0 or abs(end) < 1e-4  # two digits of a percent
-
-
-def test_digits_follow_the_interval() -> None:
-    assert points(Estimate(0.0017, 0.0001, 0.0034), sign=True) == "+0.17 points [0.01, 0.34]"
-    assert percent(Estimate(0.494, 0.469, 0.518)) == "49.4 % [46.9, 51.8]"

@@ -1,6 +1,5 @@
 """Reports of training runs: scores, curves, the geometry of the proxies, example queries."""
 
-from orthoproxy.reports.examples import retrieval_strip
 from orthoproxy.reports.geometry import (
     closest_pairs,
     effective_rank,
@@ -20,7 +19,6 @@ __all__ = [
     "effective_rank",
     "orthogonality_distance",
     "render_report",
-    "retrieval_strip",
     "spectrum",
     "structured_order",
     "welch_floor",

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from scipy.stats import entropy, mannwhitneyu
 from torch import Tensor
 
 from orthoproxy.evaluation import Retrieval
@@ -52,15 +53,11 @@ def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
     Their squares sum to C. Proxies that are as orthogonal as possible have equal values ``sqrt(C / M)``.
     """
     count, dim = proxies.shape
-    if count <= dim:
-        units = unit_rows(proxies)
-        gram = units @ units.T
-    else:
-        gram = np.zeros((dim, dim))
-        for start in range(0, count, BLOCK_ROWS):
-            units = unit_rows(proxies[start : start + BLOCK_ROWS])
-            gram += units.T @ units
-    return np.sqrt(np.linalg.eigvalsh(gram)[::-1].clip(min=0))
+    gram = np.zeros((dim, dim))
+    for start in range(0, count, BLOCK_ROWS):
+        units = unit_rows(proxies[start : start + BLOCK_ROWS])
+        gram += units.T @ units
+    return np.sqrt(np.linalg.eigvalsh(gram)[::-1][: min(count, dim)].clip(min=0))
 
 
 def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
@@ -70,8 +67,7 @@ def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
     2007, who use s instead of ``s^2``, the share of the squared length in each direction.
     """
     energy = spectrum(proxies) ** 2
-    share = energy[energy > 0] / max(energy.sum(), np.finfo(np.float64).tiny)
-    return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
+    return float(np.exp(entropy(energy))) if energy.any() else 0.0
 
 
 def welch_floor(num_classes: int, dim: int) -> float:
@@ -105,12 +101,11 @@ def compare_proxies(
     count = len(proxies)
     if count < 2:
         return ProxyNeighbors([], np.empty(0))
-    compared = np.arange(count)
+    rows = torch.arange(count)
     if count**2 > max_cosines:
-        generator = np.random.default_rng(seed)
-        compared = np.sort(generator.choice(count, size=max(1, max_cosines // count), replace=False))
+        sample = np.random.default_rng(seed).choice(count, size=max(1, max_cosines // count), replace=False)
+        rows = torch.from_numpy(np.sort(sample))
     units = _unit_tensor(proxies)
-    rows = torch.from_numpy(compared)
     best, first, second = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     nearest = []
     for start, cosines in iterate_cosines(units[rows], units, block_mb):
@@ -121,10 +116,9 @@ def compare_proxies(
         full = len(best) == 2 * k
         promising = torch.nonzero(nearest[-1] >= best[-1]).flatten() if full else torch.arange(len(row))
         values, columns = cosines[promising].topk(min(k, count - 1), dim=1)
-        best = torch.cat([best, values.flatten()])
         first = torch.cat([first, row[promising].repeat_interleave(values.shape[1])])
         second = torch.cat([second, columns.flatten()])
-        best, order = best.topk(min(2 * k, len(best)))
+        best, order = torch.cat([best, values.flatten()]).topk(min(2 * k, len(first)))
         first, second = first[order], second[order]
     found = {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
     a, b = (np.array(side) for side in zip(*sorted(found), strict=True))
@@ -204,21 +198,17 @@ def pair_distances(
     generator = np.random.default_rng(seed)
     query = generator.choice(retrieval.queries, size=pairs)
     positive = _sample_positives(retrieval, query, generator)
-    negative = query, generator.choice(retrieval.gallery, size=pairs)
-    x, distances = retrieval.embeddings, []
-    for (first, second), same_class in ((positive, True), (negative, False)):
-        valid = _is_valid_pair(retrieval, first, second, same_class)
-        distances.append((1 - row_cosines(x, first[valid], x, second[valid])).clip(0, 2))
-    return distances[0], distances[1]
+    other = generator.choice(retrieval.gallery, size=pairs)
+    different = retrieval.labels[query] != retrieval.labels[other]
+    return _distances(retrieval, *positive), _distances(retrieval, query[different], other[different])
 
 
 def separation(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, " M"]) -> float:
     """Return the probability that a positive pair is closer than a negative one: the area under the ROC curve."""
     if not len(positives) or not len(negatives):
         return float("nan")
-    ordered = np.sort(negatives)
-    not_further = np.searchsorted(ordered, positives, side="left") + np.searchsorted(ordered, positives, side="right")
-    return float(1 - not_further.mean() / (2 * len(ordered)))
+    wins = mannwhitneyu(negatives, positives, method="asymptotic").statistic
+    return float(wins / (len(positives) * len(negatives)))
 
 
 def _sample_positives(
@@ -233,11 +223,13 @@ def _sample_positives(
     return query, gallery[start + generator.integers(size)]
 
 
-def _is_valid_pair(
-    retrieval: Retrieval, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"], same_class: bool
-) -> Bool[np.ndarray, " P"]:
-    valid = (first != second) & ((retrieval.labels[first] == retrieval.labels[second]) == same_class)
+def _distances(
+    retrieval: Retrieval, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, " Q"]:
+    """Return the distances of the pairs that a search may find."""
+    valid = first != second
     if retrieval.groups is not None:
         group = retrieval.groups[first]
         valid &= (group != retrieval.groups[second]) | (group < 0)
-    return valid
+    x = retrieval.embeddings
+    return (1 - row_cosines(x, first[valid], x, second[valid])).clip(0, 2)

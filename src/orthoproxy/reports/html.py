@@ -71,16 +71,14 @@ def load_thumbnail(path: str | Path, side: int = 128) -> Image.Image | None:
 
 def encode_data_uri(image: Image.Image) -> str:
     """Encode an RGB image as a data URI, as JPEG or PNG, whichever is smaller."""
-    kind, content = min((_encode(image, kind) for kind in ("png", "jpeg")), key=lambda pair: len(pair[1]))
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _encode(image: Image.Image, kind: str) -> tuple[str, bytes]:
-    buffer = io.BytesIO()
     # drawings have few colors: a palette keeps edges sharp where JPEG would blur them
-    image = image.quantize(32) if kind == "png" and image.getcolors(256) else image
-    image.save(buffer, kind, quality=78, optimize=True)
-    return kind, buffer.getvalue()
+    kinds = {"png": image.quantize(32) if image.getcolors(256) else image, "jpeg": image}
+    encoded = []
+    for kind, converted in kinds.items():
+        buffer = io.BytesIO()
+        converted.save(buffer, kind, quality=78, optimize=True)
+        encoded.append(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return min(encoded, key=len)
 
 
 @report_style

@@ -1,19 +1,21 @@
-"""Sections of a report: training curves, geometry of the proxies, pair distances, matching."""
+"""Sections of a report: training curves, geometry of the proxies, pair distances, matching.
+
+Each `describe_` function returns the values that the template shows, by their names there, or None.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from orthoproxy.evaluation import Estimate, NoMatchCalibration
+from orthoproxy.evaluation import NoMatchCalibration
 from orthoproxy.reports import figures
 from orthoproxy.reports.geometry import (
-    Pair,
     compare_proxies,
     effective_rank,
     orthogonality_distance,
@@ -24,64 +26,6 @@ from orthoproxy.reports.geometry import (
 )
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.results import RunResults, finite_values
-
-
-@dataclass(frozen=True)
-class ProxySection:
-    """Numbers and plots about the proxies; `compared` of them were compared with all others to find `closest`."""
-
-    classes: int
-    dim: int
-    effective_rank: float
-    distance: float
-    floor: float
-    closest: list[Pair]
-    compared: int
-    plots: list[Plot]
-
-    @property
-    def excess(self) -> float:
-        """Distance above the Welch bound, per proxy."""
-        return max(0.0, self.distance - self.floor) / self.classes
-
-    @property
-    def rms_cosine(self) -> float:
-        """Root mean square of the cosines of two proxies."""
-        return (self.distance / max(1, self.classes * (self.classes - 1))) ** 0.5
-
-    @property
-    def min_rms_cosine(self) -> float:
-        """The least `rms_cosine` that the Welch bound allows."""
-        return (self.floor / max(1, self.classes * (self.classes - 1))) ** 0.5
-
-
-@dataclass(frozen=True)
-class DistanceSection:
-    """Histograms of pair distances, and each model's `separation`."""
-
-    plot: Plot
-    separation: dict[str, float]
-
-
-@dataclass(frozen=True)
-class ThresholdRow:
-    """A threshold for a target false-match rate, with the rates measured at it."""
-
-    target: float
-    threshold: float
-    false_match_rate: Estimate
-    match_rate: Estimate
-
-
-@dataclass(frozen=True)
-class MatchingSection:
-    """ROC curve and thresholds on the validation classes."""
-
-    plot: Plot
-    thresholds: list[ThresholdRow]
-    queries: int
-    classes: int
-    gallery: int
 
 
 def plot_training(log: pd.DataFrame) -> list[Plot]:
@@ -118,20 +62,27 @@ def _curve_plot(title: str, caption: str, figure: Figure, log: pd.DataFrame, col
     )
 
 
-def describe_proxies(proxies: Float[np.ndarray, "C D"] | None, classes: list[str]) -> ProxySection | None:
+def describe_proxies(proxies: Float[np.ndarray, "C D"] | None, classes: list[str]) -> dict[str, Any] | None:
     """Measure and plot the geometry of the proxies; None without proxies or if they are not finite."""
     if proxies is None or not len(proxies) or not np.isfinite(proxies).all():
         return None
+    count, dim = proxies.shape
     neighbors = compare_proxies(proxies, classes)
-    return ProxySection(
-        *proxies.shape,
-        effective_rank=effective_rank(proxies),
-        distance=orthogonality_distance(proxies),
-        floor=welch_floor(*proxies.shape),
-        closest=neighbors.pairs,
-        compared=len(neighbors.nearest),
-        plots=_plot_proxies(proxies, classes),
-    )
+    distance, floor = orthogonality_distance(proxies), welch_floor(count, dim)
+    pairs = max(1, count * (count - 1))
+    return {
+        "classes": count,
+        "dim": dim,
+        "effective_rank": effective_rank(proxies),
+        "distance": distance,
+        "floor": floor,
+        "excess": max(0.0, distance - floor) / count,
+        "rms_cosine": (distance / pairs) ** 0.5,
+        "min_rms_cosine": (floor / pairs) ** 0.5,
+        "closest": neighbors.pairs,
+        "compared": len(neighbors.nearest),
+        "plots": _plot_proxies(proxies, classes),
+    }
 
 
 def _plot_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str]) -> list[Plot]:
@@ -152,7 +103,7 @@ def _plot_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str]) -> list
     return plots
 
 
-def describe_distances(results: RunResults) -> DistanceSection | None:
+def describe_distances(results: RunResults) -> dict[str, Any] | None:
     """Plot the distances of pairs within and between classes; None if either kind of pair is missing."""
     if results.table.empty:
         return None
@@ -164,20 +115,21 @@ def describe_distances(results: RunResults) -> DistanceSection | None:
     description = ", ".join(f"{name} {100 * area:.1f} %" for name, area in areas.items())
     svg = figure_to_svg(figures.distance_figure(pairs), "distances", f"Distances; area under the ROC: {description}")
     caption = "The less the histograms overlap, the better one threshold separates same from different classes."
-    return DistanceSection(Plot("Distances of pairs", caption, svg), areas)
+    return {"plot": Plot("Distances of pairs", caption, svg), "separation": areas}
 
 
-def describe_matching(matching: NoMatchCalibration | None) -> MatchingSection | None:
+def describe_matching(matching: NoMatchCalibration | None) -> dict[str, Any] | None:
     """Plot the ROC curve and list thresholds for some false-match rates; None without validation classes."""
     if matching is None:
         return None
-    rows = []
-    for target in figures.FALSE_MATCH_RATES:
-        threshold = matching.threshold(target)
-        if threshold is not None:
-            rates = matching.false_match_rate(threshold), matching.match_rate(threshold)
-            rows.append(ThresholdRow(target, threshold, *rates))
-    description = "; ".join(f"{100 * row.match_rate.value:.0f} % at {100 * row.target:g} %" for row in rows)
+    found = [(target, matching.threshold(target)) for target in figures.FALSE_MATCH_RATES]
+    rows = [(target, t, matching.false_match_rate(t), matching.match_rate(t)) for target, t in found if t is not None]
+    description = "; ".join(f"{100 * rate.value:.0f} % at {100 * target:g} %" for target, _, _, rate in rows)
     svg = figure_to_svg(figures.roc_figure(matching), "roc", f"Match rate over false-match rate. {description}")
-    plot = Plot("ROC curve", "Marked: the thresholds in the table.", svg)
-    return MatchingSection(plot, rows, len(matching.other), len(np.unique(matching.classes)), matching.gallery)
+    return {
+        "plot": Plot("ROC curve", "Marked: the thresholds in the table.", svg),
+        "thresholds": rows,
+        "queries": len(matching.other),
+        "classes": len(np.unique(matching.classes)),
+        "gallery": matching.gallery,
+    }
