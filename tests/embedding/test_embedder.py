@@ -129,6 +129,15 @@ def test_a_saved_model_embeds_bit_for_bit_the_same(
     assert not loaded.encoder.training
 
 
+def test_the_pooling_is_saved_and_belongs_to_the_identity(paths: list[Path], tmp_path: Path) -> None:
+    averaged = Embedder(Encoder("deit_tiny_patch16_224", 8, image_size=32, pooling="avg"))
+    averaged.save(tmp_path)
+    loaded = Embedder.load(tmp_path)
+    np.testing.assert_array_equal(loaded.embed(paths), averaged.embed(paths))
+    rewrite_config(tmp_path, pooling=None)
+    assert Embedder.load(tmp_path).identity != loaded.identity == averaged.identity
+
+
 def test_a_model_without_projection_replaces_one_with_proxies(
     embedder: Embedder, paths: list[Path], tmp_path: Path
 ) -> None:
@@ -143,7 +152,7 @@ def test_a_model_without_projection_replaces_one_with_proxies(
 
 
 CONFIG = {
-    "format_version": 2, "encoder": VIT, "embedding_dim": 8, "image_size": 32, "resize": 36,
+    "format_version": 2, "encoder": VIT, "embedding_dim": 8, "image_size": 32, "pooling": None, "resize": 36,
     "threshold": None, "false_match_rate": None,
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -47,6 +49,21 @@ def test_a_distilled_feature_is_the_mean_of_its_two_tokens() -> None:
         tokens = encoder.backbone.forward_features((images() / 255 - encoder.mean) / encoder.std)
         torch.testing.assert_close(encoder.features(images()), tokens[:, :2].mean(dim=1))
     assert (tokens[:, 0] - tokens[:, 1]).norm() > 0.1
+
+
+@pytest.mark.parametrize(("pooling", "pool"), [("avg", lambda x: x.mean(dim=1)), ("max", lambda x: x.amax(dim=1))])
+def test_patch_tokens_are_pooled_without_the_class_token(pooling: str, pool: Callable[[Tensor], Tensor]) -> None:
+    encoder = Encoder("deit_tiny_patch16_224", image_size=32, pooling=pooling).eval()
+    with torch.no_grad():
+        tokens = encoder.backbone.forward_features((images() / 255 - encoder.mean) / encoder.std)
+        torch.testing.assert_close(encoder.features(images()), pool(tokens[:, 1:]))
+
+
+@pytest.mark.parametrize(("name", "pooling"), [(DISTILLED, "avg"), (SMALL_CNN, "token"), (SMALL_VIT, "mean")])
+def test_a_pooling_that_the_backbone_does_not_have_is_an_error(name: str, pooling: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Encoder(name, image_size=32, pooling=pooling)
+    assert caught.value.field == "pooling"
 
 
 def test_drop_path_drops_in_training_only() -> None:

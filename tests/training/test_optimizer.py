@@ -33,6 +33,17 @@ def test_biases_norms_positions_tokens_and_proxies_are_not_decayed(tiny_encoder)
             assert group["weight_decay"] == (0.1 if decays else 0.0)
 
 
+def test_layer_decay_lowers_the_learning_rate_towards_the_input(tiny_encoder):
+    optimizer = make_optimizer(tiny_encoder, ProxyAnchorLoss(3, 8), 1e-3, 1e-4, 1e-2, 0.1, layer_decay=0.5)
+    lrs = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    backbone, depth = tiny_encoder.backbone, len(tiny_encoder.backbone.blocks)
+    assert {lrs[id(p)] for p in backbone.norm.parameters()} == {1e-3}
+    for number, block in enumerate(backbone.blocks):
+        assert {lrs[id(p)] for p in block.parameters()} == {1e-3 * 0.5 ** (depth - 1 - number)}
+    assert lrs[id(backbone.pos_embed)] == 1e-3 * 0.5**depth
+    assert {lrs[id(p)] for p in tiny_encoder.projection.parameters()} == {1e-4}
+
+
 def test_frozen_parameters_are_left_out(tiny_encoder):
     tiny_encoder.freeze_patch_embedding()
     optimizer = make_optimizer(tiny_encoder, ProxyAnchorLoss(3, 8), 1e-5, 1e-4, 1e-2, weight_decay=0.1)

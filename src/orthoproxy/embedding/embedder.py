@@ -55,6 +55,7 @@ class ModelConfig(BaseModel, frozen=True):
     encoder: str
     embedding_dim: Dim | None
     image_size: ImageSize
+    pooling: str | None = None
     resize: ResizeField = None
     threshold: Finite | None = None
     false_match_rate: Finite | None = None
@@ -130,7 +131,8 @@ class Embedder(
         encoder = self.encoder
         size = evaluation_size(encoder.image_size, self.resize)
         normalization = [x.flatten().tolist() for x in (encoder.mean, encoder.std)]
-        digest = hashlib.sha256(json.dumps([encoder.name, encoder.image_size, size, *normalization]).encode())
+        pooling = [encoder.pooling] if encoder.pooling else []
+        digest = hashlib.sha256(json.dumps([encoder.name, encoder.image_size, size, *normalization, *pooling]).encode())
         for name, x in sorted(weights.items()):
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
             digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -215,6 +217,7 @@ class Embedder(
             encoder=encoder.name,
             embedding_dim=encoder.embedding_dim if isinstance(encoder.projection, torch.nn.Linear) else None,
             image_size=encoder.image_size,
+            pooling=encoder.pooling,
             resize=self.resize,
             threshold=self.threshold,
             false_match_rate=self.false_match_rate,
@@ -258,7 +261,7 @@ class Embedder(
             raise InputError("no model: neither config.json nor model/config.json exists", path=path)
         config = read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN)
         try:
-            encoder = Encoder(config.encoder, config.embedding_dim, config.image_size)
+            encoder = Encoder(config.encoder, config.embedding_dim, config.image_size, pooling=config.pooling)
             encoder.load_state_dict(read_tensors(folder / "model.safetensors", "model"))
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), 200)

@@ -33,11 +33,14 @@ class Encoder(nn.Module):
         Stochastic depth: probability of dropping a residual branch in training.
     freeze_batchnorm
         Use the stored batch-norm statistics in training too.
+    pooling
+        How features become one vector: a ``global_pool`` of timm, for vision transformers ``token`` (the class token),
+        ``avg`` or ``max`` (of the patch tokens). None for the backbone's own.
 
     Raises
     ------
     InputError
-        If timm has no backbone of that name, or cannot build it at that size.
+        If timm has no backbone of that name, or cannot build it at that size or with that pooling.
 
     Examples
     --------
@@ -57,10 +60,14 @@ class Encoder(nn.Module):
         image_size: int = 224,
         drop_path: float = 0.0,
         freeze_batchnorm: bool = False,
+        pooling: str | None = None,
     ) -> None:
         super().__init__()
         self.name, self.image_size, self.freeze_batchnorm = name, image_size, freeze_batchnorm
         self.backbone: Any = _create_backbone(name, image_size, drop_path)  # timm's models share no type
+        self.pooling = pooling
+        if pooling is not None:
+            _set_pooling(self.backbone, pooling, name)
         self.feature_dim = self._pooled_width()
         self.embedding_dim = embedding_dim or self.feature_dim
         self.projection = nn.Linear(self.feature_dim, embedding_dim) if embedding_dim else nn.Identity()
@@ -145,3 +152,10 @@ def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:
         return timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"timm cannot build {name} at {image_size} pixels: {error}", field="image_size") from error
+
+
+def _set_pooling(backbone: Any, pooling: str, name: str) -> None:
+    try:
+        backbone.reset_classifier(0, pooling)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"{pooling!r} does not work with {name}: {error}", field="pooling") from error

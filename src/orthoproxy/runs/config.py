@@ -126,6 +126,9 @@ class Encoder(Section):
     """Embedding dimension D; null for the backbone's features without a projection."""
     image_size: PositiveInt = 224
     """Side of the square input in pixels."""
+    pooling: str | None = None
+    """How features become one vector: a global_pool of timm, for vision transformers token (the class token), avg or
+    max (of the patch tokens); null for the backbone's own."""
     drop_path: Fraction = 0.0
     """Stochastic depth: probability of dropping a residual branch."""
     freeze: bool = False
@@ -211,6 +214,8 @@ class LearningRates(Section):
     """Linear layer from backbone features to the embedding."""
     proxies: NonNegativeFloat = 1e-2
     """Proxies or class weights of the loss."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor from each backbone layer to the one before it; 1 gives all layers the same rate."""
 
 
 class Optimizer(Section):

@@ -94,7 +94,13 @@ class Experiment:
         loader = make_loader(config, inputs, training["path"].tolist(), labels, sampler, fabric.device)
         lr = config.optimizer.lr
         optimizer = make_optimizer(
-            encoder, objective, lr.backbone, lr.projection, lr.proxies, config.optimizer.weight_decay
+            encoder,
+            objective,
+            lr.backbone,
+            lr.projection,
+            lr.proxies,
+            config.optimizer.weight_decay,
+            lr.layer_decay,
         )
         trained = encoder.projection if config.encoder.freeze else encoder
         return cls(
@@ -260,7 +266,12 @@ def make_encoder(encoder: options.Encoder) -> Encoder:
     """Build the encoder to train, with random weights."""
     with field_prefix("encoder"):
         model = Encoder(
-            encoder.name, encoder.embedding_dim, encoder.image_size, encoder.drop_path, encoder.freeze_batchnorm
+            encoder.name,
+            encoder.embedding_dim,
+            encoder.image_size,
+            encoder.drop_path,
+            encoder.freeze_batchnorm,
+            encoder.pooling,
         )
         if encoder.freeze:
             model.freeze()
@@ -292,7 +303,7 @@ def _warn_about_batchnorm(encoder: Encoder) -> None:
 
 def make_baseline(encoder: Encoder) -> Encoder:
     """Copy the backbone as it is now, without projection: the untrained encoder to compare with."""
-    baseline = Encoder(encoder.name, None, encoder.image_size)
+    baseline = Encoder(encoder.name, None, encoder.image_size, pooling=encoder.pooling)
     baseline.backbone.load_state_dict(encoder.backbone.state_dict())
     return baseline
 

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from orthoproxy.models import Encoder
@@ -18,11 +19,13 @@ def make_optimizer(
     projection_lr: float,
     proxy_lr: float,
     weight_decay: float,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """Return a fused AdamW with the groups ``backbone``, ``projection`` and ``proxies``.
 
     Biases, normalization layers, what timm lists as ``no_weight_decay`` (position embeddings, class tokens) and the
-    parameters of the objective are not decayed. Groups carry their ``name`` and ``peak_lr``.
+    parameters of the objective are not decayed. With `layer_decay` below 1, the learning rate of each backbone layer is
+    that of the next one times `layer_decay`. Groups carry their ``name`` and ``peak_lr``.
 
     Examples
     --------
@@ -30,24 +33,24 @@ def make_optimizer(
     >>> encoder = Encoder("deit_tiny_patch16_224", embedding_dim=16, image_size=32)
     >>> optimizer = make_optimizer(encoder, ProxyAnchorLoss(3, 16), 1e-4, 1e-4, 1e-2, weight_decay=0.01)
     >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
-    [('backbone', 0.01), ('backbone', 0.0), ('projection', 0.01), ('projection', 0.0), ('proxies', 0.0)]
+    [('backbone', 0.0), ('backbone', 0.01), ('projection', 0.0), ('projection', 0.01), ('proxies', 0.0)]
     """
     excluded = encoder.no_weight_decay()
+    if layer_decay < 1:
+        of_backbone = param_groups_layer_decay(encoder.backbone, weight_decay, excluded, layer_decay=layer_decay)
+    else:
+        of_backbone = param_groups_weight_decay(encoder.backbone, weight_decay, no_weight_decay_list=excluded)
     parts = (
-        ("backbone", encoder.backbone, backbone_lr, weight_decay, excluded),
-        ("projection", encoder.projection, projection_lr, weight_decay, set()),
-        ("proxies", objective, proxy_lr, 0.0, set()),
+        ("backbone", of_backbone, backbone_lr),
+        ("projection", param_groups_weight_decay(encoder.projection, weight_decay), projection_lr),
+        ("proxies", param_groups_weight_decay(objective, 0.0), proxy_lr),
     )
     groups = []
-    for name, module, lr, decay, without_decay in parts:
-        trained = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
-        decayed = [p for key, p in trained if decay and p.ndim > 1 and key not in without_decay]
-        others = [p for key, p in trained if not (decay and p.ndim > 1 and key not in without_decay)]
-        groups += [
-            {"name": name, "params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": rate}
-            for parameters, rate in ((decayed, decay), (others, 0.0))
-            if parameters
-        ]
+    for name, of_part, peak_lr in parts:
+        for group in of_part:
+            lr = peak_lr * group.get("lr_scale", 1.0)
+            own = {"params": group["params"], "weight_decay": group["weight_decay"]}
+            groups.append({"name": name, "lr": lr, "peak_lr": lr, **own})
     return torch.optim.AdamW(groups, fused=True)  # fused: no copies, and steps can be skipped on the device
 
 
