@@ -44,7 +44,19 @@ INDEX_AGAIN = "update orthoproxy, or index again"
 
 @dataclass(frozen=True)
 class Hit:
-    """A search result: `id`, absolute `path`, `label`, `group`, and cosine `similarity` to the query."""
+    """A search result of `Catalog.search`.
+
+    Parameters
+    ----------
+    id
+        Primary key of the image.
+    path
+        Absolute path of the image file.
+    label, group
+        Its class and group, empty if unknown.
+    similarity
+        Cosine similarity to the query, from -1 to 1.
+    """
 
     id: str
     path: str

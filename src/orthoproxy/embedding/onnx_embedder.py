@@ -137,7 +137,29 @@ def make_session(path: Path, device: str = "cpu") -> Any:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder | OnnxEmbedder:
-    """Load a model, without proxies, from a run folder, model folder, .onnx file or ``OWNER/NAME`` on the hub."""
+    """Load a trained or an exported model, without proxies.
+
+    Parameters
+    ----------
+    path
+        A run folder, a model folder, an ``.onnx`` file, or ``OWNER/NAME`` on the Hugging Face hub.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    InputError
+        If there is no model, or it is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from orthoproxy.models import Encoder
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(folder)
+    >>> load_model(folder).embedding_dim
+    8
+    """
     if str(path).endswith(".onnx"):
         return OnnxEmbedder(path, device)
     return Embedder.load(path, device, with_proxies=False)

@@ -37,18 +37,30 @@ INT8_LAYERS = ["Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "Max
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported model and the result of its check."""
+    """An exported model and the result of its check.
+
+    Parameters
+    ----------
+    path
+        The ``.onnx`` file.
+    metadata
+        What the file says about the model: dimension, transform, threshold.
+    difference
+        Largest absolute difference between its embeddings and the original's.
+    images
+        Number of images compared.
+    scores
+        Recall@1 on the test images of the exported model and the original (`baseline`); None without test images.
+    matching
+        No-match calibration of the exported model on validation classes; None without.
+    """
 
     path: Path
     metadata: OnnxMetadata
     difference: float
-    """Largest absolute difference between its embeddings and the original's."""
     images: int
-    """Number of images compared."""
     scores: Evaluation | None
-    """Recall@1 on the test images of the exported model and the original (`baseline`); None without test images."""
     matching: NoMatchCalibration | None
-    """No-match calibration of the exported model on validation classes; None without."""
 
 
 def export_onnx(

@@ -228,7 +228,21 @@ class Study(BaseModel):
 
 
 def read_study(path: str | Path) -> Study:
-    """Read a study from its YAML file, and check all but recipes and options; raises `InputError`."""
+    """Read a study from its YAML file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or a key or value is invalid. Recipes and options are checked by ``orthoproxy study``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "margins.yaml"
+    >>> _ = path.write_text("{title: Margins, base: icons.yaml, seeds: 2, baseline: pa, methods: {pa: {}}}")
+    >>> read_study(path).seeds
+    [0, 1]
+    """
     path = Path(path)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))

@@ -169,7 +169,16 @@ def write_results(results: Iterable[TrialResult], path: Path) -> None:
 
 
 def read_results(path: str | Path) -> list[TrialResult]:
-    """Read the results of a study; raise InputError if the file is damaged."""
+    """Read the results of a study from its Parquet file; raises `InputError` if it is missing or damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "empty.parquet"
+    >>> write_results([], path)
+    >>> read_results(path)
+    []
+    """
     path = Path(path)
     try:
         rows = parquet.read_table(path).to_pylist()

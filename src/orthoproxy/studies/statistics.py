@@ -23,7 +23,17 @@ MIN_SEEDS = 8  # fewer say little about other seeds
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two methods with its interval, the p value of the sign-flip test, the difference by seed."""
+    """Difference of two methods on the same seeds and classes; the result of `compare`.
+
+    Parameters
+    ----------
+    estimate
+        Mean difference with its interval over seeds and classes.
+    p
+        P value of the sign-flip test over the classes.
+    by_seed
+        Mean difference of each seed.
+    """
 
     estimate: Estimate
     p: float
