@@ -102,18 +102,6 @@ def test_coding_rate_deficit_is_what_the_log_determinant_lacks(shape: tuple[int,
     assert float(coding_rate_deficit(p, distortion)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_known_values() -> None:
-    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert float(mutual_coherence(opposite)) == 1 and float(koleo(opposite)) == pytest.approx(-np.log(2), rel=1e-6)
-    for count in (3, 6):  # the simplex reaches the Welch bound of coherence
-        bound = (1 / (count - 1)) ** 2
-        simplex = torch.eye(count, dtype=torch.float64) - 1 / count
-        assert float(mutual_coherence(simplex)) == pytest.approx(bound**0.5, rel=1e-12)
-    for normalize in (True, False):  # eigenvalues of P P^T - I: 0.6 and -0.6
-        p = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-        assert float(spectral_isometry(p, normalize)) == pytest.approx(0.6, rel=1e-6)
-
-
 @pytest.mark.parametrize("measure", [spectral_isometry, coding_rate_deficit])
 @pytest.mark.parametrize(("count", "dim"), [(4, 9), (12, 4), (300, 20)])
 def test_only_an_even_spread_costs_nothing(measure: Measure, count: int, dim: int) -> None:
