@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from orthoproxy.diagnosis.label_errors import LeaveOneOut, corrupt_labels, find_suspects, leave_one_out, whiten
+from orthoproxy.diagnosis.label_errors import LeaveOneOut, find_suspects, leave_one_out, whiten
 from orthoproxy.diagnosis.overfitting import match_class_sizes, recall_gap
 from orthoproxy.evaluation import build_retrieval, query_metrics
 
@@ -51,25 +51,6 @@ def test_suspects_are_the_lower_bound_of_the_estimate(values: list[float]) -> No
     assert estimates == pytest.approx([min(1, 5 * x) for x in (late / len(rank), bounds.low, bounds.high)])
     assert len(found.rows) == int(found.share.low * len(rank))
     assert (np.diff(rank[found.rows]) <= 0).all()
-
-
-def test_half_of_the_labels_wrong_is_estimated_as_half() -> None:
-    generator = np.random.default_rng(0)
-    rank = np.concatenate([generator.random(5000), np.zeros(5000)])
-    found = find_suspects(LeaveOneOut(-rank, rank, np.zeros(len(rank), dtype=int)))
-    assert found.share.low < 0.5 < found.share.high
-    assert found.share.value == pytest.approx(0.5, abs=0.03)
-
-
-@given(labeled(), st.floats(0, 1), st.integers(0, 9))
-def test_corruption_changes_the_given_fraction_of_labels(
-    data: tuple[np.ndarray, np.ndarray], fraction: float, seed: int
-) -> None:
-    labels = data[1]
-    changed, rows = corrupt_labels(labels, fraction, seed)
-    assert sorted(rows) == np.flatnonzero(changed != labels).tolist()
-    assert len(rows) == round(fraction * len(labels))
-    assert set(changed) <= set(labels)
 
 
 @given(labeled(), labeled(), st.integers(0, 2**16))

@@ -27,30 +27,24 @@ ADVICE = [
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes and the number of queries whose nearest neighbor is of the other class.
-
-    `rate` is the fraction of both classes' queries, with its Wilson interval.
-    """
+    """Two classes and the number of queries whose nearest neighbor is of the other class."""
 
     first: str
     second: str
     to_second: int
     to_first: int
     queries: int
-    rate: Estimate
+    rate: Estimate  # of both classes' queries, with the Wilson interval
 
 
 @dataclass(frozen=True)
 class Confusions:
-    """Confused pairs, the most frequent first; the fraction of queries lost in them, and wrong in all.
-
-    `examples` has a (query row, neighbor row) for each direction of each pair.
-    """
+    """Confused pairs, the most frequent first."""
 
     pairs: list[Confusion]
-    lost: Estimate
-    wrong: Estimate
-    examples: dict[tuple[str, str], tuple[int, int]]
+    lost: Estimate  # fraction of queries in these pairs
+    wrong: Estimate  # fraction of queries with a wrong nearest neighbor
+    examples: dict[tuple[str, str], tuple[int, int]]  # rows of a query and its neighbor, for each direction of a pair
 
 
 def check_confusions(model: DiagnosisInput) -> Check:
@@ -85,12 +79,7 @@ def check_confusions(model: DiagnosisInput) -> Check:
 
 
 def find_confusions(retrieval: Retrieval, names: list[str]) -> Confusions | None:
-    """Find pairs of classes whose queries have nearest neighbors of the other class, in both directions.
-
-    A pair counts if at least `MIN_EACH_WAY` queries of each class go to the other, and they are significantly more than
-    `MIN_RATE` of both classes' queries. Errors in both directions show that the classes overlap. None if no query has a
-    positive.
-    """
+    """Find pairs of classes whose queries have neighbors of the other class; None if no query has a positive."""
     scored = ~np.isnan(query_metrics(retrieval, [1])["mrr"])
     if not scored.any():
         return None
@@ -103,7 +92,7 @@ def find_confusions(retrieval: Retrieval, names: list[str]) -> Confusions | None
     pairs, confused = [], set()
     for (a, b), to_second in counts.items():
         to_first, total = counts.get((b, a), 0), int(sizes[a] + sizes[b])
-        if a > b or min(to_second, to_first) < MIN_EACH_WAY:
+        if a > b or min(to_second, to_first) < MIN_EACH_WAY:  # both ways, since then the classes overlap
             continue
         interval = binomtest(to_second + to_first, total).proportion_ci(method="wilson")
         if interval.low >= MIN_RATE:
@@ -111,20 +100,17 @@ def find_confusions(retrieval: Retrieval, names: list[str]) -> Confusions | None
             pairs.append(Confusion(names[a], names[b], to_second, to_first, total, rate))
             confused |= {(a, b), (b, a)}
     pairs.sort(key=lambda pair: (-pair.to_first - pair.to_second, pair.first, pair.second))
-    directions = list(zip(own.tolist(), other.tolist(), strict=True))
-    lost = np.array([direction in confused for direction in directions], dtype=float)
-    examples = {
-        (names[a], names[b]): (int(query), int(neighbor))
-        for (a, b), query, neighbor in zip(directions, queries, neighbors, strict=True)
-        if (a, b) in confused
-    }
+    lost, examples = np.zeros(len(queries)), {}
+    for i, (a, b) in enumerate(zip(own, other, strict=True)):
+        if (a, b) in confused:
+            lost[i], examples[names[a], names[b]] = 1, (int(queries[i]), int(neighbors[i]))
     return Confusions(pairs, mean_over_images(lost, own), mean_over_images(wrong.astype(float), own), examples)
 
 
 def _thumbnails(pair: Confusion, found: Confusions, unseen: EmbeddedSplit) -> list[Thumbnail]:
-    paths, thumbnails = unseen.table["path"].tolist(), []
+    paths, thumbnails = unseen.table["path"], []
     for names in ((pair.first, pair.second), (pair.second, pair.first)):
         query, neighbor = found.examples[names]
-        thumbnails.append(Thumbnail(paths[query], names[0], "query", is_query=True))
-        thumbnails.append(Thumbnail(paths[neighbor], names[1], "nearest"))
+        thumbnails.append(Thumbnail(paths.iloc[query], names[0], "query", is_query=True))
+        thumbnails.append(Thumbnail(paths.iloc[neighbor], names[1], "nearest"))
     return thumbnails

@@ -22,16 +22,13 @@ MIN_GAIN = 0.01  # of Recall@1, expected of twice the dimension
 
 @dataclass(frozen=True)
 class SizeScores:
-    """Recall@1 on unseen classes with the first D/4, D/2 and D principal components, and the gain expected of 2 D.
-
-    `participation_ratio` is the effective dimension of the unseen embeddings.
-    """
+    """Recall@1 on unseen classes with the first D/4, D/2 and D principal components, and the gain expected of 2 D."""
 
     sizes: list[int]
     scores: list[Estimate]
     last_gain: Estimate
     next_gain: Estimate
-    participation_ratio: float
+    participation_ratio: float  # effective dimension of the unseen embeddings
 
 
 def check_embedding_size(model: DiagnosisInput) -> Check:
@@ -64,11 +61,7 @@ def check_embedding_size(model: DiagnosisInput) -> Check:
 
 
 def score_sizes(model: DiagnosisInput) -> SizeScores | None:
-    """Score the unseen classes with the leading principal components; None if no query has a positive.
-
-    With the gain g in Recall@1 from D/4 to D/2 and h from D/2 to D, the gain expected from D to 2 D is
-    ``h * min(1, h / g)``: gains shrink by a constant factor and never grow.
-    """
+    """Score the unseen classes with the leading principal components; None if no query has a positive."""
     unseen = model.unseen
     if unseen is None:
         return None
@@ -102,6 +95,7 @@ def participation_ratio(embeddings: Float[np.ndarray, "N D"]) -> float:
 
 
 def _next_gain(scores: Float[np.ndarray, "3 ..."]) -> np.ndarray:
+    """Extrapolate: gains g, h become ``h min(1, h / g)``, as they shrink by a constant factor and never grow."""
     before, last = scores[1] - scores[0], scores[2] - scores[1]
     factor = np.divide(last, before, out=np.ones_like(last), where=before > 0)
     return np.where(last > 0, last * np.minimum(1, factor), 0.0)

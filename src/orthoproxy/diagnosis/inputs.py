@@ -98,9 +98,6 @@ class DiagnosisInput:
 
 
 def mean_over_images(values: Float[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Estimate:
-    """Average over images, NaN left out, with an interval by the class bootstrap."""
-    counted = ~np.isnan(values)
-    if not counted.any():
-        raise ValueError("all values are NaN")
-    _, classes = np.unique(labels[counted], return_inverse=True)
-    return estimate(float(values[counted].mean()), bootstrap_means(values[counted], classes))
+    """Average over images, with an interval by the class bootstrap."""
+    _, classes = np.unique(labels, return_inverse=True)
+    return estimate(float(values.mean()), bootstrap_means(values, classes))

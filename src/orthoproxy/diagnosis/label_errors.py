@@ -41,16 +41,13 @@ ADVICE = [
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Similarity of each image to the classes, its own class represented without the image.
+    """Similarity of each image to the classes, its own class represented without the image."""
 
-    `margin` is the cosine with its own class minus the largest with another; `rank` the fraction of other classes that
-    are more similar than its own, 0 for the best; `most_similar` the most similar other class. NaN, NaN and -1 for the
-    only image of a class.
-    """
-
-    margin: Float[np.ndarray, " N"]
-    rank: Float[np.ndarray, " N"]
-    most_similar: Int[np.ndarray, " N"]
+    margin: Float[
+        np.ndarray, " N"
+    ]  # cosine with the own class minus the largest other; NaN for the only image of a class
+    rank: Float[np.ndarray, " N"]  # fraction of other classes that are more similar than the own; NaN likewise
+    most_similar: Int[np.ndarray, " N"]  # other class; -1 likewise
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,7 @@ class Suspects:
 
 
 def check_labels(model: DiagnosisInput) -> Check:
-    """Check whether at least `MIN_SHARE` of the training labels are significantly likely to be wrong.
-
-    Inconclusive if the self-check shows that label errors cannot be detected in these features, or if more than
-    `MAX_SHARE` of the labels look wrong, which says as much about the features as about the labels.
-    """
+    """Check whether at least `MIN_SHARE` of the training labels are significantly likely to be wrong."""
     images = model.training
     if (np.bincount(images.labels) > 1).sum() < MIN_CLASSES:
         return Check(NAME, reason=f"fewer than {MIN_CLASSES} training classes with two images or more")
@@ -90,7 +83,7 @@ def check_labels(model: DiagnosisInput) -> Check:
     elif found.share.low > MAX_SHARE:
         reason = "the share of suspected labels is high enough that the features may be at fault"
     elif len(found.rows) >= MIN_SUSPECTS and found.share.low >= MIN_SHARE:
-        finding = _find(images, scores, found)
+        finding = _find(images, scores, found, suspects[:MAX_ROWS])
     return Check(NAME, evidence, measured, finding, reason)
 
 
@@ -101,10 +94,7 @@ def whiten(features: Float[np.ndarray, "N F"], whitening: float = WHITENING) -> 
 
 
 def leave_one_out(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " N"]) -> LeaveOneOut:
-    """Compare each image (unit rows) with the mean of each class, leaving the image out of its own class's mean.
-
-    This is a nearest-mean classifier in N-fold cross-validation, at the cost of a single fold.
-    """
+    """Compare each image (unit rows) with the mean of each class: a nearest-mean classifier in N-fold validation."""
     count = int(labels.max()) + 1
     sums = np.zeros((count, features.shape[1]))
     np.add.at(sums, labels, features)
@@ -126,14 +116,10 @@ def leave_one_out(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " 
 
 
 def find_suspects(scores: LeaveOneOut) -> Suspects:
-    """Estimate the fraction of label errors, and list as many images as are significantly wrong.
-
-    With a random label, the own class has any rank among the classes with equal probability; with the right label it
-    nearly always has one of the first. So five times the fraction of images with a rank in the last fifth estimates the
-    fraction of label errors (after Storey, "A direct approach to false discovery rates", JRSS B, 2002). The lower bound
-    of its 95 % interval (Clopper-Pearson) is the number of images listed, those with the smallest margins. Confusion
-    with a *similar* class is not counted.
-    """
+    """Estimate the fraction of label errors, and list as many images as are significantly wrong."""
+    # With a random label, all ranks of the own class are equally probable; with the right one it is nearly always among
+    # the first. So five times the fraction with a rank in the last fifth estimates the errors (after Storey, "A direct
+    # approach to false discovery rates", JRSS B, 2002); as many as its lower bound says, by margin, are listed.
     images, late = int(np.isfinite(scores.rank).sum()), int((scores.rank > LAST_RANKS).sum())
     interval = binomtest(late, max(1, images)).proportion_ci(method="exact")
     bounds = (late / max(1, images), interval.low, interval.high)
@@ -156,11 +142,9 @@ def corrupt_labels(
 def self_check(
     features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " N"], scores: LeaveOneOut
 ) -> dict[str, float]:
-    """Corrupt 5 % of the labels several times, and return precision and recall of finding these.
-
-    Images that look wrong before the corruption do not count as false positives.
-    """
+    """Corrupt 5 % of the labels several times, and return precision and recall of finding these."""
     found = find_suspects(scores)
+    # what looked wrong before the corruption is no false positive
     before = np.argsort(scores.margin, kind="stable")[: round(found.share.value * found.images)]
     corrupted = listed = hits = 0
     for seed in range(TRIALS):
@@ -170,10 +154,8 @@ def self_check(
     return {"precision": hits / max(1, listed), "recall": hits / max(1, corrupted)}
 
 
-def _find(images: EmbeddedSplit, scores: LeaveOneOut, found: Suspects) -> Finding:
-    rows = found.rows.tolist()
-    margins = scores.margin[np.isfinite(scores.margin)]
-    described = [_describe(images, scores, row) for row in rows[:MAX_ROWS]]
+def _find(images: EmbeddedSplit, scores: LeaveOneOut, found: Suspects, listed: list[dict[str, Any]]) -> Finding:
+    rows, margins = found.rows.tolist(), scores.margin[np.isfinite(scores.margin)]
     return Finding(
         "Some training labels are likely wrong",
         found.share,
@@ -186,7 +168,7 @@ def _find(images: EmbeddedSplit, scores: LeaveOneOut, found: Suspects) -> Findin
             figure_to_svg(margin_figure(margins, len(rows)), "margins", "Histogram of the margins"),
         ),
         columns=["Image", "Label", "Most similar class"],
-        rows=[[suspect["path"], suspect["label"], suspect["most_similar"]] for suspect in described],
+        rows=[[suspect["path"], suspect["label"], suspect["most_similar"]] for suspect in listed],
         thumbnails=[_thumbnails(images, scores, row) for row in rows[:MAX_THUMBNAILS]],
         thumbnails_caption="A suspect, a typical image of its labeled class, and one of the most similar class.",
     )

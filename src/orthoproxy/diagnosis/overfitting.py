@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from orthoproxy.diagnosis.figures import bar_figure
 from orthoproxy.diagnosis.findings import Check, Finding
@@ -17,7 +17,7 @@ from orthoproxy.reports.text import percent, points
 
 NAME = "overfitting"
 MIN_GAP = 0.05  # of Recall@1; the whole interval must lie above
-SUBSAMPLES = 3  # random subsets of classes and images that make the two sides equally large
+SUBSAMPLES = 3  # random subsets that make the two sides equally large, as a larger gallery is harder to search
 ADVICE = [
     "Train on more classes, even with few images each.",
     "Use stronger augmentation (smaller random crops, color jitter); for a vision transformer, stochastic depth.",
@@ -27,16 +27,13 @@ ADVICE = [
 
 @dataclass(frozen=True)
 class RecallGap:
-    """Recall@1 on training and on unseen classes, by the model and by the untrained encoder.
-
-    `beyond_baseline` is the model's gap minus the baseline's: the part that training has opened.
-    """
+    """Recall@1 on training and on unseen classes, by the model and by the untrained encoder."""
 
     training: Estimate
-    unseen: Estimate
     baseline_training: Estimate
+    unseen: Estimate
     baseline_unseen: Estimate
-    beyond_baseline: Estimate
+    beyond_baseline: Estimate  # the model's gap minus the baseline's: what training has opened
     classes: int
 
 
@@ -70,45 +67,33 @@ def check_overfitting(model: DiagnosisInput) -> Check:
 def recall_gap(
     training: EmbeddedSplit, unseen: EmbeddedSplit, exclude_group: bool = False, seed: int = 0
 ) -> RecallGap | None:
-    """Measure Recall@1 on both splits with galleries of equal size; None if a split has no query with a positive.
-
-    A larger gallery is harder to search, so both splits are subsampled to equally many classes with equally many
-    images. Every image is query and gallery. The values of `SUBSAMPLES` subsamples are pooled.
-    """
-    splits = {"training": training, "unseen": unseen}
+    """Measure Recall@1 on subsamples of equal size; None if a split has no query with a positive."""
     generator = np.random.default_rng(seed)
-    hits: dict[tuple[str, str], list[np.ndarray]] = {}
-    labels: dict[str, list[np.ndarray]] = {}
+    hits: tuple[list[np.ndarray], ...] = [], []  # of each side, with a row per encoder
+    labels: tuple[list[np.ndarray], ...] = [], []
     for _ in range(SUBSAMPLES):
         subsamples = match_class_sizes(training.labels, unseen.labels, generator)
-        for (side, split), rows in zip(splits.items(), subsamples, strict=True):
+        for side, (split, rows) in enumerate(zip((training, unseen), subsamples, strict=True)):
             table = split.table.iloc[rows].assign(role="both")
-            for encoder, embeddings in (("model", split.embeddings), ("baseline", split.baseline_embeddings)):
-                retrieval = build_retrieval(embeddings[rows], table, exclude_group)
-                hits.setdefault((encoder, side), []).append(query_metrics(retrieval, [1])["recall@1"])
-            labels.setdefault(side, []).append(split.labels[rows])
-    values = {key: np.concatenate(parts) for key, parts in hits.items()}
-    if any(np.isnan(x).all() for x in values.values()):
-        return None
-    point = {key: float(np.nanmean(x)) for key, x in values.items()}
-    drawn = {
-        (encoder, side): _resample(x, np.concatenate(labels[side]), seed=int(side == "unseen"))
-        for (encoder, side), x in values.items()
-    }
-    scores = {key: estimate(point[key], drawn[key]) for key in values}
-    return RecallGap(
-        scores["model", "training"],
-        scores["model", "unseen"],
-        scores["baseline", "training"],
-        scores["baseline", "unseen"],
-        beyond_baseline=estimate(float(_gap_difference(point)), np.asarray(_gap_difference(drawn))),
-        classes=min(len(training.names), len(unseen.names)),
-    )
-
-
-def _gap_difference(x: dict) -> float | np.ndarray:
-    gaps = {encoder: x[encoder, "training"] - x[encoder, "unseen"] for encoder in ("model", "baseline")}
-    return gaps["model"] - gaps["baseline"]
+            encoders = (
+                build_retrieval(x[rows], table, exclude_group) for x in (split.embeddings, split.baseline_embeddings)
+            )
+            hits[side].append(np.stack([query_metrics(retrieval, [1])["recall@1"] for retrieval in encoders]))
+            labels[side].append(split.labels[rows])
+    means, drawn = [], []
+    for side in (0, 1):
+        values = np.concatenate(hits[side], axis=1)
+        scored = ~np.isnan(values[0])
+        if not scored.any():
+            return None
+        _, classes = np.unique(np.concatenate(labels[side])[scored], return_inverse=True)
+        means.append(values[:, scored].mean(axis=1))
+        # the sides are resampled independently, both encoders with the same classes
+        drawn.append(bootstrap_means(values[:, scored], classes, seed=side))
+    scores = [estimate(*pair) for pair in zip(np.concatenate(means), np.concatenate(drawn), strict=True)]
+    gaps, drawn_gaps = means[0] - means[1], drawn[0] - drawn[1]
+    opened = estimate(gaps[0] - gaps[1], drawn_gaps[0] - drawn_gaps[1])
+    return RecallGap(*scores, beyond_baseline=opened, classes=min(len(training.names), len(unseen.names)))
 
 
 def match_class_sizes(
@@ -129,13 +114,6 @@ def match_class_sizes(
             for label, size in zip(classes, sizes, strict=True)
         ]
         yield np.sort(np.concatenate(rows))
-
-
-def _resample(values: Float[np.ndarray, " Q"], labels: Int[np.ndarray, " Q"], seed: int) -> Float[np.ndarray, " W"]:
-    """Bootstrap over classes; the splits are resampled independently, both encoders with the same classes."""
-    counted = ~np.isnan(values)
-    _, classes = np.unique(labels[counted], return_inverse=True)
-    return bootstrap_means(values[counted], classes, seed=seed)
 
 
 def _plot(gap: RecallGap) -> Plot:

@@ -40,11 +40,7 @@ MERGE_ADVICE = "Check whether the closest classes are the same; merge those that
 
 @dataclass(frozen=True)
 class ProxyGeometry:
-    """Geometry of the proxies; `astray` and `astray_close` are fractions of the training images.
-
-    `astray`: the nearest proxy is of another class. `astray_close`: and it is within 60 degrees of the right proxy.
-    `close_classes` counts proxies with another within 60 degrees, among the `compared` ones.
-    """
+    """Geometry of the proxies, and fractions of the training images."""
 
     classes: int
     dim: int
@@ -52,19 +48,15 @@ class ProxyGeometry:
     random_rank: float
     closest: list[Pair]
     compared: int
-    close_classes: int
+    close_classes: int  # of those compared, with another within 60 degrees
     distance: float
     floor: float
-    astray: Estimate
-    astray_close: Estimate
+    astray: Estimate  # nearest to the proxy of another class
+    astray_close: Estimate  # and it is within 60 degrees of the right one
 
 
 def check_proxies(model: DiagnosisInput) -> Check:
-    """Check whether the proxies have collapsed into few directions, or are too close to each other.
-
-    A finding needs at least `MIN_SEVERITY` of the training images nearer to a wrong proxy than to their own, and
-    either an effective rank below half of that of random directions, or wrong proxies within 60 degrees of the right.
-    """
+    """Check whether the proxies have collapsed into few directions, or are too close to each other."""
     proxies = model.proxies
     if proxies is None or len(proxies) < 2:
         return Check(NAME, reason="the loss has no proxies")
@@ -112,6 +104,7 @@ def _random_directions(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "
 
 
 def _find(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"], training: EmbeddedSplit) -> Finding | None:
+    """Return a finding where the geometry does harm: enough training images are nearest to a wrong proxy."""
     collapsed = found.effective_rank < COLLAPSED * found.random_rank
     if collapsed and found.astray.low > 0 and found.astray.value >= MIN_SEVERITY:
         title, severity = "The proxies have collapsed into few directions", found.astray

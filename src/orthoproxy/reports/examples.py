@@ -36,14 +36,11 @@ class Example:
 
 @dataclass(frozen=True)
 class QueryRanks:
-    """Rank of each query's best positive (ties count against it, 0 if it has none), and its margin.
-
-    The margin is the cosine of the best positive minus that of the nearest negative.
-    """
+    """Rank of each query's best positive, and by how much it leads."""
 
     rows: Int[np.ndarray, " Q"]
-    rank: Int[np.ndarray, " Q"]
-    margin: Float[np.ndarray, " Q"]
+    rank: Int[np.ndarray, " Q"]  # ties count against it; 0 without a positive
+    margin: Float[np.ndarray, " Q"]  # cosine of the best positive minus that of the nearest negative
 
 
 def choose_examples(results: RunResults) -> dict[str, Any] | None:

@@ -1,7 +1,4 @@
-"""Geometry of proxies and embeddings: spectrum, effective rank, Welch bound, closest pairs, pair distances.
-
-All functions work on blocks of rows, so that their memory is linear in the number of classes.
-"""
+"""Geometry of proxies and embeddings, in blocks of rows: memory is linear in the number of classes."""
 
 from __future__ import annotations
 
@@ -188,11 +185,7 @@ def structured_order(proxies: Float[np.ndarray, "C D"]) -> Int[np.ndarray, " C"]
 def pair_distances(
     retrieval: Retrieval, pairs: int = 50_000, seed: int = 0
 ) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]:
-    """Return distances ``1 - cosine`` of random (query, gallery) pairs of the same class, and of different classes.
-
-    `pairs` of each kind are drawn with replacement, every query with equal probability. An image paired with itself and
-    pairs within an excluded group are dropped.
-    """
+    """Return distances ``1 - cosine`` of random (query, gallery) pairs of the same class, and of different classes."""
     if not len(retrieval.queries) or not len(retrieval.gallery):
         return np.empty(0), np.empty(0)
     generator = np.random.default_rng(seed)

@@ -83,11 +83,7 @@ def encode_data_uri(image: Image.Image) -> str:
 
 @report_style
 def figure_to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """Convert a figure to inline SVG; `name` is unique on the page, `description` is for screen readers.
-
-    Text stays text and takes the page's font; colors become CSS variables such as ``var(--ink)``, so that the figure
-    follows the page's dark mode.
-    """
+    """Convert a figure to inline SVG; `name` is unique on the page, `description` is for screen readers."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -95,9 +91,9 @@ def figure_to_svg(figure: Figure, name: str, description: str) -> Markup:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)  # ids must be unique on the page
-    text = re.sub(r'\b(font-family|font): [^;"]*;?', _keep_font_size, text)
+    text = re.sub(r'\b(font-family|font): [^;"]*;?', _keep_font_size, text)  # text takes the page's font
     for variable, color in COLORS.items():
-        text = text.replace(color, f"var(--{variable}, {color})")
+        text = text.replace(color, f"var(--{variable}, {color})")  # follows the page's dark mode
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}" class="plot"', 1))
 
 

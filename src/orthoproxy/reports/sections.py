@@ -1,7 +1,4 @@
-"""Sections of a report: training curves, geometry of the proxies, pair distances, matching.
-
-Each `describe_` function returns the values that the template shows, by their names there, or None.
-"""
+"""Sections of a report, as values that its template names: curves, geometry, distances, matching."""
 
 from __future__ import annotations
 
