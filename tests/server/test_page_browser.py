@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +209,3 @@ def test_a_browser_sends_the_token_as_a_password(browser: Any, root: Path, tmp_p
     with running(service, TOKEN) as address, opened(browser, address, http_credentials=credentials) as page:
         page.set_input_files("#image", str(root / "red" / "3.png"))
         assert searched(page)[0] == "red"
-
-
-def test_a_page_of_another_origin_cannot_ask(browser: Any, address: str, tmp_path: Path) -> None:
-    """Another port of this machine, which the browser calls the same site."""
-    (tmp_path / "evil.html").write_text(f"<img src='{address}/images/{'0' * 32}'>")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        page = browser.new_page()
-        with page.expect_event("requestfailed"):
-            page.goto(f"http://127.0.0.1:{other.server_port}/evil.html")
-        post = "address => fetch(address, {method: 'POST', mode: 'no-cors', body: '{}'}).catch(String)"
-        assert "Failed to fetch" in page.evaluate(post, f"{address}/search")
-        page.close()
-        other.shutdown()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from serving import TOKEN
@@ -87,14 +85,9 @@ def test_only_listed_paths_and_http_reach_the_application() -> None:
 
 def test_bodies_are_bounded_with_and_without_a_declared_length() -> None:
     client = client_for()
-
-    def chunks(size: int) -> Iterator[bytes]:
-        yield from [b"x"] * size
-
-    assert client.post("/here", content=b"x" * 10).text == "10"
-    assert client.post("/here", content=chunks(10)).text == "10"
-    assert client.post("/here", content=b"x" * 11).status_code == 413
-    assert client.post("/here", content=chunks(11)).status_code == 413
+    for send in (b"x".__mul__, lambda size: iter([b"x"] * size)):
+        assert client.post("/here", content=send(10)).text == "10"
+        assert client.post("/here", content=send(11)).status_code == 413
     assert client.post("/here", headers={"content-length": "-1"}).status_code == 413
 
 
@@ -106,25 +99,17 @@ def test_every_response_has_the_security_headers() -> None:
         assert "frame-ancestors 'none'" in policy and "http" not in policy
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::", "example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::", "example.org", "127.0.0.1", "[::1]"])
 def test_an_address_that_others_reach_needs_a_token(host: str) -> None:
-    with pytest.raises(InputError) as caught:
-        check_token(host, None)
-    assert caught.value.field == "token"
     check_token(host, TOKEN)
-    assert not is_loopback(host)
+    if is_loopback(host):
+        check_token(host, None)
+    else:
+        with pytest.raises(InputError, match="token"):
+            check_token(host, None)
 
 
 @pytest.mark.parametrize("token", ["", "short", "a token \n of two lines", "ein-Schlüssel-mit-Umlaut"])
 def test_tokens_that_are_weak_or_cannot_be_sent_are_rejected(token: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="token"):
         check_token("127.0.0.1", token)
-    assert caught.value.field == "token"
-    check_token("[::1]", None)
-
-
-def test_errors_tell_status_and_fields_but_no_paths() -> None:
-    error = RequestError("missing", status=503, field="image", path="/secret", expected="a file", hint="wait")
-    response: Any = error.response()
-    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert b"secret" not in response.body and b'"field":"image"' in response.body

@@ -7,13 +7,21 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
 from functools import partial
-from importlib import resources
 from typing import Annotated, Any
 
 import anyio.to_thread
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.security import HTTPBearer
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.limits import RequestError
+from orthoproxy.server.page import PAGE_PATHS, mount_page, template
 from orthoproxy.server.schemas import (
     ID_PATTERN,
     CatalogInfo,
@@ -26,18 +34,6 @@ from orthoproxy.server.schemas import (
 )
 from orthoproxy.server.security import SMALL_BODY, SecurityMiddleware, allowed_hosts
 from orthoproxy.server.service import Service
-
-try:
-    from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, RedirectResponse
-    from fastapi.security import HTTPBearer
-    from pydantic import ValidationError
-    from starlette.datastructures import UploadFile
-    from starlette.exceptions import HTTPException
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-except ImportError as error:
-    raise InputError("fastapi is not installed", hint="pip install 'orthoproxy[search]'") from error
 
 PAGE = "/page"
 PATHS = ["/", "/health", "/catalogs", "/search", "/uploads", "/images/[^/]+", "/openapi.json", r"/favicon\.ico"]
@@ -92,29 +88,24 @@ async def catalogs(request: Request) -> list[CatalogInfo]:
 async def search(request: Request) -> SearchResults:
     """JSON takes exactly one of the three, the image in base64. A form takes the image as a file."""
     service = _service(request)
-    if _media_type(request) == "multipart/form-data":
-        fields, content = await _read_form(request)
+    if _media_type(request) != "application/json":
+        fields, content = await _read_form(request, "application/json or multipart/form-data")
         work = partial(service.search_image, content, SearchOptions.model_validate(fields))
-    elif _media_type(request) == "application/json":
-        asked = SearchRequest.model_validate_json(await _in_time(request, request.body()), strict=True)
-        options = SearchOptions(**asked.model_dump(include=set(SearchOptions.model_fields)))
-        if asked.image is not None:
-            work = partial(service.search_image, asked.image, options)
-        elif asked.id is not None:
-            work = partial(service.search_id, asked.id, options)
-        else:
-            work = partial(service.search_embedding, asked.embedding or [], options)
     else:
-        raise RequestError("wrong content type", status=415, expected="application/json or multipart/form-data")
+        asked = SearchRequest.model_validate_json(await _in_time(request, request.body()), strict=True)
+        if asked.image is not None:
+            work = partial(service.search_image, asked.image, asked)
+        elif asked.id is not None:
+            work = partial(service.search_id, asked.id, asked)
+        else:
+            work = partial(service.search_embedding, asked.embedding or [], asked)
     return await anyio.to_thread.run_sync(work)
 
 
 @router.post("/uploads", summary="Upload an image", dependencies=[Depends(_slot)], openapi_extra=_body({}))
 async def uploads(request: Request) -> Upload:
     """Keep the embedding of an image for a while, for the page to search by it with different options."""
-    if _media_type(request) != "multipart/form-data":
-        raise RequestError("wrong content type", status=415, expected="multipart/form-data")
-    fields, content = await _read_form(request)
+    fields, content = await _read_form(request, "multipart/form-data")
     if fields:
         raise RequestError("unknown field", field=min(fields), expected="image only")
     return Upload(upload=await anyio.to_thread.run_sync(_service(request).keep_upload, content))
@@ -158,8 +149,10 @@ async def _in_time(request: Request, reading: Any) -> Any:
         raise RequestError("the request took too long to arrive", status=408) from None
 
 
-async def _read_form(request: Request) -> tuple[dict[str, Any], bytes]:
+async def _read_form(request: Request, expected: str) -> tuple[dict[str, Any], bytes]:
     """Return a form's fields, and the file in its field ``image``."""
+    if _media_type(request) != "multipart/form-data":
+        raise RequestError("wrong content type", status=415, expected=expected)
     try:
         form = await _in_time(request, request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY))
     except HTTPException as error:
@@ -181,8 +174,7 @@ async def _handle_error(request: Request, error: Exception) -> JSONResponse:
         case ValidationError() | RequestValidationError():
             first = error.errors()[0]
             place = first["loc"][isinstance(error, RequestValidationError) :]  # which begins with "query" or "path"
-            field = ".".join(map(str, place))
-            found = RequestError(first["msg"], field=field or None)
+            found = RequestError(first["msg"], field=".".join(map(str, place)) or None)
         case HTTPException():
             found = RequestError(error.detail, status=error.status_code)
         case _:
@@ -191,11 +183,7 @@ async def _handle_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None, names: Sequence[str] = ()) -> FastAPI:
-    """Make the ASGI application that `orthoproxy serve` runs: the HTTP API, the page, and the checks before both.
-
-    `names` are host names of the server behind a proxy. The application closes the service when it shuts down.
-    """
-    from orthoproxy.server.page import PAGE_PATHS, mount_page
+    """Make the ASGI application of `orthoproxy serve`: the HTTP API, the page, and the checks before both."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -234,8 +222,3 @@ def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False)
     return app
-
-
-def template(name: str) -> str:
-    """Return the text of a file in ``templates/``."""
-    return (resources.files("orthoproxy.server") / "templates" / name).read_text(encoding="utf-8")

@@ -7,27 +7,24 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from importlib import resources
 from typing import Any
 
 import jinja2
+from fastapi import FastAPI
 from pydantic import BaseModel, Field, ValidationError
 
 from orthoproxy.catalog.filters import quote
 from orthoproxy.core.errors import InputError
-from orthoproxy.server.app import template
 from orthoproxy.server.limits import RequestError
 from orthoproxy.server.schemas import ID_PATTERN, MAX_RESULTS, SearchOptions, SearchResults
 from orthoproxy.server.security import SMALL_BODY
 from orthoproxy.server.service import ServedCatalog, Service
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
-try:
-    import gradio as gr
-    from fastapi import FastAPI
-    from gradio import themes
-except ImportError as error:
-    raise InputError("gradio is not installed", hint="pip install 'orthoproxy[search]'") from error
+import gradio as gr
+from gradio import themes
 
 # the routes of Gradio that the page uses; those that read files, take uploads or forward requests are not among them
 NAME = r"[\w-]+(?:\.[\w-]+)*"
@@ -44,10 +41,8 @@ PAGE_PATHS = [
 MAX_LABELS = 2000  # offered in the list
 NONE = "none"
 OFF = ("show_error", "ssr_mode", "enable_monitoring", "run_history", "pwa", "mcp_server")
-FONTS: dict[str, Any] = {  # none is loaded from elsewhere
-    "font": ["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
-    "font_mono": ["monospace"],
-}
+FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]  # none is loaded from elsewhere
+THEME = themes.Base(primary_hue="sky", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=["monospace"])
 
 
 class Query(BaseModel):
@@ -57,6 +52,11 @@ class Query(BaseModel):
     id: str = Field("", pattern=f"{ID_PATTERN}|^$")
     catalog: str = ""
     label: str = ""
+
+
+def template(name: str) -> str:
+    """Return the text of a file in ``templates/``."""
+    return (resources.files("orthoproxy.server") / "templates" / name).read_text(encoding="utf-8")
 
 
 def mount_page(app: FastAPI, service: Service, path: str) -> None:
@@ -71,9 +71,7 @@ def mount_page(app: FastAPI, service: Service, path: str) -> None:
             blocked_paths=["/"],
             max_file_size=SMALL_BODY,  # images go to /uploads
             footer_links=[],
-            theme=themes.Base(
-                primary_hue="sky", neutral_hue="slate", radius_size="lg", font=FONTS, font_mono=["monospace"]
-            ),
+            theme=THEME,
             css=template("page.css"),
             **dict.fromkeys(OFF, False),
         )
@@ -91,13 +89,9 @@ def make_page(service: Service) -> gr.Blocks:
         with gr.Row(elem_id="columns", equal_height=False):
             query, controls = _make_controls(first, list(service.catalogs))
             with gr.Column(scale=1, min_width=320):
-                results = gr.HTML(
-                    _render_samples(first), js_on_load=template("results.js"), apply_default_css=False, elem_id="found"
-                )
+                script = template("results.js")
+                results = gr.HTML(_render_samples(first), js_on_load=script, apply_default_css=False, elem_id="found")
         gr.HTML(template("bottom.html"), elem_id="bottom", apply_default_css=False)
-
-        def search(query: str, *values: Any) -> str:
-            return render_search(service, query, *values)
 
         def search_clicked(event: gr.EventData, *values: Any) -> tuple[str, str]:
             query = json.dumps(event._data)
@@ -107,7 +101,7 @@ def make_page(service: Service) -> gr.Blocks:
         options = [control.change for control in (labels, diverse, catalog, other)]
         changes = [query.submit, k.release, condition.submit, *options]
         how: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
-        gr.on(changes, search, [query, *controls], results, trigger_mode="always_last", **how)
+        gr.on(changes, partial(render_search, service), [query, *controls], results, trigger_mode="always_last", **how)
         results.click(search_clicked, controls, [query, results], **how)
     page.queue(max_size=service.limits.searches, default_concurrency_limit=8, api_open=False)
     return page
@@ -115,13 +109,8 @@ def make_page(service: Service) -> gr.Blocks:
 
 def _make_controls(first: ServedCatalog, names: list[str]) -> tuple[Any, list[Any]]:
     with gr.Column(scale=0, min_width=320, elem_id="ask"):
-        query = gr.HTML(
-            "",
-            html_template=template("query.html"),
-            js_on_load=template("query.js"),
-            apply_default_css=False,
-            elem_id="query",
-        )
+        html, script = template("query.html"), template("query.js")
+        query = gr.HTML("", html_template=html, js_on_load=script, apply_default_css=False, elem_id="query")
         k = gr.Slider(1, MAX_RESULTS, value=12, step=1, label="Number of results")
         labels = gr.Dropdown(
             list(first.labels[:MAX_LABELS]),

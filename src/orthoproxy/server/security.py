@@ -40,13 +40,10 @@ def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
 
 
 class SecurityMiddleware:
-    """ASGI middleware: only requests of the same origin, with the token, to a known path, with a bounded body.
-
-    `paths` are regular expressions of all paths that exist; `body_limits` maps a path to the most bytes of its body.
-    """
+    """ASGI middleware: only requests of the same origin, with the token, to a known path, with a bounded body."""
 
     def __init__(self, app: ASGIApp, token: str | None, paths: Sequence[str], body_limits: Mapping[str, int]) -> None:
-        self.app, self.token, self.body_limits = app, token, body_limits
+        self.app, self.token, self.body_limits = app, token, body_limits  # bytes by path
         self.paths = re.compile("|".join(f"(?:{path})" for path in paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,17 +13,14 @@ from contextlib import ExitStack, suppress
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+import uvicorn
+
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.onnx_embedder import load_model
 from orthoproxy.server.app import make_app
 from orthoproxy.server.limits import Limits
 from orthoproxy.server.service import Service
-
-try:
-    import uvicorn
-except ImportError as error:
-    raise InputError("uvicorn is not installed", hint="pip install 'orthoproxy[search]'") from error
 
 MIN_TOKEN_LENGTH = 16
 

@@ -52,11 +52,7 @@ class ServedCatalog:
 
 
 class Service:
-    """Search in catalogs by name, and read their images; what the HTTP API and the page call.
-
-    The first catalog is the default. Each finds the model that embeds queries among `models` by its identity, or
-    loads the one that it names; a model that did not make the catalog's embeddings is an `InputError`.
-    """
+    """Search in catalogs by name, the first by default, and read their images; the HTTP API and the page call it."""
 
     def __init__(
         self, catalogs: Mapping[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None
@@ -78,15 +74,9 @@ class Service:
             counts.update(page["label"])
         images = counts.total()
         counts.pop("", None)
-        info = CatalogInfo(
-            name=name,
-            images=images,
-            labels=len(counts),
-            dim=catalog.dim,
-            model=catalog.model,
-            takes_images=model is not None,
-        )
         labels = tuple(label for label, _ in counts.most_common())
+        described = {"labels": len(labels), "dim": catalog.dim, "model": catalog.model}
+        info = CatalogInfo(name=name, images=images, **described, takes_images=model is not None)
         return ServedCatalog(info, catalog, model, labels, tuple(catalog.sample_ids(SAMPLES)))
 
     def served(self, name: str | None) -> ServedCatalog:
@@ -105,10 +95,7 @@ class Service:
         return self._search(served, self._embed(content, _require_model(served)), options, started)
 
     def search_id(self, image_id: str, options: SearchOptions = DEFAULTS, source: str | None = None) -> SearchResults:
-        """Search by an image of a catalog, which is left out of the results.
-
-        `source` names the catalog of the image; where the searched one does not have it, its file is embedded.
-        """
+        """Search by an image, which is left out; where only the catalog `source` has it, its file is embedded."""
         started = time.perf_counter()
         served = self.served(options.catalog)
         try:
@@ -189,8 +176,7 @@ class Service:
             conditions.append(f"path != {quote(exclude_path)}")
         unit = (query / np.linalg.norm(query)).astype(np.float32)
         with _catalog_errors():
-            where = " and ".join(conditions) or None
-            hits = served.catalog.search(unit[None], options.k, where, options.diverse)[0]
+            hits = served.catalog.search(unit[None], options.k, " and ".join(conditions), options.diverse)[0]
         threshold = served.model.threshold if served.model else None
         return SearchResults(
             catalog=served.name,

@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import queue
+import resource
 import signal
 import warnings
 from collections.abc import Callable
@@ -22,11 +23,6 @@ from PIL import Image
 from orthoproxy.data import evaluation_transform, to_rgb
 from orthoproxy.data.transforms import Resize
 from orthoproxy.server.limits import Limits, RequestError
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None
 
 MEDIA_TYPES = {kind: f"image/{kind.lower()}" for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF")}
 SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
@@ -94,12 +90,11 @@ def _start_worker(max_pixels: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("ignore")
-    if resource is not None:
-        with suppress(OSError, ValueError, StopIteration):  # where the system has no such limit
-            status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-            used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-            limit = used + max_pixels * BYTES_PER_PIXEL + 500_000_000
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with suppress(OSError):  # where the system has no such limit
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+        limit = used + max_pixels * BYTES_PER_PIXEL + 500_000_000
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 class _Worker:
@@ -115,7 +110,7 @@ class _Worker:
 
     def kill(self) -> None:
         with suppress(BrokenProcessPool, TimeoutError, ProcessLookupError):
-            os.kill(self.pid.result(0), getattr(signal, "SIGKILL", signal.SIGTERM))
+            os.kill(self.pid.result(0), signal.SIGKILL)
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -125,10 +120,8 @@ class DecoderPool:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         # a fork of a process with threads may deadlock; the fork server has none, and has imported everything
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            self._context.set_forkserver_preload([__name__])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for _ in range(limits.decode_workers):
             self._idle.put(_Worker(self._context, limits.pixels))
