@@ -127,10 +127,3 @@ def test_names_in_the_reference_exist(page: Path) -> None:
             getattr(importlib.import_module(module), attribute)
         except (AttributeError, ModuleNotFoundError):
             importlib.import_module(name)  # a module
-
-
-def test_every_page_is_in_the_navigation_once() -> None:
-    nav = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
-    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    tables = "studies/index.md"  # built by make docs, with the tables beside it
-    assert sorted(nav) == sorted({*(page for page in pages if not page.startswith("studies/")), tables})

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,7 @@ class Trap:
         return Path.touch, (self.marker,)
 
 
-def as_torch(content: object, path: Path) -> None:
-    torch.save(content, path)
-
-
-def as_old_torch(content: object, path: Path) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
+as_torch: Callable[[object, Path], None] = torch.save
 
 
 def as_pickle(content: object, path: Path) -> None:
@@ -55,7 +51,7 @@ def as_npz(content: object, path: Path) -> None:
 
 WAYS: dict[str, Callable[[object, Path], None]] = {
     "torch": as_torch,
-    "old torch": as_old_torch,
+    "old torch": partial(torch.save, _use_new_zipfile_serialization=False),
     "pickle": as_pickle,
     "array of objects": as_numpy,
     "archive of arrays": as_npz,
