@@ -11,22 +11,7 @@ from PIL import Image
 
 from orthoproxy.cli.main import main
 
-COLORS = [
-    "red",
-    "green",
-    "blue",
-    "gold",
-    "pink",
-    "navy",
-    "olive",
-    "teal",
-    "plum",
-    "peru",
-    "tan",
-    "lime",
-    "aqua",
-    "gray",
-]
+COLORS = ["red", "green", "blue", "gold", "pink", "navy", "teal", "plum", "peru", "tan", "lime", "aqua", "gray", "snow"]
 RECIPE = """
 data: {test_fraction: 0.3, validation_fraction: 0.2, workers: 0}
 encoder: {name: test_vit, init_from: none, embedding_dim: 8, image_size: 32}
@@ -35,14 +20,18 @@ training: {epochs: 1, precision: 32-true}
 """
 
 
+def draw(root: Path, color: str, count: int) -> None:
+    (root / color).mkdir(parents=True)
+    for shade in range(count):
+        Image.new("RGB", (32 + shade, 32), color).save(root / color / f"{shade}.png")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fourteen colors, four of them for testing, two for validation."""
     root = tmp_path_factory.mktemp("diagnose")
     for color in COLORS:
-        (root / "images" / color).mkdir(parents=True)
-        for shade in range(3):
-            Image.new("RGB", (32 + shade, 32), color).save(root / "images" / color / f"{shade}.png")
+        draw(root / "images", color, 3)
     (root / "recipe.yaml").write_text(RECIPE)
     arguments = ["train", str(root / "images"), "--config", str(root / "recipe.yaml"), "--out", str(root / "run")]
     assert main(arguments) == 0
@@ -72,7 +61,5 @@ def test_missing_runs_and_other_images_are_named(run: Path, tmp_path: Path) -> N
     assert Path(str(input_error(["diagnose", "runs/nowhere"]).path)) == Path("runs/nowhere")
     assert input_error(["diagnose", str(run), "--data.root", "nowhere"]).field == "data.root"
     for color in ("white", "black", "brown", "red", "green"):  # two of which are training classes
-        (tmp_path / color).mkdir()
-        for number in range(2):
-            Image.new("RGB", (32, 32), color).save(tmp_path / color / f"{number}.png")
-    assert main(["diagnose", str(run), "--data.root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+        draw(tmp_path, color, 2)
+    assert input_error(["diagnose", str(run), "--data.root", str(tmp_path)]).field == "data.root"

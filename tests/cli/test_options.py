@@ -78,12 +78,7 @@ def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str
     with pytest.raises(InputError) as error:
         parse(arguments)
     assert error.value.field == field
-
-
-def test_a_similar_option_is_suggested() -> None:
-    with pytest.raises(InputError) as error:
-        parse(["train", "--out", "x", "--training.epoch", "3"])
-    assert error.value.hint is not None and "--training.epochs" in error.value.hint
+    assert field != "--training.epoch" or "--training.epochs" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], ["trian"]])

@@ -59,13 +59,8 @@ def test_filters_groups_and_a_minimum_similarity(catalog: Path, image_folder: Pa
     assert found["results"] == [hit for hit in everything if hit["similarity"] >= 0.5]
     assert main(["search", str(catalog), image, "--where", "path != 'blue/0.png'", "--min-similarity", "1"]) == 0
     assert capsys.readouterr().out == f"{image}: no match\n"
-
-
-def test_the_printed_table(catalog: Path, image_folder: Path, capsys) -> None:
-    image = str(image_folder / "blue" / "0.png")
-    assert main(["search", str(catalog), image, "-k", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == image and lines[1].split() == ["1", "1.000", "blue", "0", image] and len(lines) == 3
+    assert main(["search", str(catalog), image, "-k", "1"]) == 0
+    assert capsys.readouterr().out.split() == [image, "1", "1.000", "blue", "0", image]
 
 
 def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tmp_path: Path, capsys) -> None:
@@ -84,16 +79,12 @@ def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tm
     assert input_error(["index", str(tmp_path / "new"), str(image_folder)]).field == "model"
 
 
-def test_errors_name_the_argument(catalog: Path, image_folder: Path, tmp_path: Path) -> None:
-    Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(tmp_path / "other")
+def test_the_model_may_be_moved_but_not_replaced(catalog: Path, image_folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(catalog.parent / "model", tmp_path / "moved")
     image = str(image_folder / "blue" / "0.png")
+    assert search(capsys, catalog, image, "--model", tmp_path / "moved")[0]["results"][0]["path"] == image
+    Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(tmp_path / "other")
     assert input_error(["search", str(catalog), image, "--model", str(tmp_path / "other")]).field == "model"
     assert Path(str(input_error(["search", str(catalog), "nowhere.png"]).path)) == Path("nowhere.png")
     for options in (["--where", "label = 'x'"], ["--where", ""], ["--model", "nowhere"], ["-k", "99999"]):
         assert main(["search", str(catalog), image, *options]) == 2
-
-
-def test_a_moved_model(catalog: Path, image_folder: Path, tmp_path: Path, capsys) -> None:
-    shutil.copytree(catalog.parent / "model", tmp_path / "moved")
-    image = str(image_folder / "blue" / "0.png")
-    assert search(capsys, catalog, image, "--model", tmp_path / "moved")[0]["results"][0]["path"] == image

@@ -13,12 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from serving import make_catalog, make_images, make_model
+from command_line import input_error
+from serving import TOKEN, make_catalog, make_images, make_model
 
-from orthoproxy.cli.main import main
 from orthoproxy.server.serve import name_catalogs
-
-TOKEN = "a-token-for-the-tests"
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +54,7 @@ def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.Fixture
     for _ in range(20):
         start = time.perf_counter()
         connection.request("GET", "/health")
-        answer = connection.getresponse()
-        assert (answer.status, bool(answer.read())) == (401, True)
+        assert connection.getresponse().read()
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.03  # a small answer does not wait for the client's acknowledgement, 40 ms
     connection.close()
@@ -67,33 +64,24 @@ def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.Fixture
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "field"),
     [
-        (["squares", "--host", "0.0.0.0"], "token: "),
-        (["squares", "--token", "short"], "token: "),
-        (["squares", "--port", "70000"], "port: "),
-        (["squares", "--megapixels", "0"], "megapixels: "),
-        (["squares", "--model", "nowhere"], "nowhere: no model"),
-        (["nowhere"], "nowhere: no catalog"),
-        ([], "CATALOG"),
+        (["squares", "--host", "0.0.0.0"], "token"),
+        (["squares", "--token", "short"], "token"),
+        (["squares", "--port", "70000"], "port"),
+        (["squares", "--port", "TAKEN"], "port"),
+        (["squares", "--megapixels", "0"], "megapixels"),
+        (["squares", "--port", "0", "--model", "nowhere"], None),
+        (["nowhere", "--port", "0"], None),
     ],
 )
-def test_what_it_refuses(
-    folder: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_it_refuses(folder: Path, arguments: list[str], field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("ORTHOPROXY_TOKEN", raising=False)
-    port = [] if "--port" in arguments else ["--port", "0"]
-    assert main(["serve", *arguments, *port]) == 2
-    said = capsys.readouterr().err
-    assert says in said and len(said.splitlines()) <= 2
-
-
-def test_a_port_that_is_taken_is_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert main(["serve", str(folder / "squares"), "--port", str(port)]) == 2
-    assert f"{port}: address already in use" in capsys.readouterr().err
+        port = str(taken.getsockname()[1])
+        error = input_error(["serve", *(port if word == "TAKEN" else word for word in arguments)])
+    assert error.field == field and (field or "nowhere" in str(error))
 
 
 def test_catalogs_are_named_by_the_end_of_their_address() -> None:

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import DATASETS, Parser, config_overrides, json_output
+from orthoproxy.cli.options import DATASETS, Parser, config_overrides, json_output, print_table
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ COLUMNS = {"smallest": "min", "median": "median", "mean": "mean", "largest": "ma
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "action",
         choices=("describe", "verify", "download"),
         help="describe: count and measure images; verify: check for missing, damaged and duplicate images, and against "
         "the published counts; download: get a dataset, into --data.root.",
     )
     parser.add_images(required=True)
-    parser.add_argument("--lists-only", action="store_true", help="Use lists and file names only; open no image.")
+    add("--lists-only", action="store_true", help="Use lists and file names only; open no image.")
     parser.add_json()
     parser.add_workers()
     parser.add_config_options(["data.root", "data.allow_paths_outside_root"], "images")
@@ -74,28 +75,16 @@ def _title(data: Data) -> str:
     return f"{data.name} in {data.csv or data.root}" if data.csv or data.root else data.name
 
 
-def _print_table(title: str | None, columns: list[str], rows: list[list[str]], justify: Any = "right") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for position, name in enumerate(columns):
-        table.add_column(name, justify=justify if position else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
 def _print_description(description: dict[str, Any], data: Data) -> None:
-    parts = description["images_per_class"].items()
     rows = [
         [name, *(f"{x:,}" for x in (*description[name].values(), *(sizes[key] for key in COLUMNS)))]
-        for name, sizes in parts
+        for name, sizes in description["images_per_class"].items()
     ]
-    _print_table(f"{_title(data)}; images per class", ["", "images", "classes", *COLUMNS.values()], rows)
+    columns = ["images", "classes", *COLUMNS.values()]
+    print_table(["", *columns], rows, f"{_title(data)}; images per class", right=columns)
     if sizes := description.get("sizes"):
         rows = [[side, *(f"{x:,}" for x in sizes[side].values())] for side in ("width", "height")]
-        _print_table(None, ["pixels", *sizes["width"]], rows)
+        print_table(["pixels", *sizes["width"]], rows, right=[*sizes["width"]])
         print(f"largest image: {sizes['megapixels']['max']} megapixels")
     if unreadable := description.get("unreadable"):
         print(f"unreadable images: {unreadable['count']:,}")
@@ -104,7 +93,7 @@ def _print_description(description: dict[str, Any], data: Data) -> None:
 
 def _print_checks(checks: list[CopyCheck], data: Data) -> None:
     rows = [["FAILED" if check.status == "failed" else check.status, check.name, check.summary] for check in checks]
-    _print_table(_title(data), ["", "check", "result"], rows, justify="left")
+    print_table(["", "check", "result"], rows, _title(data))
     for check in checks:
         # duplicates within a class matter little, and the table shows counts
         if check.items and not check.name.endswith("within a class") and not check.name.startswith("counts"):

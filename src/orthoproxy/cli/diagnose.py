@@ -10,18 +10,15 @@ from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folders; several are shown side by side.")
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="Folder for diagnosis.html (default: the run; required for several runs)."
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="Run folders; several are shown side by side.")
+    add("--out", metavar="FOLDER", help="Folder for diagnosis.html (default: the run; required for several runs).")
+    add(
         "--split",
         choices=("validation", "test"),
         help="Unseen classes to analyze (default: validation, or test if there are fewer than ten of those).",
     )
-    parser.add_argument(
-        "--max-images", type=at_least(1), default=20_000, metavar="N", help="Training images to use (default: 20000)."
-    )
+    add("--max-images", type=at_least(1), default=20_000, metavar="N", help="Training images to use (default: 20000).")
     parser.add_json()
     parser.add_device()
     parser.add_workers()

@@ -17,14 +17,11 @@ T = TypeVar("T")
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=MODEL_OR_ONNX)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL_OR_ONNX)
     add_collection(parser, required=True)
-    parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="Folder of the Parquet files; resumed if it exists."
-    )
-    parser.add_argument(
-        "--part-size", type=at_least(1), default=10_000, metavar="N", help="Images per file (default: 10000)."
-    )
+    add("--out", required=True, metavar="FOLDER", help="Folder of the Parquet files; resumed if it exists.")
+    add("--part-size", type=at_least(1), default=10_000, metavar="N", help="Images per file (default: 10000).")
     parser.add_json()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import MODEL, READING, Parser, config_overrides, json_output
+from orthoproxy.cli.options import MODEL, READING, Parser, config_overrides, json_output, print_table
 from orthoproxy.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,24 +81,16 @@ def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[s
 
 def print_scores(scores: dict[str, Any]) -> None:
     """Print a table of scores in percent, with their intervals."""
-    from rich.console import Console
-    from rich.table import Table
-
     from orthoproxy.evaluation import Estimate
 
     columns = [name for name in ("model", "baseline", "difference") if scores[name]]
     excluded = ", same group excluded" if scores["exclude_same_group"] else ""
     title = f"{scores['queries']} queries of {scores['classes']} classes{excluded}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("percent [interval]")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for metric in scores["model"]:
-        table.add_row(metric, *(str(Estimate(**scores[name][metric])) for name in columns))
+    rows = [[metric, *(str(Estimate(**scores[name][metric])) for name in columns)] for metric in scores["model"]]
     if plain := scores.get("with_same_group"):
         metric = next(iter(plain["model"]))
-        table.add_row(f"{metric}, same group included", *(str(Estimate(**plain[name][metric])) for name in columns))
-    Console().print(table)
+        rows += [[f"{metric}, same group included", *(str(Estimate(**plain[name][metric])) for name in columns)]]
+    print_table(["percent [interval]", *columns], rows, title, right=columns)
     if without := scores["queries_without_positive"]:
         print(f"note: {without} queries have no other image of their class in the gallery and are left out")
 

@@ -10,18 +10,17 @@ from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="A run folder.")
-    parser.add_argument(
-        "--out", required=True, metavar="FILE.onnx", help="File to write; model/ with the model card goes beside it."
-    )
-    parser.add_argument("--int8", action="store_true", help="8-bit weights: smaller and faster, less accurate.")
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", metavar="RUN", help="A run folder.")
+    add("--out", required=True, metavar="FILE.onnx", help="File to write; model/ with the model card goes beside it.")
+    add("--int8", action="store_true", help="8-bit weights: smaller and faster, less accurate.")
+    add(
         "--false-match-rate",
         type=float,
         metavar="X",
         help="Fraction of queries of unknown classes that may get a match; sets the no-match threshold (default: .01).",
     )
-    parser.add_argument("--license", help="License for the model card, for example apache-2.0.")
+    add("--license", help="License for the model card, for example apache-2.0.")
     parser.add_json()
     parser.add_workers()
     parser.add_moved_images()

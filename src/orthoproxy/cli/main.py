@@ -39,10 +39,7 @@ MULTI_PROCESS = ("train", "embed")  # commands that torchrun may start
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return 0 (done), 1 (failed or different), 2 (invalid input), 130 (Ctrl-C) or 143 (SIGTERM).
-
-    `arguments` are those of the process by default. Unexpected errors are raised.
-    """
+    """Run a command; return 0 (done), 1 (failed or different), 2 (invalid input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -57,15 +54,13 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0 if arguments else 2
+    written: dict[str, str] = {}
     try:
         parser, options = parse(arguments)
-    except InputError as error:
-        _print_error(error)
-        return 2
-    try:
+        written = parser.option_names()
         return _run(arguments[0], options)
     except InputError as error:
-        _print_error(replace(error, field=parser.option_names().get(error.field or "", error.field)))
+        _print_error(replace(error, field=written.get(error.field or "", error.field)))
         return 2
     except (DivergedError, WorkerLost) as error:
         _print_error(error)

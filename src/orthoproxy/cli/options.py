@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import UnionType
@@ -104,6 +104,21 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return convert
 
 
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, right: Collection[str] = ()
+) -> None:
+    """Print a table for people; the columns named in `right` are aligned there."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 @contextmanager
 def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
     """Yield a function that writes the results of `--json`; with -, other output goes to standard error."""
@@ -129,17 +144,14 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
 def config_overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Return the configuration that IMAGES and the options name, by dotted key."""
     values = {key: _value(key, text) for key, text in vars(options).items() if "." in key}
-    return _image_overrides(getattr(options, "images", None)) | values
-
-
-def _image_overrides(images: str | None) -> dict[str, Any]:
+    images = getattr(options, "images", None)
     if images is None:
-        return {}
+        return values
     if images in DATASETS:
-        return {"data.name": images}
+        return {"data.name": images} | values
     if images.endswith(".csv") or Path(images).is_file():
-        return {"data.name": "csv", "data.csv": images}
-    return {"data.name": "folder", "data.root": images}
+        return {"data.name": "csv", "data.csv": images} | values
+    return {"data.name": "folder", "data.root": images} | values
 
 
 def _annotation(key: str) -> Any:

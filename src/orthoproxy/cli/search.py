@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("catalog", metavar="CATALOG", help=CATALOG)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files to search with.")
-    parser.add_argument("-k", type=at_least(1), default=10, help="Results per image (default: 10).")
-    parser.add_argument(
-        "--where", metavar="FILTER", help="A filter on label, group and path, such as 'label != \"x\"'."
-    )
-    parser.add_argument("--diverse", action="store_true", help="At most one result per group (per label if no group).")
-    parser.add_argument(
+    add = parser.add_argument
+    add("catalog", metavar="CATALOG", help=CATALOG)
+    add("images", nargs="+", metavar="IMAGE", help="Image files to search with.")
+    add("-k", type=at_least(1), default=10, help="Results per image (default: 10).")
+    add("--where", metavar="FILTER", help="A filter on label, group and path, such as 'label != \"x\"'.")
+    add("--diverse", action="store_true", help="At most one result per group (per label if no group).")
+    add(
         "--min-similarity",
         type=_similarity,
         metavar="X",
         help="Drop less similar results; auto: the model's threshold.",
     )
-    parser.add_argument("--model", help="Where the catalog's model is now, if it was moved.")
+    add("--model", help="Where the catalog's model is now, if it was moved.")
     parser.add_json()
     parser.add_device()
 

@@ -10,18 +10,14 @@ from orthoproxy.core.errors import os_errors_as_input_errors
 
 
 def add_options(parser: Parser) -> None:
+    add = parser.add_argument
     parser.usage = "%(prog)s [IMAGES] [--config RECIPE ...] --out RUN [--resume] [options]"
     parser.add_images()
-    parser.add_argument("--out", required=True, metavar="RUN", help="The run folder to write.")
-    parser.add_argument("--resume", action="store_true", help="Continue from the last checkpoint, if there is one.")
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        metavar="RECIPE",
-        help="A YAML recipe; later ones and options override it.",
-    )
-    parser.add_argument("--print-config", action="store_true", help="Print the resulting configuration and exit.")
+    add("--out", required=True, metavar="RUN", help="The run folder to write.")
+    add("--resume", action="store_true", help="Continue from the last checkpoint, if there is one.")
+    text = "A YAML recipe; later ones and options override it."
+    add("--config", action="append", default=[], metavar="RECIPE", help=text)
+    add("--print-config", action="store_true", help="Print the resulting configuration and exit.")
     parser.add_json()
     parser.add_config_options()
 
