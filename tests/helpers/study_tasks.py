@@ -41,7 +41,7 @@ def evaluate(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult)
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)
