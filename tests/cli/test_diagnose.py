@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from command_line import input_error
+from command_line import input_error, json_of
 from PIL import Image
 
 from orthoproxy.cli.main import main
@@ -38,28 +37,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def test_page_and_json(run: Path, capsys, tmp_path: Path) -> None:
-    assert main(["diagnose", str(run), "--json", str(tmp_path / "new" / "x.json"), "--workers", "0"]) == 0
-    assert str(run / "diagnosis.html") in capsys.readouterr().out
+def test_page_and_json(run: Path) -> None:
+    (result,) = json_of(["diagnose", run, "--workers", 0])["runs"]
     assert (run / "diagnosis.html").read_text(encoding="utf-8").lstrip().startswith("<!DOCTYPE html>")
-    (result,) = json.loads((tmp_path / "new" / "x.json").read_text(encoding="utf-8"))["runs"]
     assert result["unseen"] == {"split": "test", "classes": 4}  # too few validation classes
     assert len(result["checks"]) == 5
 
 
 def test_several_runs_and_a_split(run: Path, tmp_path: Path) -> None:
-    arguments = ["diagnose", str(run), str(run), "--workers", "0", "--max-images", "7"]
+    arguments = ["diagnose", run, run, "--workers", 0, "--max-images", 7]
     assert input_error(arguments).field == "out"
-    more = ["--out", str(tmp_path / "both"), "--split", "validation", "--json", str(tmp_path / "x.json")]
-    assert main([*arguments, *more]) == 0
+    results = json_of([*arguments, "--out", tmp_path / "both", "--split", "validation"])["runs"]
     assert (tmp_path / "both" / "diagnosis.html").is_file()
-    results = json.loads((tmp_path / "x.json").read_text())["runs"]
     assert [result["unseen"] for result in results] == [{"split": "validation", "classes": 2}] * 2
 
 
 def test_missing_runs_and_other_images_are_named(run: Path, tmp_path: Path) -> None:
     assert Path(str(input_error(["diagnose", "runs/nowhere"]).path)) == Path("runs/nowhere")
-    assert input_error(["diagnose", str(run), "--data.root", "nowhere"]).field == "data.root"
+    assert input_error(["diagnose", run, "--data.root", "nowhere"]).field == "data.root"
     for color in ("white", "black", "brown", "red", "green"):  # two of which are training classes
         draw(tmp_path, color, 2)
-    assert input_error(["diagnose", str(run), "--data.root", str(tmp_path)]).field == "data.root"
+    assert input_error(["diagnose", run, "--data.root", tmp_path]).field == "data.root"

@@ -1,15 +1,18 @@
-"""Files of a small run, and the error of a command."""
+"""Files of a small run, and the results or the error of a command."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
 
-from orthoproxy.cli.main import parse
+from orthoproxy.cli.main import main, parse
 from orthoproxy.core.errors import InputError
 
 RECIPE = """
@@ -47,8 +50,16 @@ def train_arguments(files: Files, out: Path, *more: object) -> list[str]:
     return ["train", str(files.training), "--config", str(files.recipe), "--out", str(out), *map(str, more)]
 
 
-def input_error(arguments: list[str]) -> InputError:
+def json_of(arguments: Sequence[object], code: int = 0) -> Any:
+    """Run a command that must end with an exit code; return the results that it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.json"
+        assert main([*map(str, arguments), "--json", str(out)]) == code
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def input_error(arguments: Sequence[object]) -> InputError:
     """Run a command and return the error that `main` would print."""
     with pytest.raises(InputError) as caught:
-        importlib.import_module(f"orthoproxy.cli.{arguments[0]}").run(parse(arguments)[1])
+        importlib.import_module(f"orthoproxy.cli.{arguments[0]}").run(parse([*map(str, arguments)])[1])
     return caught.value
