@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import input_error
+from command_line import input_error, json_of
 from PIL import Image
 from stand_ins import (
     write_cars_by_class,
@@ -21,7 +20,6 @@ from stand_ins import (
     write_sop,
 )
 
-from orthoproxy.cli.main import main
 from orthoproxy.data.audit import verify
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -40,10 +38,8 @@ SMALL: dict[str, tuple[str, str, Callable[[Path], None]]] = {
 }
 
 
-def run(action: str, images: object, out: Path, *more: object) -> tuple[int, dict[str, Any]]:
-    """Return the exit code and the JSON."""
-    code = main(["data", action, str(images), "--workers", "0", "--json", str(out), *map(str, more)])
-    return code, json.loads(out.read_text(encoding="utf-8"))
+def run(action: str, images: object, *more: object, code: int = 0) -> dict[str, Any]:
+    return json_of(["data", action, images, "--workers", 0, *more], code)
 
 
 def checks_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -58,9 +54,9 @@ def draw_all(root: Path) -> None:
             Image.fromarray(pixels).save(path, format="JPEG")
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, name: str, root: Path, out: Path) -> None:
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, root: Path) -> None:
     """Take the counts of a small copy for the published ones."""
-    described = run("describe", name, out, "--data.root", root, "--lists-only")[1]
+    described = run("describe", name, "--data.root", root, "--lists-only")
     counts = {part: (described[part]["images"], described[part]["classes"]) for part in verify.PUBLISHED[name]}
     monkeypatch.setitem(verify.PUBLISHED, name, counts)
 
@@ -69,7 +65,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, name: str, root: Path, out: Path) -
 def cub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_cub(root := tmp_path / "cub", (200, 200), range(1, 201))
     draw_all(root)
-    publish(monkeypatch, "cub", root, tmp_path / "out.json")
+    publish(monkeypatch, "cub", root)
     return root
 
 
@@ -80,11 +76,12 @@ def birds(root: Path, number: int) -> list[Path]:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "cub")) for name in WRITERS])
 def test_published_counts_from_the_lists_alone(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / "data")
-    code, verified = run("verify", name, tmp_path / "out.json", "--data.root", tmp_path / "data", "--lists-only")
+    complete = name == "cars"  # the others are lists without files here
+    where = ("--data.root", tmp_path / "data", "--lists-only")
+    verified = run("verify", name, *where, code=0 if complete else 2)
     statuses = {check["name"]: check["status"] for check in verified["checks"]}
     assert all(statuses[f"counts, {part}"] == "ok" for part in verify.PUBLISHED[name])
-    complete = name == "cars"  # the others are lists without files here
-    assert (statuses["missing files"], code) == (("ok", 0) if complete else ("failed", 2))
+    assert statuses["missing files"] == ("ok" if complete else "failed")
     assert verified["passed"] == complete and not verified["opened"]
 
 
@@ -95,12 +92,12 @@ def test_complete_copies_pass_and_missing_and_unlisted_files_are_found(
     name, folder, write = SMALL[layout]
     write(root := tmp_path / "data")
     draw_all(root)
-    publish(monkeypatch, name, root, tmp_path / "out.json")
-    code, verified = run("verify", name, tmp_path / "out.json", "--data.root", root)
-    assert code == 0 and verified["passed"] and verified["opened"]
+    publish(monkeypatch, name, root)
+    verified = run("verify", name, "--data.root", root)
+    assert verified["passed"] and verified["opened"]
     assert {check["status"] for check in verified["checks"]} == {"ok"} and len(verified["checks"]) >= 11
-    code, described = run("describe", name, tmp_path / "out.json", "--data.root", root)
-    assert code == 0 and described["unreadable"] == {"count": 0, "images": []}
+    described = run("describe", name, "--data.root", root)
+    assert described["unreadable"] == {"count": 0, "images": []}
     assert described["sizes"]["width"] == {"min": 40, "median": 40.0, "max": 40}
     missing, kept = sorted(path for path in (root / folder).rglob("*.[jJ]*") if not path.name.startswith("."))[:2]
     missing.unlink()
@@ -108,18 +105,17 @@ def test_complete_copies_pass_and_missing_and_unlisted_files_are_found(
         shutil.copy(kept, extra)
     (root / "segmentations").mkdir()
     shutil.copy(kept, root / "segmentations" / "1.png")  # another part of the dataset
-    code, verified = run("verify", name, tmp_path / "out.json", "--data.root", root, "--lists-only")
+    verified = run("verify", name, "--data.root", root, "--lists-only", code=2)
     checks = checks_of(verified)
-    assert code == 2 and not verified["passed"] and checks["missing files"]["items"] == [str(missing)]
+    assert not verified["passed"] and checks["missing files"]["items"] == [str(missing)]
     assert checks["unlisted images"]["items"] == [str(kept.with_name("extra.png"))]
     assert checks["unlisted images"]["status"] == "note"
 
 
 def test_wrong_counts_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sop(root := tmp_path / "data", (24, 24), (12, 12))
-    code, verified = run("verify", "sop", tmp_path / "out.json", "--data.root", root, "--lists-only")
-    check = checks_of(verified)["counts, test"]
-    assert code == 2 and check["status"] == "failed" and "FAILED" in capsys.readouterr().out
+    check = checks_of(run("verify", "sop", "--data.root", root, "--lists-only", code=2))["counts, test"]
+    assert check["status"] == "failed" and "FAILED" in capsys.readouterr().out
     assert check["items"][0]["found"] == {"images": 24, "classes": 12}
 
 
@@ -128,14 +124,12 @@ def test_damaged_images_fail_and_ten_are_printed(cub: Path, tmp_path: Path, caps
     for path in damaged:
         path.write_bytes(b"")
     damaged[0].write_bytes((content := birds(cub, 100)[0].read_bytes())[: len(content) * 2 // 3])
-    code, verified = run("verify", "cub", tmp_path / "out.json", "--data.root", cub)
-    check = checks_of(verified)["unreadable images"]
-    assert code == 2 and check["status"] == "failed" and all(item["reason"] for item in check["items"])
+    check = checks_of(run("verify", "cub", "--data.root", cub, code=2))["unreadable images"]
+    assert check["status"] == "failed" and all(item["reason"] for item in check["items"])
     assert sorted(item["path"] for item in check["items"]) == sorted(map(str, damaged))
     printed = capsys.readouterr().out
     assert printed.count("/Bird") == 10 and "and 4 more" in printed
-    code, described = run("describe", "cub", tmp_path / "out.json", "--data.root", cub)
-    assert code == 0 and described["unreadable"] == {"count": 14, "images": check["items"]}
+    assert run("describe", "cub", "--data.root", cub)["unreadable"] == {"count": 14, "images": check["items"]}
 
 
 def test_exact_and_near_duplicates_by_distance(cub: Path, tmp_path: Path) -> None:
@@ -149,8 +143,8 @@ def test_exact_and_near_duplicates_by_distance(cub: Path, tmp_path: Path) -> Non
     three.save(birds(cub, 3)[0])
     shutil.copy(birds(cub, 3)[0], birds(cub, 3)[1])
     three.resize((200, 150)).save(birds(cub, 4)[0], quality=80)
-    code, verified = run("verify", "cub", tmp_path / "out.json", "--data.root", cub)
-    assert code == 0 and verified["passed"]  # the published datasets have duplicates too
+    verified = run("verify", "cub", "--data.root", cub)
+    assert verified["passed"]  # the published datasets have duplicates too
     found = {
         name: [{Path(image["path"]) for image in group} for group in check["items"]]
         for name, check in checks_of(verified).items()
@@ -171,14 +165,12 @@ def test_own_folder_and_csv_file(image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(image_folder, root)
     shutil.copy(root / "red" / "0.png", root / "loose.png")
     shutil.copy(root / "red" / "1.png", root / "green" / "copy.png")
-    code, described = run("describe", root, tmp_path / "out.json")
-    assert code == 0 and described["all"] == {"images": 13, "classes": 3}
-    code, verified = run("verify", root, tmp_path / "out.json")
-    assert code == 0 and checks_of(verified)["unlisted images"]["items"] == [str(root / "loose.png")]
-    assert checks_of(verified)["exact duplicates across classes"]["count"] == 1
+    assert run("describe", root)["all"] == {"images": 13, "classes": 3}
+    checks = checks_of(run("verify", root))
+    assert checks["unlisted images"]["items"] == [str(root / "loose.png")]
+    assert checks["exact duplicates across classes"]["count"] == 1
     (tmp_path / "list.csv").write_text("path,label,split\nimages/red/0.png,red,train\nimages/red/1.png,red,train\n")
-    code, described = run("describe", tmp_path / "list.csv", tmp_path / "out.json")
-    assert code == 0 and described["train"] == {"images": 2, "classes": 1}
+    assert run("describe", tmp_path / "list.csv")["train"] == {"images": 2, "classes": 1}
 
 
 @pytest.mark.parametrize(

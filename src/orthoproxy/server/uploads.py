@@ -90,7 +90,7 @@ def _start_worker(max_pixels: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("ignore")
-    with suppress(OSError):  # where the system has no such limit
+    with suppress(OSError, ValueError):  # where the system has no such limit, or a lower one
         status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
         limit = used + max_pixels * BYTES_PER_PIXEL + 500_000_000
