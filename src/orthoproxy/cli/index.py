@@ -39,21 +39,24 @@ def run(options: Any) -> None:
         raise InputError("missing", field="images", expected="the images to keep, as --prune is given")
     with json_output(options.json) as write, os_errors_as_input_errors(options.catalog, "run the command again"):
         results = _index(options) if options.images else {}
-        write(results | _maintain(options))
+        write(results | (_maintain(options) if options.delete or options.info else {}))
 
 
 def _index(options: Any) -> dict[str, Any]:
     from orthoproxy.catalog import index
     from orthoproxy.catalog.catalog import Catalog
     from orthoproxy.core.progress import duration
+    from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.embedding.parquet_store import META
+    from orthoproxy.runs.device import choose_device
 
     def print_progress(done: int, total: int) -> None:
         print(f"indexed {done}/{total}", flush=True)  # this many are safely written
 
     start = time.monotonic()
     embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
-    model = _load(options.model, options) if options.model else None
+    device = choose_device(options.device)
+    model = load_model(options.model, device) if options.model else None
     images = read_images(options) if embeddings is None else None
     exists = Catalog.exists(options.catalog)
     with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
@@ -62,7 +65,7 @@ def _index(options: Any) -> dict[str, Any]:
         if model is not None:
             index.require_model(catalog, model.identity, "model")
         if images is not None:
-            model = model or _load(catalog.model_path, options)
+            model = model or load_model(catalog.model_path, device)
             changes = index.index_images(catalog, images, model, options.batch_size, options.workers, print_progress)
         else:
             changes = index.index_embeddings(catalog, Path(options.images), print_progress)
@@ -108,20 +111,12 @@ def _maintain(options: Any) -> dict[str, Any]:
     from orthoproxy.catalog.index import delete_paths
 
     results: dict[str, Any] = {}
-    if options.delete or options.info:
-        with Catalog.open(options.catalog) as catalog:
-            if options.delete:
-                results["deleted"] = delete_paths(catalog, options.delete)
-                print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
-            if options.info:
-                results["info"] = catalog.info()
-                for name, value in results["info"].items():
-                    print(f"{name.replace('_', ' ')}: {value}")
+    with Catalog.open(options.catalog) as catalog:
+        if options.delete:
+            results["deleted"] = delete_paths(catalog, options.delete)
+            print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
+        if options.info:
+            results["info"] = catalog.info()
+            for name, value in results["info"].items():
+                print(f"{name.replace('_', ' ')}: {value}")
     return results
-
-
-def _load(place: str, options: Any) -> Embedder | OnnxEmbedder:
-    from orthoproxy.embedding.onnx_embedder import load_model
-    from orthoproxy.runs.device import choose_device
-
-    return load_model(place, choose_device(options.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from orthoproxy.diagnosis.confusions import check_confusions
 from orthoproxy.diagnosis.embedding_size import check_embedding_size
@@ -12,7 +13,7 @@ from orthoproxy.diagnosis.inputs import DiagnosisInput
 from orthoproxy.diagnosis.label_errors import check_labels
 from orthoproxy.diagnosis.overfitting import check_overfitting
 from orthoproxy.diagnosis.proxy_collapse import check_proxies
-from orthoproxy.reports.html import load_template, thumbnail_cache
+from orthoproxy.reports.html import load_template, thumbnail_uri
 
 CHECKS: tuple[Callable[[DiagnosisInput], Check], ...] = (
     check_overfitting,
@@ -68,7 +69,7 @@ def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
     """Render one diagnosis, or several side by side, as self-contained HTML."""
     names = [check.name for check in diagnoses[0].checks]
     page = load_template("diagnosis.html.j2")
-    return page.render(diagnoses=diagnoses, names=names, thumbnail=thumbnail_cache())
+    return page.render(diagnoses=diagnoses, names=names, thumbnail=cache(thumbnail_uri))
 
 
 def _join_evidence(check: Check) -> str:

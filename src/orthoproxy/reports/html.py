@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -48,15 +46,10 @@ def _keep_scores_on_one_line(text: str) -> str:
     return re.sub(r"(?<=\d) (?=%)|(?<=\d,) (?=\S+\])", "\N{NO-BREAK SPACE}", text)
 
 
-def thumbnail_cache() -> Callable[[str], str | None]:
-    """Return a function from an image path to its thumbnail as a data URI, or None; it reads each file once."""
-
-    @cache
-    def load(path: str) -> str | None:
-        image = load_thumbnail(path)
-        return None if image is None else encode_data_uri(image)
-
-    return load
+def thumbnail_uri(path: str) -> str | None:
+    """Return the thumbnail of an image as a data URI; None if the file is missing or unreadable."""
+    image = load_thumbnail(path)
+    return None if image is None else encode_data_uri(image)
 
 
 def load_thumbnail(path: str | Path, side: int = 128) -> Image.Image | None:

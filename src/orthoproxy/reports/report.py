@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from orthoproxy.reports.examples import choose_examples
-from orthoproxy.reports.html import load_template, thumbnail_cache
+from orthoproxy.reports.html import load_template, thumbnail_uri
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.sections import describe_distances, describe_matching, describe_proxies, plot_training
 from orthoproxy.reports.text import DEFINITIONS, run_facts, score_rows, summarize
@@ -23,7 +25,7 @@ def render_report(results: RunResults) -> str:
         proxies=describe_proxies(results.proxies, results.classes),
         distances=describe_distances(results),
         matching=describe_matching(results.matching),
-        thumbnail=thumbnail_cache(),
+        thumbnail=cache(thumbnail_uri),
         paths=results.table["path"].tolist(),
         label=results.table["label"].tolist(),
         group=results.table["group"].tolist(),
