@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from orthoproxy.evaluation import Estimate, estimate
 
@@ -101,7 +101,7 @@ def crossed_bootstrap(
 
 
 @lru_cache(maxsize=4 * SAMPLES // CHUNK)  # all methods of a study are averaged over the same samples
-def _resample(n: int, samples: int, seed: int) -> Int[np.ndarray, "W n"]:
+def _resample(n: int, samples: int, seed: int) -> Integer[np.ndarray, "W n"]:
     """Count how often each of n units occurs in each bootstrap sample."""
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
     return counts.astype(np.min_scalar_type(n))
