@@ -89,6 +89,26 @@ def tiny_encoder(_tiny_encoder: Encoder) -> Encoder:
 
 
 @pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of five images, each class in shades of a color of its own; to be read only."""
+    from small_runs import make_photos  # not above: it imports the command line
+
+    root = tmp_path_factory.mktemp("photos") / "photos"
+    make_photos(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for these images that trains in seconds."""
+    from small_runs import RECIPE
+
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of four images, each class in shades of a color of its own; 40 x 32 pixels."""
     root = tmp_path_factory.mktemp("images")

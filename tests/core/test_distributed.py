@@ -107,6 +107,7 @@ def test_an_error_in_one_process_is_raised_in_all_with_its_data(rank: int) -> No
     for error in (own, remote.error):
         assert isinstance(error, InputError) and str(error) == str(ERRORS["input"])
         assert (error.field, error.path, error.hint) == ("root", "a.png", "look")
+    assert in_processes(2, fail_from, 2, "input") == [None, None]
 
 
 @pytest.mark.parametrize(("name", "expected"), [("memory", MemoryError), ("odd", RuntimeError)])
@@ -114,10 +115,6 @@ def test_other_errors_keep_their_type_where_pickle_can(name: str, expected: type
     remote, _ = in_processes(2, fail_from, 1, name)
     assert isinstance(remote, RemoteProcessError) and type(remote.error) is expected
     assert str(ERRORS[name]) in str(remote.error)
-
-
-def test_no_error_none_raised() -> None:
-    assert in_processes(2, fail_from, 2, "input") == [None, None]
 
 
 def is_loss(errors: list[Exception]) -> list[bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fault_injection import kill_at
-from small_runs import Started, difference, message, training
+from small_runs import Run, message
 from torch import nn
 
 from orthoproxy.cli.main import main
@@ -49,36 +48,20 @@ def test_no_flipped_bit_gets_into_the_weights(tmp_path: Path) -> None:
     assert detected > 100
 
 
-@pytest.fixture(scope="module")
-def killed(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended in its third epoch, with two checkpoints."""
-    out = tmp_path_factory.mktemp("killed") / "run"
-    Started(training(recipe, photos, out), out.with_name("errors"), partial(kill_at, "step:11")).end()
-    assert {"last.ckpt", "previous.ckpt"} <= {path.name for path in (out / "checkpoints").iterdir()}
-    return out
-
-
-def damage(run: Path, name: str) -> bytes:
-    path = run / "checkpoints" / name
-    flip_bit(path, path.stat().st_size // 2)
-    return path.read_bytes()
-
-
-def test_a_run_goes_on_from_the_checkpoint_before(
-    killed: Path, recipe: Path, photos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_goes_on_from_the_checkpoint_before_but_not_if_both_are_damaged(
+    run: Run, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = Path(shutil.copytree(killed, tmp_path / "run"))
-    damaged = damage(out, "last.ckpt")
-    assert main(training(recipe, photos, out, "--resume")) == 0 and not difference(out, whole)
-    assert "last.ckpt" in capsys.readouterr().err
-    assert (out / "checkpoints" / "damaged.ckpt").read_bytes() == damaged
-
-
-def test_a_run_with_two_damaged_checkpoints_does_not_go_on(
-    killed: Path, recipe: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = Path(shutil.copytree(killed, tmp_path / "run"))
-    content = [damage(out, "last.ckpt"), damage(out, "previous.ckpt")]
-    assert main(training(recipe, photos, out, "--resume")) == 2
+    run.start(partial(kill_at, "step:11")).end()  # in its third epoch, with two checkpoints
+    last, previous = (run.out / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    sound = previous.read_bytes()
+    flip_bit(last, last.stat().st_size // 2)
+    flip_bit(previous, previous.stat().st_size // 2)
+    content = last.read_bytes(), previous.read_bytes()
+    assert main(run.words("--resume")) == 2
     assert "best.ckpt" in message(capsys.readouterr().err)  # what can be done
-    assert [(out / "checkpoints" / name).read_bytes() for name in ("last.ckpt", "previous.ckpt")] == content
+    assert (last.read_bytes(), previous.read_bytes()) == content
+
+    previous.write_bytes(sound)
+    assert run.resumes_to(whole)
+    assert "last.ckpt" in capsys.readouterr().err
+    assert (run.out / "checkpoints" / "damaged.ckpt").read_bytes() == content[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_injection import kill_at
-from small_runs import STEPS_PER_EPOCH, Started, difference, disk, message, mount, training
+from small_runs import STEPS_PER_EPOCH, Run, difference, disk, message, mount
 
 from orthoproxy.cli.main import main
 
@@ -40,36 +40,32 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def _interrupted(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended after its first epoch."""
-    out = tmp_path_factory.mktemp("interrupted") / "run"
-    moment = f"step:{STEPS_PER_EPOCH + 1}"
-    Started(training(recipe, photos, out), out.with_name("errors"), partial(kill_at, moment)).end()
-    return out
+    run = Run(recipe, photos, tmp_path_factory.mktemp("interrupted"))
+    run.start(partial(kill_at, f"step:{STEPS_PER_EPOCH + 1}")).end()
+    return run.out
 
 
 @pytest.fixture
-def interrupted(_interrupted: Path, small_disk: Path) -> Path:
-    return Path(shutil.copytree(_interrupted, small_disk / "run"))
+def interrupted(_interrupted: Path, recipe: Path, photos: Path, small_disk: Path) -> Run:
+    """A run that ended after its first epoch."""
+    run = Run(recipe, photos, small_disk)
+    shutil.copytree(_interrupted, run.out)
+    return run
 
 
 @pytest.mark.parametrize("free_pages", [0, 300])  # before anything is written, or in the middle of a checkpoint
 def test_a_disk_full_while_training(
-    free_pages: int,
-    interrupted: Path,
-    recipe: Path,
-    photos: Path,
-    whole: Path,
-    small_disk: Path,
-    capsys: pytest.CaptureFixture[str],
+    free_pages: int, interrupted: Run, whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, before = training(recipe, photos, interrupted, "--resume"), contents(interrupted / "checkpoints")
+    checkpoints = interrupted.out / "checkpoints"
+    before = contents(checkpoints)
     with full(small_disk, free_pages):
-        assert main(words) == 2
-        after = contents(interrupted / "checkpoints")
+        assert main(interrupted.words("--resume")) == 2
+        after = contents(checkpoints)
     assert {name: after[name] for name in before} == before and after.keys() <= {*before, "previous.ckpt"}
     error = message(capsys.readouterr().err)
-    assert str(interrupted) in error and "no space left on device" in error and "--resume" in error
-    assert main(words) == 0 and not difference(interrupted, whole)
+    assert str(interrupted.out) in error and "no space left on device" in error and "--resume" in error
+    assert interrupted.resumes_to(whole)
 
 
 def test_a_disk_full_while_a_report_is_written(
@@ -107,17 +103,15 @@ def test_a_disk_full_while_images_are_embedded(
     assert not list((small_disk / "out").rglob("*.tmp"))
 
 
-def test_a_read_only_disk(
-    interrupted: Path, recipe: Path, photos: Path, whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = contents(interrupted)
+def test_a_read_only_disk(interrupted: Run, whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(interrupted.out)
     assert mount("-o", "remount,ro", small_disk)
     try:
-        for out, more in [(interrupted, ["--resume"]), (small_disk / "new", [])]:
-            assert main(training(recipe, photos, out, *more)) == 2
+        for words in (interrupted.words("--resume"), interrupted.words("--out", small_disk / "new")):
+            assert main(words) == 2
             error = message(capsys.readouterr().err)
             assert str(small_disk) in error and "read-only file system" in error
-        assert contents(interrupted) == before
+        assert contents(interrupted.out) == before
     finally:
         assert mount("-o", "remount,rw", small_disk)
-    assert main(training(recipe, photos, interrupted, "--resume")) == 0 and not difference(interrupted, whole)
+    assert interrupted.resumes_to(whole)

@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 from fault_injection import on_event
 from PIL import Image
-from small_runs import STEPS_PER_EPOCH, Started, difference, message, saved_step, training, training_images
+from small_runs import STEPS_PER_EPOCH, Run, message, saved_step, training_images
 
-from orthoproxy.cli.main import main
-from orthoproxy.data import scan_images
 from orthoproxy.data.loading import TIMEOUT_VARIABLE
 
 
@@ -44,61 +42,48 @@ def replace_by_pipe(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [delete, truncate, pytest.param(replace_by_pipe, marks=pytest.mark.slow)])
 def test_an_image_damaged_while_training_is_named_and_nothing_is_lost(
-    damage: Callable[[Path], None], recipe: Path, own_photos: Path, photos: Path, whole: Path, tmp_path: Path, hurry
+    damage: Callable[[Path], None], run_of_own: Run, photos: Path, whole: Path, hurry
 ) -> None:
-    out, first = tmp_path / "run", STEPS_PER_EPOCH + 1
-    damaged = [own_photos / path.relative_to(photos) for path in training_images(whole)][::4]
+    run, first = run_of_own, STEPS_PER_EPOCH + 1
+    damaged = [run.photos / path.relative_to(photos) for path in training_images(whole)][::4]
 
     def damage_some() -> None:  # of a batch, so that the run cannot get to the end of the epoch
         for path in damaged:
             damage(path)
 
-    job = Started(
-        training(recipe, own_photos, out), tmp_path / "errors", partial(on_event, f"step:{first}", damage_some)
-    )
-    code, error = job.end()
-    saved = saved_step(out)
+    code, error = run.start(partial(on_event, f"step:{first}", damage_some)).end()
+    saved = saved_step(run.out)
     assert code == 2 and sum(str(path) in message(error) for path in damaged) == 1, error
     assert first <= saved <= first + 4 and f"after step {saved}" in error  # not the end of the epoch before
     for path in damaged:
         path.unlink(missing_ok=True)
-        shutil.copy2(photos / path.relative_to(own_photos), path)
-    assert main(training(recipe, own_photos, out, "--resume")) == 0 and not difference(out, whole)
+        shutil.copy2(photos / path.relative_to(run.photos), path)
+    assert run.resumes_to(whole)
 
 
-def test_an_image_replaced_while_training_is_reported(
-    recipe: Path, own_photos: Path, photos: Path, whole: Path, tmp_path: Path
-) -> None:
-    replaced = own_photos / training_images(whole)[0].relative_to(photos)
+def test_an_image_replaced_while_training_is_reported(run_of_own: Run, photos: Path, whole: Path) -> None:
+    replaced, other = run_of_own.photos / training_images(whole)[0].relative_to(photos), run_of_own.folder / "other.png"
 
     def replace() -> None:
-        Image.new("RGB", (50, 50)).save(tmp_path / "other.png")
-        (tmp_path / "other.png").replace(replaced)
+        Image.new("RGB", (50, 50)).save(other)
+        other.replace(replaced)
 
-    job = Started(
-        training(recipe, own_photos, tmp_path / "run"), tmp_path / "errors", partial(on_event, "step:2", replace)
-    )
-    code, error = job.end()
+    code, error = run_of_own.start(partial(on_event, "step:2", replace)).end()
     assert code == 0 and str(replaced) in error, error
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("step", [1, pytest.param(STEPS_PER_EPOCH + 2, marks=pytest.mark.slow)])
-def test_a_killed_worker_costs_no_step(
-    step: int, recipe: Path, photos: Path, whole: Path, tmp_path: Path, hurry
-) -> None:
-    out = tmp_path / "run"
-
+def test_a_killed_worker_costs_no_step(step: int, run: Run, whole: Path, hurry) -> None:
     def kill_worker() -> None:
         (worker,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         os.kill(int(worker), signal.SIGKILL)
 
-    job = Started(training(recipe, photos, out), tmp_path / "errors", partial(on_event, f"step:{step}", kill_worker))
-    code, error = job.end()
-    saved = saved_step(out)
+    code, error = run.start(partial(on_event, f"step:{step}", kill_worker)).end()
+    saved = saved_step(run.out)
     assert code == 1 and "SIGKILL" in message(error) and "fewer workers" in error, error
     assert saved >= step and f"after step {saved}" in error
-    assert main(training(recipe, photos, out, "--resume")) == 0 and not difference(out, whole)
+    assert run.resumes_to(whole)
 
 
 def loop_in_c(path: str) -> None:
@@ -122,9 +107,9 @@ def crash(path: str) -> None:
     [crash, *(pytest.param(decode, marks=pytest.mark.slow) for decode in (loop_in_c, loop_in_python))],
 )
 def test_a_decoder_that_does_not_return_is_ended_and_the_image_named(
-    decode: Callable[[str], None], recipe: Path, own_photos: Path, photos: Path, whole: Path, tmp_path: Path, hurry
+    decode: Callable[[str], None], run_of_own: Run, photos: Path, whole: Path, hurry
 ) -> None:
-    hostile, opened = own_photos / training_images(whole)[3].relative_to(photos), Image.open
+    hostile, opened = run_of_own.photos / training_images(whole)[3].relative_to(photos), Image.open
 
     def first() -> None:
         main_process = os.getpid()
@@ -136,15 +121,5 @@ def test_a_decoder_that_does_not_return_is_ended_and_the_image_named(
 
         Image.open = open_or_not
 
-    code, error = Started(training(recipe, own_photos, tmp_path / "run"), tmp_path / "errors", first).end()
+    code, error = run_of_own.start(first).end()
     assert code == 2 and str(hostile) in message(error), error
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_pipe_counts_as_unreadable(workers: int, tmp_path: Path) -> None:
-    for name in ("a", "c"):
-        Image.new("RGB", (20, 10)).save(tmp_path / f"{name}.png")
-    os.mkfifo(tmp_path / "b.png")
-    found = scan_images([str(tmp_path / f"{name}.png") for name in "abc"], workers)
-    assert found["width"].tolist() == [20, 0, 20]
-    assert [bool(error) for error in found["error"]] == [False, True, False]

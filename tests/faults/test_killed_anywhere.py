@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from fault_injection import kill_at
-from small_runs import Started, difference, training
+from small_runs import Run
 
-from orthoproxy.cli.main import main
 from orthoproxy.runs.run_folder import RunFolder
 
 VALIDATION = "step:10, inference:1"
@@ -35,25 +34,22 @@ SUCCESSIVE = [
 ]  # fmt: skip
 
 
-def assert_same(out: Path, whole: Path) -> None:
-    steps = RunFolder(out).records()["step"].tolist()
-    assert steps == sorted(steps) and not difference(out, whole)
+def assert_same_after_resuming(run: Run, whole: Path) -> None:
+    assert run.resumes_to(whole) and not (run.out / ".lock").exists()
+    steps = RunFolder(run.out).records()["step"].tolist()
+    assert steps == sorted(steps)
 
 
 @pytest.mark.parametrize("moment", [*MOMENTS, *(pytest.param(moment, marks=pytest.mark.slow) for moment in MORE)])
-def test_killed_and_resumed(moment: str, recipe: Path, photos: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    code, error = Started(training(recipe, photos, out), tmp_path / "errors", partial(kill_at, moment)).end()
-    assert code == 128 + signal.SIGKILL, error
-    assert main(training(recipe, photos, out, "--resume")) == 0
-    assert_same(out, whole)
+def test_killed_and_resumed(moment: str, run: Run, whole: Path) -> None:
+    code, error = run.start(partial(kill_at, moment)).end()
+    assert code == 128 + signal.SIGKILL and (run.out / ".lock").exists(), error
+    assert_same_after_resuming(run, whole)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(recipe: Path, photos: Path, whole: Path, tmp_path: Path) -> None:
-    words = training(recipe, photos, tmp_path / "run", "--resume")
+def test_killed_again_and_again(run: Run, whole: Path) -> None:
     for moment in SUCCESSIVE:
-        code, error = Started(words, tmp_path / "errors", partial(kill_at, moment)).end()
+        code, error = run.start(partial(kill_at, moment), "--resume").end()
         assert code == 128 + signal.SIGKILL, f"{moment}\n{error}"
-    assert main(words) == 0
-    assert_same(tmp_path / "run", whole)
+    assert_same_after_resuming(run, whole)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import RECIPE, make_photos
 from torch.utils.data import DataLoader
-from training_job import Job
+from training_job import make_job
 
 import orthoproxy
 from orthoproxy.data import TrainingFeatures, make_table
@@ -60,7 +60,7 @@ def waiting_is_an_error():
     "options", [{}, {"grad_clip_norm": 1.0, "grad_clip_value": 1.0, "gradient_accumulation_steps": 2}]
 )
 def test_fit_waits_for_the_gpu_only_to_log(tmp_path, tiny_encoder, image_folder, waiting_is_an_error, options, data):
-    job = Job(tmp_path, tiny_encoder, image_folder, batch_size=1, precision="bf16-mixed", device="cuda")
+    job = make_job(tmp_path, tiny_encoder, image_folder, batch_size=1, precision="bf16-mixed", device="cuda")
     dataset, collate = job.loader.dataset, None
     if data == "features":
         dataset = TrainingFeatures(torch.randn(len(dataset), tiny_encoder.feature_dim), dataset.labels)
@@ -84,7 +84,7 @@ def test_fit_waits_for_the_gpu_only_to_log(tmp_path, tiny_encoder, image_folder,
 
 
 def test_a_step_that_is_not_finite_is_skipped_on_the_gpu(tmp_path, tiny_encoder, image_folder):
-    job = Job(tmp_path, tiny_encoder, image_folder, device="cuda")
+    job = make_job(tmp_path, tiny_encoder, image_folder, device="cuda")
     features = torch.randn(len(job.loader.dataset), tiny_encoder.feature_dim)
     features[5] = torch.nan
     dataset = TrainingFeatures(features, job.loader.dataset.labels)

@@ -7,17 +7,20 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from orthoproxy.cli.main import main
 from orthoproxy.data import select_split
+from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.run_folder import RunFolder
 
@@ -41,6 +44,12 @@ def make_photos(root: Path) -> None:
             pixels = color + generator.integers(-40, 40, size=(36, 40, 3))
             image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             image.save(root / f"class {number}" / f"{copy}.png")
+
+
+def make_config(root: Path, overrides: Mapping[str, object] = {}) -> Config:
+    """The recipe for the images in a folder, read without workers."""
+    values = yaml.safe_load(RECIPE) | {"data.root": str(root), "data.workers": 0}
+    return Config().with_overrides(values | overrides)
 
 
 def training(recipe: Path, root: Path, out: Path, *more: object) -> list[str]:
@@ -83,6 +92,29 @@ def _work(arguments: list[str], errors: Path, first: Callable[[], Any]) -> None:
         traceback.print_exc()
         code = 1
     sys.exit(code)
+
+
+@dataclass
+class Run:
+    """A run to which something happens, in a folder of its own."""
+
+    recipe: Path
+    photos: Path
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "run"
+
+    def words(self, *more: object) -> list[str]:
+        return training(self.recipe, self.photos, self.out, *more)
+
+    def start(self, first: Callable[[], Any], *more: object) -> Started:
+        return Started(self.words(*more), self.folder / "errors", first)
+
+    def resumes_to(self, whole: Path) -> bool:
+        """Resume; return whether it comes to the same bits as a run that nothing happened to."""
+        return main(self.words("--resume")) == 0 and not difference(self.out, whole)
 
 
 def message(error: str) -> str:

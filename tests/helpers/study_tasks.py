@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from synthetic_study import make_result
+from synthetic_study import WEIGHT, make_result
 
 from orthoproxy.runs.study_trials import StudyPaths, configure_trial, recorded_options
 from orthoproxy.studies.plan import Study, Trial
 from orthoproxy.studies.results import SplitScores, TrialResult, write_trial
 from orthoproxy.training import Interrupted
 from orthoproxy.training.signals import stop_on_signal
-
-WEIGHT = "loss.proxy_regularizer.weight"
 
 
 def make_scores(trial: Trial) -> SplitScores:

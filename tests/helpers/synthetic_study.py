@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from orthoproxy.studies.plan import Method, Study, Trial
 from orthoproxy.studies.results import SplitScores, TrialResult
@@ -13,6 +14,24 @@ from orthoproxy.studies.results import SplitScores, TrialResult
 ROOT = Path(__file__).parents[2]
 WEIGHT, SCALING = "loss.proxy_regularizer.weight", "loss.proxy_regularizer.scaling"
 WEIGHTS = [0.03, 0.1, 0.3, 1, 3]
+
+
+GIVEN = {
+    "title": "Does it help?",
+    "base": "base.yaml",
+    "seeds": [0, 1, 2],
+    "tuning_seeds": [0, 1],
+    "metric": "recall@1",
+    "baseline": "off",
+    "compare": ["on"],
+    "methods": {"off": {"set": {WEIGHT: 0}}, "on": {"choose": {WEIGHT: [0.1, 1, 9]}}},
+}
+
+
+def write_study(folder: Path, **changes: Any) -> Path:
+    path = folder / "s.yaml"
+    path.write_text(yaml.safe_dump(GIVEN | changes))
+    return path
 
 
 def make_study(seeds: int = 8, **changes: Any) -> Study:

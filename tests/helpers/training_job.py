@@ -1,4 +1,4 @@
-"""A training job on the three classes of `image_folder`, for tests of the loop."""
+"""Training jobs for tests of the loop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ from orthoproxy.training import Checkpoints, FitOptions, TrainingState, fit, mak
 
 
 class Job:
-    """Everything that `fit` takes, on the three classes of `image_folder`; it is its own log."""
+    """Everything that `fit` takes; it is its own log."""
 
-    def __init__(self, folder, encoder, images, batch_size=4, precision="32-true", device="cpu"):
-        torch.manual_seed(0)
-        table = folder_table(images)
-        labels = table["label"].astype("category").cat.codes.astype(int).tolist()
-        self.fabric = Fabric(accelerator=device, devices=1, precision=precision)
-        self.encoder = copy.deepcopy(encoder).to(self.fabric.device)
-        self.objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality(), weight=0.1).to(self.fabric.device)
-        self.optimizer = make_optimizer(self.encoder, self.objective, 1e-3, 1e-3, 1e-2, 1e-4)
-        self.sampler = BatchSampler(labels, batch_size)
-        dataset = TrainingImages(table["path"].tolist(), labels, training_transform(32))
-        self.loader = DataLoader(dataset, batch_sampler=self.sampler, generator=torch.Generator())
-        self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer, self.fabric.device)
+    def __init__(self, folder, fabric, encoder, objective, rates, dataset, sampler):
+        self.fabric = fabric
+        self.encoder = copy.deepcopy(encoder).to(fabric.device)
+        self.objective = objective.to(fabric.device)
+        self.optimizer = make_optimizer(self.encoder, self.objective, *rates, 1e-4)
+        self.sampler = sampler
+        self.loader = DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator())
+        self.checkpoints = Checkpoints(folder, self.encoder, self.objective, self.optimizer, fabric.device)
         self.options = FitOptions(epochs=1)
         self.records = []
 
@@ -44,3 +40,14 @@ class Job:
     def parameters(self):
         parts = (self.encoder, self.objective)
         return {name: p.detach().clone() for part in parts for name, p in part.named_parameters()}
+
+
+def make_job(folder, encoder, images, batch_size=4, precision="32-true", device="cpu"):
+    """A job on the three classes of `image_folder`."""
+    torch.manual_seed(0)
+    table = folder_table(images)
+    labels = table["label"].astype("category").cat.codes.astype(int).tolist()
+    fabric = Fabric(accelerator=device, devices=1, precision=precision)
+    objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality(), weight=0.1)
+    dataset = TrainingImages(table["path"].tolist(), labels, training_transform(32))
+    return Job(folder, fabric, encoder, objective, (1e-3, 1e-3, 1e-2), dataset, BatchSampler(labels, batch_size))

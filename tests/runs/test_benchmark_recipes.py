@@ -102,13 +102,6 @@ def test_the_command_of_a_recipe_trains(recipe: Path, arguments: list[str], fold
     assert model.proxies.shape == (len(model.classes), config.encoder.embedding_dim)
 
 
-@pytest.mark.parametrize("name", ["cub", "cars", "sop", "inshop"])
-def test_a_benchmark_has_commands_for_both_published_widths_and_for_soft_orthogonality(name: str) -> None:
-    plain, wide, orthogonal = (configuration(x, {}) for x in commands(RECIPES[0].with_name(f"{name}.yaml")))
-    assert (plain.encoder.embedding_dim, wide.encoder.embedding_dim) == (128, 384)
-    assert orthogonal.loss.proxy_regularizer.weight > plain.loss.proxy_regularizer.weight == 0
-
-
 @pytest.mark.slow
 def test_a_deit_trains_at_the_size_of_the_recipe(folder: Path, deit_file: Path) -> None:
     write_sop(folder, (8, 4), (4, 2), range(1, 7))

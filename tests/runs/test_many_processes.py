@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from fault_injection import kill_at
 from many import in_processes
-from PIL import Image
+from small_runs import make_config
 
 import orthoproxy
-from orthoproxy.core.distributed import RemoteProcessError
+from orthoproxy.core.distributed import RemoteProcessError, is_main
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import select_split
 from orthoproxy.runs.config import Config
@@ -28,39 +29,14 @@ from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.recipes import write_config
 from orthoproxy.runs.run_folder import RunFolder
 
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """Ten classes of five images, of a color of the class's own."""
-    root = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for number in range(10):
-        (root / f"class {number}").mkdir()
-        color = generator.integers(60, 256, size=3)
-        for copy in range(5):
-            pixels = color + generator.integers(0, 80, size=(32, 32, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"class {number}" / f"{copy}.png")
-    return root
-
-
 # of what the weights have moved: in single precision AdamW moves those that have hardly a gradient by its rounding
 ALIKE = 0.05
 
 
-def make_config(photos: Path, sharded: bool = False, epochs: int = 2) -> Config:
-    return Config().with_overrides(
-        {
-            "data": {"name": "folder", "root": str(photos), "test_fraction": 0.4, "validation_fraction": 0.34},
-            "data.workers": 0,
-            "data.resize": 32,
-            "sampler.batch_size": 6,
-            "encoder": {"name": "test_vit", "init_from": "none", "embedding_dim": 8, "image_size": 32},
-            "loss": {"proxy_regularizer": {"weight": 0.1}, "shard_proxies": sharded},
-            "optimizer.warmup_epochs": 0,
-            "training": {"epochs": epochs, "log_every_n_steps": 1, "precision": "32-true"},
-            "evaluation": {"recall_at": [1, 2], "bootstrap_samples": 50},
-        }
-    )
+def config_for(photos: Path, sharded: bool = False, epochs: int = 2) -> Config:
+    loss = {"proxy_regularizer": {"weight": 0.1}, "shard_proxies": sharded}
+    rates = {"optimizer.warmup_epochs": 0, "training.epochs": epochs}
+    return make_config(photos, {"sampler.batch_size": 6, "loss": loss, **rates})
 
 
 def train(config: Config, folder: Path, resume: bool = False) -> dict[str, Any]:
@@ -77,7 +53,7 @@ def train(config: Config, folder: Path, resume: bool = False) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def one(photos, tmp_path_factory) -> dict[str, Any]:
-    return in_processes(1, train, make_config(photos), tmp_path_factory.mktemp("one") / "run")[0]
+    return in_processes(1, train, config_for(photos), tmp_path_factory.mktemp("one") / "run")[0]
 
 
 def distance(model: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
@@ -92,7 +68,7 @@ def scores(of: dict[str, Any], name: str = "model") -> dict[str, float]:
 
 @pytest.mark.parametrize(("count", "sharded"), [(2, False), (2, True), (3, True)])
 def test_a_run_is_that_of_one_process_and_one_process_writes_it(photos, tmp_path, one, count, sharded, capfd) -> None:
-    several = in_processes(count, train, make_config(photos, sharded), tmp_path / "run")
+    several = in_processes(count, train, config_for(photos, sharded), tmp_path / "run")
     for seen in several:
         assert seen["scores"] == several[0]["scores"]
         assert scores(seen, "baseline") == scores(one, "baseline")
@@ -109,21 +85,11 @@ def test_a_run_is_that_of_one_process_and_one_process_writes_it(photos, tmp_path
     assert parts == [f"last-step-{x}.proxies-{n}-of-{count}.ckpt" for x in (3, 6) for n in range(count) if sharded]
 
 
-class DyingRun(RunFolder):
-    """A run folder whose main process dies after the record of step 8."""
-
-    def log(self, record: dict[str, Any]) -> None:
-        super().log(record)
-        if record["step"] == 8:
-            os._exit(0)
-
-
 def train_and_die(config: Config, folder: Path) -> None:
-    orthoproxy.runs.train.RunFolder = DyingRun  # in a process of its own
-    try:
+    if is_main():
+        kill_at("step:8")
+    with suppress(RuntimeError):  # the main process is gone
         orthoproxy.train(config, folder)
-    except RuntimeError:  # the main process is gone
-        os._exit(0)
 
 
 KEEP_LAST = {"checkpoint_selection.split": "none"}
@@ -131,7 +97,7 @@ KEEP_LAST = {"checkpoint_selection.split": "none"}
 
 @pytest.fixture(scope="module")
 def one_to_the_last(photos, tmp_path_factory) -> dict[str, Any]:
-    config = make_config(photos).with_overrides(KEEP_LAST)
+    config = config_for(photos).with_overrides(KEEP_LAST)
     return in_processes(1, train, config, tmp_path_factory.mktemp("one") / "run")[0]
 
 
@@ -139,9 +105,8 @@ def one_to_the_last(photos, tmp_path_factory) -> dict[str, Any]:
 def test_a_sharded_run_goes_on_with_another_number_of_processes(
     photos, tmp_path, one_to_the_last, before, after
 ) -> None:
-    config = make_config(photos, sharded=True).with_overrides(KEEP_LAST)
-    with pytest.raises(FileNotFoundError):  # nothing is returned
-        in_processes(before, train_and_die, config, tmp_path / "run")
+    config = config_for(photos, sharded=True).with_overrides(KEEP_LAST)
+    in_processes(before, train_and_die, config, tmp_path / "run", killed=(0,))
     resumed = in_processes(after, train, config, tmp_path / "run", True)
     for seen in resumed:
         assert distance(seen["moved"], one_to_the_last["moved"]) < ALIKE
@@ -154,7 +119,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(
 def damage(photos: Path, folder: Path) -> Path:
     """A copy of the photos with one broken file, of the class that sorts last among those trained on."""
     shutil.copytree(photos, folder)
-    config = make_config(folder)
+    config = config_for(folder)
     broken = Path(select_split(split_table(config), "train")["path"].iloc[-1])
     broken.write_bytes(b"not an image")
     return broken
@@ -162,10 +127,10 @@ def damage(photos: Path, folder: Path) -> Path:
 
 def test_an_input_error_in_one_process_ends_all(photos, tmp_path) -> None:
     broken = damage(photos, tmp_path / "photos")
-    errors = [seen["error"] for seen in in_processes(2, train, make_config(tmp_path / "photos"), tmp_path / "run")]
+    errors = [seen["error"] for seen in in_processes(2, train, config_for(tmp_path / "photos"), tmp_path / "run")]
     assert sorted(isinstance(error, InputError) for error in errors) == [False, True]
     assert all(str(broken) in str(error) for error in errors)
-    config = make_config(photos).with_overrides({"encoder.embedding_dim": 4096})  # an error of all
+    config = config_for(photos).with_overrides({"encoder.embedding_dim": 4096})  # an error of all
     errors = [seen["error"] for seen in in_processes(2, train, config, tmp_path / "run")]
     assert [type(error) for error in errors] == [InputError, RemoteProcessError]
     assert errors[0].field == "encoder.embedding_dim"
@@ -173,7 +138,7 @@ def test_an_input_error_in_one_process_ends_all(photos, tmp_path) -> None:
 
 def test_unreadable_images_are_found_by_all_processes_and_left_out(photos, tmp_path) -> None:
     broken = damage(photos, tmp_path / "photos")
-    config = make_config(tmp_path / "photos", epochs=1).with_overrides({"data.on_unreadable_image": "skip"})
+    config = config_for(tmp_path / "photos", epochs=1).with_overrides({"data.on_unreadable_image": "skip"})
     in_processes(2, train, config, tmp_path / "run")
     listed = RunFolder(tmp_path / "run").unreadable
     assert listed is not None and listed["path"].tolist() == [str(broken)]
@@ -181,16 +146,9 @@ def test_unreadable_images_are_found_by_all_processes_and_left_out(photos, tmp_p
 
 def test_a_finished_run_is_returned_by_all_processes(photos, tmp_path) -> None:
     """No process returns before all have met, whatever it sees of the folder."""
-    first = in_processes(1, train, make_config(photos, epochs=1), tmp_path / "run")[0]
-    again = in_processes(2, train, make_config(photos, epochs=1), tmp_path / "run", True)
+    first = in_processes(1, train, config_for(photos, epochs=1), tmp_path / "run")[0]
+    again = in_processes(2, train, config_for(photos, epochs=1), tmp_path / "run", True)
     assert [seen["scores"] for seen in again] == [first["scores"]] * 2
-
-
-def test_a_loss_that_cannot_be_sharded_is_an_error(photos, tmp_path) -> None:
-    config = make_config(photos, sharded=True).with_overrides({"loss.name": "NormalizedSoftmaxLoss"})
-    with pytest.raises(InputError) as caught:
-        orthoproxy.train(config, tmp_path / "run")
-    assert caught.value.field == "loss.shard_proxies"
 
 
 class Job:
@@ -233,7 +191,7 @@ class Job:
 
 @pytest.fixture
 def recipe(photos, tmp_path) -> Path:
-    config = make_config(photos, sharded=True, epochs=60).with_overrides(KEEP_LAST)
+    config = config_for(photos, sharded=True, epochs=60).with_overrides(KEEP_LAST)
     write_config(config, tmp_path / "recipe.yaml")
     return tmp_path / "recipe.yaml"
 

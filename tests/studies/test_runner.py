@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from study_tasks import WEIGHT, die, evaluate, train, wait_for
-from synthetic_study import make_failure
+from study_tasks import die, evaluate, train, wait_for
+from synthetic_study import GIVEN, WEIGHT, make_failure, write_study
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError, WorkerLost
@@ -24,16 +23,6 @@ from orthoproxy.studies.plan import Study, Trial, read_study
 from orthoproxy.studies.results import TrialResult, read_results, write_trial
 from orthoproxy.training import Interrupted
 
-GIVEN = {
-    "title": "Does it help?",
-    "base": "base.yaml",
-    "seeds": [0, 1, 2],
-    "tuning_seeds": [0, 1],
-    "metric": "recall@1",
-    "baseline": "off",
-    "compare": ["on"],
-    "methods": {"off": {"set": {WEIGHT: 0}}, "on": {"choose": {WEIGHT: [0.1, 1, 9]}}},
-}
 TUNING = [f"off_seed{seed}" for seed in range(3)] + [
     f"on_weight-{w}_seed{s}" for w in ("0.1", "1", "9") for s in (0, 1)
 ]
@@ -46,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study to run in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text("encoder: {name: deit_tiny_patch16_224}\n")
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(GIVEN))
+    write_study(tmp_path)
     return tmp_path
 
 
@@ -86,10 +75,6 @@ def make_runner(work: Recorder, out: str = "runs/studies/s", **more: Any) -> Stu
     return StudyRunner(read_study("s.yaml"), paths, train=work.train, evaluate=work.evaluate, **more)
 
 
-def change_study(folder: Path, **changes: Any) -> None:
-    (folder / "s.yaml").write_text(yaml.safe_dump({**GIVEN, **changes}))
-
-
 def test_all_settings_are_tuned_then_the_chosen_one_runs_with_all_seeds_and_is_evaluated(folder, work):
     assert make_runner(work).run()
     assert work.done == [("train", name) for name in TUNING + REMAINING] + [("evaluate", name) for name in FINAL]
@@ -99,17 +84,11 @@ def test_all_settings_are_tuned_then_the_chosen_one_runs_with_all_seeds_and_is_e
     assert {"index.html", "table.md", "table.csv"} <= {path.name for path in (folder / "runs/studies/s").iterdir()}
 
 
-def test_finished_trials_are_not_run_again(folder, work):
-    make_runner(work).run()
-    work.done.clear()
-    assert make_runner(work).run()
-    assert work.done == []
-
-
 def test_a_larger_study_continues_from_the_finished_one(folder, work):
     make_runner(work).run()
     work.done.clear()
-    change_study(folder, seeds=4)
+    assert make_runner(work).run() and work.done == []  # nothing is left to do
+    write_study(folder, seeds=4)
     assert make_runner(work, out="elsewhere").run()
     assert work.done == [(what, name) for what in ("train", "evaluate") for name in ("off_seed3", "on_weight-1_seed3")]
 
@@ -148,28 +127,20 @@ def test_a_setting_that_failed_is_not_chosen(folder, work):
 
 def test_a_result_with_other_options_is_rejected(folder, work):
     make_runner(work).run()
-    change_study(folder, set={"encoder.embedding_dim": 64})
+    write_study(folder, set={"encoder.embedding_dim": 64})
     with pytest.raises(InputError) as caught:
         make_runner(work).run()
     assert caught.value.field == "encoder.embedding_dim"
-    change_study(folder, set={"data.workers": 1})  # depends on the machine
+    write_study(folder, set={"data.workers": 1})  # depends on the machine
     assert make_runner(work).run()
 
 
 def test_results_of_other_trials_are_kept_and_named(folder, work, capsys):
     make_runner(work).run()
-    change_study(folder, methods={**GIVEN["methods"], "on": {"choose": {WEIGHT: [0.1, 1]}}})
+    write_study(folder, methods={**GIVEN["methods"], "on": {"choose": {WEIGHT: [0.1, 1]}}})
     assert make_runner(work).run()
     assert "on_weight-9_seed0" in capsys.readouterr().err
     assert "on_weight-9_seed0" in {result.trial for result in read_results(folder / "results/s.parquet")}
-
-
-def test_an_error_in_a_trial_ends_the_study(folder):
-    def reject(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
-        raise InputError("no folder", field="data.root")
-
-    with pytest.raises(InputError):
-        StudyRunner(read_study("s.yaml"), StudyPaths(folder / "out", folder / "s.parquet"), train=reject).run()
 
 
 def test_a_killed_process_is_reported(folder):
@@ -204,7 +175,7 @@ if __name__ == "__main__":
 )
 def test_a_signal_stops_all_processes_and_loses_nothing(folder, task, number, left):
     """Ctrl-C in a terminal reaches every process at once; SIGTERM only the first."""
-    change_study(folder, seeds=[0, 1], compare=[], methods={"off": GIVEN["methods"]["off"]})
+    write_study(folder, seeds=[0, 1], compare=[], methods={"off": GIVEN["methods"]["off"]})
     helpers = str(Path(__file__).parents[1] / "helpers")
     (folder / "script.py").write_text(SCRIPT.format(helpers=helpers, task=task))
     study = subprocess.Popen([sys.executable, "script.py"], start_new_session=True, stderr=subprocess.PIPE, text=True)

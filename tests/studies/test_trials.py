@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from killed_runs import kill_at
-from small_runs import RECIPE, STEPS_PER_EPOCH, make_photos
+from small_runs import STEPS_PER_EPOCH, make_config
 from synthetic_study import make_result
 
 from orthoproxy.cli.main import main
@@ -17,6 +16,7 @@ from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.dataset import split_table
+from orthoproxy.runs.recipes import write_config
 from orthoproxy.runs.study_trials import StudyPaths, check_splits, configure_trial, evaluate_trial, train_trial
 from orthoproxy.studies.plan import Study, Trial, read_study
 from orthoproxy.studies.results import SplitScores, TrialResult, read_results, read_trial
@@ -46,12 +46,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    make_photos(folder / "photos")
-    recipe = yaml.safe_load(RECIPE)
-    recipe["data"]["root"] = str(folder / "photos")
-    (folder / "base.yaml").write_text(yaml.safe_dump(recipe))
+    write_config(make_config(photos), folder / "base.yaml")
     return folder
 
 
@@ -127,11 +124,14 @@ def test_test_scores_are_added_from_the_run_folder(study, paths, trained):
     assert result == trained.model_copy(update={"test": result.test})  # retrained is still None
 
 
-def test_a_killed_trial_continues_from_its_checkpoint(study, folder, trained, monkeypatch):
-    paths = StudyPaths(folder / "killed", folder / "killed.parquet")
-    kill_at(monkeypatch, configure_trial(study, LIVE), paths.run(LIVE).folder, step=STEPS_PER_EPOCH + 2)
-    continued = train_trial(study, LIVE, paths)
+def test_an_unfinished_trial_continues_from_its_checkpoint(study, folder, paths, trained):
+    out = StudyPaths(folder / "unfinished", folder / "unfinished.parquet")
+    shutil.copytree(paths.run(LIVE).folder, out.run(LIVE).folder, ignore=shutil.ignore_patterns("model"))
+    last = out.run(LIVE).checkpoints / "last.ckpt"
+    saved = last.stat().st_mtime_ns
+    continued = train_trial(study, LIVE, out)
     assert (continued.validation, continued.geometry) == (trained.validation, trained.geometry)
+    assert last.stat().st_mtime_ns == saved
 
 
 def test_a_frozen_trial_leaves_no_run_folder_and_is_trained_again_for_the_test_classes(study, paths):

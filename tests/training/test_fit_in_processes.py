@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from many import in_processes
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+from training_job import Job
 
 from orthoproxy.core.distributed import gather_to_main, process_count, process_index
 from orthoproxy.data import BatchSampler
@@ -24,7 +24,6 @@ from orthoproxy.losses import (
     SoftOrthogonality,
 )
 from orthoproxy.models import Encoder
-from orthoproxy.training import Checkpoints, FitOptions, TrainingState, fit, make_optimizer
 
 CLASSES, DIM = 7, 8  # not divisible by 2 or 4
 
@@ -39,11 +38,6 @@ class RandomImages(Dataset):
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, int]:
         row, seed = draw
         return (self.images[row] // (1 + seed % 3)).to(torch.uint8), self.labels[row]
-
-
-class NoCheckpoints(Checkpoints):
-    def save(self, name: str, state: TrainingState) -> None:
-        pass
 
 
 class Noisy(nn.Module):
@@ -68,51 +62,34 @@ def make_objective(kind: str, classes: int, dim: int) -> Objective:
     return Objective(ProxyAnchorLoss(classes, dim), classes, SoftOrthogonality(scaling="excess"), weight=0.3)
 
 
-class Job:
-    """Everything that `fit` takes, in this process; it is its own log."""
+def make_job(encoder: Encoder, kind: str, folder: Path, images: int, classes: int, dtype: torch.dtype) -> Job:
+    count = process_count()
+    # 32-true touches no tensor; 64-true would round embeddings to single precision
+    strategy = "ddp" if count > 1 else "auto"
+    fabric = Fabric(accelerator="cpu", devices=count, strategy=strategy, precision="32-true")
+    fabric.launch()
+    objective = make_objective(kind, classes, encoder.embedding_dim or encoder.feature_dim)
+    if kind == "noisy":
+        torch.manual_seed(process_index())
+    labels = [row % CLASSES for row in range(images)]
+    sampler = BatchSampler(labels, batch_size=10, rank=process_index(), world_size=count)
+    rates = (1e-4, 1e-4, 1e-2)
+    return Job(folder, fabric, encoder.to(dtype), objective.to(dtype), rates, RandomImages(labels), sampler)
 
-    def __init__(self, encoder: Encoder, kind: str, folder: Path | None, images: int, classes: int, dtype: torch.dtype):
-        count = process_count()
-        self.fabric = Fabric(
-            accelerator="cpu",
-            devices=count,
-            strategy="ddp" if count > 1 else "auto",
-            precision="32-true",  # touches no tensor; 64-true would round embeddings to single precision
-        )
-        self.fabric.launch()
-        self.encoder = copy.deepcopy(encoder).to(dtype)
-        dim = encoder.embedding_dim or encoder.feature_dim
-        self.objective = make_objective(kind, classes, dim).to(dtype)
-        if kind == "noisy":
-            torch.manual_seed(process_index())
-        self.optimizer = make_optimizer(self.encoder, self.objective, 1e-4, 1e-4, 1e-2, 1e-4)
-        labels = [row % CLASSES for row in range(images)]
-        self.sampler = BatchSampler(labels, batch_size=10, rank=process_index(), world_size=count)
-        self.loader = DataLoader(RandomImages(labels), batch_sampler=self.sampler, generator=torch.Generator())
-        made = Checkpoints if folder else NoCheckpoints
-        self.checkpoints = made(folder or Path(), self.encoder, self.objective, self.optimizer)
-        self.records: list[dict[str, Any]] = []
-        self.options = FitOptions(epochs=1)
 
-    def validate(self) -> None:
-        return None
+def tensors(job: Job, gradients: bool = False) -> dict[str, Tensor]:
+    """All weights or gradients, with the proxies of all processes on the main one."""
 
-    def log(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
+    def select(parameter: nn.Parameter) -> Tensor:
+        if not gradients:
+            return parameter.detach().clone()
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
 
-    def tensors(self, gradients: bool = False) -> dict[str, Tensor]:
-        """All weights or gradients, with the proxies of all processes on the main one."""
-
-        def select(parameter: nn.Parameter) -> Tensor:
-            if not gradients:
-                return parameter.detach().clone()
-            return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-
-        found = {name: select(parameter) for name, parameter in self.encoder.named_parameters()}
-        proxies = select(next(self.objective.parameters()))
-        sharded = self.objective.sharded
-        whole = proxies if sharded is None else gather_to_main(proxies, sharded.sizes)
-        return found if whole is None else {**found, "proxies": whole}
+    found = {name: select(parameter) for name, parameter in job.encoder.named_parameters()}
+    proxies = select(next(job.objective.parameters()))
+    sharded = job.objective.sharded
+    whole = proxies if sharded is None else gather_to_main(proxies, sharded.sizes)
+    return found if whole is None else {**found, "proxies": whole}
 
 
 def train(
@@ -125,13 +102,14 @@ def train(
     **options: Any,
 ) -> dict[str, Any]:
     """Train; return losses, the gradients of the first step and the weights at the end."""
-    job = Job(encoder, kind, folder, images, classes, dtype)
-    job.options = FitOptions(**{"epochs": 1, "log_every_n_steps": 1, **options})
+    job = make_job(encoder, kind, folder or Path(), images, classes, dtype)
+    if folder is None:
+        job.checkpoints.save = lambda name, state: None
     gradients: list[dict[str, Tensor]] = []
-    job.optimizer.register_step_pre_hook(lambda *_: gradients.append(job.tensors(gradients=True)))
-    fit(job, TrainingState(), job)
+    job.optimizer.register_step_pre_hook(lambda *_: gradients.append(tensors(job, gradients=True)))
+    job.fit(log_every_n_steps=1, **options)
     losses = [record["loss"] for record in job.records]
-    return {"losses": losses, "gradients": gradients[0], "weights": job.tensors()}
+    return {"losses": losses, "gradients": gradients[0], "weights": tensors(job)}
 
 
 def in_several(count: int, encoder: Encoder, kind: str = "whole", *args: Any, **options: Any) -> list[dict[str, Any]]:

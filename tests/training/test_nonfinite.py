@@ -6,7 +6,7 @@ import csv
 
 import pytest
 import torch
-from training_job import Job
+from training_job import make_job
 
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.models import Encoder
@@ -15,7 +15,7 @@ from orthoproxy.models import Encoder
 @pytest.fixture
 def job(tmp_path, image_folder):
     encoder = Encoder("test_byobnet", embedding_dim=8, image_size=32, freeze_batchnorm=False)
-    return Job(tmp_path, encoder, image_folder)
+    return make_job(tmp_path, encoder, image_folder)
 
 
 def poison(job, row):
@@ -40,9 +40,8 @@ def test_skipped_steps_change_nothing_but_the_count(job, every):
     )
     job.fit(epochs=2, log_every_n_steps=every)
     skipped = [record["step"] for record in job.records if "nonfinite_steps" in record]
-    assert len(skipped) == 2 and [
-        record["nonfinite_steps"] for record in job.records if "nonfinite_steps" in record
-    ] == [1, 2]
+    counts = [record["nonfinite_steps"] for record in job.records if "nonfinite_steps" in record]
+    assert len(skipped) == 2 and counts == [1, 2]
     assert all(x.isfinite().all() for x in job.parameters().values())
     assert all(b.isfinite().all() for b in job.encoder.buffers())  # batch-norm statistics too
     for step in skipped:
@@ -68,14 +67,6 @@ def test_one_skipped_step_too_many_ends_training_with_the_run_saved(job):
 def test_an_epoch_without_a_finite_loss_ends_training(job):
     for row in range(len(job.loader.dataset)):
         poison(job, row)
-    with pytest.raises(DivergedError):
-        job.fit(log_every_n_steps=1)
-    assert not job.checkpoints.path("last").exists()
-
-
-def test_non_finite_weights_end_training(job):
-    with torch.no_grad():
-        job.objective.loss.proxies[0] = torch.nan
     with pytest.raises(DivergedError):
         job.fit(log_every_n_steps=1)
     assert not job.checkpoints.path("last").exists()

@@ -10,27 +10,21 @@ from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
 from orthoproxy.training import lr_factor, make_optimizer
 
 
-def test_every_parameter_is_in_one_group_with_its_own_learning_rate(tiny_encoder):
+def test_every_parameter_is_in_one_group_and_decayed_unless_a_bias_norm_position_token_or_proxy(tiny_encoder):
     objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality())
     optimizer = make_optimizer(tiny_encoder, objective, 1e-5, 1e-4, 1e-2, weight_decay=0.1)
-    lrs = {id(p): (g["name"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(lrs)
-    for part, expected in (
-        (tiny_encoder.backbone, ("backbone", 1e-5)),
-        (tiny_encoder.projection, ("projection", 1e-4)),
-        (objective, ("proxies", 1e-2)),
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
+    tokens = [id(tiny_encoder.backbone.pos_embed), id(tiny_encoder.backbone.cls_token)]
+    for part, name, lr in (
+        (tiny_encoder.backbone, "backbone", 1e-5),
+        (tiny_encoder.projection, "projection", 1e-4),
+        (objective, "proxies", 1e-2),
     ):
-        assert {lrs[id(p)] for p in part.parameters()} == {expected}
-
-
-def test_biases_norms_positions_tokens_and_proxies_are_not_decayed(tiny_encoder):
-    objective = Objective(ProxyAnchorLoss(3, 8), 3, SoftOrthogonality())
-    optimizer = make_optimizer(tiny_encoder, objective, 1e-5, 1e-4, 1e-2, weight_decay=0.1)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            tokens = any(parameter is x for x in (tiny_encoder.backbone.pos_embed, tiny_encoder.backbone.cls_token))
-            decays = parameter.ndim > 1 and group["name"] != "proxies" and not tokens
-            assert group["weight_decay"] == (0.1 if decays else 0.0)
+        for parameter in part.parameters():
+            decays = parameter.ndim > 1 and name != "proxies" and id(parameter) not in tokens
+            group = groups[id(parameter)]
+            assert (group["name"], group["lr"], group["weight_decay"]) == (name, lr, 0.1 if decays else 0.0)
 
 
 def test_layer_decay_lowers_the_learning_rate_towards_the_input(tiny_encoder):
