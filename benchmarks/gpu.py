@@ -103,7 +103,7 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
         folder = Path(name)
         config = make_config(folder, options, per_class=batch, encoder=options.encoder, batch=batch, size=size)
         fabric = launch_fabric(config.training, folder)
-        job = Experiment.assemble(config, RunFolder(folder / "run"), fabric)
+        job = Experiment(config, RunFolder(folder / "run"), fabric)
         encoder, objective = copy.deepcopy(job.encoder), copy.deepcopy(job.objective)
         from_files, sampler = job.loader, job.sampler
 

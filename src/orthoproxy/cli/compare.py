@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from orthoproxy.cli.options import Parser, config_overrides, json_output
@@ -34,5 +35,5 @@ def run(options: Any) -> int:
             print(f"difference of {metric}: {difference}")
         if comparison.note:
             print(f"note: {comparison.note}")
-        write(comparison.to_dict())
+        write(asdict(comparison))
     return int(comparison.verdict == "different")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from orthoproxy.core.errors import InputError
+
 MAX_CHARACTERS = 2_000_000  # the names of all 22,634 classes of the largest benchmark take a fifth
 MAX_DEPTH = 40
 MAX_VALUES = 200_000  # each counted as often as aliases repeat it
@@ -47,6 +49,21 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
     _check_events(text)
     return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a safe loader
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; raises InputError. `kind` is what it should be, for example a recipe."""
+    if not path.is_file():
+        raise InputError(f"no such {kind}", path=path)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError("not UTF-8 text", path=path, hint="save it as UTF-8") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(" ".join(str(error).split()), path=path, expected="YAML with plain values") from error
+    if values is not None and not isinstance(values, dict):
+        raise InputError(f"a {type(values).__name__}", path=path, expected="a mapping of keys and values")
+    return values or {}
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from orthoproxy.core.environment import DATA
@@ -23,35 +23,18 @@ TENSOR_FILES = ("baseline/model.safetensors", "model/model.safetensors", "model/
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two runs; the verdict is about weights and scores alone.
+    """What differs between two runs, as pairs of the first and the second; the verdict is about weights and scores.
 
-    Parameters
-    ----------
-    verdict
-        equal: bit-identical weights. within interval: the interval of each paired difference of scores contains 0.
-        different: one does not, or weights differ and there are no test images.
-    configuration, data, environment
-        Value of the first and of the second run, by name.
-    weights
-        By file that differs, the number of tensors that differ and the largest absolute difference (None if the
-        shapes differ).
-    scores
-        Second minus first run, with class-bootstrap intervals, by metric; None if not computed.
-    note
-        Why there are no scores.
+    It is equal for bit-identical weights, and within interval if the interval of each difference of scores contains 0.
     """
 
     verdict: Literal["equal", "within interval", "different"]
     configuration: dict[str, tuple[Any, Any]]
     data: dict[str, tuple[str, str]]
     environment: dict[str, tuple[str, str]]
-    weights: dict[str, tuple[int, float | None]]
-    scores: dict[str, Estimate] | None
-    note: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+    weights: dict[str, tuple[int, float | None]]  # by file: tensors that differ, and by how much; None: other shapes
+    scores: dict[str, Estimate] | None  # second minus first run
+    note: str | None = None  # why there are no scores
 
 
 def compare_runs(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,14 +90,6 @@ class Data(Section):
     """skip reads all images before training and lists unreadable ones in unreadable_images.csv."""
     augmentation: Augmentation = Augmentation()
 
-    @model_validator(mode="after")
-    def _has_source(self) -> Data:
-        if self.name == "csv" and not self.csv:
-            raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
-        if self.name not in ("icons", "csv") and not self.root:
-            raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {self.name}")
-        return self
-
 
 class Sampler(Section):
     """Composition of training batches."""
@@ -103,16 +98,6 @@ class Sampler(Section):
     """Images per batch, over all processes."""
     images_per_class: PositiveInt | None = None
     """Images of each class in a batch; null for shuffled batches."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Sampler:
-        if self.images_per_class and self.batch_size % self.images_per_class:
-            raise InputError(
-                str(self.images_per_class),
-                field="sampler.images_per_class",
-                expected=f"a divisor of sampler.batch_size {self.batch_size}",
-            )
-        return self
 
 
 class Encoder(Section):
@@ -139,20 +124,6 @@ class Encoder(Section):
     """Keep the patch embedding of a vision transformer fixed."""
     freeze_backbone_epochs: NonNegativeFloat = 0.0
     """Epochs at the beginning in which only projection and proxies are trained."""
-
-    @model_validator(mode="after")
-    def _frozen_trains_projection(self) -> Encoder:
-        if self.freeze and self.embedding_dim is None:
-            raise InputError(
-                "null", field="encoder.embedding_dim", expected="a dimension, as encoder.freeze trains the projection"
-            )
-        if self.freeze and self.freeze_backbone_epochs:
-            raise InputError(
-                f"{self.freeze_backbone_epochs:g}",
-                field="encoder.freeze_backbone_epochs",
-                expected="0, as encoder.freeze is true",
-            )
-        return self
 
 
 class Initialization(Section):
@@ -321,14 +292,25 @@ class Config(Section):
     """Versions and machine, written by a run; not an option."""
 
     @model_validator(mode="after")
-    def _metric_is_computed(self) -> Config:
+    def _fits_together(self) -> Config:
+        data, sampler, encoder, metric = self.data, self.sampler, self.encoder, self.checkpoint_selection.metric
         metrics = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
-        if self.checkpoint_selection.metric not in metrics:
-            raise InputError(
-                f"unknown metric {self.checkpoint_selection.metric!r}",
-                field="checkpoint_selection.metric",
-                expected=f"one of {', '.join(metrics)}",
-            )
+        if data.name == "csv" and not data.csv:
+            raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
+        if data.name not in ("icons", "csv") and not data.root:
+            raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {data.name}")
+        if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
+            expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
+            raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)
+        if encoder.freeze and encoder.embedding_dim is None:
+            expected = "a dimension, as encoder.freeze trains the projection"
+            raise InputError("null", field="encoder.embedding_dim", expected=expected)
+        if encoder.freeze and encoder.freeze_backbone_epochs:
+            problem = f"{encoder.freeze_backbone_epochs:g}"
+            raise InputError(problem, field="encoder.freeze_backbone_epochs", expected="0, as encoder.freeze is true")
+        if metric not in metrics:
+            expected = f"one of {', '.join(metrics)}"
+            raise InputError(f"unknown metric {metric!r}", field="checkpoint_selection.metric", expected=expected)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -337,7 +319,8 @@ class Config(Section):
 
     def flatten(self) -> dict[str, Any]:
         """Return the values by dotted key, without `environment`."""
-        return dict(_flatten(self, self.to_dict()))
+        values = self.to_dict()
+        return {key: reduce(getitem, key.split("."), values) for key, _, _ in fields_by_key()}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Config:
         """Return a validated copy with other values for some dotted keys."""
@@ -364,7 +347,7 @@ def fields_by_key(section: type[BaseModel] = Config, prefix: str = "") -> Iterat
 
 def parse_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """Validate nested values, after setting `overrides` by dotted key; raise `InputError` for the first problem."""
-    merged: dict[str, Any] = _copy(values)
+    merged = copy.deepcopy(dict(values))
     for key, value in (overrides or {}).items():
         *path, name = key.split(".")
         section = merged
@@ -376,19 +359,6 @@ def parse_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None 
         return Config.model_validate(merged)
     except ValidationError as error:
         raise _input_error(error) from error
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _flatten(section: Section, values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        inner = getattr(section, key)
-        if isinstance(inner, Section):
-            yield from _flatten(inner, value, f"{prefix}{key}.")
-        elif key != "environment":
-            yield f"{prefix}{key}", value
 
 
 def _input_error(error: ValidationError) -> InputError:

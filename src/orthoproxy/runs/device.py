@@ -105,13 +105,5 @@ def _make_logger(name: str, folder: Path) -> Logger:
 
 def make_scoring(evaluation: options.Evaluation, device: torch.device | str = "cpu") -> Scoring:
     """Return the evaluation protocol; queries are divided among the processes."""
-    return Scoring(
-        recall_at=evaluation.recall_at,
-        nmi=evaluation.nmi,
-        exclude_same_group=evaluation.exclude_same_group,
-        bootstrap_samples=evaluation.bootstrap_samples,
-        confidence=evaluation.confidence,
-        block_memory_mb=evaluation.block_memory_mb,
-        device=str(device),
-        shared=process_count() > 1,
-    )
+    # section `evaluation` has the names of Scoring
+    return Scoring(**dict(evaluation), device=str(device), shared=process_count() > 1)

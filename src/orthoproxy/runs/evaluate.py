@@ -29,11 +29,9 @@ FALSE_MATCH_RATE = 0.01  # of queries without a match in the gallery, unless an 
 def evaluate_run(
     run: RunFolder, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
 ) -> RunResults:
-    """Embed the test images of a run with its model and with the baseline, and score both.
+    """Embed the test images of a run with its model and with the baseline, and score both; all processes call it.
 
-    `overrides` by dotted key say where moved images are now.
-
-    With several processes, each calls this and embeds a part; the main one gets the proxies.
+    `overrides` by dotted key say where moved images are now. The main process gets the proxies.
     """
     start, config = time.monotonic(), run.config
     table = load_table(run, overrides)

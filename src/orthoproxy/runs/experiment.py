@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -36,98 +35,54 @@ from orthoproxy.data import (
 from orthoproxy.data.loading import loader_options
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.embedding.feature_cache import FrozenFeatures
-from orthoproxy.evaluation import Scoring, mean_scores
+from orthoproxy.evaluation import mean_scores
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.runs import config as options
-from orthoproxy.runs.config import Config, Initialization
+from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import check_images, read_readable_images, user_cache, warn
 from orthoproxy.runs.device import Precision, evaluation_precision, make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training import Checkpoints, FitOptions, TrainingState, lr_factor, make_optimizer
 
 
-@dataclass
 class Experiment:
-    """A training run, assembled: data, model, objective, optimizer and options."""
+    """A training run, assembled from all that the configuration decides: data, model, objective, optimizer, options."""
 
-    fabric: Fabric
-    table: pd.DataFrame  # all images, with their splits
-    unreadable: pd.DataFrame | None  # images left out
-    file_versions: np.ndarray | None  # sizes and times of change, on the main process
-    classes: list[str]
-    labels: np.ndarray  # class index of each training image
-    inputs: Inputs
-    encoder: Encoder
-    baseline: Embedder  # the untrained encoder
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    sampler: BatchSampler
-    loader: DataLoader
-    checkpoints: Checkpoints
-    options: FitOptions
-    scoring: Scoring
-    initialization: Initialization
-    selection_split: str  # whose classes select the best checkpoint
-    workers: int
-    seed: int
-
-    @classmethod
-    def assemble(cls, config: Config, run: RunFolder, fabric: Fabric) -> Experiment:
-        """Build everything that the configuration decides, with the initial weights of the encoder."""
-        table, unreadable = read_readable_images(config, run)
-        versions = check_images(table, unreadable, config)
-        seed_everything(config.training.seed, verbose=False)
-        training = select_split(table, "train")
-        classes = sorted(set(training["label"]))
-        labels = pd.Categorical(training["label"], categories=classes).codes.astype(np.int64)
+    def __init__(self, config: Config, run: RunFolder, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.table, self.unreadable = read_readable_images(config, run)  # all images with their splits; those left out
+        self.file_versions = check_images(self.table, self.unreadable, config)
+        self.workers, self.seed = config.data.workers, config.training.seed
+        seed_everything(self.seed, verbose=False)
+        training = select_split(self.table, "train")
+        self.classes = sorted(set(training["label"]))
+        self.labels = pd.Categorical(training["label"], categories=self.classes).codes.astype(np.int64)
 
         with raise_together():
-            encoder = make_encoder(config.encoder).to(fabric.device)
-            objective = make_objective(config.loss, len(classes), encoder.embedding_dim).to(fabric.device)
-        _load_initial_weights(encoder, config.encoder, run)
-        _warn_about_batchnorm(encoder)
-        baseline = Embedder(make_baseline(encoder), config.data.resize, device=fabric.device)
-        inputs = make_inputs(config, baseline, table)
+            self.encoder = make_encoder(config.encoder).to(fabric.device)
+            objective = make_objective(config.loss, len(self.classes), self.encoder.embedding_dim)
+            self.objective = objective.to(fabric.device)
+        _load_initial_weights(self.encoder, config.encoder, run)
+        _warn_about_batchnorm(self.encoder)
+        self.baseline = Embedder(make_baseline(self.encoder), config.data.resize, device=fabric.device)
+        self.inputs = make_inputs(config, self.baseline, self.table)
+        self.initialization = config.initialization
 
-        sampler = make_sampler(config, labels)
-        loader = make_loader(config, inputs, training["path"].tolist(), labels, sampler, fabric.device)
-        lr = config.optimizer.lr
-        optimizer = make_optimizer(
-            encoder,
-            objective,
-            lr.backbone,
-            lr.projection,
-            lr.proxies,
-            config.optimizer.weight_decay,
-            lr.layer_decay,
-        )
-        trained = encoder.projection if config.encoder.freeze else encoder
-        return cls(
-            fabric=fabric,
-            table=table,
-            unreadable=unreadable,
-            file_versions=versions,
-            classes=classes,
-            labels=labels,
-            inputs=inputs,
-            encoder=encoder,
-            baseline=baseline,
-            objective=objective,
-            optimizer=optimizer,
-            sampler=sampler,
-            loader=loader,
-            checkpoints=Checkpoints(run.checkpoints, trained, objective, optimizer, fabric.device),
-            options=make_fit_options(config, len(sampler)),
-            scoring=make_scoring(config.evaluation, fabric.device),
-            initialization=config.initialization,
-            selection_split=config.checkpoint_selection.split,
-            workers=config.data.workers,
-            seed=config.training.seed,
-        )
+        self.sampler = make_sampler(config, self.labels)
+        paths = training["path"].tolist()
+        self.loader = make_loader(config, self.inputs, paths, self.labels, self.sampler, fabric.device)
+        lr, decay = config.optimizer.lr, config.optimizer.weight_decay
+        rates = lr.backbone, lr.projection, lr.proxies
+        optimizer = make_optimizer(self.encoder, self.objective, *rates, decay, lr.layer_decay)
+        self.optimizer: torch.optim.Optimizer = optimizer
+        self.options = make_fit_options(config, len(self.sampler))
+        trained = self.encoder.projection if config.encoder.freeze else self.encoder
+        self.checkpoints = Checkpoints(run.checkpoints, trained, self.objective, self.optimizer, fabric.device)
+        self.selection_split = config.checkpoint_selection.split  # whose classes select the best checkpoint
+        self.scoring = make_scoring(config.evaluation, fabric.device)
 
     def select(self, split: str) -> pd.DataFrame:
-        """Return the images of a split."""
         return select_split(self.table, split)
 
     def embedder(self) -> Embedder:
@@ -157,22 +112,9 @@ class Experiment:
         return state
 
 
-@runtime_checkable
-class Inputs(Protocol):
-    """What the encoder gets for image files."""
-
-    def for_training(self, paths: Sequence[str]) -> Sequence[str | CroppableImage] | Tensor:
-        """Return what the training transform is applied to, or features."""
-        ...
-
-    def for_evaluation(self, paths: Sequence[str]) -> Images:
-        """Return what `Embedder.embed` takes."""
-        ...
-
-
 @dataclass(frozen=True)
 class ImageInputs:
-    """Image files, or resized copies of them in a cache."""
+    """The encoder gets image files, or resized copies of them in a cache."""
 
     cache_dir: str | None
     cache_size: int | tuple[int, int]
@@ -190,17 +132,17 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """Pooled features of a frozen backbone."""
+    """The encoder gets pooled features of its frozen backbone, one row per image."""
 
     features: FrozenFeatures
 
     def for_training(self, paths: Sequence[str]) -> Tensor:
-        """Return one row per image."""
         return self.features(paths)
 
-    def for_evaluation(self, paths: Sequence[str]) -> Images:
-        """Return one row per image."""
-        return self.features(paths)
+    for_evaluation = for_training
+
+
+Inputs = ImageInputs | FeatureInputs
 
 
 def make_inputs(config: Config, baseline: Embedder, table: pd.DataFrame) -> Inputs:
@@ -229,37 +171,25 @@ def make_loader(
     config: Config, inputs: Inputs, paths: list[str], labels: np.ndarray, sampler: BatchSampler, device: torch.device
 ) -> DataLoader:
     """Return the loader of training batches."""
-    generator = torch.Generator()  # else each epoch would draw from the random state that a resumed run restores
     images = inputs.for_training(paths)
     if isinstance(images, Tensor):
         dataset = TrainingFeatures(images, labels, paths)
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            generator=generator,
-            collate_fn=_identity,
-            pin_memory=device.type == "cuda",
+        reading = {"collate_fn": lambda batch: batch}  # rows are taken a batch at a time
+    else:
+        augmentation = config.data.augmentation
+        transform = training_transform(
+            config.encoder.image_size,
+            augmentation.crop_scale,
+            augmentation.crop_ratio,
+            augmentation.horizontal_flip,
+            augmentation.color_jitter,
+            augmentation.grayscale,
         )
-    augmentation = config.data.augmentation
-    transform = training_transform(
-        config.encoder.image_size,
-        augmentation.crop_scale,
-        augmentation.crop_ratio,
-        augmentation.horizontal_flip,
-        augmentation.color_jitter,
-        augmentation.grayscale,
-    )
-    return DataLoader(
-        TrainingImages(images, labels, transform, paths),
-        batch_sampler=sampler,
-        generator=generator,
-        pin_memory=device.type == "cuda",
-        **loader_options(config.data.workers, persistent_workers=True),
-    )
-
-
-def _identity(batch: Any) -> Any:
-    return batch
+        dataset = TrainingImages(images, labels, transform, paths)
+        reading = loader_options(config.data.workers, persistent_workers=True)
+    generator = torch.Generator()  # else each epoch would draw from the random state that a resumed run restores
+    on_gpu = device.type == "cuda"
+    return DataLoader(dataset, batch_sampler=sampler, generator=generator, pin_memory=on_gpu, **reading)
 
 
 def make_encoder(encoder: options.Encoder) -> Encoder:

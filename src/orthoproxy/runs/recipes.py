@@ -11,7 +11,7 @@ import yaml
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.safe_parsing import parse_yaml
+from orthoproxy.core.safe_parsing import read_yaml
 from orthoproxy.runs.config import Config, parse_config
 
 
@@ -44,27 +44,13 @@ def read_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) 
     """
     values: dict[str, Any] = {}
     for path in paths:
-        values = _merge(values, _read(Path(path)))
+        values = _merge(values, read_yaml(Path(path), "recipe"))
         try:
             parse_config(values, overrides)
         except InputError as error:
             overridden = any(f"{error.field}.".startswith(f"{key}.") for key in overrides or {})
             raise error if overridden else replace(error, path=error.path or Path(path)) from error
     return parse_config(values, overrides)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError("no such recipe", path=path)
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError("not UTF-8 text", path=path, hint="save it as UTF-8") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(" ".join(str(error).split()), path=path, expected="YAML with plain values") from error
-    if values is not None and not isinstance(values, dict):
-        raise InputError(f"a {type(values).__name__}", path=path, expected="a mapping, such as training: {epochs: 3}")
-    return values or {}
 
 
 def _merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -70,14 +70,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, config: Config, resume: bool) -> Iterator[RunFolder]:
-        """Lock the folder for a training run, after checking that the run can start or continue in it.
-
-        Raises
-        ------
-        InputError
-            If another process is writing to it, it holds a run and `resume` is false, or the run has another
-            configuration.
-        """
+        """Lock the folder for a training run, after checking that the run can start or continue."""
         with exclusive(self.folder, "out"):
             with raise_together():
                 if is_main():
@@ -137,32 +130,24 @@ class RunFolder:
     def _check(self, config: Config, resume: bool) -> None:
         if self.folder.is_file():
             raise InputError("a file", field="out", path=self.folder, expected="a folder")
-        if not self.has_state:
-            self._require_empty_or_own()
+        found = [name for name in WRITTEN if (self.folder / name).exists()]
+        if found and not self.exists:  # a start overwrites what a failed start left, never anything else
+            problem = f"holds {found[0]} but no run"
+            raise InputError(problem, field="out", path=self.folder, hint="choose another folder")
+        if self.has_state and not resume:
+            hint = "use --resume, or choose another folder"
+            raise InputError("holds a run already", field="out", path=self.folder, hint=hint)
+        if not self.exists:
             return
-        if not resume:
-            raise InputError(
-                "holds a run already", field="out", path=self.folder, hint="use --resume, or choose another folder"
-            )
         before, now = self.config.flatten(), config.flatten()
         changed = [key for key in now if now[key] != before[key] and key not in WITHOUT_EFFECT]
-        if changed:
+        if changed and self.has_state:
             raise InputError(
                 f"the run was started with {before[changed[0]]!r}, not {now[changed[0]]!r}",
                 field=changed[0],
                 path=self.folder,
                 hint="resume with the same configuration, or choose another folder",
             )
-
-    def _require_empty_or_own(self) -> None:
-        """A start overwrites what a failed start left, never anything else."""
-        found = [name for name in WRITTEN if (self.folder / name).exists()]
-        if found and not self.exists:
-            raise InputError(
-                f"holds {found[0]} but no run", field="out", path=self.folder, hint="choose another folder"
-            )
-        if self.exists:
-            _ = self.config
 
     def start(self, config: Config, environment: Mapping[str, str], unreadable: pd.DataFrame | None) -> None:
         """Create the folder with config.yaml and unreadable_images.csv, after removing what a failed start left."""

@@ -32,25 +32,12 @@ Task = Callable[..., TrialResult]
 
 @dataclass
 class StudyRunner:
-    """A study, its results so far, and the share of the work that belongs to this machine.
-
-    Parameters
-    ----------
-    study, paths
-        What to run, and where the files are.
-    shard
-        This machine's number and the number of machines. Each trial belongs to one shard, which also evaluates it,
-        because the run folder is there.
-    processes
-        Trials that run at the same time.
-    train, evaluate
-        What is done with a trial.
-    """
+    """A study, its results so far, and the share of the work that belongs to this machine."""
 
     study: Study
     paths: StudyPaths
-    shard: tuple[int, int] = (1, 1)
-    processes: int = 1
+    shard: tuple[int, int] = (1, 1)  # this machine's number and how many there are; each evaluates what it has trained
+    processes: int = 1  # trials that run at the same time
     train: Task = train_trial
     evaluate: Task = evaluate_trial
     results: dict[str, TrialResult] = field(default_factory=dict)

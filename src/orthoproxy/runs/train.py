@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,9 +96,10 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     config = config.with_absolute_paths()
     run = RunFolder(out or Path("runs") / config.data.name)
     fabric = launch_fabric(config.training, run.folder)
-    with run.open(config, resume), _deterministic_kernels(config.training.deterministic), suggest_skipping():
+    kernels = _deterministic_kernels() if config.training.deterministic else nullcontext()
+    with run.open(config, resume), kernels, suggest_skipping():
         if not broadcast_object(run.has_model):
-            job = Experiment.assemble(config, run, fabric)
+            job = Experiment(config, run, fabric)
             state = job.resume(run) if broadcast_object(run.has_state) else initialize(job, run, config)
             with _finalized(fabric.loggers):
                 state = fit(job, state, run)
@@ -114,15 +115,11 @@ def initialize(job: Experiment, run: RunFolder, config: Config) -> TrainingState
     with raise_together():
         if is_main():
             assert job.file_versions is not None
-            run.start(
-                config,
-                {**environment(job.fabric.device), DATA: fingerprint(job.table, job.file_versions)},
-                job.unreadable,
-            )
+            data = fingerprint(job.table, job.file_versions)
+            run.start(config, {**environment(job.fabric.device), DATA: data}, job.unreadable)
             job.baseline.save(run.baseline, baseline_card(config))
     run.require_shared()
-    continued = config.encoder.init_from.startswith("run:")
-    _initialize_from_data(job, config.encoder.init_from if continued else None)
+    _initialize_from_data(job, config.encoder.init_from)
     if job.objective.sharded is None:
         broadcast_(job.objective.state_dict().values())
     if process_index():  # dropout and the like must differ between processes
@@ -130,13 +127,13 @@ def initialize(job: Experiment, run: RunFolder, config: Config) -> TrainingState
     return TrainingState()
 
 
-def _initialize_from_data(job: Experiment, continued: str | None) -> None:
+def _initialize_from_data(job: Experiment, init_from: str) -> None:
     """Set the projection from principal components and the proxies from class means, in one pass over the images.
 
-    Each process embeds its part; features of others are never gathered. Weights from another run (`continued`) keep
-    their projection, and its proxies for the classes that it knew.
+    Each process embeds its part; features of others are never gathered. Weights from another run keep their
+    projection, and its proxies for the classes that it knew.
     """
-    initialization, projection = job.initialization, None
+    initialization, continued, projection = job.initialization, init_from.startswith("run:"), None
     if initialization.projection == "pca" and not continued and isinstance(job.encoder.projection, nn.Linear):
         projection = job.encoder.projection
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
@@ -147,9 +144,8 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
     own = images[local_slice(sizes)]
     model = job.embedder() if continued else job.baseline
     with raise_together():
-        features = torch.from_numpy(
-            model.embed(own, BATCH, job.workers, "initialize from data", precision=job.precision)
-        )
+        embedded = model.embed(own, BATCH, job.workers, "initialize from data", precision=job.precision)
+    features = torch.from_numpy(embedded)
     if projection is not None:
         moment = all_reduce_sum(second_moment(features))
         with raise_together(), field_prefix("encoder"):
@@ -160,13 +156,8 @@ def _initialize_from_data(job: Experiment, continued: str | None) -> None:
         embeddings = features if continued else torch.from_numpy(job.embedder().embed(features, BATCH))
         means = _class_means(job, embeddings, sizes)
         if continued:
-            _restore_known_proxies(means, continued, _own_classes(job))
+            _restore_known_proxies(job, means, Embedder.load(init_from.removeprefix("run:")))
         job.objective.set_class_vectors(means)
-
-
-def _own_classes(job: Experiment) -> list[str]:
-    sharded = job.objective.sharded
-    return job.classes if sharded is None else job.classes[sharded.classes.start : sharded.classes.stop]
 
 
 def _class_means(job: Experiment, embeddings: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -174,20 +165,21 @@ def _class_means(job: Experiment, embeddings: Tensor, sizes: Sequence[int]) -> T
     labels, sharded = torch.from_numpy(job.labels), job.objective.sharded
     if sharded is None:
         sums = all_reduce_sum(class_sums(embeddings, labels[local_slice(sizes)], len(job.classes)))
-        return F.normalize(sums, dim=1)
-    sums = torch.zeros(len(sharded.classes), embeddings.shape[1])
-    for first, rows in broadcast_rows(embeddings, sizes):
-        sums += class_sums(rows, labels[first : first + len(rows)] - sharded.classes.start, len(sums))
+    else:
+        sums = torch.zeros(len(sharded.classes), embeddings.shape[1])
+        for first, rows in broadcast_rows(embeddings, sizes):
+            sums += class_sums(rows, labels[first : first + len(rows)] - sharded.classes.start, len(sums))
     return F.normalize(sums, dim=1)
 
 
-def _restore_known_proxies(means: Tensor, init_from: str, classes: list[str]) -> None:
+def _restore_known_proxies(job: Experiment, means: Tensor, earlier: Embedder) -> None:
     """Overwrite the means of classes that an earlier run knew with its proxies."""
-    earlier = Embedder.load(init_from.removeprefix("run:"))
     if earlier.proxies is not None:
+        sharded = job.objective.sharded
+        own = job.classes if sharded is None else job.classes[sharded.classes.start : sharded.classes.stop]
         rows = {label: row for row, label in enumerate(earlier.classes)}
-        known = [index for index, label in enumerate(classes) if label in rows]
-        means[known] = earlier.proxies[[rows[classes[index]] for index in known]].to(means.dtype)
+        known = [row for row, label in enumerate(own) if label in rows]
+        means[known] = earlier.proxies[[rows[own[row]] for row in known]].to(means.dtype)
 
 
 def save_model(job: Experiment, run: RunFolder, state: TrainingState) -> None:
@@ -225,11 +217,8 @@ def suggest_skipping() -> Iterator[None]:
 
 
 @contextmanager
-def _deterministic_kernels(enabled: bool) -> Iterator[None]:
+def _deterministic_kernels() -> Iterator[None]:
     """Use kernels that give the same bits each time, or raise where there is none."""
-    if not enabled:
-        yield
-        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,7 +25,7 @@ from pydantic import (
 )
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.safe_parsing import parse_yaml
+from orthoproxy.core.safe_parsing import read_yaml
 from orthoproxy.studies.results import TrialResult, check_same_split, to_input_error
 from orthoproxy.studies.statistics import SCORE_TOLERANCE
 
@@ -244,15 +243,8 @@ def read_study(path: str | Path) -> Study:
     [0, 1]
     """
     path = Path(path)
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("no such study", path=path) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"not YAML: {error}", path=path) from error
-    if not isinstance(content, dict):
-        raise InputError("not a mapping of keys and values", path=path)
-    given = {key: value for key, value in _parse_scientific(content).items() if value is not None}
+    content = _parse_scientific(read_yaml(path, "study"))
+    given = {key: value for key, value in content.items() if value is not None}
     try:
         study = Study.model_validate({**given, "path": path})
     except ValidationError as error:
