@@ -19,7 +19,6 @@ from jaxtyping import Int64
 from orthoproxy.core.distributed import process_count
 
 DATA = "data"  # key of the fingerprint beside versions and machine
-MACHINE = ("system", "processor", "cores", "processes", "threads", "memory", "gpu")
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str]:

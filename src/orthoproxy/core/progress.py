@@ -56,7 +56,9 @@ class Progress:
             self._bar.update(self._task, advance=steps, note=beside)
         elif now - self._last_line >= self.every:
             self._last_line = now
-            times = f"{duration(now - self._start)} elapsed, {duration(self._seconds_left())} left"
+            elapsed = now - self._start
+            left = elapsed / max(1, self.done - self._first) * (self.total - self.done)
+            times = f"{duration(elapsed)} elapsed, {duration(left)} left"
             self.say(f"{self.what} {self.done}/{self.total}, {times}  {beside}".rstrip())
 
     def say(self, line: str) -> None:
@@ -67,10 +69,6 @@ class Progress:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
-
-    def _seconds_left(self) -> float:
-        elapsed = time.monotonic() - self._start
-        return elapsed / max(1, self.done - self._first) * (self.total - self.done)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -75,7 +75,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
             job.encoder.train()
             sampler.set_position(state.epoch, state.batch)
             meter = _Meter()
-            nonfinite.start_epoch(state)
+            nonfinite.start_epoch()
             steps = _grouped(iterate_batches(job.loader), accumulate)
             while batches := _next_batches(steps, job, state, stop, meter, progress):
                 _set_learning_rates(job.optimizer, options, state.step)
@@ -84,7 +84,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 losses = [_forward_backward(forward, job, batches, index) for index in range(len(batches))]
                 if job.objective.sharded is None:
                     average_gradients(job.objective.parameters())
-                nonfinite.skip_if_nonfinite(losses)
+                nonfinite.skip_if_nonfinite(losses, state)
                 _clip_gradients(job.optimizer, job.objective, options)
                 job.optimizer.step()
                 job.optimizer.zero_grad()
@@ -92,7 +92,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
 
                 state.step += 1
                 state.batch += len(batches)
-                meter.count(sum(sampler.sizes) * len(batches))
+                meter.images += sum(sampler.sizes) * len(batches)
                 logs = state.step % options.log_every_n_steps == 0 or state.batch == len(sampler)
                 if logs and state.step not in nonfinite.report_skipped(state, progress):
                     record = _training_record(losses, job.optimizer, state, meter)
@@ -193,13 +193,13 @@ def _forward_backward(forward: _Forward, job: Job, batches: list[Batch], index: 
 
 def _clip_gradients(optimizer: torch.optim.Optimizer, objective: Objective, options: FitOptions) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if options.grad_clip_norm is not None and objective.sharded is None:
-        torch.nn.utils.clip_grad_norm_(parameters, options.grad_clip_norm)
-    elif options.grad_clip_norm is not None:
-        shards = set(objective.parameters())  # other processes hold the rest
-        squares = get_total_norm([p.grad for p in parameters if p.grad is not None and p not in shards]) ** 2
-        squares += all_reduce_sum(get_total_norm([p.grad for p in shards if p.grad is not None]) ** 2)
-        clip_grads_with_norm_(parameters, options.grad_clip_norm, squares.sqrt())
+    if options.grad_clip_norm is not None:
+        shards = set() if objective.sharded is None else set(objective.parameters())
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None and p not in shards])
+        if shards:  # other processes hold the rest of the proxies
+            squares = all_reduce_sum(get_total_norm([p.grad for p in shards if p.grad is not None]) ** 2)
+            norm = (norm**2 + squares).sqrt()
+        clip_grads_with_norm_(parameters, options.grad_clip_norm, norm)
     if options.grad_clip_value is not None:
         torch.nn.utils.clip_grad_value_(parameters, options.grad_clip_value)
 
@@ -210,9 +210,6 @@ class _Meter:
     def __init__(self) -> None:
         self.images = self.lap_images = 0
         self.start = self.lap_start = time.monotonic()
-
-    def count(self, images: int) -> None:
-        self.images += images
 
     def speed(self) -> float:
         """Images per second in this epoch."""

@@ -6,7 +6,6 @@ import copy
 import csv
 import itertools
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,11 +37,10 @@ class NonFiniteStepHandler:
         self.pending: list[tuple[int, int, int, Tensor]] = []  # step, first batch, batches, flag
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.flag = torch.zeros(())
+        self.csv = job.checkpoints.folder / "nonfinite_steps.csv"
 
-    def start_epoch(self, state: TrainingState) -> None:
-        """Start counting; the epoch may be half done."""
+    def start_epoch(self) -> None:
         self.skipped_in_epoch = self.steps_in_epoch = 0
-        self.next_step, self.next_batch = state.step + 1, state.batch
 
     def save_buffers(self) -> None:
         """Copy buffers that a forward pass changes: batch-norm statistics in training mode, a miner's memory."""
@@ -50,16 +48,15 @@ class NonFiniteStepHandler:
         changing = [*(b for norm in norms for b in norm.buffers()), *self.job.objective.buffers()]
         self.buffers = [(buffer, buffer.clone()) for buffer in changing]
 
-    def skip_if_nonfinite(self, losses: list[dict[str, Tensor]]) -> None:
-        """Tell the optimizer to skip this step if the loss or a gradient is not finite in any process."""
+    def skip_if_nonfinite(self, losses: list[dict[str, Tensor]], state: TrainingState) -> None:
+        """Tell the optimizer to skip the next step if the loss or a gradient is not finite in any process."""
         parameters = [p for group in self.job.optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         loss = torch.stack([part["loss"] for part in losses]).sum()
         flag = 1.0 - (loss.isfinite() & norm.to(loss.device).isfinite()).float()
         self.flag = all_reduce_sum(flag).clamp(max=1.0) if process_count() > 1 else flag
         self.job.optimizer.found_inf = self.flag  # pyright: ignore[reportAttributeAccessIssue]
-        self.pending.append((self.next_step, self.next_batch, len(losses), self.flag))
-        self.next_step, self.next_batch = self.next_step + 1, self.next_batch + len(losses)
+        self.pending.append((state.step + 1, state.batch, len(losses), self.flag))
         self.steps_in_epoch += 1
 
     def restore_buffers_if_skipped(self) -> None:
@@ -70,10 +67,7 @@ class NonFiniteStepHandler:
     def report_skipped(self, state: TrainingState, progress: Progress) -> set[int]:
         """Return the steps skipped since the last call, after logging them; waits for the device.
 
-        Raises
-        ------
-        DivergedError
-            If the weights are not finite, or more steps were skipped than allowed, with the run saved.
+        Raises `DivergedError` if the weights are not finite, or, with the run saved, if too many steps were skipped.
         """
         flags = torch.stack([flag for *_, flag in self.pending]).tolist()
         skipped = [entry[:3] for entry, flag in zip(self.pending, flags, strict=True) if flag > 0]
@@ -87,7 +81,9 @@ class NonFiniteStepHandler:
             files = self._files(state.epoch, first, batches)
             with raise_together():
                 if is_main():
-                    self._list(step, files)
+                    self.csv.parent.mkdir(parents=True, exist_ok=True)
+                    with self.csv.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                        csv.writer(file).writerows((step, name) for name in files)
                     self.run.log({"step": step, "epoch": state.epoch + 1, "nonfinite_steps": self.total})
             examples = ", ".join(files[:3]) + f" and {len(files) - 3} more" * (len(files) > 3)
             progress.say(
@@ -98,7 +94,7 @@ class NonFiniteStepHandler:
             self.job.checkpoints.save("last", state)
             raise DivergedError(
                 f"loss or gradients not finite in {self.total} steps (at most {self.limit} are allowed). "
-                f"Hint: check the images in {self._csv}, or lower the learning rates"
+                f"Hint: check the images in {self.csv}, or lower the learning rates"
             )
         return {step for step, *_ in skipped}
 
@@ -116,15 +112,6 @@ class NonFiniteStepHandler:
         whole.rank, whole.world_size = 0, 1
         whole.set_position(epoch, first_batch)
         return [str(files[row]) for batch in itertools.islice(whole, batches) for row, _ in batch]
-
-    @property
-    def _csv(self) -> Path:
-        return self.job.checkpoints.folder / "nonfinite_steps.csv"
-
-    def _list(self, step: int, files: list[str]) -> None:
-        self._csv.parent.mkdir(parents=True, exist_ok=True)
-        with self._csv.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file).writerows((step, name) for name in files)
 
 
 def require_finite_weights(encoder: Encoder, objective: Objective, state: TrainingState) -> None:
