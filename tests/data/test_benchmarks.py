@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from errors import error_of
 from stand_ins import write_cub, write_inshop, write_sop
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.data import cub_table, inshop_table, sop_table
 
 READERS = {"cub": cub_table, "sop": sop_table, "inshop": inshop_table}
 SOP_HEADER = "image_id class_id super_class_id path"
 INSHOP_HEADER = "image_name item_id evaluation_status"
+INSHOP_ROW = "img/a.jpg id_1 train"
 
 
 def write(name: str, root: Path, **options: object) -> list[Path]:
@@ -32,13 +33,6 @@ LISTS = {
     "sop": ("Ebay_train.txt", "Ebay_test.txt"),
     "inshop": ("Eval/list_eval_partition.txt",),
 }
-
-
-def error_of(name: str, root: Path) -> InputError:
-    with pytest.raises(InputError) as caught:
-        READERS[name](root)
-    assert caught.value.field == "root"
-    return caught.value
 
 
 def test_cub_trains_on_classes_1_to_100(tmp_path: Path) -> None:
@@ -99,20 +93,16 @@ def test_layouts_of_copies_and_relative_roots(
     assert READERS[name](Path()).equals(table)
 
 
-def windows(text: str) -> bytes:
-    return text.replace("\n", "\r\n").encode("utf-8-sig")
-
-
-def old_mac(text: str) -> bytes:
-    return text.replace("\n", "\r").encode()
-
-
-def padded(text: str) -> bytes:
-    return ("\n" + text.replace(" ", "\t  ").replace("\n", " \t\n\n") + "\n \n").encode()
-
-
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("rewrite", [windows, old_mac, padded])
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+        lambda text: text.replace("\n", "\r").encode(),
+        lambda text: ("\n" + text.replace(" ", "\t  ").replace("\n", " \t\n\n") + "\n \n").encode(),
+    ],
+    ids=["windows", "old mac", "padded"],
+)
 def test_line_ends_and_blanks_make_no_difference(name: str, rewrite: Callable[[str], bytes], tmp_path: Path) -> None:
     lists = write(name, tmp_path)
     table = READERS[name](tmp_path)
@@ -124,76 +114,52 @@ def test_line_ends_and_blanks_make_no_difference(name: str, rewrite: Callable[[s
 @pytest.mark.parametrize("name", READERS)
 def test_missing_folders_and_lists_are_named(name: str, tmp_path: Path) -> None:
     for root in (tmp_path / "nothing", tmp_path):
-        assert error_of(name, root).path == root
+        assert error_of(READERS[name], root).path == root
     *_, last = write(name, tmp_path)
     last.write_bytes(b"\xff\xfe1\x00 \x00")  # UTF-16
-    assert error_of(name, tmp_path).path == last
+    assert error_of(READERS[name], tmp_path).path == last
     last.unlink()
-    assert error_of(name, tmp_path).path == (tmp_path if name == "inshop" else last)
+    assert error_of(READERS[name], tmp_path).path == (tmp_path if name == "inshop" else last)
+    if name == "inshop":
+        write(name, tmp_path)
+        (tmp_path / "Img" / "img").rename(tmp_path / "Img" / "img_highres")
+        assert error_of(READERS[name], tmp_path).path == tmp_path
 
 
-def test_inshop_needs_the_small_images(tmp_path: Path) -> None:
-    write("inshop", tmp_path)
-    (tmp_path / "Img" / "img").rename(tmp_path / "Img" / "img_highres")
-    assert error_of("inshop", tmp_path).path == tmp_path
+def cub_lists(images: str, labels: str = "1 1\n") -> dict[str, str]:
+    return {"images.txt": images, "image_class_labels.txt": labels}
 
 
-IMAGES, LABELS = LISTS["cub"]
+def sop_lists(test: str) -> dict[str, str]:
+    return {"Ebay_train.txt": f"{SOP_HEADER}\n1 7 1 a/a.JPG\n", "Ebay_test.txt": test}
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "at_fault", "found"),
-    [
-        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n", LABELS, "image 2"),
-        ("1 a/1.jpg\n", "1 1\n7 1\n8 1\n", IMAGES, "image 7"),
-        ("1 a/1.jpg\n1 a/2.jpg\n", "1 1\n", IMAGES, "line 2"),
-        ("1 a/1.jpg\n2\n", "1 1\n2 1\n", IMAGES, "line 2"),
-        ("1 a/1.jpg\n", "1 1 1\n", LABELS, "line 1"),
-        ("1 a/1.jpg\n", "1 0\n", LABELS, "'0'"),
-        ("1 a/1.jpg\n", "1 gull\n", LABELS, "'gull'"),
-        ("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n", LABELS, "'a'"),
-        ("\n", "1 1\n", IMAGES, "no images"),
-        ("1 ../1.jpg\n", "1 1\n", IMAGES, "../1.jpg"),
-    ],
-)
-def test_a_damaged_list_of_cub_is_named(images: str, labels: str, at_fault: str, found: str, tmp_path: Path) -> None:
-    (tmp_path / IMAGES).write_text(images)
-    (tmp_path / LABELS).write_text(labels)
-    error = error_of("cub", tmp_path)
-    assert error.path == tmp_path / at_fault and found in error.problem
+def inshop_list(text: str) -> dict[str, str]:
+    return {"list_eval_partition.txt": text, "img/a.jpg": ""}
 
 
 @pytest.mark.parametrize(
-    ("test", "found"),
+    ("name", "files", "at_fault", "found"),
     [
-        (f"{SOP_HEADER}\n1 8 1 a/b.JPG\n2 8 1\n", "line 3"),
-        (f"1 8 1 a/b.JPG\n{SOP_HEADER}\n", "line 1"),
-        (f"{SOP_HEADER}\n", "no images"),
-        ("", "no images"),
-        (f"{SOP_HEADER}\n1 8 1 /etc/b.JPG\n", "/etc/b.JPG"),
-        (f"{SOP_HEADER}\n1 7 1 a/b.JPG\n", "'7'"),  # in both lists
+        ("cub", cub_lists("1 a/1.jpg\n2 a/2.jpg\n"), "image_class_labels.txt", "image 2"),
+        ("cub", cub_lists("1 a/1.jpg\n", "1 1\n7 1\n8 1\n"), "images.txt", "image 7"),
+        ("cub", cub_lists("1 a/1.jpg\n1 a/2.jpg\n"), "images.txt", "line 2"),
+        ("cub", cub_lists("1 a/1.jpg\n2\n", "1 1\n2 1\n"), "images.txt", "line 2"),
+        ("cub", cub_lists("1 a/1.jpg\n", "1 0\n"), "image_class_labels.txt", "'0'"),
+        ("cub", cub_lists("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n"), "image_class_labels.txt", "'a'"),
+        ("cub", cub_lists("\n"), "images.txt", "no images"),
+        ("sop", sop_lists(f"{SOP_HEADER}\n1 8 1 a/b.JPG\n2 8 1\n"), "Ebay_test.txt", "line 3"),
+        ("sop", sop_lists(f"1 8 1 a/b.JPG\n{SOP_HEADER}\n"), "Ebay_test.txt", "line 1"),
+        ("sop", sop_lists(""), "Ebay_test.txt", "no images"),
+        ("sop", sop_lists(f"{SOP_HEADER}\n1 7 1 a/b.JPG\n"), "", "'7'"),  # in both lists
+        ("inshop", inshop_list(f"1\n{INSHOP_HEADER}\nimg/a.jpg id_1 val\n"), "list_eval_partition.txt", "line 3"),
+        ("inshop", inshop_list(f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\n"), "list_eval_partition.txt", "line 1"),
+        ("inshop", inshop_list(f"{INSHOP_HEADER}\n{INSHOP_ROW}\n{INSHOP_ROW}\n"), "list_eval_partition.txt", "line 2"),
     ],
 )
-def test_a_damaged_list_of_sop_is_named(test: str, found: str, tmp_path: Path) -> None:
-    (tmp_path / "Ebay_train.txt").write_text(f"{SOP_HEADER}\n1 7 1 a/a.JPG\n")
-    (tmp_path / "Ebay_test.txt").write_text(test)
-    error = error_of("sop", tmp_path)
-    assert error.path in (tmp_path / "Ebay_test.txt", tmp_path) and found in error.problem
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        (f"1\n{INSHOP_HEADER}\nimg/a.jpg id_1 val\n", "line 3"),
-        (f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg train\n", "line 4"),
-        (f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\n", "line 1"),
-        (f"{INSHOP_HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 train\n", "line 2"),
-        (f"0\n{INSHOP_HEADER}\n", "no images"),
-        (f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\nimg/b.jpg id_1 query\n", "'id_1'"),
-    ],
-)
-def test_a_damaged_list_of_inshop_is_named(text: str, found: str, tmp_path: Path) -> None:
-    (tmp_path / "img").mkdir()
-    (tmp_path / "list_eval_partition.txt").write_text(text)
-    error = error_of("inshop", tmp_path)
-    assert error.path == tmp_path / "list_eval_partition.txt" and found in error.problem
+def test_a_damaged_list_is_named(name: str, files: dict[str, str], at_fault: str, found: str, tmp_path: Path) -> None:
+    for place, text in files.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(text)
+    error = error_of(READERS[name], tmp_path)
+    assert (error.field, error.path) == ("root", tmp_path / at_fault) and found in error.problem

@@ -27,24 +27,20 @@ def images(image_folder: Path) -> TrainingImages:
     return TrainingImages(paths, [number // 4 for number in range(12)], training_transform(32, jitter=0.3))
 
 
-def test_a_view_depends_on_row_and_seed_alone(images: TrainingImages) -> None:
+def random_states() -> list[object]:
+    return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+
+
+def test_a_view_depends_on_row_and_seed_alone_and_leaves_random_states(images: TrainingImages) -> None:
     pixels, label = images[5, 123]
     assert (pixels.shape, pixels.dtype, label) == ((3, 32, 32), torch.uint8, 1)
     torch.manual_seed(99)
-    assert images[0, 7] is not None
+    before = random_states()
     assert torch.equal(images[5, 123][0], pixels)
     assert not torch.equal(images[5, 124][0], pixels)
     assert not torch.equal(images[6, 123][0], pixels)
     assert torch.equal(images[5, 2**63 - 1][0], images[5, 2**63 - 1][0])
-
-
-def test_random_states_are_left_as_they_were(images: TrainingImages) -> None:
-    torch.manual_seed(1)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    images[3, 42]
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])
-    assert random.getstate() == before[2]
+    assert random_states() == before
 
 
 def test_workers_make_the_same_views(images: TrainingImages) -> None:
@@ -61,16 +57,10 @@ def test_workers_make_the_same_views(images: TrainingImages) -> None:
         assert len(set(labels.tolist())) == 2
 
 
-def test_evaluation_images_are_the_fixed_view_in_the_order_given(images: TrainingImages) -> None:
-    paths = images.images[::-1]
-    fixed = EvaluationImages(paths, evaluation_transform(32))
-    assert len(fixed) == 12 == len(images)
+def test_a_fixed_view_is_that_of_the_image_read_as_it_is(images: TrainingImages) -> None:
+    paths, transform = list(images.images)[::-1], evaluation_transform(32)
+    fixed, training = EvaluationImages(paths, transform), TrainingImages(paths, images.labels, transform)
+    assert len(fixed) == len(training) == 12
     for row, path in enumerate(paths):
-        assert torch.equal(fixed[row], evaluation_transform(32)(read_image(path)))
-
-
-def test_another_augmentation_gets_images_as_torchvision_has_them(images: TrainingImages) -> None:
-    center = evaluation_transform(32)
-    assert torch.equal(
-        TrainingImages(images.images, images.labels, center)[4, 1][0], center(read_image(images.images[4]))
-    )
+        expected = transform(read_image(path))
+        assert torch.equal(fixed[row], expected) and torch.equal(training[row, 1][0], expected)

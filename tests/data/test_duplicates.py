@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.data import exact_duplicates, near_duplicates
-from orthoproxy.data.audit.duplicates import hash_components, relation
+from orthoproxy.data.audit.duplicates import exact_duplicates, hash_components, near_duplicates, relation
 
 
 def groups_by_brute_force(hashes: list[int], distance: int) -> set[frozenset[int]]:

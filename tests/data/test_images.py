@@ -75,31 +75,25 @@ def test_modes_with_color_or_transparency(tmp_path: Path) -> None:
 WIDE = np.array([[0, 257], [25700, 32896], [65278, 65535]])
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_sixteen_bit_gray_is_scaled(suffix: str, tmp_path: Path) -> None:
-    image = Image.fromarray(WIDE.astype(np.uint16))
-    assert image.mode == "I;16"
-    assert_pixels(to_rgb(image), gray_as_rgb(WIDE / 257), within=1)
-    image.save(tmp_path / f"wide.{suffix}")
-    assert_pixels(read_image(tmp_path / f"wide.{suffix}"), gray_as_rgb((WIDE / 257).round()))
-    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / f"dark.{suffix}")
-    assert_pixels(read_image(tmp_path / f"dark.{suffix}"), np.full((4, 4, 3), 1))
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_thirty_two_bit_gray_is_scaled_only_beyond_eight_bits(mode: str, tmp_path: Path) -> None:
-    kind = np.int32 if mode == "I" else np.float32
-    for values, expected in (
-        (WIDE, (WIDE / 257).round()),
-        (GRAYS, GRAYS),
-        (GRAYS.astype(int) - 10, GRAYS.clip(10) - 10),
-    ):
-        image = Image.fromarray(values.astype(kind))
-        assert image.mode == mode
-        image.save(tmp_path / "gray.tiff")
-        assert_pixels(read_image(tmp_path / "gray.tiff"), gray_as_rgb(expected))
-    values = np.array([[np.nan, 100.0]], dtype=np.float32)
-    assert_pixels(to_rgb(Image.fromarray(values)), gray_as_rgb(np.array([[0, 100]])))
+@pytest.mark.parametrize(
+    ("values", "suffixes", "expected"),
+    [
+        (WIDE.astype(np.uint16), ("png", "tiff"), (WIDE / 257).round()),
+        (np.full((4, 4), 200, np.uint16), ("png", "tiff"), np.full((4, 4), 1)),  # dark, and so it stays
+        *((WIDE.astype(kind), ("tiff",), (WIDE / 257).round()) for kind in (np.int32, np.float32)),
+        *((GRAYS.astype(kind), ("tiff",), GRAYS) for kind in (np.int32, np.float32)),
+        (GRAYS.astype(np.int32) - 10, ("tiff",), GRAYS.clip(10) - 10),
+        (GRAYS.astype(np.float32) / 255, ("tiff",), GRAYS),
+        (np.array([[np.nan, 100]], np.float32), ("tiff",), np.array([[0, 100]])),
+    ],
+)
+def test_gray_of_more_than_eight_bits_is_scaled_if_it_needs_to_be(
+    values: np.ndarray, suffixes: tuple[str, ...], expected: np.ndarray, tmp_path: Path
+) -> None:
+    assert_pixels(to_rgb(Image.fromarray(values)), gray_as_rgb(expected), within=1)
+    for suffix in suffixes:
+        Image.fromarray(values).save(tmp_path / f"gray.{suffix}")
+        assert_pixels(read_image(tmp_path / f"gray.{suffix}"), gray_as_rgb(expected))
 
 
 UPRIGHT = {  # what the EXIF standard says row 0 and column 0 of the stored pixels are
@@ -131,58 +125,34 @@ def test_broken_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
         assert_pixels(read_image(path), np.full((8, 8, 3), (200, 0, 0)), within=3)
 
 
-def encoded(kind: str) -> bytes:
-    pixels = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
 KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
 
 
-def error_of(path: Path) -> InputError:
+def assert_unreadable(path: Path) -> None:
     with pytest.raises(UnreadableImageError) as caught:
         read_image(path)
     assert caught.value.path == path and caught.value.problem
-    return caught.value
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own about the file
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_truncated_file_is_an_input_error_wherever_it_ends(kind: str, tmp_path: Path) -> None:
-    content, path = encoded(kind), tmp_path / "cut.img"
+    path = tmp_path / "cut.img"
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)).save(path, kind)
+    content = path.read_bytes()
     for keep in [*range(0, 64, 7), *np.linspace(64, len(content) * 0.9, 6).astype(int)]:
         path.write_bytes(content[:keep])
-        error_of(path)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_read_or_an_input_error(kind: str, tmp_path: Path) -> None:
-    content, path = encoded(kind), tmp_path / "damaged.img"
-    generator = np.random.default_rng(1)
-    unreadable = 0
-    for _ in range(60):
-        damaged = bytearray(content)
-        for place in generator.integers(min(len(content), 400), size=3):
-            damaged[place] = generator.integers(256)
-        path.write_bytes(damaged)
-        try:
-            assert read_image(path).mode == "RGB"
-        except UnreadableImageError:
-            unreadable += 1
-    assert unreadable or kind in ("BMP", "PPM")
+        assert_unreadable(path)
 
 
 def test_what_is_no_image_file_is_an_input_error(tmp_path: Path) -> None:
     for number, content in enumerate((b"", b"hello", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / f"{number}.png").write_bytes(content)
-        error_of(tmp_path / f"{number}.png")
-    error_of(tmp_path / "missing.png")
-    error_of(tmp_path)
+        assert_unreadable(tmp_path / f"{number}.png")
+    assert_unreadable(tmp_path / "missing.png")
+    assert_unreadable(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
-    error_of(tmp_path / "pipe.png")
+    assert_unreadable(tmp_path / "pipe.png")
 
 
 def photo(size: tuple[int, int] = (75, 50)) -> Image.Image:
@@ -209,10 +179,9 @@ def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path)
     turned = Image.Exif()
     turned[0x0112] = 6
     photo().save(tmp_path / "turned.jpg", exif=turned)
-    photo().convert("L").save(tmp_path / "gray.jpg")
-    photo().convert("CMYK").save(tmp_path / "inks.jpg")
+    for mode in ("L", "CMYK"):
+        photo().convert(mode).save(tmp_path / f"{mode}.jpg")
     photo().save(tmp_path / "png.jpg", "PNG")
-    Image.fromarray(WIDE.astype(np.uint16)).save(tmp_path / "wide.png")
     for path in tmp_path.iterdir():
         assert np.array_equal(read_croppable_image(path).pixels, np.asarray(read_image(path))), path.name
     assert read_croppable_image(tmp_path / "turned.jpg").width == 50
@@ -223,7 +192,7 @@ def outcome(path: Path, read: Callable[[Path], CroppableImage | Image.Image]) ->
         found = read(path)
     except InputError as error:
         return str(error)
-    return np.asarray(found.pixels if isinstance(found, CroppableImage) else found).tobytes()
+    return found.pixels.tobytes() if isinstance(found, CroppableImage) else found.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -243,9 +212,7 @@ def test_a_damaged_jpeg_is_read_or_an_error_as_pillow_does(tmp_path: Path) -> No
     assert kinds == {str, bytes}
 
 
-def test_too_many_megapixels_are_an_error_before_they_are_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_megapixels_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo((1500, 1000)).save(tmp_path / "large.jpg")
     monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
     with pytest.raises(UnreadableImageError, match="1 megapixels"):
@@ -254,10 +221,8 @@ def test_too_many_megapixels_are_an_error_before_they_are_decoded(
 
 def test_a_crop_is_what_lies_in_the_box_and_an_array_of_its_own() -> None:
     pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    image = CroppableImage(pixels, width=8, height=6)
-    assert np.array_equal(image.crop(1, 2, 3, 4), pixels[1:4, 2:6])
-    image.crop(0, 0, 6, 8)[:] = 0
-    assert pixels.any()
+    crop = CroppableImage(pixels, width=8, height=6).crop(1, 2, 3, 4)
+    assert np.array_equal(crop, pixels[1:4, 2:6]) and not np.shares_memory(crop, pixels)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import random
-import signal
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +14,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from errors import error_of
+from many import in_processes
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import Collection, make_collection, read_collection
+from orthoproxy.core.files import exclusive
+from orthoproxy.data import Collection, read_collection
 from orthoproxy.embedding.collections import EmbedResult, File, embed_collection, embed_files
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.parquet_store import embedding_meta, read_parts
+from orthoproxy.embedding.parquet_store import TEXT_COLUMNS, embedding_meta, read_parts
 from orthoproxy.models import Encoder
 
 
@@ -75,12 +73,10 @@ def test_the_folder_holds_plain_parquet_and_a_description(run, embedder, image_f
     assert (meta.model, meta.model_path, meta.dim) == (embedder.identity, "runs/x", 8)
     assert (meta.root, meta.images, [part.images for part in meta.parts]) == (str(image_folder), 12, [5, 5, 2])
     schema = pq.read_schema(tmp_path / "out" / "part-00002.parquet")
-    assert set(schema.names) == {"path", "embedding", "label", "group", "content"}
     assert schema.field("embedding").type == pa.list_(pa.float32(), 8)
-    assert {schema.field(name).type for name in ("path", "label", "group", "content")} == {pa.string()}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")) == [
-        "embedding.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet",
-    ]  # fmt: skip
+    assert {name for name in schema.names if schema.field(name).type == pa.string()} == {*TEXT_COLUMNS}
+    names = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+    assert names == {"embedding.json", *(part.file for part in meta.parts)}
 
 
 def test_what_is_finished_is_kept_and_what_is_not_is_made_again_to_the_same_bits(run, tmp_path) -> None:
@@ -102,58 +98,48 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_again_to_the_same_bits
     assert contents(tmp_path / "out") == before
 
 
-def rejected(run: Callable[..., EmbedResult], **options: Any) -> str | None:
-    with pytest.raises(InputError) as error:
-        run(**options)
-    return error.value.field
-
-
 def test_another_job_than_the_one_begun(run, tiny_encoder, image_folder, tmp_path) -> None:
     for name, value in (("batch_size", 0), ("part_size", 0), ("workers", -1)):
-        assert rejected(run, **{name: value}) == name
+        assert error_of(run, **{name: value}).field == name
     run()
     before = contents(tmp_path / "out")
     other = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
-    assert rejected(run, embedder=other) == "out"
-    assert rejected(run, embedder=Embedder(tiny_encoder, resize="stretch")) == "out"
-    assert rejected(run, part_size=6) == "part_size"
+    assert error_of(run, embedder=other).field == "out"
+    assert error_of(run, embedder=Embedder(tiny_encoder, resize="stretch")).field == "out"
+    assert error_of(run, part_size=6).field == "part_size"
     collection = read_collection(image_folder)
-    assert rejected(run, collection=Collection(collection.root, collection.images[:-1])) == "out"
-    assert rejected(run, collection=Collection(collection.root, collection.images.assign(label="x"))) == "out"
-    assert rejected(run, collection=Collection(tmp_path, collection.images)) == "out"
+    assert error_of(run, collection=Collection(collection.root, collection.images[:-1])).field == "out"
+    assert error_of(run, collection=Collection(collection.root, collection.images.assign(label="x"))).field == "out"
+    assert error_of(run, collection=Collection(tmp_path, collection.images)).field == "out"
     assert contents(tmp_path / "out") == before
 
 
 def test_a_folder_of_something_else(run, tmp_path) -> None:
     (tmp_path / "file").touch()
-    assert rejected(run, out=tmp_path / "file") == "out"
+    assert error_of(run, out=tmp_path / "file").field == "out"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "part-0.parquet").touch()
-    assert rejected(run, out=tmp_path / "other") == "out"
+    assert error_of(run, out=tmp_path / "other").field == "out"
     for text, field in (('{"format_version": 99}', "format_version"), ("{", None)):
         (tmp_path / "other" / "embedding.json").write_text(text)
-        assert rejected(run, out=tmp_path / "other") == field
+        assert error_of(run, out=tmp_path / "other").field == field
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
 def test_a_failure_to_read_is_not_damage(run, tmp_path, monkeypatch, error) -> None:
     """Neither lack of memory nor a failing disk may lead to a good part being deleted or embedded again."""
     run()
-    before = contents(tmp_path / "out")
+    before, parts = contents(tmp_path / "out"), read_parts(tmp_path / "out")
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    parts = read_parts(tmp_path / "out")
-    with monkeypatch.context() as patched:
-        patched.setattr(pq, "read_table", fail)
-        with pytest.raises(type(error)) as raised:
-            next(parts)
-        assert not isinstance(raised.value, InputError)
-    with monkeypatch.context() as patched:
-        patched.setattr(pq, "read_metadata", fail)
-        with pytest.raises(type(error)):
-            run()
+    for name, read in (("read_table", lambda: next(parts)), ("read_metadata", run)):
+        with monkeypatch.context() as patched:
+            patched.setattr(pq, name, fail)
+            with pytest.raises(type(error)) as raised:
+                read()
+            assert not isinstance(raised.value, InputError)
     assert contents(tmp_path / "out") == before
 
 
@@ -170,21 +156,10 @@ def test_a_damaged_part_is_named(run, tmp_path) -> None:
     assert error.value.path == path and error.value.hint
 
 
-def test_two_jobs_do_not_write_to_one_folder(run) -> None:
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-
-    def work() -> None:
-        os.fsync = lambda _: (sender.send("at work"), time.sleep(600))
-        run(workers=1)
-
-    first = in_a_process(work)
-    receiver.recv()
-    try:
-        assert rejected(run) == "out"
-    finally:
-        first.kill()
-        first.join()
-    assert run().images == 12  # at once, though a process that reads files may outlive the killed one for seconds
+def test_two_jobs_do_not_write_to_one_folder(run, tmp_path) -> None:
+    with exclusive(tmp_path / "out"):
+        assert error_of(run).field == "out"
+    assert run().images == 12
 
 
 @pytest.fixture
@@ -233,12 +208,9 @@ def test_a_part_without_readable_images_is_a_part_and_a_repaired_one_is_made_on_
     assert not (tmp_path / "out" / "unreadable.csv").exists()
 
 
-def test_no_readable_image_at_all_is_an_error(run, tmp_path) -> None:
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "1.png").write_bytes(b"no image")
-    with pytest.raises(InputError) as error:
-        run(collection=read_collection(tmp_path / "bad"))
-    assert error.value.path == str(tmp_path / "bad" / "1.png")
+def test_no_readable_image_at_all_is_an_error(run, damaged) -> None:
+    (damaged / "b" / "4.png").unlink()
+    assert error_of(run, collection=read_collection(damaged / "b")).path == str(damaged / "b" / "3.jpg")
 
 
 def test_names_that_are_no_text_are_listed_as_such(run, image_folder, tmp_path) -> None:
@@ -288,89 +260,22 @@ def test_unfinished_embeddings_are_not_read(run, tmp_path) -> None:
         read_parts(tmp_path / "out")
 
 
-@pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_a_full_disk_leaves_whole_parts_only(run, tmp_path, monkeypatch, fails) -> None:
-    run()
-    before = contents(tmp_path / "out")
-    for name in ("part-00001.parquet", "part-00002.parquet"):
-        (tmp_path / "out" / name).unlink()
-
-    def refuse(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(*((os, "fsync") if fails == "fsync" else (Path, "replace")), refuse)
-    with pytest.raises(OSError, match="No space left"):
-        run()
-    monkeypatch.undo()
-    assert contents(tmp_path / "out") == {"part-00000.parquet": before["part-00000.parquet"]}
-    assert not list((tmp_path / "out").glob(".*.tmp"))
-    assert run().new_images == 7
-    assert contents(tmp_path / "out") == before
-
-
-def in_a_process(function: Callable[[], Any]) -> multiprocessing.context.ForkProcess:
-    with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of forking beside threads
-        process = multiprocessing.get_context("fork").Process(target=function)
-        process.start()
-    return process
-
-
-def test_killed_at_any_moment_no_part_is_lost_and_none_is_half_written(run, tmp_path) -> None:
-    options = {"part_size": 1, "batch_size": 1}
-    run(**options, out=tmp_path / "reference")
-    whole = contents(tmp_path / "reference")
-    moments = random.Random(0)
-    out, kept = tmp_path / "out", 0
-    left: set[Path] = set()  # what kills left unfinished
-
-    def work() -> None:
-        os.fsync = lambda _: time.sleep(0.02)  # a slow disk
-        run(**options)
-
-    for kill in range(5):
-        process = in_a_process(work)
-        limit = time.monotonic() + 60
-        while time.monotonic() < limit:
-            if kill % 2 and set(out.glob(".part-*.tmp")) - left:
-                break  # while a part is written
-            if not kill % 2 and len(contents(out)) > kept:
-                time.sleep(moments.uniform(0, 0.1))
-                break
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        found = contents(out)
-        assert len(found) >= kept, kill  # none was lost
-        assert all(found[name] == whole[name] for name in found), kill  # none is half-written
-        left |= set(out.glob(".part-*.tmp"))
-        kept = len(found)
-    assert left  # else no kill came while a part was written
-    done = run(**options)
-    assert done.images == 12 and contents(tmp_path / "out") == whole
-    assert done.new_images == 12 - kept and not list(out.glob(".*.tmp"))
-
-
-def peak_of(embedder: Embedder, collection: Collection, out: Path, sender: Any) -> None:
-    embed_collection(embedder, "x", Collection(collection.root, collection.images[:32]), out / "warm", 16, 0, 16)
-    before = own_peak()
-    embed_collection(embedder, "x", collection, out / "out", 16, 0, 64)
-    sender.send((own_peak() - before) / 1024)
-
-
 def own_peak() -> int:
     """Read what this process held at most, in KiB; ru_maxrss would be at least that of the process that started it."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
-def test_memory_does_not_grow_with_the_images(tmp_path, image_folder) -> None:
+def peak_of(collection: Collection, out: Path) -> float:
     embedder = Embedder(Encoder("test_vit", embedding_dim=8, image_size=160), resize=160)
-    table = pd.DataFrame({"path": [str(image_folder / "red" / "0.png")]})
-    one = make_collection(table, image_folder)
-    folder = tmp_path / "many"
-    folder.mkdir()
+    embed_collection(embedder, "x", Collection(collection.root, collection.images[:32]), out / "warm", 16, 0, 16)
+    before = own_peak()
+    embed_collection(embedder, "x", collection, out / "out", 16, 0, 64)
+    return (own_peak() - before) / 1024
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, image_folder) -> None:
+    (tmp_path / "many").mkdir()
     for number in range(1024):  # 79 MB of pixels at the encoder's size
-        (folder / f"{number}.png").symlink_to(one.root / one.images["path"][0])
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    collection = read_collection(folder)
-    in_a_process(lambda: peak_of(embedder, collection, tmp_path, sender)).join()
-    assert receiver.recv() < 25  # MiB; a part of 64 images has 5
+        (tmp_path / "many" / f"{number}.png").symlink_to(image_folder / "red" / "0.png")
+    [peak] = in_processes(1, peak_of, read_collection(tmp_path / "many"), tmp_path)
+    assert peak < 25  # MiB; a part of 64 images has 5

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import error_of
 from PIL import Image
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.feature_cache import FrozenFeatures, pooled_features
 from orthoproxy.models import Encoder
@@ -48,9 +48,8 @@ def test_another_file_transform_or_model_computes_new_features(picture, tiny_enc
 
 
 def test_a_missing_image_is_named(tiny_encoder, tmp_path):
-    with pytest.raises(InputError) as caught:
-        pooled_features(Embedder(tiny_encoder), [f"{tmp_path}/none.png"], tmp_path / "features")
-    assert str(caught.value.path) == f"{tmp_path}/none.png"
+    error = error_of(pooled_features, Embedder(tiny_encoder), [f"{tmp_path}/none.png"], tmp_path / "features")
+    assert str(error.path) == f"{tmp_path}/none.png"
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY cut short", None])
@@ -68,6 +67,5 @@ def test_a_damaged_file_is_replaced(picture, tiny_encoder, tmp_path, damage):
 
 def test_a_cache_that_cannot_be_written_to_is_named(picture, tiny_encoder, tmp_path):
     (tmp_path / "features").write_text("a file")
-    with pytest.raises(InputError) as caught:
-        pooled_features(Embedder(tiny_encoder), [picture], tmp_path / "features")
-    assert Path(str(caught.value.path)).is_relative_to(tmp_path)
+    error = error_of(pooled_features, Embedder(tiny_encoder), [picture], tmp_path / "features")
+    assert Path(str(error.path)).is_relative_to(tmp_path)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from errors import error_of
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import (
     INPUT,
@@ -64,36 +65,22 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
     for given in ([Image.open(path) for path in paths], pixels, pixels / 255):
         np.testing.assert_array_equal(ours.embed(given), files)
     assert ours.embed([]).shape == (0, 8)
+    assert error_of(ours.embed, "one.png").field == "images"
 
 
-def test_what_cannot_be_read_is_named(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(InputError) as error:
-        OnnxEmbedder(file).embed([tmp_path / "broken.png"])
-    assert Path(str(error.value.path)) == tmp_path / "broken.png"
-    with pytest.raises(InputError) as error:
-        OnnxEmbedder(file).embed("one.png")  # type: ignore[arg-type]
-    assert error.value.field == "images"
-
-
-@pytest.mark.parametrize("resize", [None, 40, "stretch"])
-@pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet"])
-def test_the_view_goes_along(backbone: str, resize: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "dim", "resize", "expected"),
+    [("test_vit", 8, None, 37), ("test_vit", None, "stretch", "stretch"), ("test_efficientnet", 8, 40, 40)],
+)
+def test_the_view_goes_along(backbone: str, dim: int | None, resize: Resize, expected: Resize, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model = Embedder(Encoder(backbone, embedding_dim=8, image_size=32), resize=resize)
+    model = Embedder(Encoder(backbone, dim, image_size=32), resize=resize)
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(50, 90, 3), dtype=np.uint8))
     ours = OnnxEmbedder(exported(model, tmp_path / "model.onnx"))
     np.testing.assert_allclose(ours.embed([image, image.rotate(90)]), model.embed([image, image.rotate(90)]), atol=1e-5)
-    assert (ours.image_size, ours.embedding_dim) == (32, 8)
-    assert ours.resize == {None: 37, 40: 40, "stretch": "stretch"}[resize]
+    assert (ours.image_size, ours.embedding_dim, ours.resize) == (32, model.embedding_dim, expected)
     assert ours.metadata.mean == pytest.approx(model.encoder.mean.flatten().tolist())
     assert ours.metadata.std == pytest.approx(model.encoder.std.flatten().tolist())
-
-
-def test_a_model_without_projection(tmp_path: Path, paths: list[Path]) -> None:
-    model = Embedder(Encoder("test_vit", image_size=32))
-    ours = OnnxEmbedder(exported(model, tmp_path / "model.onnx"))
-    np.testing.assert_allclose(ours.embed(paths), model.embed(paths), atol=1e-5)
 
 
 def test_the_metadata_say_what_goes_in_and_comes_out(file: Path, model: Embedder) -> None:
@@ -111,50 +98,40 @@ def test_the_metadata_say_what_goes_in_and_comes_out(file: Path, model: Embedder
     assert shapes == [["batch", 3, 32, 32], ["batch", 8]]
 
 
-def test_load_model_takes_all_kinds(file: Path, model: Embedder, tmp_path: Path, paths: list[Path]) -> None:
+def test_load_model_takes_all_kinds(file: Path, model: Embedder, tmp_path: Path) -> None:
     model.save(tmp_path / "run" / "model")
-    loaded = [load_model(file), load_model(str(file)), load_model(tmp_path / "run"), load_model(tmp_path / "run/model")]
-    assert [type(one) for one in loaded] == [OnnxEmbedder, OnnxEmbedder, Embedder, Embedder]
-    for one in loaded:
-        assert one.identity == model.identity and one.image_size == 32 and one.embedding_dim == 8
-        np.testing.assert_allclose(one.embed(paths), model.embed(paths), atol=1e-5)
-    with pytest.raises(InputError) as error:
-        load_model(tmp_path / "nowhere")
-    assert error.value.path == tmp_path / "nowhere"
-
-
-def rejected(path: Path, device: str = "cpu") -> InputError:
-    with pytest.raises(InputError) as error:
-        OnnxEmbedder(path, device)
-    return error.value
+    for path, kind in ((file, OnnxEmbedder), (str(file), OnnxEmbedder), (tmp_path / "run", Embedder)):
+        loaded = load_model(path)
+        assert type(loaded) is kind and loaded.identity == model.identity
+    assert error_of(load_model, tmp_path / "nowhere").path == tmp_path / "nowhere"
 
 
 def test_files_that_are_not_exported_models(file: Path, tmp_path: Path) -> None:
-    assert rejected(tmp_path / "nowhere.onnx").path == tmp_path / "nowhere.onnx"
+    assert error_of(OnnxEmbedder, tmp_path / "nowhere.onnx").path == tmp_path / "nowhere.onnx"
     for name, content in (("garbage.onnx", b"no model at all"), ("half.onnx", file.read_bytes()[:5000])):
         (tmp_path / name).write_bytes(content)
-        assert rejected(tmp_path / name).path == tmp_path / name
+        assert error_of(OnnxEmbedder, tmp_path / name).path == tmp_path / name
     with pytest.raises(InputError):
         read_metadata(tmp_path / "garbage.onnx")
     content = onnx.load(file)
     onnx.helper.set_model_props(content, {"author": "somebody"})
     onnx.save(content, tmp_path / "foreign.onnx")
-    assert rejected(tmp_path / "foreign.onnx").field == "format_version"
-    assert rejected(file, "toaster").field == "device"
+    assert error_of(OnnxEmbedder, tmp_path / "foreign.onnx").field == "format_version"
+    assert error_of(OnnxEmbedder, file, "toaster").field == "device"
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("format_version", "3"), ("format_version", "1"), ("image_size", "0"), ("embedding_dim", "{")]
 )
 def test_invalid_metadata(model: Embedder, tmp_path: Path, field: str, value: str) -> None:
-    error = rejected(exported(model, tmp_path / "model.onnx", **{field: value}))
+    error = error_of(OnnxEmbedder, exported(model, tmp_path / "model.onnx", **{field: value}))
     assert error.path == tmp_path / "model.onnx" and error.hint
     assert error.field == (None if value == "{" else field)
 
 
 def test_without_onnxruntime_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "orthoproxy[onnx]" in (rejected(file).hint or "")
+    assert "orthoproxy[onnx]" in (error_of(OnnxEmbedder, file).hint or "")
 
 
 def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(
@@ -169,18 +146,11 @@ def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(
     gc.disable()
     try:
         del left, session
-        child = os.fork()
-        if child == 0:
-            gc.collect()
-            os._exit(0)
-        ended = (0, 0)
-        until = time.monotonic() + 20
-        while ended[0] == 0 and time.monotonic() < until:
-            time.sleep(0.05)
-            ended = os.waitpid(child, os.WNOHANG)
-        if ended[0] == 0:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join(20)
+        code = child.exitcode
+        child.kill()
     finally:
         gc.enable()
-    assert ended == (child, 0)
+    assert code == 0

@@ -1,7 +1,6 @@
 """From images on disk to one table, and from the table to batches of pixels."""
 
-from orthoproxy.data.audit.describe import count_images, describe_images
-from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates
+from orthoproxy.data.audit.describe import describe_images
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable, scan_images
 from orthoproxy.data.audit.verify import CopyCheck, verify_images
 from orthoproxy.data.cache import cached_images
@@ -31,14 +30,12 @@ __all__ = [
     "assign_split",
     "cached_images",
     "cars_table",
-    "count_images",
     "csv_table",
     "cub_table",
     "describe_images",
     "drop_rows",
     "evaluation_size",
     "evaluation_transform",
-    "exact_duplicates",
     "find_unreadable",
     "folder_table",
     "hold_out_validation",
@@ -48,7 +45,6 @@ __all__ = [
     "loader_options",
     "make_collection",
     "make_table",
-    "near_duplicates",
     "rank_by_hash",
     "read_collection",
     "read_croppable_image",

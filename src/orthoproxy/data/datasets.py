@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ class EvaluationImages(Dataset):
             return error
 
 
-class PathList(Sequence[str]):
+class PathList:
     """File names in two arrays, which forked workers share; a list would be copied as its reference counts change."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
@@ -132,13 +132,7 @@ class PathList(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> PathList: ...
-    def __getitem__(self, row: int | slice) -> str | PathList:
-        if isinstance(row, slice):
-            return PathList([self[number] for number in range(*row.indices(len(self)))])
+    def __getitem__(self, row: int) -> str:
         row = range(len(self))[row]
         return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
 

@@ -23,17 +23,24 @@ except ImportError:  # no wheel for this Python; Pillow decodes to the same pixe
 MAX_MEGAPIXELS = 89  # Pillow warns above; decoding and conversion would take gigabytes
 MAX_FILE_SIZE = 2**30  # bytes
 JPEG_START = b"\xff\xd8\xff"
-DECOMPRESSION_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as upright RGB, as `to_rgb` converts it.
+def read_image(path: str | Path, data: bytes | None = None) -> Image.Image:
+    """Read an image file as upright RGB, as `to_rgb` converts it; `data` is its content, if that was read before.
 
     Any format that Pillow reads but EPS, whatever the file's name. Raises UnreadableImageError, an `InputError`, if the
     file is missing, is not a readable image, or has more than 89 megapixels.
     """
     with noting_file(path):
-        return _decode(path)
+        try:
+            _require_regular(path)
+            with Image.open(path if data is None else io.BytesIO(data), formats=readable_formats()) as image:
+                _require_size(image)
+                return to_rgb(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files make Pillow raise almost any type
+            raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
 
 def read_image_bytes(path: str | Path) -> bytes:
@@ -47,29 +54,11 @@ def read_image_bytes(path: str | Path) -> bytes:
             raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
 
-def decode_image(data: bytes, path: str | Path) -> Image.Image:
-    """Decode the content of an image file as `read_image` does; the path is for errors."""
-    with noting_file(path):
-        return _decode(path, data)
-
-
 def _require_regular(path: str | Path) -> os.stat_result:
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for ever
         raise ValueError("not a regular file")
     return status
-
-
-def _decode(path: str | Path, data: bytes | None = None) -> Image.Image:
-    try:
-        _require_regular(path)
-        with Image.open(path if data is None else io.BytesIO(data), formats=readable_formats()) as image:
-            _require_size(image)
-            return to_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise almost any type
-        raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
 
 def _require_size(image: Image.Image) -> None:
@@ -78,7 +67,7 @@ def _require_size(image: Image.Image) -> None:
 
 
 def _reason(error: Exception, path: str | Path) -> str:
-    if isinstance(error, DECOMPRESSION_BOMB):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {MAX_MEGAPIXELS} megapixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
@@ -151,18 +140,17 @@ def read_croppable_image(path: str | Path) -> CroppableImage:
     """Read the pixels that `read_image` gives, faster for plain JPEGs; it raises the same errors."""
     with noting_file(path):
         pixels = _decode_plain_jpeg(path)
-        if pixels is None:
-            pixels = np.asarray(_decode(path))
+    if pixels is None:
+        pixels = np.asarray(read_image(path))
     return CroppableImage(pixels, width=pixels.shape[1], height=pixels.shape[0])
 
 
 def _decode_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Decode a sound JPEG that needs no rotation or conversion; None for all else, which `_decode` reads."""
+    """Decode a sound JPEG that needs no rotation or conversion; None for all else, which `read_image` reads."""
     if decode_jpeg is None:
         return None
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            return None
+        _require_regular(path)
         with Path(path).open("rb") as file:
             content = file.read(len(JPEG_START))
             if content != JPEG_START:
@@ -174,5 +162,5 @@ def _decode_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
         return decode_jpeg(content) if plain else None
     except MemoryError:
         raise
-    except Exception:  # damaged files make Pillow raise almost any type; `_decode` finds the reason
+    except Exception:  # damaged files make Pillow raise almost any type; `read_image` finds the reason
         return None

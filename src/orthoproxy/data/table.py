@@ -1,19 +1,4 @@
-"""The table of images that every source is read into, and its splits.
-
-One row an image, all columns text, with an index from 0:
-
-``path``
-    The image file.
-``label``
-    Class name.
-``split``
-    ``train``, ``validation`` or ``test``; empty if the source does not say. A class is in one split only.
-``role``
-    In retrieval, an image is a ``query``, part of the ``gallery``, or ``both``.
-``group``
-    What the image was taken with or belongs to (a camera, a font family), so that it can be excluded from a query's
-    gallery; or empty.
-"""
+"""The table of images that every source is read into, and its splits."""
 
 from __future__ import annotations
 
@@ -49,9 +34,10 @@ def make_table(
     split
         ``train``, ``validation`` or ``test``; or empty, for `assign_split` to fill in.
     role
-        ``query``, ``gallery`` or ``both``.
+        In retrieval, an image is a ``query``, part of the ``gallery``, or ``both``.
     group
-        Such as a camera; or empty.
+        What the image was taken with or belongs to (a camera, a font family), so that it can be excluded from a query's
+        gallery; or empty.
 
     Returns
     -------

@@ -24,7 +24,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import Collection
-from orthoproxy.data.images import decode_image, read_image_bytes
+from orthoproxy.data.images import read_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.transforms import Transform
 from orthoproxy.embedding.embedder import Embedder
@@ -197,7 +197,7 @@ class _Files(Dataset):
             file.path.encode()  # Parquet and Milvus store text
             data = read_image_bytes(file.path)
             content = hashlib.sha256(data).hexdigest()[:32]
-            pixels = None if content == file.known_content else self.transform(decode_image(data, file.path))
+            pixels = None if content == file.known_content else self.transform(read_image(file.path, data))
             return pixels, content, ""
         except UnicodeEncodeError:
             return None, "", f"its name is not UTF-8: {os.fsencode(file.path)!r}"

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
@@ -19,7 +20,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data import Collection
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.file_formats import Dim, import_optional, read_json
+from orthoproxy.embedding.file_formats import Dim, read_json
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 
 META = "embedding.json"
@@ -65,15 +66,6 @@ class EmbeddingMeta(BaseModel, frozen=True):
         )
 
 
-@dataclass(frozen=True)
-class _PartMetadata:
-    """Not a pydantic model, as names of unreadable files may not be UTF-8."""
-
-    model: str
-    digest: str
-    unreadable: list[dict[str, str]]  # path, reason
-
-
 def embedding_meta(folder: str | Path) -> EmbeddingMeta:
     """Read the description of a folder that `embed_collection` wrote."""
     if not (Path(folder) / META).is_file():
@@ -96,7 +88,6 @@ def read_parts(folder: str | Path) -> Iterator[tuple[pd.DataFrame, Float[np.ndar
 
 
 def _read_part(path: Path, dim: int) -> tuple[pd.DataFrame, Float[np.ndarray, "n D"]]:
-    pq = import_optional("pyarrow.parquet", "search")
     with _damage_as_input_error(path), path.open("rb") as file:
         table = pq.read_table(file)
         vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
@@ -125,27 +116,25 @@ def begin(out: Path, plan: EmbeddingMeta) -> None:
 
 def is_complete(out: Path, part: Part) -> bool:
     """Whether a part exists, is of these images, and was not truncated."""
-    import_optional("pyarrow", "search")
     with suppress(InputError):
-        rows, metadata = _read_metadata(out / part.file)
-        return metadata.digest == part.digest and rows + len(metadata.unreadable) == part.images
+        rows, digest, unreadable = _read_metadata(out / part.file)
+        return digest == part.digest and rows + len(unreadable) == part.images
     return False
 
 
-def _read_metadata(path: Path) -> tuple[int, _PartMetadata]:
-    """Return the number of rows of a part, and its metadata."""
+def _read_metadata(path: Path) -> tuple[int, str, list[dict[str, str]]]:
+    """Return the number of rows of a part, its digest, and path and reason of each unreadable image."""
     if not path.is_file():
         raise InputError("missing", path=path, hint=FINISH)
     with _damage_as_input_error(path), path.open("rb") as file:
-        parquet = import_optional("pyarrow.parquet", "search").read_metadata(file)
-        metadata = _PartMetadata(**json.loads(parquet.metadata[b"orthoproxy"]))
-        return parquet.num_rows, metadata
+        parquet = pq.read_metadata(file)
+        metadata = json.loads(parquet.metadata[b"orthoproxy"])
+        return parquet.num_rows, metadata["digest"], metadata["unreadable"]
 
 
 @contextmanager
 def _damage_as_input_error(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises for a damaged file into InputError; an OSError with errno is a failure of the disk."""
-    pa = import_optional("pyarrow", "search")
     damage = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, KeyError, TypeError, ValueError, OSError)
     try:
         yield
@@ -159,18 +148,14 @@ def write_part(
     out: Path, plan: EmbeddingMeta, part: Part, rows: pd.DataFrame, embeddings: Float[np.ndarray, "n D"]
 ) -> None:
     """Write a part: rows with an empty `reason` get an embedding each, the others are listed in the metadata."""
-    pa, pq = import_optional("pyarrow", "search"), import_optional("pyarrow.parquet", "search")
     readable = rows[rows["reason"] == ""]
     unreadable = rows[rows["reason"] != ""][["path", "reason"]].to_dict("records")
     columns: dict[str, Any] = {name: pa.array(readable[name].tolist(), pa.string()) for name in TEXT_COLUMNS}
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), plan.dim)
     metadata = json.dumps({"model": plan.model, "digest": part.digest, "unreadable": unreadable})
     table = pa.table(columns).replace_schema_metadata({"orthoproxy": metadata})
-
-    def write(file: BinaryIO) -> None:
-        pq.write_table(table, file, use_dictionary=["label", "group"])  # embeddings do not repeat
-
-    atomic_write(out / part.file, write)
+    options: dict[str, Any] = {"use_dictionary": ["label", "group"]}  # embeddings do not repeat
+    atomic_write(out / part.file, lambda file: pq.write_table(table, file, **options))
 
 
 def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
@@ -178,7 +163,7 @@ def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
     found = [
         (str(Path(plan.root) / image["path"]), part.file, image["reason"])
         for part in plan.parts
-        for image in _read_metadata(out / part.file)[1].unreadable
+        for image in _read_metadata(out / part.file)[2]
     ]
     unreadable = pd.DataFrame(found, columns=["path", "part", "reason"], dtype=object)
     if unreadable.empty:

@@ -6,15 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-ROLES = ("query", "gallery")
-
 
 def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Divide a table into splits and roles; rows without a split are ``all`` if no row has one, else ``unassigned``."""
     rest = "unassigned" if (table["split"] != "").any() else "all"
     parts = {
         **{split: table[table["split"] == split] for split in ("train", "validation")},
-        **{role: table[table["role"] == role] for role in ROLES},
+        **{role: table[table["role"] == role] for role in ("query", "gallery")},
         "test": table[table["split"] == "test"],
         rest: table[table["split"] == ""],
     }

@@ -23,6 +23,7 @@ PUBLISHED = {
 }
 # The folder that contains only images of the dataset; for other sources, each folder with a listed image
 IMAGE_FOLDERS = {"cub": "images", "inshop": "img"}
+Status = Literal["ok", "note", "failed"]
 # What duplicates mean, by their relation
 MEANINGS = {
     "within a class": "",
@@ -36,7 +37,7 @@ class CopyCheck:
     """Result of a check: ``failed`` if the copy is not as it should be, ``note`` if a person should look."""
 
     name: str
-    status: Literal["ok", "note", "failed"]
+    status: Status
     summary: str
     items: list[Any] = field(default_factory=list)  # paths, or dictionaries
 
@@ -70,8 +71,8 @@ def _check_counts(name: str, table: pd.DataFrame) -> list[CopyCheck]:
 def _check_count(part: str, found: tuple[int, int], published: tuple[int, int]) -> CopyCheck:
     if found == published:
         return CopyCheck(f"counts, {part}", "ok", f"{_counted(*found)}, as published")
-    item = {"found": found, "published": published}
-    item = {key: {"images": images, "classes": classes} for key, (images, classes) in item.items()}
+    names = ("images", "classes")
+    item = {"found": dict(zip(names, found, strict=True)), "published": dict(zip(names, published, strict=True))}
     return CopyCheck(f"counts, {part}", "failed", f"{_counted(*found)}; published are {_counted(*published)}", [item])
 
 
@@ -81,9 +82,8 @@ def _counted(images: int, classes: int) -> str:
 
 def _check_missing(table: pd.DataFrame) -> CopyCheck:
     missing = [path for path in table["path"] if not Path(path).is_file()]
-    if missing:
-        return CopyCheck("missing files", "failed", f"{len(missing):,} of {len(table):,} listed", missing)
-    return CopyCheck("missing files", "ok", f"none of {len(table):,} listed")
+    listed = f"of {len(table):,} listed"
+    return _check("missing files", missing, f"{len(missing):,} {listed}", "failed", ok=f"none {listed}")
 
 
 def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
@@ -101,7 +101,7 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCh
             and path.is_file()
         }
     )
-    return _note("unlisted images", unlisted, f"{len(unlisted):,} images are not listed, and not used")
+    return _check("unlisted images", unlisted, f"{len(unlisted):,} images are not listed, and not used")
 
 
 def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[Path]:
@@ -117,9 +117,7 @@ def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[
 
 def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
     unreadable = [item for item in unreadable_images(table, scan) if Path(item["path"]).is_file()]
-    if unreadable:
-        return CopyCheck("unreadable images", "failed", f"{len(unreadable):,} of {len(table):,} listed", unreadable)
-    return CopyCheck("unreadable images", "ok", "none")
+    return _check("unreadable images", unreadable, f"{len(unreadable):,} of {len(table):,} listed", "failed")
 
 
 def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck]:
@@ -134,9 +132,9 @@ def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck
         for name, found in groups.items():
             items = [rows[["path", "split", "label"]].to_dict("records") for rows in found]
             summary = f"groups: {len(found):,}, images: {sum(map(len, found)):,}{MEANINGS[name]}"
-            checks.append(_note(f"{kind} duplicates {name}", items, summary))
+            checks.append(_check(f"{kind} duplicates {name}", items, summary))
     return checks
 
 
-def _note(name: str, items: list[Any], summary: str) -> CopyCheck:
-    return CopyCheck(name, "note", summary, items) if items else CopyCheck(name, "ok", "none")
+def _check(name: str, items: list[Any], summary: str, status: Status = "note", ok: str = "none") -> CopyCheck:
+    return CopyCheck(name, status, summary, items) if items else CopyCheck(name, "ok", ok)

@@ -51,12 +51,10 @@ def cars_table(root: Path) -> pd.DataFrame:
     A. ``car_ims/000001.jpg`` and the list ``cars_annos.mat``;
     B. ``cars_train/00001.jpg``, ``cars_test/00001.jpg`` and the lists ``cars_train_annos.mat``,
        ``cars_test_annos_withlabels.mat`` and ``cars_meta.mat``;
-    C. a folder for each class, 196 in all, directly or in both ``train`` and ``test``. Classes are numbered by name in
-       the order of character codes. The official order differs within a make only, and class 98, the one Eagle, comes
-       before FIAT, so both halves are the same.
+    C. a folder for each class, 196 in all, directly or in both ``train`` and ``test``.
 
-    Lists may be in ``devkit`` or beside it. The published split is for classification, with every class on both sides,
-    and not used. In A and B, whether the images exist is not checked.
+    Lists may be in ``devkit`` or beside it. In A and B, whether the images exist is not checked. Source, published
+    counts and more about the layouts: ``docs/data/cars.md``.
 
     Parameters
     ----------
@@ -67,18 +65,12 @@ def cars_table(root: Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         See `make_table`; in the order of the lists or by path. A label is the name of the class, such as
-        ``AM General Hummer SUV 2000``. The published dataset has 8,054 training and 8,131 test images.
+        ``AM General Hummer SUV 2000``.
 
     Raises
     ------
     InputError
         If there is none of the layouts, or a list is missing, damaged or leads out of the folder.
-
-    References
-    ----------
-    J. Krause, M. Stark, J. Deng, L. Fei-Fei: 3D Object Representations for Fine-Grained Categorization, 4th IEEE
-    Workshop on 3D Representation and Recognition, ICCV 2013. The split: H. O. Song, Y. Xiang, S. Jegelka, S. Savarese:
-    Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
     """
     if not root.is_dir():
         raise InputError("no such folder", field="root", path=root)
@@ -165,6 +157,7 @@ def _sub_folders(folder: Path) -> set[str]:
 
 
 def _read_class_folders(*folders: Path) -> pd.DataFrame:
+    # the official order differs within a make only, and class 98, the one Eagle, comes before FIAT: the same halves
     names = sorted(set().union(*(_sub_folders(folder) for folder in folders)))
     if len(names) != CLASSES:
         problem = f"{len(names)} class folders"

@@ -18,8 +18,8 @@ TRAIN_CLASSES = 100  # the first ones
 def cub_table(root: Path) -> pd.DataFrame:
     """Read CUB-200-2011 in the retrieval split: classes 1 to 100 for training, 101 to 200 for test.
 
-    Joins ``images.txt`` (id, path) and ``image_class_labels.txt`` (id, class) by id. The published split is for
-    classification, with every class on both sides, and not used. Whether the images exist is not checked.
+    Joins ``images.txt`` (id, path) and ``image_class_labels.txt`` (id, class) by id. Whether the images exist is not
+    checked. Source and published counts: ``docs/data/cub.md``.
 
     Parameters
     ----------
@@ -29,19 +29,12 @@ def cub_table(root: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        See `make_table`; in the order of ``images.txt``. A label is the name of the class's folder, such as
-        ``001.Black_footed_Albatross``. The published dataset has 5,864 training and 5,924 test images.
+        See `make_table`; in the order of ``images.txt``. A label is the name of the class's folder.
 
     Raises
     ------
     InputError
         If a list is missing or damaged, leads out of the folder, or does not match the other.
-
-    References
-    ----------
-    C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie: The Caltech-UCSD Birds-200-2011 Dataset. California
-    Institute of Technology, CNS-TR-2011-001, 2011. The split: H. O. Song, Y. Xiang, S. Jegelka, S. Savarese: Deep
-    Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
 
     Examples
     --------

@@ -132,16 +132,10 @@ def _distribution(family: str) -> metadata.Distribution:
         raise InputError(f"package {name!r} is missing", hint="pip install 'orthoproxy[icons]'") from None
 
 
-@cache
-def _package_files(family: str) -> dict[str, Path]:
-    """Return the fonts and glyph maps of a family's package by file name."""
-    listed = _distribution(family).files or []
-    return {file.name: Path(str(file.locate())) for file in listed if file.suffix in {".ttf", ".otf", ".json"}}
-
-
 def package_file(family: str, name: str) -> Path:
     """Return a font or glyph map of a family's package."""
-    path = _package_files(family).get(name)
+    listed = (Path(str(file.locate())) for file in _distribution(family).files or () if file.name == name)
+    path = next(listed, None)
     if path is None or not path.is_file():
         raise InputError(f"package 'tkinter-icons-{family}' lacks {name}", hint="reinstall 'orthoproxy[icons]'")
     return path

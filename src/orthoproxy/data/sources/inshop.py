@@ -20,7 +20,7 @@ def inshop_table(root: Path) -> pd.DataFrame:
 
     All is in ``list_eval_partition.txt``: the number of images, a header, then name, item and status of each image.
     Images are in ``Img/img`` or ``img``; published results are about these 256-pixel images, not ``img_highres``.
-    Whether each exists is not checked.
+    Whether each exists is not checked. Source and published counts: ``docs/data/inshop.md``.
 
     Parameters
     ----------
@@ -30,18 +30,12 @@ def inshop_table(root: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        See `make_table`; in the order of the list. A label is the item's id, such as ``id_00000002``. The published
-        dataset has 25,882 training images of 3,997 items, and 14,218 queries and 12,612 gallery images of 3,985 others.
+        See `make_table`; in the order of the list. A label is the item's id, such as ``id_00000002``.
 
     Raises
     ------
     InputError
         If the list or the folder of images is missing, or the list is damaged, truncated or leads out of it.
-
-    References
-    ----------
-    Z. Liu, P. Luo, S. Qiu, X. Wang, X. Tang: DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
-    Annotations, CVPR 2016.
     """
     candidates = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
     path = find_file(root, candidates, "give the folder that contains Eval and Img")

@@ -17,7 +17,7 @@ def sop_table(root: Path) -> pd.DataFrame:
     """Read Stanford Online Products in its published split, which is one for retrieval.
 
     ``Ebay_train.txt`` and ``Ebay_test.txt`` list the images with a class number; no number is in both. Whether the
-    images exist is not checked.
+    images exist is not checked. Source and published counts: ``docs/data/sop.md``.
 
     Parameters
     ----------
@@ -27,18 +27,12 @@ def sop_table(root: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        See `make_table`; training before test, each in the order of its list. A label is the class number. The
-        published dataset has 59,551 training images of 11,318 classes and 60,502 test images of 11,316.
+        See `make_table`; training before test, each in the order of its list. A label is the class number.
 
     Raises
     ------
     InputError
         If a list is missing or damaged, leads out of the folder, or a class is in both lists.
-
-    References
-    ----------
-    H. O. Song, Y. Xiang, S. Jegelka, S. Savarese: Deep Metric Learning via Lifted Structured Feature Embedding,
-    CVPR 2016.
     """
     candidates = ("Ebay_train.txt", "Stanford_Online_Products/Ebay_train.txt")
     train = find_file(root, candidates, "give the folder that Stanford_Online_Products.zip was unpacked in")
