@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import pytest
+from errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.catalog.filters import parse_filter, quote
-from orthoproxy.core.errors import InputError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 FIELD = st.sampled_from(["label", "group", "path"])
@@ -93,9 +93,8 @@ def test_text_cannot_leave_its_quotes(text: str) -> None:
     ],
 )  # fmt: skip
 def test_invalid_filters(text: str) -> None:
-    with pytest.raises(InputError) as error:
-        parse_filter(text)
-    assert error.value.field == "where" and error.value.expected
+    error = error_of(parse_filter, text)
+    assert error.field == "where" and error.expected
 
 
 def test_and_binds_closer_than_or() -> None:

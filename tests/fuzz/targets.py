@@ -18,7 +18,7 @@ import torch
 from hypothesis import strategies as st
 from mutations import edits, mutate, substitute, substitutions
 from PIL import Image
-from scipy.io import savemat
+from stand_ins import write_cars_in_one_folder, write_cub, write_inshop
 from torch import nn
 
 from orthoproxy.data import cars_table, csv_table, cub_table, inshop_table, read_collection
@@ -43,27 +43,17 @@ def below(root: Path, table: pd.DataFrame) -> None:
 
 
 def cub(root: Path) -> Read:
-    rows = [(number, 1 + number * 7 % 200) for number in range(1, 30)]
-    (root / "images.txt").write_text("".join(f"{n} {c:03d}.Bird_{c}/B_{n}.jpg\n" for n, c in rows))
-    (root / "image_class_labels.txt").write_text("".join(f"{n} {c}\n" for n, c in rows))
+    write_cub(root, (16, 14))
     return lambda: below(root, cub_table(root))
 
 
 def inshop(root: Path) -> Read:
-    (root / "img").mkdir()
-    kinds = ["train"] * 8 + ["query", "gallery"] * 6
-    rows = [f"img/WOMEN/id_{n // 2:08d}/{n}.jpg     id_{n // 2:08d} {kind}\n" for n, kind in enumerate(kinds)]
-    text = f"{len(rows)}\nimage_name item_id evaluation_status\n" + "".join(rows)
-    (root / "list_eval_partition.txt").write_text(text)
+    write_inshop(root, (8, 6, 6), (4, 3))
     return lambda: below(root, inshop_table(root))
 
 
 def cars(root: Path) -> Read:
-    (root / "car_ims").mkdir()
-    rows = np.empty(12, dtype=[("relative_im_path", object), ("class", object), ("test", object)])
-    rows[:] = [(f"car_ims/{n}.jpg", np.uint8(1 + n * 16), np.uint8(n % 2)) for n in range(12)]
-    names = np.array([f"Car {number}" for number in range(196)], dtype=object)
-    savemat(root / "cars_annos.mat", {"annotations": rows, "class_names": names})
+    write_cars_in_one_folder(root, (6, 6))
     return lambda: below(root, cars_table(root))
 
 
@@ -160,7 +150,7 @@ PICKLE = (b"cos\nsystem\n(S'ls'\ntR.", b"PK\x05\x06", b"\x80\x02")
 TARGETS = {
     "cub": Target(cub, ("images.txt", "image_class_labels.txt")),
     "cars": Target(cars, ("cars_annos.mat",), (b"\x0e\0\0\0\xff\xff\xff\x7f", b"MI", b"IM"), 0.1),
-    "inshop": Target(inshop, ("list_eval_partition.txt",)),
+    "inshop": Target(inshop, ("Eval/list_eval_partition.txt",)),
     "csv": Target(csv, ("list.csv",), (b"path", b"label", b'""', b'"\n')),
     "recipe": Target(recipe, ("recipe.yaml",), YAML, 0.5),
     "checkpoint": Target(checkpoint, ("best.ckpt", "best.ckpt#"), PICKLE),

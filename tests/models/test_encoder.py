@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+from errors import error_of
 from torch import Tensor
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.models import Encoder
 
 DISTILLED = "deit_tiny_distilled_patch16_224"
@@ -35,19 +35,12 @@ def test_embeddings_have_unit_length_and_the_width_asked_for(name: str, embeddin
     torch.testing.assert_close(embeddings, expected.detach())
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED])
-def test_without_dropping_the_feature_is_the_same_in_training_and_evaluation(name: str) -> None:
-    encoder = Encoder(name, 8, image_size=32)
-    with torch.no_grad():
-        training, evaluation = encoder.train()(images()), encoder.eval()(images())
-    torch.testing.assert_close(training, evaluation)
-
-
-def test_a_distilled_feature_is_the_mean_of_its_two_tokens() -> None:
-    encoder = Encoder(DISTILLED, image_size=32).train()
+def test_a_distilled_feature_is_the_mean_of_its_two_tokens_in_training_too() -> None:
+    encoder = Encoder(DISTILLED, image_size=32)
     with torch.no_grad():
         tokens = encoder.backbone.forward_features((images() / 255 - encoder.mean) / encoder.std)
-        torch.testing.assert_close(encoder.features(images()), tokens[:, :2].mean(dim=1))
+        for mode in (True, False):
+            torch.testing.assert_close(encoder.train(mode).features(images()), tokens[:, :2].mean(dim=1))
     assert (tokens[:, 0] - tokens[:, 1]).norm() > 0.1
 
 
@@ -61,9 +54,7 @@ def test_patch_tokens_are_pooled_without_the_class_token(pooling: str, pool: Cal
 
 @pytest.mark.parametrize(("name", "pooling"), [(DISTILLED, "avg"), (SMALL_CNN, "token"), (SMALL_VIT, "mean")])
 def test_a_pooling_that_the_backbone_does_not_have_is_an_error(name: str, pooling: str) -> None:
-    with pytest.raises(InputError) as caught:
-        Encoder(name, image_size=32, pooling=pooling)
-    assert caught.value.field == "pooling"
+    assert error_of(Encoder, name, image_size=32, pooling=pooling).field == "pooling"
 
 
 def test_drop_path_drops_in_training_only() -> None:
@@ -125,29 +116,12 @@ def test_the_patch_embedding_can_be_frozen() -> None:
     encoder(images()).sum().backward()
     assert encoder.backbone.patch_embed.proj.weight.grad is None
     assert encoder.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
-    with pytest.raises(InputError) as caught:
-        Encoder(SMALL_CNN, image_size=32).freeze_patch_embedding()
-    assert caught.value.field == "freeze_patch_embedding"
-
-
-def test_half_precision_comes_out_as_float32_of_unit_length() -> None:
-    encoder = Encoder(SMALL_VIT, 8, image_size=32).eval()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        embeddings = encoder(images())
-    assert embeddings.dtype == torch.float32
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+    assert error_of(Encoder(SMALL_CNN, image_size=32).freeze_patch_embedding).field == "freeze_patch_embedding"
 
 
 @pytest.mark.parametrize(
     ("name", "image_size", "field"),
-    [
-        ("deit_smal_patch16_224", 32, "name"),
-        ("!!!", 32, "name"),
-        ("deit_tiny_patch16_224", 8, "image_size"),
-        ("levit_128s", 8, "image_size"),
-    ],
+    [("deit_smal_patch16", 32, "name"), ("deit_tiny_patch16_224", 8, "image_size"), ("levit_128s", 8, "image_size")],
 )
 def test_an_unknown_backbone_and_a_size_that_it_cannot_take_are_errors(name: str, image_size: int, field: str) -> None:
-    with pytest.raises(InputError) as caught:
-        Encoder(name, image_size=image_size)
-    assert caught.value.field == field
+    assert error_of(Encoder, name, image_size=image_size).field == field

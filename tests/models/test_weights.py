@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import pickle
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from errors import error_of
 from huggingface_hub import constants
 from many import in_processes
 from PIL import Image
@@ -56,12 +55,10 @@ def body(encoder: Encoder) -> dict[str, Tensor]:
 
 def assert_error(encoder: Encoder, init_from: str) -> InputError:
     """Loading fails on its argument and leaves the encoder as it was."""
-    before = body(encoder)
-    with pytest.raises(InputError) as caught:
-        load_weights(encoder, init_from)
-    assert caught.value.field == "init_from"
+    before, error = body(encoder), error_of(load_weights, encoder, init_from)
+    assert error.field == "init_from"
     assert_same(before, body(encoder), at_least=20)
-    return caught.value
+    return error
 
 
 def assert_same(given: dict[str, Tensor], loaded: dict[str, Tensor], at_least: int) -> None:
@@ -99,39 +96,13 @@ def test_position_embeddings_of_224_pixels_are_resampled_to_the_size_asked_for(
     assert_same(tensors, loaded, at_least=140)
 
 
-def test_none_leaves_the_random_start(tiny_encoder: Encoder) -> None:
-    before = body(tiny_encoder)
-    load_weights(tiny_encoder, "none")
-    assert_same(before, body(tiny_encoder), at_least=140)
-
-
-class Trap:
-    """Unpickling it would write a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.marker,)
-
-
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
-def test_code_in_a_file_is_never_run(save: Callable, tmp_path: Path, tiny_encoder: Encoder) -> None:
-    marker, path = tmp_path / "marker", tmp_path / "weights.pth"
-    save({"model": published(PLAIN), "extra": Trap(marker)}, path)
-    assert_error(tiny_encoder, str(path))
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(Trap(marker)))
-    assert marker.exists()  # the trap does work
-
-
 @pytest.fixture(scope="module")
 def cnn() -> Encoder:
     return Encoder(CNN, image_size=32)
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "model"])
-@pytest.mark.parametrize("keep", [0.0, 1e-5, 0.001, 0.5, 0.9999])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.9999])
 def test_a_truncated_file_is_an_error(keep: float, layout: str, tmp_path: Path, cnn: Encoder) -> None:
     path = Path(write(published(CNN), tmp_path / "weights", layout))
     content = path.read_bytes()
@@ -152,11 +123,9 @@ def test_a_file_that_is_no_weights_is_an_error(content: bytes, ending: str, tmp_
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"model": 3}, {"epoch": 3, "x": torch.ones(2)}, torch.ones(2)])
-def test_a_file_without_state_dict_is_an_error(content: object, tmp_path: Path) -> None:
+def test_a_file_without_state_dict_is_an_error(content: object, tmp_path: Path, cnn: Encoder) -> None:
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(InputError) as caught:
-        read_tensors(tmp_path / "weights.pt", "init_from")
-    assert caught.value.path == tmp_path / "weights.pt"
+    assert assert_error(cnn, str(tmp_path / "weights.pt")).path == tmp_path / "weights.pt"
 
 
 def test_a_file_or_run_that_is_not_there_is_an_error(cnn: Encoder, tmp_path: Path) -> None:
@@ -189,14 +158,7 @@ def test_too_little_memory_is_not_called_damage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [
-        (DISTILLED, PLAIN),
-        (PLAIN, DISTILLED),
-        ("test_resnet", PLAIN),
-        (PLAIN, CNN),
-        (CNN, "test_convnext"),
-        (PLAIN, "swin_tiny_patch4_window7_224"),
-    ],
+    [(DISTILLED, PLAIN), (PLAIN, DISTILLED), ("test_resnet", PLAIN), (CNN, "test_convnext")],
 )
 def test_weights_of_another_backbone_are_an_error(source: str, name: str, tmp_path: Path) -> None:
     assert_error(Encoder(name, 8, image_size=224), write(published(source), tmp_path / "weights", "model"))

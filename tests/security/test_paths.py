@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
+from command_line import input_error
+from errors import error_of
 from PIL import Image
-from scipy.io import savemat
+from stand_ins import CAR_NAMES, write_mat
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import cars_table, cub_table, inshop_table, read_collection, read_image, sop_table
+from orthoproxy.data import cars_table, cub_table, inshop_table, read_image, sop_table
 from orthoproxy.data.sources.folder import labelled_files
 from orthoproxy.embedding.onnx_embedder import make_session
-from orthoproxy.runs.config import Data
-from orthoproxy.runs.dataset import read_table
 
 
 def cub(root: Path, name: str) -> pd.DataFrame:
@@ -42,25 +41,19 @@ def inshop(root: Path, name: str) -> pd.DataFrame:
 
 def cars(root: Path, name: str) -> pd.DataFrame:
     (root / "car_ims").mkdir()
-    rows = np.empty(2, dtype=[("relative_im_path", object), ("class", object)])
-    rows[:] = [("car_ims/1.jpg", np.uint8(1)), (name, np.uint8(99))]
-    names = np.array([f"Car {number}" for number in range(196)], dtype=object)
-    savemat(root / "cars_annos.mat", {"annotations": rows, "class_names": names})
+    rows = [{"relative_im_path": path, "class": number} for path, number in (("car_ims/1.jpg", 1), (name, 99))]
+    write_mat(root / "cars_annos.mat", rows, CAR_NAMES)
     return cars_table(root)
 
 
 READERS = [cub, sop, inshop, cars]
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../../secret.jpg", "x/../../../secret.jpg", "../root-of-another/a.jpg"]
-)
+@pytest.mark.parametrize("name", ["/etc/passwd", "x/../../../secret.jpg", "../root-of-another/a.jpg"])
 @pytest.mark.parametrize("read", READERS)
 def test_a_published_list_does_not_lead_out_of_its_folder(read: Callable, name: str, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
-    with pytest.raises(InputError) as caught:
-        read(tmp_path / "root", name)
-    assert name in str(caught.value)
+    assert name in str(error_of(read, tmp_path / "root", name))
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -70,26 +63,13 @@ def test_what_lies_inside_is_taken(read: Callable, tmp_path: Path) -> None:
     assert len(table) == 2 and all(path.startswith(str(tmp_path / "root")) for path in table.path)
 
 
-def test_the_option_decides_for_a_csv_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "lists").mkdir()
+def test_the_option_decides_for_a_csv_file(tmp_path: Path) -> None:
     path = tmp_path / "lists" / "list.csv"
+    path.parent.mkdir()
     path.write_text("path,label\n../a.png,cat\n")
-    with pytest.raises(InputError, match="allow_paths_outside_root"):
-        read_table(Data(name="csv", csv=str(path)))
-    assert len(read_table(Data(name="csv", csv=str(path), allow_paths_outside_root=True))) == 1
     arguments = ["data", "describe", str(path), "--lists-only"]
-    assert main(arguments) == 2
-    assert "allow_paths_outside_root" in capsys.readouterr().err
+    assert "allow_paths_outside_root" in (input_error(arguments).hint or "")
     assert main([*arguments, "--data.allow_paths_outside_root", "true"]) == 0
-
-
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd"])
-def test_a_collection_is_what_lies_in_its_root(name: str, tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "list.csv").write_text(f"path\na.png\n{name}\n")
-    with pytest.raises(InputError) as caught:
-        read_collection(tmp_path / "root" / "list.csv")
-    assert Path(name).name in str(caught.value)
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(marker) (w) file closefile showpage\n"

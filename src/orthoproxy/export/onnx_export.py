@@ -284,13 +284,9 @@ def _check(int8: bool, difference: float, scores: Evaluation | None) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's and the quantizer's warnings about their own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)

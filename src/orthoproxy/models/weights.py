@@ -145,7 +145,11 @@ def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
 def _load_run(encoder: Encoder, folder: Path) -> None:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = folder / "config.json"
-    trained = _trained_with(config) if config.is_file() else None
+    try:
+        description = parse_json(config.read_bytes()) if config.is_file() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"not readable as JSON: {error}", field="init_from", path=config) from error
+    trained = description.get("encoder") if isinstance(description, dict) else None
     if trained not in (None, encoder.name):
         raise InputError(f"trained with {trained}", field="init_from", path=folder, expected=encoder.name)
     tensors = read_tensors(folder / "model.safetensors", "init_from")
@@ -156,15 +160,6 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
     _check_complete(encoder.projection.state_dict(), parts["projection"], f"run:{folder}")
     _load_backbone(encoder, parts["backbone"], f"run:{folder}")
     encoder.projection.load_state_dict(parts["projection"])
-
-
-def _trained_with(config: Path) -> object:
-    """Read which backbone a model's description names."""
-    try:
-        description = parse_json(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"not readable as JSON: {error}", field="init_from", path=config) from error
-    return description.get("encoder") if isinstance(description, dict) else None
 
 
 def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) -> None:
