@@ -89,38 +89,42 @@ def faulty_exporter(monkeypatch: pytest.MonkeyPatch) -> Callable:
     return install
 
 
-def test_float32_gives_the_same_results(run: Path, out: Path, folder: Path) -> None:
-    exported, original = export_run(run, out, license="mit", false_match_rate=0.2), Embedder.load(run)
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Exported:
+    return export_run(folder / "run", folder / "exports" / "a.onnx", license="cc-by-4.0", false_match_rate=0.1)
+
+
+def test_float32_gives_the_same_results(exported: Exported, folder: Path) -> None:
+    ours, original = OnnxEmbedder(exported.path), Embedder.load(folder / "run")
+    beside = Embedder.load(exported.path.parent)
     paths = sorted(folder.glob("images/*/*.png"))
-    assert sorted(path.name for path in out.parent.iterdir()) == ["model", "model.onnx"]
-    np.testing.assert_allclose(OnnxEmbedder(out).embed(paths), original.embed(paths), atol=1e-4)
-    np.testing.assert_array_equal(Embedder.load(out.parent).embed(paths), original.embed(paths))
-    assert OnnxEmbedder(out).identity == Embedder.load(out.parent).identity == original.identity
+    assert sorted(path.name for path in exported.path.parent.iterdir()) == ["a.onnx", "model"]
+    np.testing.assert_allclose(ours.embed(paths), original.embed(paths), atol=1e-4)
+    np.testing.assert_array_equal(beside.embed(paths), original.embed(paths))
+    assert ours.identity == beside.identity == original.identity
     assert exported.scores is not None and exported.scores.difference is not None
     difference = exported.scores.difference["recall@1"]
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
-    scores = RunFolder(run).scores
+    scores = RunFolder(folder / "run").scores
     assert scores is not None and exported.scores.model["recall@1"] == Estimate(**scores["model"]["recall@1"])
     assert 0 < exported.difference < 1e-5
 
 
-def test_the_model_card_has_scores_license_and_files(run: Path, out: Path) -> None:
-    export_run(run, out, license="cc-by-4.0", false_match_rate=0.2)
-    card = out.parent / "model" / "README.md"
-    scores, fields = RunFolder(run).scores, header(card)
+def test_the_model_card_has_scores_license_and_files(exported: Exported, folder: Path) -> None:
+    card = exported.path.parent / "model" / "README.md"
+    scores, fields = RunFolder(folder / "run").scores, header(card)
     assert scores is not None and fields["license"] == "cc-by-4.0" and fields["library_name"] == "orthoproxy"
     values = {x["type"]: x["value"] for x in fields["model-index"][0]["results"][0]["metrics"]}
     assert values == {name: round(x["value"], 4) for name, x in scores["model"].items()}
     assert all(str(Estimate(**x)) in card.read_text() for x in scores["model"].values())
-    assert "`model.onnx`" in card.read_text()
+    assert "`a.onnx`" in card.read_text()
 
 
-def test_the_threshold_is_stored_in_file_and_folder(run: Path, out: Path) -> None:
-    export_run(run, out, false_match_rate=0.1)
-    model = Embedder.load(out.parent)
+def test_the_threshold_is_stored_in_file_and_folder(exported: Exported, folder: Path) -> None:
+    model = Embedder.load(exported.path.parent)
     assert model.threshold is not None and model.false_match_rate == 0.1
-    assert OnnxEmbedder(out).threshold == pytest.approx(model.threshold, abs=1e-6)
-    table = select_split(split_table(RunFolder(run).config), "validation")
+    assert OnnxEmbedder(exported.path).threshold == pytest.approx(model.threshold, abs=1e-6)
+    table = select_split(split_table(RunFolder(folder / "run").config), "validation")
     embeddings, labels = model.embed(table["path"].tolist()), table["label"].to_numpy()
     best = np.where(labels[:, None] == labels, -1.0, embeddings @ embeddings.T).max(axis=1)
     assert 0 < (best >= model.threshold).mean() <= 0.1

@@ -102,23 +102,15 @@ def cnn() -> Encoder:
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "model"])
-@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.9999])
-def test_a_truncated_file_is_an_error(keep: float, layout: str, tmp_path: Path, cnn: Encoder) -> None:
-    path = Path(write(published(CNN), tmp_path / "weights", layout))
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content))])
-    assert assert_error(cnn, str(path)).path == path
-
-
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
-    "content",
-    [b"<!DOCTYPE html><html>404</html>", bytes(4096), bytes(range(256)) * 20, b"\x80\x02}."],
-    ids=["html", "zeros", "bytes", "empty pickle"],
+    "content", [0.0, 0.001, 0.5, 0.9999, b"<html>404</html>", bytes(99), bytes(range(99)), b"\x80\x02}."]
 )
-def test_a_file_that_is_no_weights_is_an_error(content: bytes, ending: str, tmp_path: Path, cnn: Encoder) -> None:
-    path = tmp_path / f"weights{ending}"
-    path.write_bytes(content)
+def test_a_truncated_file_and_one_of_something_else_are_errors(
+    content: float | bytes, layout: str, tmp_path: Path, cnn: Encoder
+) -> None:
+    path = Path(write(published(CNN), tmp_path / "weights", layout))
+    whole = path.read_bytes()
+    path.write_bytes(content if isinstance(content, bytes) else whole[: int(content * len(whole))])
     assert assert_error(cnn, str(path)).path == path
 
 
