@@ -19,7 +19,7 @@ import pandas as pd
 from measure import arguments, report
 
 from orthoproxy import Embedder, RunFolder, train
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.diagnosis.label_errors import (
     CORRUPTED,
     LeaveOneOut,

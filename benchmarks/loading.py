@@ -19,7 +19,9 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from orthoproxy.data import TrainingImages, cached_images, images, read_croppable_image, read_image, training_transform
+from orthoproxy.data import TrainingImages, images, read_image, training_transform
+from orthoproxy.data.cache import cached_images
+from orthoproxy.data.images import read_croppable_image
 
 WIDTH, HEIGHT, SIDE = 500, 375, 224
 BATCH = 16

@@ -13,7 +13,7 @@ import argparse
 from measure import report
 
 from orthoproxy import RunFolder
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.evaluation import calibrate_no_match
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import load_table

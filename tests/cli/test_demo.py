@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orthoproxy import read_table
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.runs.config import Data
 
 ROOT = Path(__file__).parents[2]

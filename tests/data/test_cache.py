@@ -15,15 +15,10 @@ from errors import error_of
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import (
-    EvaluationImages,
-    cached_images,
-    evaluation_size,
-    evaluation_transform,
-    read_image,
-)
+from orthoproxy.data import EvaluationImages, evaluation_transform, read_image
+from orthoproxy.data.cache import cached_images
 from orthoproxy.data.loading import UnreadableImageError
-from orthoproxy.data.transforms import Resize
+from orthoproxy.data.transforms import Resize, evaluation_size
 
 SIZES = [(80, 60), (60, 80), (47, 131), (20, 30), (40, 40), (200, 41)]
 

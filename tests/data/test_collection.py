@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from errors import error_of
 
-from orthoproxy.data import make_collection, read_collection
+from orthoproxy.data import read_collection
+from orthoproxy.data.sources.collection import make_collection
 
 
 def touch(root: Path, *names: str) -> None:

@@ -6,8 +6,8 @@ import json
 
 import pandas as pd
 
-from orthoproxy.data import describe_images, make_table
-from orthoproxy.data.audit.describe import count_images
+from orthoproxy.data import make_table
+from orthoproxy.data.audit.describe import count_images, describe_images
 
 
 def table_of(split: list[str], label: str, role: list[str] | str = "both") -> pd.DataFrame:

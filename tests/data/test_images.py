@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import CroppableImage, images, read_croppable_image, read_image, to_rgb
+from orthoproxy.data import images, read_image
+from orthoproxy.data.images import CroppableImage, read_croppable_image, to_rgb
 from orthoproxy.data.loading import UnreadableImageError
 
 COLORS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],

@@ -10,8 +10,8 @@ import pytest
 from errors import error_of
 from PIL import Image
 
-from orthoproxy.data import drop_rows, find_unreadable, make_table, scan_images
-from orthoproxy.data.audit.scan import hash_appearance
+from orthoproxy.data import make_table
+from orthoproxy.data.audit.scan import drop_rows, find_unreadable, hash_appearance, scan_images
 
 
 @pytest.fixture

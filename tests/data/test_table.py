@@ -9,8 +9,8 @@ from errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.data import assign_split, hold_out_validation, make_table, rank_by_hash, select_split
-from orthoproxy.data.table import COLUMNS
+from orthoproxy.data import assign_split, hold_out_validation, make_table
+from orthoproxy.data.table import COLUMNS, rank_by_hash, select_split
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
 

@@ -12,7 +12,8 @@ from errors import error_of
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from orthoproxy.data import CroppableImage, evaluation_transform, training_transform
+from orthoproxy.data import evaluation_transform, training_transform
+from orthoproxy.data.images import CroppableImage
 from orthoproxy.data.transforms import Resize
 
 SIDE = 256

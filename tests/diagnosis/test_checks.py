@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from constructed import CLASSES, around, centers, healthy, relabel, split
 
-from orthoproxy.diagnosis import Check, diagnose, summary_lines
+from orthoproxy.diagnosis import diagnose
 from orthoproxy.diagnosis.confusions import check_confusions
+from orthoproxy.diagnosis.diagnose import summary_lines
 from orthoproxy.diagnosis.embedding_size import check_embedding_size, participation_ratio
+from orthoproxy.diagnosis.findings import Check
 from orthoproxy.diagnosis.label_errors import check_labels, corrupt_labels
 from orthoproxy.diagnosis.overfitting import check_overfitting
 from orthoproxy.diagnosis.proxy_collapse import check_proxies

@@ -11,7 +11,8 @@ from scipy.stats import binomtest
 
 from orthoproxy.diagnosis.label_errors import LeaveOneOut, find_suspects, leave_one_out, whiten
 from orthoproxy.diagnosis.overfitting import match_class_sizes, recall_gap
-from orthoproxy.evaluation import build_retrieval, query_metrics
+from orthoproxy.evaluation import query_metrics
+from orthoproxy.evaluation.evaluate import build_retrieval
 
 
 @st.composite

@@ -11,7 +11,8 @@ from constructed import centers, healthy, relabel, split
 from pages import ParsedPage, assert_fits_and_loads_nothing
 from PIL import Image
 
-from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, diagnose, render_diagnosis
+from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, diagnose
+from orthoproxy.diagnosis.diagnose import render_diagnosis
 from orthoproxy.diagnosis.label_errors import corrupt_labels
 
 

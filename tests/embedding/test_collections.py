@@ -19,7 +19,8 @@ from many import in_processes
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
-from orthoproxy.data import Collection, read_collection
+from orthoproxy.data import read_collection
+from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbedResult, File, embed_collection, embed_files
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.parquet_store import TEXT_COLUMNS, embedding_meta, read_parts

@@ -17,7 +17,8 @@ from many import in_processes
 
 from orthoproxy.core.distributed import RemoteProcessError, process_index
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import Collection, read_collection
+from orthoproxy.data import read_collection
+from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.parquet_store import read_parts

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.evaluation import bootstrap_means, class_counts, estimate, normalized_mutual_information
+from orthoproxy.evaluation import normalized_mutual_information
+from orthoproxy.evaluation.bootstrap import bootstrap_means, class_counts, estimate
 
 
 def all_counts(num_classes: int, samples: int, seed: int = 0, chunk_memory_mb: float = 16.0) -> np.ndarray:

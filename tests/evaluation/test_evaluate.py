@@ -15,7 +15,9 @@ from many import in_processes
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import folder_table, make_table
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import Scoring, bootstrap_means, build_retrieval, evaluate, require_scorable, score
+from orthoproxy.evaluation import Scoring, evaluate, score
+from orthoproxy.evaluation.bootstrap import bootstrap_means
+from orthoproxy.evaluation.evaluate import build_retrieval, require_scorable
 from orthoproxy.models import Encoder
 
 NUMBERS = {"queries", "classes", "queries_without_positive", "seconds"}

@@ -14,7 +14,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import normalized_mutual_info_score
 
-from orthoproxy.evaluation import Retrieval, cluster, normalized_mutual_information, query_metrics
+from orthoproxy.evaluation import Retrieval, normalized_mutual_information, query_metrics
+from orthoproxy.evaluation.metrics import cluster
 
 RECALL_AT = (1, 2, 3, 5, 10)
 ONE_QUERY_PER_BLOCK = 1e-9

@@ -5,7 +5,8 @@ import pytest
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import Scoring, class_scores, mean_scores
+from orthoproxy.evaluation import Scoring, class_scores
+from orthoproxy.evaluation.evaluate import mean_scores
 
 
 def table_and_points(groups: bool = False):

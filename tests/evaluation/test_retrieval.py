@@ -17,14 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import (
-    Retrieval,
-    Scoring,
-    calibrate_no_match,
-    nearest_neighbors,
-    query_metrics,
-    rank_positives,
-)
+from orthoproxy.evaluation import Retrieval, Scoring, calibrate_no_match, nearest_neighbors, query_metrics
+from orthoproxy.evaluation.retrieval import rank_positives
 
 ONE_QUERY_PER_BLOCK = 1e-9
 

@@ -22,7 +22,8 @@ from PIL import Image
 import orthoproxy
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import make_table, select_split
+from orthoproxy.data import make_table
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_metadata
 from orthoproxy.evaluation import Estimate, Evaluation

@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader
 from training_job import make_job
 
 import orthoproxy
-from orthoproxy.data import TrainingFeatures, make_table
+from orthoproxy.data import make_table
+from orthoproxy.data.datasets import TrainingFeatures
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import Scoring, mean_scores
+from orthoproxy.evaluation import Scoring
+from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
 from orthoproxy.training import Checkpoints, TrainingState
 

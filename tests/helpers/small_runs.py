@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from orthoproxy.cli.main import main
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.run_folder import RunFolder

@@ -12,7 +12,7 @@ from PIL import Image
 
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import Scoring, score
-from orthoproxy.reports import RunResults
+from orthoproxy.reports.results import RunResults
 
 CLASSES, IMAGES, DIM = 8, 5, 6
 

@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orthoproxy.evaluation import Retrieval
-from orthoproxy.reports import closest_pairs, effective_rank, orthogonality_distance, spectrum, structured_order
 from orthoproxy.reports.geometry import (
+    closest_pairs,
     compare_proxies,
+    effective_rank,
     nearest_rows,
+    orthogonality_distance,
     pair_cosines,
     pair_distances,
     row_cosines,
     separation,
+    spectrum,
+    structured_order,
     unit_rows,
     welch_floor,
 )

@@ -19,9 +19,11 @@ from synthetic_run import synthetic_run
 
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import NoMatchCalibration, Scoring, score
-from orthoproxy.reports import RunResults, closest_pairs, effective_rank, render_report
 from orthoproxy.reports.figures import cosine_matrix_figure, learning_rate_figure, validation_figure
+from orthoproxy.reports.geometry import closest_pairs, effective_rank
 from orthoproxy.reports.html import encode_data_uri, figure_to_svg, load_thumbnail
+from orthoproxy.reports.report import render_report
+from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.sections import describe_proxies
 from orthoproxy.reports.text import interval, mean, score_rows
 

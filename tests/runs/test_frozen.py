@@ -7,7 +7,7 @@ import torch
 from small_runs import make_config
 
 import orthoproxy
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import read_tensors
 from orthoproxy.runs.config import Config

@@ -23,7 +23,7 @@ from small_runs import make_config
 import orthoproxy
 from orthoproxy.core.distributed import RemoteProcessError, is_main
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.recipes import write_config

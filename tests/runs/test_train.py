@@ -11,7 +11,7 @@ from small_runs import make_config
 
 import orthoproxy
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import read_tensors
 from orthoproxy.runs.config import Config, Training

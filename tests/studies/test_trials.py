@@ -13,7 +13,7 @@ from synthetic_study import make_result
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import DivergedError, InputError
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.recipes import write_config

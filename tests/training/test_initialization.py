@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.training import class_means, class_sums, pca_projection, second_moment
+from orthoproxy.training import class_means, pca_projection, second_moment
+from orthoproxy.training.initialization import class_sums
 
 
 def make_features(seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from training_job import make_job
 
 from orthoproxy.core.errors import DivergedError
-from orthoproxy.data import TrainingFeatures, evaluation_transform
+from orthoproxy.data import evaluation_transform
+from orthoproxy.data.datasets import TrainingFeatures
 from orthoproxy.losses import Objective, SoftOrthogonality
 from orthoproxy.training import Checkpoints, Interrupted, TrainingState, make_optimizer
 from orthoproxy.training.nonfinite import require_finite_weights

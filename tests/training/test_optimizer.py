@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.training import lr_factor, make_optimizer
+from orthoproxy.training import make_optimizer
+from orthoproxy.training.optimizer import lr_factor
 
 
 def test_every_parameter_is_in_one_group_and_decayed_unless_a_bias_norm_position_token_or_proxy(tiny_encoder):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from orthoproxy.catalog.catalog import FLAT_BELOW, Catalog, image_id
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import Collection
+from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbeddedFiles, File, embed_files
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder

@@ -10,7 +10,7 @@ from orthoproxy.cli.options import DATASETS, Parser, config_overrides, json_outp
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
-    from orthoproxy.data import CopyCheck
+    from orthoproxy.data.audit.verify import CopyCheck
     from orthoproxy.runs.config import Data
 
 MAX_EXAMPLES = 10  # printed; the JSON has all
@@ -33,7 +33,9 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> int:
-    from orthoproxy.data import describe_images, scan_images, verify_images
+    from orthoproxy.data.audit.describe import describe_images
+    from orthoproxy.data.audit.scan import scan_images
+    from orthoproxy.data.audit.verify import verify_images
     from orthoproxy.runs.config import Config
     from orthoproxy.runs.dataset import read_table
 

@@ -26,7 +26,7 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
-    from orthoproxy.diagnosis import summary_lines
+    from orthoproxy.diagnosis.diagnose import summary_lines
     from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.diagnose import FORMAT_VERSION, PAGE, diagnose_runs
 

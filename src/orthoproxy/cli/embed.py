@@ -11,7 +11,7 @@ from orthoproxy.cli.options import DATASETS, MODEL_OR_ONNX, Parser, at_least, co
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
-    from orthoproxy.data import Collection
+    from orthoproxy.data.sources.collection import Collection
 
 T = TypeVar("T")
 
@@ -63,7 +63,9 @@ def run(options: Any) -> None:
 
 def read_images(options: Any) -> Collection:
     """Return the images that the options of `add_collection` name."""
-    from orthoproxy.data import make_collection, read_collection, select_split
+    from orthoproxy.data import read_collection
+    from orthoproxy.data.sources.collection import make_collection
+    from orthoproxy.data.table import select_split
     from orthoproxy.runs.config import Config
     from orthoproxy.runs.dataset import read_table
 

@@ -29,7 +29,7 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
-    from orthoproxy.data import drop_rows, find_unreadable
+    from orthoproxy.data.audit.scan import drop_rows, find_unreadable
     from orthoproxy.embedding.embedder import Embedder
     from orthoproxy.evaluation import evaluate
     from orthoproxy.runs.config import Config
@@ -64,7 +64,7 @@ def run(options: Any) -> None:
 
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:
     """Return the run's test images, or the images given: their test split if they have one."""
-    from orthoproxy.data import select_split
+    from orthoproxy.data.table import select_split
     from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.evaluate import load_table
 

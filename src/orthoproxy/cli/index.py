@@ -13,7 +13,7 @@ from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
     from orthoproxy.catalog.catalog import Catalog
-    from orthoproxy.data import Collection
+    from orthoproxy.data.sources.collection import Collection
     from orthoproxy.embedding.embedder import Embedder
     from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 

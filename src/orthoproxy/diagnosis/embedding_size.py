@@ -10,7 +10,8 @@ from jaxtyping import Float
 from orthoproxy.diagnosis.figures import size_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.inputs import DiagnosisInput
-from orthoproxy.evaluation import Estimate, bootstrap_means, estimate, query_metrics
+from orthoproxy.evaluation import Estimate, query_metrics
+from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
 from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent, points

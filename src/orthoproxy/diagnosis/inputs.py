@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Estimate, Retrieval, bootstrap_means, build_retrieval, estimate
+from orthoproxy.evaluation import Estimate, Retrieval
+from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
+from orthoproxy.evaluation.evaluate import build_retrieval
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from jaxtyping import Int
 from orthoproxy.diagnosis.figures import bar_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
-from orthoproxy.evaluation import Estimate, bootstrap_means, build_retrieval, estimate, query_metrics
+from orthoproxy.evaluation import Estimate, query_metrics
+from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
+from orthoproxy.evaluation.evaluate import build_retrieval
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent, points
 

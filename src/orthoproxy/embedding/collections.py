@@ -23,9 +23,9 @@ from orthoproxy.core.distributed import broadcast_object, is_main, process_count
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import exclusive
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import Collection
 from orthoproxy.data.images import read_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
+from orthoproxy.data.sources.collection import Collection
 from orthoproxy.data.transforms import Transform
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder

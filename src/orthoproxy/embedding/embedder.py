@@ -25,8 +25,9 @@ from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_toge
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import CroppableImage, EvaluationImages, evaluation_size, evaluation_transform, loading
-from orthoproxy.data.transforms import Resize, Transform
+from orthoproxy.data import EvaluationImages, evaluation_transform, loading
+from orthoproxy.data.images import CroppableImage
+from orthoproxy.data.transforms import Resize, Transform, evaluation_size
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder, read_tensors
 from orthoproxy.models.weights import cache_alone_without_network

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.data import Collection
+from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.file_formats import Dim, read_json
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
-from orthoproxy.data import evaluation_size
+from orthoproxy.data.transforms import evaluation_size
 from orthoproxy.embedding.embedder import Embedder, Images, iterate_image_batches
 from orthoproxy.embedding.file_formats import import_optional
 from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, OnnxEmbedder, OnnxMetadata, read_metadata

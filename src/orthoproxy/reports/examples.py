@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Retrieval, nearest_neighbors, rank_positives
+from orthoproxy.evaluation import Retrieval, nearest_neighbors
+from orthoproxy.evaluation.retrieval import rank_positives
 from orthoproxy.reports.results import RunResults
 
 NUM_RANDOM, NUM_EXTREME, NUM_NEIGHBORS = 5, 6, 6  # random queries; worst, and best, queries; neighbors of each

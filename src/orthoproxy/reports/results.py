@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval, build_retrieval
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval
+from orthoproxy.evaluation.evaluate import build_retrieval
 
 
 @dataclass(frozen=True)

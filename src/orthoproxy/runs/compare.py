@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from orthoproxy.core.environment import DATA
 from orthoproxy.core.errors import InputError
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, score
 from orthoproxy.models import read_tensors

@@ -26,17 +26,16 @@ from orthoproxy.data import (
     cars_table,
     csv_table,
     cub_table,
-    drop_rows,
-    find_unreadable,
     folder_table,
     hold_out_validation,
     icons_table,
     inshop_table,
-    select_split,
     sop_table,
 )
+from orthoproxy.data.audit.scan import drop_rows, find_unreadable
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import require_scorable
+from orthoproxy.evaluation.evaluate import require_scorable
 from orthoproxy.runs import config as options
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.device import make_scoring

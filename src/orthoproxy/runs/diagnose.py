@@ -13,10 +13,11 @@ import torch
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.data import rank_by_hash, select_split
-from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, EmbeddedSplit, diagnose, render_diagnosis
+from orthoproxy.data.table import rank_by_hash, select_split
+from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, EmbeddedSplit, diagnose
+from orthoproxy.diagnosis.diagnose import render_diagnosis
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.reports import FEW_CLASSES
+from orthoproxy.reports.text import FEW_CLASSES
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.run_folder import RunFolder

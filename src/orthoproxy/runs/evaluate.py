@@ -12,10 +12,13 @@ import torch
 
 from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.files import atomic_write
-from orthoproxy.data import drop_rows, find_unreadable, select_split
+from orthoproxy.data.audit.scan import drop_rows, find_unreadable
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
-from orthoproxy.reports import FEW_CLASSES, RunResults, render_report
+from orthoproxy.reports.report import render_report
+from orthoproxy.reports.results import RunResults
+from orthoproxy.reports.text import FEW_CLASSES
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import read_splits
 from orthoproxy.runs.device import evaluation_precision, make_scoring

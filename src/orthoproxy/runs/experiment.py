@@ -22,20 +22,16 @@ from orthoproxy.core.distributed import (
     raise_together,
 )
 from orthoproxy.core.errors import InputError, field_prefix
-from orthoproxy.data import (
-    BatchSampler,
-    CroppableImage,
-    TrainingFeatures,
-    TrainingImages,
-    cached_images,
-    evaluation_size,
-    select_split,
-    training_transform,
-)
+from orthoproxy.data import BatchSampler, TrainingImages, training_transform
+from orthoproxy.data.cache import cached_images
+from orthoproxy.data.datasets import TrainingFeatures
+from orthoproxy.data.images import CroppableImage
 from orthoproxy.data.loading import loader_options
+from orthoproxy.data.table import select_split
+from orthoproxy.data.transforms import evaluation_size
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.embedding.feature_cache import FrozenFeatures
-from orthoproxy.evaluation import mean_scores
+from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.runs import config as options
@@ -43,7 +39,8 @@ from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import check_images, read_readable_images, user_cache, warn
 from orthoproxy.runs.device import Precision, evaluation_precision, make_scoring
 from orthoproxy.runs.run_folder import RunFolder
-from orthoproxy.training import Checkpoints, FitOptions, TrainingState, lr_factor, make_optimizer
+from orthoproxy.training import Checkpoints, FitOptions, TrainingState, make_optimizer
+from orthoproxy.training.optimizer import lr_factor
 
 
 class Experiment:

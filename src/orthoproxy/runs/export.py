@@ -9,7 +9,7 @@ from typing import Any
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write, exclusive
-from orthoproxy.data import rank_by_hash, select_split
+from orthoproxy.data.table import rank_by_hash, select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
 from orthoproxy.export.onnx_export import Exported, export_onnx, find_exports

@@ -20,7 +20,7 @@ from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config, write_config
-from orthoproxy.training import has_checkpoint
+from orthoproxy.training.checkpoint import has_checkpoint
 
 # options that do not change what a run computes
 WITHOUT_EFFECT = {"data.workers", "evaluation.block_memory_mb"}

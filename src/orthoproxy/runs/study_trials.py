@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from orthoproxy.core.errors import DivergedError, InputError
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import ClassScores, class_scores
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor

@@ -38,7 +38,8 @@ from orthoproxy.runs.evaluate import evaluate_run, write_report
 from orthoproxy.runs.experiment import Experiment
 from orthoproxy.runs.model_card import baseline_card
 from orthoproxy.runs.run_folder import RunFolder
-from orthoproxy.training import TrainingState, class_sums, fit, pca_projection, second_moment
+from orthoproxy.training import TrainingState, fit, pca_projection, second_moment
+from orthoproxy.training.initialization import class_sums
 
 BATCH = 128  # images embedded at a time
 

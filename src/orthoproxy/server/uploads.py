@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from orthoproxy.data import evaluation_transform, to_rgb
+from orthoproxy.data import evaluation_transform
+from orthoproxy.data.images import to_rgb
 from orthoproxy.data.transforms import Resize
 from orthoproxy.server.limits import Limits, RequestError
 

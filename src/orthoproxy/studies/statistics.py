@@ -13,7 +13,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from orthoproxy.evaluation import Estimate, estimate
+from orthoproxy.evaluation import Estimate
+from orthoproxy.evaluation.bootstrap import estimate
 
 SAMPLES = 10_000
 CHUNK = 500  # samples held in memory at once

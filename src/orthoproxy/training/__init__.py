@@ -1,10 +1,10 @@
 """The training loop, data-driven initialization, and checkpoints."""
 
-from orthoproxy.training.checkpoint import Checkpoints, TrainingState, has_checkpoint
-from orthoproxy.training.initialization import class_means, class_sums, pca_projection, second_moment
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
+from orthoproxy.training.initialization import class_means, pca_projection, second_moment
 from orthoproxy.training.job import FitOptions, Job
 from orthoproxy.training.loop import fit
-from orthoproxy.training.optimizer import lr_factor, make_optimizer
+from orthoproxy.training.optimizer import make_optimizer
 from orthoproxy.training.signals import Interrupted
 
 __all__ = [
@@ -14,10 +14,7 @@ __all__ = [
     "Job",
     "TrainingState",
     "class_means",
-    "class_sums",
     "fit",
-    "has_checkpoint",
-    "lr_factor",
     "make_optimizer",
     "pca_projection",
     "second_moment",
