@@ -199,7 +199,10 @@ def test_commands_for_one_process_reject_torchrun(monkeypatch, capsys) -> None:
     assert "torchrun" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("unbuffered", "arguments"), [("1", ["--help"]), ("", ["data", "--lists-only", "describe"])])
+@pytest.mark.parametrize(
+    ("unbuffered", "arguments"),
+    [("1", ["--help"]), pytest.param("", ["data", "--lists-only", "describe"], marks=pytest.mark.slow)],
+)
 def test_closed_stdout_ends_quietly(files: Files, arguments: list[str], unbuffered: str) -> None:
     read, write = os.pipe()
     os.close(read)

@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.FixtureRequest) -> None:
     environment = {**os.environ, "ORTHOPROXY_TOKEN": TOKEN}
     command = [sys.executable, "-m", "orthoproxy", "serve", str(folder / "squares"), "--port", "0"]

@@ -132,6 +132,7 @@ def test_the_threshold_is_stored_in_file_and_folder(exported: Exported, folder: 
     assert not set(labels) & set(model.classes)  # classes that were not trained on
 
 
+@pytest.mark.slow
 def test_no_threshold_without_enough_validation_queries(run: Path, out: Path) -> None:
     exported = export_run(run, out)  # a rate of 0.01 takes 100 queries
     assert exported.matching is not None and exported.metadata.threshold is None
@@ -142,6 +143,7 @@ def test_no_threshold_without_enough_validation_queries(run: Path, out: Path) ->
     assert exported.matching is None and OnnxEmbedder(out).threshold is None
 
 
+@pytest.mark.slow
 def test_int8_is_another_model_near_the_original(run: Path, out: Path, folder: Path) -> None:
     int8 = out.with_name("int8.onnx")
     export_run(run, out, false_match_rate=0.2)
@@ -209,6 +211,7 @@ def test_another_model_is_never_overwritten(run: Path, out: Path, tmp_path: Path
     assert (tmp_path / "files" / "model" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_images_that_were_moved(run: Path, folder: Path, out: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "images", tmp_path / "moved")
     config = (run / "config.yaml").read_text()

@@ -68,6 +68,7 @@ def test_a_disk_full_while_training(
     assert interrupted.resumes_to(whole)
 
 
+@pytest.mark.slow
 def test_a_disk_full_while_a_report_is_written(
     whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

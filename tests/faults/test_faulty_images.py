@@ -102,10 +102,8 @@ def crash(path: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-@pytest.mark.parametrize(
-    "decode",
-    [crash, *(pytest.param(decode, marks=pytest.mark.slow) for decode in (loop_in_c, loop_in_python))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("decode", [crash, loop_in_c, loop_in_python])
 def test_a_decoder_that_does_not_return_is_ended_and_the_image_named(
     decode: Callable[[str], None], run_of_own: Run, photos: Path, whole: Path, hurry
 ) -> None:

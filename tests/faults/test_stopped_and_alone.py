@@ -30,7 +30,7 @@ def test_sigterm_finishes_the_step_and_saves(step: int, run: Run, whole: Path) -
     assert run.resumes_to(whole)
 
 
-@pytest.mark.parametrize("part", ["validation", "evaluation"])
+@pytest.mark.parametrize("part", [pytest.param("validation", marks=pytest.mark.slow), "evaluation"])
 def test_sigterm_does_not_wait_for_validation_or_evaluation(part: str, run: Run, whole: Path) -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
 

@@ -150,6 +150,7 @@ def test_a_file_in_place_of_the_run_folder(below: str, arguments: Callable, tmp_
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_damaged_scores_are_written_again_by_report(arguments: Callable, finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     cut(out / "evaluation.json")

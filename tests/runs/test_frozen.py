@@ -50,6 +50,7 @@ def test_only_projection_and_proxies_are_trained_and_saved(config, tmp_path):
     assert any("rozen" in note for note in run.scores["notes"])
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_and_a_run_does_not_depend_on_when(config, cache, tmp_path, monkeypatch):
     loss = {"name": "SoftTripleLoss", "args": {"centers_per_class": 2}}  # draws random numbers after the features
     config = config.with_overrides({"loss": loss})

@@ -143,6 +143,7 @@ def test_results_of_other_trials_are_kept_and_named(folder, work, capsys):
     assert "on_weight-9_seed0" in {result.trial for result in read_results(folder / "results/s.parquet")}
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_reported(folder):
     paths = StudyPaths(folder / "out", folder / "s.parquet")
     with pytest.raises(WorkerLost):
@@ -165,12 +166,13 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "number", "left"),
     [
         ("train_until_stopped", signal.SIGINT, ["begun", "saved", "trials"]),
-        pytest.param("train_until_stopped", signal.SIGTERM, ["begun", "saved", "trials"], marks=pytest.mark.slow),
-        pytest.param("write_until_stopped", signal.SIGTERM, ["begun"], marks=pytest.mark.slow),
+        ("train_until_stopped", signal.SIGTERM, ["begun", "saved", "trials"]),
+        ("write_until_stopped", signal.SIGTERM, ["begun"]),
     ],
 )
 def test_a_signal_stops_all_processes_and_loses_nothing(folder, task, number, left):

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
@@ -76,6 +74,9 @@ def _metrics(
 
 def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) -> Int[np.ndarray, " N"]:
     """Cluster embeddings by k-means and return the cluster number of each row."""
+    from sklearn.cluster import KMeans  # takes a second to import, and few ask for NMI
+    from sklearn.exceptions import ConvergenceWarning
+
     kmeans = KMeans(clusters, random_state=seed)  # one k-means++ start
     with warnings.catch_warnings():  # fewer distinct embeddings than clusters: a collapsed model, which the score shows
         warnings.simplefilter("ignore", ConvergenceWarning)

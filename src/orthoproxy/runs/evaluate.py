@@ -16,7 +16,6 @@ from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
-from orthoproxy.reports.report import render_report
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.text import FEW_CLASSES
 from orthoproxy.runs.config import Config
@@ -75,6 +74,8 @@ def evaluate_run(
 
 def write_report(run: RunFolder, results: RunResults) -> None:
     """Write evaluation.json, the model card and report.html; other processes wait until they are written."""
+    from orthoproxy.reports.report import render_report  # matplotlib takes a second to import
+
     with raise_together():
         if not is_main():
             return
