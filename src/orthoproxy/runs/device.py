@@ -92,7 +92,7 @@ def _make_logger(name: str, folder: Path) -> Logger:
             from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             return TensorBoardLogger(folder, name="tensorboard", version="")
-        import pytorch_lightning.loggers as trackers
+        import pytorch_lightning.loggers as trackers  # pyright: ignore[reportMissingImports]
 
         if name == "wandb":
             return trackers.WandbLogger(name=folder.name, save_dir=folder)
