@@ -26,7 +26,7 @@ help:
 demo: .venv/installed-icons,search
 	$(BIN)/orthoproxy train --config recipes/icons.yaml --out runs/icons --resume
 	$(BIN)/orthoproxy index runs/icons/catalog icons --split test --model runs/icons
-	@echo "search in them on a page: $(BIN)/orthoproxy serve runs/icons/catalog"
+	@echo "to open the search page: $(BIN)/orthoproxy serve runs/icons/catalog"
 
 test: .venv/installed-dev
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not server" --doctest-modules src tests

@@ -14,7 +14,7 @@ import pytest
 
 from orthoproxy import read_table
 from orthoproxy.data.table import select_split
-from orthoproxy.runs.config import Data
+from orthoproxy.runs.config import DataConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "icons.yaml"
@@ -48,5 +48,5 @@ def test_the_demo_gains_on_unseen_icons_within_its_time_and_memory(tmp_path):
     command = [sys.executable, "-m", "orthoproxy", *index]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     info = subprocess.run([*command[:5], "--info"], env=environment, check=True, capture_output=True, text=True).stdout
-    table = read_table(Data(name="icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons")))
+    table = read_table(DataConfig(name="icons", root=str(tmp_path / "cache" / "orthoproxy" / "icons")))
     assert f"images: {len(select_split(table, 'test'))}\n" in info

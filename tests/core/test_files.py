@@ -16,7 +16,7 @@ import pytest
 from fault_injection import full_disk_for, kill_at
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, exclusive, is_file, path_inside
+from orthoproxy.core.files import atomic_write, folder_lock, is_file, path_inside
 
 LONG = 200_000
 
@@ -55,7 +55,7 @@ def test_killed_while_a_file_is_written(tmp_path: Path, stage: str) -> None:
     assert path.read_text() == ("after" * LONG if stage == "renamed" else "before")
     sizes = [left.stat().st_size for left in tmp_path.glob(".a.txt.*.tmp")]
     assert sizes == {"half": [5 * LONG // 2], "renamed": []}.get(stage, [5 * LONG])
-    with exclusive(tmp_path):  # of the next job
+    with folder_lock(tmp_path):  # of the next job
         assert {left.name for left in tmp_path.iterdir()} == {"a.txt", ".b.tmp", ".lock"}
 
 
@@ -88,7 +88,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
 
 
 def assert_in_use(folder: Path) -> None:
-    with pytest.raises(InputError) as caught, exclusive(folder, "out"):
+    with pytest.raises(InputError) as caught, folder_lock(folder, "out"):
         pass
     assert caught.value.field == "out" and caught.value.path == folder
     assert f"process {os.getpid()} on " in caught.value.problem
@@ -103,14 +103,14 @@ def test_a_lock_excludes_its_own_process_and_thread(tmp_path: Path) -> None:
         except BaseException as error:
             errors.append(error)
 
-    with exclusive(folder):
+    with folder_lock(folder):
         assert_in_use(folder)
         thread = threading.Thread(target=try_in_thread)
         thread.start()
         thread.join()
         assert not errors and (folder / ".lock").exists()
     assert not folder.exists()
-    with exclusive(folder):
+    with folder_lock(folder):
         (folder / "model").touch()
     assert [path.name for path in folder.iterdir()] == ["model"]
 
@@ -118,7 +118,7 @@ def test_a_lock_excludes_its_own_process_and_thread(tmp_path: Path) -> None:
 def _take_in_turn(folder: Path, counter: Path, times: int) -> None:
     while times:
         try:
-            with exclusive(folder):
+            with folder_lock(folder):
                 counter.write_text(str(int(counter.read_text()) + 1))
                 times -= 1
         except InputError:
@@ -138,7 +138,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Pa
     read, write = os.pipe()
 
     def hold() -> None:
-        with exclusive(tmp_path / "folder"):
+        with folder_lock(tmp_path / "folder"):
             worker = fork(time.sleep, 3600)
             os.write(write, str(worker.pid).encode())
             time.sleep(3600)
@@ -149,7 +149,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Pa
     holder.join()
     try:
         os.kill(worker, 0)  # lives
-        with exclusive(tmp_path / "folder"):
+        with folder_lock(tmp_path / "folder"):
             pass
     finally:
         os.kill(worker, signal.SIGKILL)

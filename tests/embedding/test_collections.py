@@ -18,7 +18,7 @@ from errors import error_of
 from many import in_processes
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import exclusive
+from orthoproxy.core.files import folder_lock
 from orthoproxy.data import read_collection
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbedResult, File, embed_collection, embed_files
@@ -158,7 +158,7 @@ def test_a_damaged_part_is_named(run, tmp_path) -> None:
 
 
 def test_two_jobs_do_not_write_to_one_folder(run, tmp_path) -> None:
-    with exclusive(tmp_path / "out"):
+    with folder_lock(tmp_path / "out"):
         assert error_of(run).field == "out"
     assert run().images == 12
 

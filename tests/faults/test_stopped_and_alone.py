@@ -15,7 +15,7 @@ from fault_injection import on_event
 from small_runs import STEPS_PER_EPOCH, Run, difference, message, saved_step
 
 from orthoproxy.cli.main import main
-from orthoproxy.core.files import exclusive
+from orthoproxy.core.files import folder_lock
 
 
 @pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH])  # within and at the end of an epoch
@@ -78,7 +78,7 @@ def test_a_run_in_use_is_neither_reported_nor_exported(
     command: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    with exclusive(run):
+    with folder_lock(run):
         before = contents(run)
         code = main([command, str(run), *(["--out", str(run / "model.onnx")] if command == "export" else [])])
         assert code == 2 and contents(run) == before

@@ -14,7 +14,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import read_tensors
-from orthoproxy.runs.config import Config, Training
+from orthoproxy.runs.config import Config, TrainingConfig
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring
 from orthoproxy.runs.evaluate import evaluate_run, write_report
@@ -314,7 +314,7 @@ def test_the_default_folder_is_named_after_the_dataset(short, tmp_path, monkeypa
 @pytest.mark.parametrize(("capabilities", "native"), [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)])
 def test_bfloat16_is_chosen_where_the_cpu_computes_it_natively(monkeypatch, capabilities, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    precision = choose_precision(Training(device="cpu"))
+    precision = choose_precision(TrainingConfig(device="cpu"))
     assert precision == ("bf16-mixed" if native else "32-true")
     assert evaluation_precision("cpu", precision) == "32-true"
     assert evaluation_precision("cuda", "bf16-mixed") == "bf16-mixed"

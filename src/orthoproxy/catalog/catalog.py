@@ -31,7 +31,7 @@ from orthoproxy.catalog.milvus import (
     open_lite,
 )
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
-from orthoproxy.core.files import LOCK, atomic_write, exclusive
+from orthoproxy.core.files import LOCK, atomic_write, folder_lock
 from orthoproxy.embedding.file_formats import Dim, read_json, validate_json
 
 FLAT_BELOW = 200_000  # rows; above, HNSW is faster than exact search
@@ -159,7 +159,7 @@ class Catalog:
             raise _no_catalog(str(folder))
         with ExitStack() as stack:
             with os_errors_as_input_errors(folder, "a catalog must be writable"):
-                stack.enter_context(exclusive(folder))
+                stack.enter_context(folder_lock(folder))
             if new:
                 _require_free(folder)
                 shutil.rmtree(folder / "milvus.db", ignore_errors=True)  # of a killed process that was creating it

@@ -11,7 +11,7 @@ from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
     from orthoproxy.data.audit.verify import CopyCheck
-    from orthoproxy.runs.config import Data
+    from orthoproxy.runs.config import DataConfig
 
 MAX_EXAMPLES = 10  # printed; the JSON has all
 COLUMNS = {"smallest": "min", "median": "median", "mean": "mean", "largest": "max", "single": "single-image"}
@@ -73,11 +73,11 @@ def _download(name: str, root: str | None) -> None:
         download(name, Path(root))
 
 
-def _title(data: Data) -> str:
+def _title(data: DataConfig) -> str:
     return f"{data.name} in {data.csv or data.root}" if data.csv or data.root else data.name
 
 
-def _print_description(description: dict[str, Any], data: Data) -> None:
+def _print_description(description: dict[str, Any], data: DataConfig) -> None:
     rows = [
         [name, *(f"{x:,}" for x in (*description[name].values(), *(sizes[key] for key in COLUMNS)))]
         for name, sizes in description["images_per_class"].items()
@@ -93,7 +93,7 @@ def _print_description(description: dict[str, Any], data: Data) -> None:
         _print_examples(unreadable["images"], data)
 
 
-def _print_checks(checks: list[CopyCheck], data: Data) -> None:
+def _print_checks(checks: list[CopyCheck], data: DataConfig) -> None:
     rows = [["FAILED" if check.status == "failed" else check.status, check.name, check.summary] for check in checks]
     print_table(["", "check", "result"], rows, _title(data))
     for check in checks:
@@ -105,7 +105,7 @@ def _print_checks(checks: list[CopyCheck], data: Data) -> None:
         print("note: splits share images, so test scores are too high; published datasets contain some of these too")
 
 
-def _print_examples(items: list[Any], data: Data) -> None:
+def _print_examples(items: list[Any], data: DataConfig) -> None:
     root = Path(data.root) if data.root else Path(data.csv or "").parent
     for item in items[:MAX_EXAMPLES]:
         print(f"  {_format_example(item, root)}")

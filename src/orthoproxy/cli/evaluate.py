@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: Parser) -> None:
-    from orthoproxy.runs.config import Evaluation
+    from orthoproxy.runs.config import EvaluationConfig
 
     parser.usage = "%(prog)s MODEL [IMAGES] [--json FILE] [options]"
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -24,7 +24,7 @@ def add_options(parser: Parser) -> None:
     parser.add_device()
     parser.add_workers(default=None)
     parser.add_config_options([*READING, "data.on_unreadable_image"], "images; without IMAGES, the run's test images")
-    keys = [f"evaluation.{name}" for name in Evaluation.model_fields]
+    keys = [f"evaluation.{name}" for name in EvaluationConfig.model_fields]
     parser.add_config_options(keys, "evaluation protocol; by default that of the run")
 
 

@@ -17,7 +17,7 @@ def add_options(parser: Parser) -> None:
 
 def run(options: Any) -> None:
     from orthoproxy.cli.evaluate import print_run
-    from orthoproxy.core.files import exclusive
+    from orthoproxy.core.files import folder_lock
     from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.evaluate import evaluate_run, write_report
     from orthoproxy.runs.run_folder import RunFolder
@@ -25,7 +25,7 @@ def run(options: Any) -> None:
     run_folder = RunFolder(options.run)
     device = choose_device(options.device)
     with json_output(options.json) as write, os_errors_as_input_errors(run_folder.folder, "run the command again"):
-        with exclusive(run_folder.folder):
+        with folder_lock(run_folder.folder):
             write_report(run_folder, evaluate_run(run_folder, device, config_overrides(options)))
         print_run(run_folder)
         write(run_folder.scores)

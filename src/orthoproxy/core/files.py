@@ -62,7 +62,7 @@ def flush(file: BinaryIO) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, field: str | None = None) -> Iterator[None]:
+def folder_lock(folder: Path, field: str | None = None) -> Iterator[None]:
     """Keep other processes and threads out of a folder, which is created if missing; all processes of a job call it.
 
     The main process holds the lock. The operating system releases it when the process ends, however it ends. What an

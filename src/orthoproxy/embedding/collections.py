@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.distributed import broadcast_object, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import exclusive
+from orthoproxy.core.files import folder_lock
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.images import read_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
@@ -97,7 +97,7 @@ def embed_collection(
         if value < minimum:
             raise InputError(str(value), field=name, expected=f"at least {minimum}")
     out, plan, start = Path(out), EmbeddingMeta.plan(embedder, model_path, collection, part_size), time.monotonic()
-    with exclusive(out, "out"):
+    with folder_lock(out, "out"):
         missing: list[int] = []
         with raise_together():
             if is_main():

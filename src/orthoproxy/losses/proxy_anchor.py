@@ -83,8 +83,8 @@ def proxy_anchor_part(
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         problem = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(problem, field="labels", expected=f"0 to {num_classes - 1}")
-    units, labels = unit_rows(embeddings), labels - first_class
-    loss = _ProxyAnchor.apply(units, proxies, labels, _Settings(num_classes, scale, margin, memory_mb))
+    unit_embeddings, labels = unit_rows(embeddings), labels - first_class
+    loss = _ProxyAnchor.apply(unit_embeddings, proxies, labels, _Settings(num_classes, scale, margin, memory_mb))
     assert isinstance(loss, Tensor)
     return loss
 
@@ -99,11 +99,13 @@ class _Settings(NamedTuple):
 class _ProxyAnchor(torch.autograd.Function):
     """The loss and its gradients in one pass over the proxies, some at a time, without a B x C matrix.
 
-    Let u be the proxies at unit length, e_pb = alpha (s_pb + delta), and l_p = log(1 + sum of exp e_pb over p's
-    negatives b). The derivative by the similarity with a negative is ``alpha / |P| * exp(e_pb - l_p)``, and with the
-    positive what `_pull` says. Of this matrix W of C x B only the rows of some proxies exist at any time. The
-    gradients are W^T u for the embeddings and W x for the unit proxies; from the latter, the part along the proxy is
-    taken away, since its length does not count.
+    Autograd would keep that matrix, and is several times slower with many classes.
+
+    Let x be the embeddings and u the proxies at unit length, e_pb = alpha (s_pb + delta), and
+    l_p = log(1 + sum of exp e_pb over p's negatives b). The derivative with respect to the similarity of a negative is
+    ``alpha / |P| * exp(e_pb - l_p)``; `_pull` returns that of a positive. They form a C x B matrix W, of which only the
+    rows of some proxies exist at any time. The gradients are W^T u for x and W x for u; the component of the latter
+    along u is removed, since the length of a proxy does not count.
 
     The c proxies may be a part of all C. Labels count from the first of them; an image of another class is a negative.
     """
@@ -111,26 +113,26 @@ class _ProxyAnchor(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        units: Float[Tensor, "B D"],
+        x: Float[Tensor, "B D"],
         proxies: Float[Tensor, "c D"],
         labels: Int[Tensor, " B"],
         settings: _Settings,
     ) -> Float[Tensor, ""]:
-        ctx.save_for_backward(units, proxies, labels)
+        ctx.save_for_backward(x, proxies, labels)
         ctx.settings = settings
-        wanted = any(ctx.needs_input_grad[:2])
-        loss, ctx.gradients = _loss_and_gradients(units, proxies, labels, settings, wanted)
+        needs_grad = any(ctx.needs_input_grad[:2])
+        loss, ctx.gradients = _loss_and_gradients(x, proxies, labels, settings, needs_grad)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients, ctx.gradients = ctx.gradients, None  # to be scaled in place, as a copy would be as large as P
         if gradients is None:  # a retained graph is traversed again
-            units, proxies, labels = ctx.saved_tensors
-            _, gradients = _loss_and_gradients(units, proxies, labels, ctx.settings, wanted=True)
+            x, proxies, labels = ctx.saved_tensors
+            _, gradients = _loss_and_gradients(x, proxies, labels, ctx.settings, needs_grad=True)
             assert gradients is not None
-        factor = by_loss[0]
+        factor = grad_output[0]
         if factor.device.type != "cpu" or factor != 1:  # reading it would make a GPU wait
             for gradient in gradients:
                 gradient.mul_(factor)
@@ -138,65 +140,67 @@ class _ProxyAnchor(torch.autograd.Function):
 
 
 def _loss_and_gradients(
-    units: Float[Tensor, "B D"],
+    x: Float[Tensor, "B D"],
     proxies: Float[Tensor, "c D"],
     labels: Int[Tensor, " B"],
     settings: _Settings,
-    wanted: bool,
+    needs_grad: bool,
 ) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, "B D"], Float[Tensor, "c D"]] | None]:
-    """Return the loss and, where wanted, its gradients by the unit embeddings and the proxies; see `_ProxyAnchor`."""
+    """Return the loss and, with `needs_grad`, its gradients with respect to x and the proxies; see `_ProxyAnchor`."""
     num_classes, scale, margin, memory_mb = settings
-    pull, by_positive = _pull(units, proxies, labels, scale, margin)
-    gradients = (torch.zeros_like(units), torch.empty_like(proxies)) if wanted else None
+    pull, grad_positive = _pull(x, proxies, labels, scale, margin)
+    gradients = (torch.zeros_like(x), torch.empty_like(proxies)) if needs_grad else None
     push = [pull.new_zeros(())]
-    images, scaled = torch.arange(len(labels), device=labels.device), scale * units
-    size = max(1, int(memory_mb * 2**20 / (proxies.element_size() * 2 * (len(units) + units.shape[1]))))
+    images, scaled = torch.arange(len(labels), device=labels.device), scale * x
+    size = max(1, int(memory_mb * 2**20 / (proxies.element_size() * 2 * (len(x) + x.shape[1]))))
     for start in range(0, len(proxies), size):  # the similarities and unit rows of a part fit the memory
         part = proxies[start : start + size]
         length = row_lengths(part)
-        unit_part = part / length  # p D
-        exponents = unit_part @ scaled.T  # p B; the margin is added where it costs nothing
-        here = (labels >= start) & (labels < start + len(part))
-        positive = (torch.where(here, labels - start, 0), images)
-        exponents[positive] = exponents[positive].masked_fill(here, -torch.inf)
+        u = part / length  # p D
+        exponents = u @ scaled.T  # p B; exponentials and weights share its memory
+        is_local = (labels >= start) & (labels < start + len(part))
+        positive = (torch.where(is_local, labels - start, 0), images)
+        exponents[positive] = exponents[positive].masked_fill(is_local, -torch.inf)
+        # the margin is added to each row's maximum instead of each element
         largest = exponents.amax(dim=1, keepdim=True).add_(scale * margin).clamp_(min=0)
         exponentials = exponents.sub_(largest - scale * margin).exp_()
         total = exponentials.sum(dim=1, keepdim=True).add_((-largest).exp())
         push.append(total.log().add_(largest).sum())
         if gradients is not None:
-            by_units, by_proxies = gradients
+            grad_embeddings, grad_proxies = gradients
             weights = exponentials.mul_(scale / num_classes / total)
-            weights[positive] = torch.where(here, by_positive, weights[positive])
-            by_units.addmm_(weights.T, unit_part)
-            by_part = torch.mm(weights.div_(length), units, out=by_proxies[start : start + len(part)])
-            along = (by_part * unit_part).sum(dim=1, keepdim=True)
-            by_part.addcmul_(unit_part, along, value=-1)
+            weights[positive] = torch.where(is_local, grad_positive, weights[positive])
+            grad_embeddings.addmm_(weights.T, u)
+            grad_part = torch.mm(weights.div_(length), x, out=grad_proxies[start : start + len(part)])
+            radial = (grad_part * u).sum(dim=1, keepdim=True)
+            grad_part.addcmul_(u, radial, value=-1)
     return pull + torch.stack(push).sum() / num_classes, gradients
 
 
 def _pull(
-    units: Float[Tensor, "B D"], proxies: Float[Tensor, "c D"], labels: Int[Tensor, " B"], scale: float, margin: float
+    x: Float[Tensor, "B D"], proxies: Float[Tensor, "c D"], labels: Int[Tensor, " B"], scale: float, margin: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " B"]]:
-    """Return the first sum of the loss, and its derivative by each image's similarity with its own proxy.
+    """Return the first sum of the loss, and its derivative with respect to each image's similarity with its own proxy.
 
     With f_b = -alpha (s_b - delta) and m_b = log(1 + sum of exp f over the images of b's class), the derivative is
-    ``-alpha / |P+| * exp(f_b - m_b)``. Of the sum, the classes of the proxies given; P+ are all classes of the batch.
+    ``-alpha / |P+| * exp(f_b - m_b)``. The sum runs over the classes of the given proxies only, but |P+| counts all
+    classes of the batch.
     """
-    here = (labels >= 0) & (labels < len(proxies))
-    own = proxies[torch.where(here, labels, 0)] if len(proxies) else torch.zeros_like(units)
-    similarity = (units * unit_rows(own)).sum(dim=1)  # B
+    is_local = (labels >= 0) & (labels < len(proxies))
+    own = proxies[torch.where(is_local, labels, 0)] if len(proxies) else torch.zeros_like(x)
+    similarity = (x * unit_rows(own)).sum(dim=1)  # B
     exponents = -scale * (similarity - margin)
     same = labels[:, None] == labels  # B B
     of_class = exponents.expand_as(same).masked_fill(~same, -torch.inf).logsumexp(dim=1)
     of_class = torch.logaddexp(of_class, torch.zeros_like(of_class))
-    weight = 1 / same.to(units).sum(dim=1)  # a class counts once, however many images it has
+    weight = 1 / same.to(x).sum(dim=1)  # a class counts once, however many images it has
     classes_in_batch = weight.sum()
-    pulled = (of_class * weight).masked_fill(~here, 0)
+    pulled = (of_class * weight).masked_fill(~is_local, 0)
     return pulled.sum() / classes_in_batch, -scale / classes_in_batch * (exponents - of_class).exp()
 
 
 def check_settings(num_classes: int, scale: float) -> None:
-    """Raise `InputError` for settings without a meaning."""
+    """Raise `InputError` for invalid settings."""
     if num_classes < 1:
         raise InputError(f"{num_classes}", field="num_classes", expected="at least 1")
     if not scale > 0:

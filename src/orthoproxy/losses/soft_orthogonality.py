@@ -81,7 +81,7 @@ def distance_of_gram(
     gram: Float[Tensor, "n n"], num_classes: int, dim: int, normalize: bool, scaling: Scaling
 ) -> Float[Tensor, ""]:
     """Compute `soft_orthogonality` from ``P P^T`` or ``P^T P``, whichever has been passed."""
-    # ||P P^T - t I||^2 and ||P^T P - t I||^2 differ by t^2 (C - D) only: compute one, correct to the size asked for
+    # computed for the given Gram matrix: ||P P^T - t I||^2 = ||P^T P - t I||^2 + t^2 (C - D)
     above_floor = scaling == "excess" and num_classes > dim
     shift = num_classes / dim if above_floor and normalize else 1.0
     correction = shift**2 * ((dim if above_floor else num_classes) - len(gram))
@@ -122,18 +122,18 @@ class _GramOfDims(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *by_gram: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_gram: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (proxies,) = ctx.saved_tensors
-        both = by_gram[0] + by_gram[0].T
-        by_proxies = torch.empty_like(proxies)
-        for part, by_part in zip(_parts(proxies, ctx.memory_mb), _parts(by_proxies, ctx.memory_mb), strict=True):
+        both = grad_gram[0] + grad_gram[0].T
+        grad_proxies = torch.empty_like(proxies)
+        for part, grad_part in zip(_parts(proxies, ctx.memory_mb), _parts(grad_proxies, ctx.memory_mb), strict=True):
             length = row_lengths(part) if ctx.normalize else 1.0
             rows = part / length
-            torch.mm(rows, both, out=by_part)
+            torch.mm(rows, both, out=grad_part)
             if ctx.normalize:
-                along = (by_part * rows).sum(dim=1, keepdim=True)
-                by_part.addcmul_(rows, along, value=-1).div_(length)
-        return by_proxies, None, None
+                radial = (grad_part * rows).sum(dim=1, keepdim=True)
+                grad_part.addcmul_(rows, radial, value=-1).div_(length)
+        return grad_proxies, None, None
 
 
 def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, "c D"], ...]:

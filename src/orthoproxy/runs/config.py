@@ -43,7 +43,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Augmentation(Section):
+class AugmentationConfig(Section):
     """Random transforms of training images."""
 
     crop_scale: Annotated[tuple[PositiveFloat, Fraction], AfterValidator(_ordered)] = (0.2, 1.0)
@@ -58,7 +58,7 @@ class Augmentation(Section):
     """Probability of converting to grayscale."""
 
 
-class Data(Section):
+class DataConfig(Section):
     """Dataset, splits and image loading."""
 
     name: Literal["icons", "folder", "csv", "cub", "cars", "sop", "inshop"] = "icons"
@@ -88,10 +88,10 @@ class Data(Section):
     evaluation resizes to, which then reads the copies too. Larger copies keep small crops sharp."""
     on_unreadable_image: Literal["raise", "skip"] = "raise"
     """skip reads all images before training and lists unreadable ones in unreadable_images.csv."""
-    augmentation: Augmentation = Augmentation()
+    augmentation: AugmentationConfig = AugmentationConfig()
 
 
-class Sampler(Section):
+class SamplerConfig(Section):
     """Composition of training batches."""
 
     batch_size: PositiveInt = 128
@@ -100,7 +100,7 @@ class Sampler(Section):
     """Images of each class in a batch; null for shuffled batches."""
 
 
-class Encoder(Section):
+class EncoderConfig(Section):
     """Backbone and projection."""
 
     name: str = "deit_small_patch16_224"
@@ -126,7 +126,7 @@ class Encoder(Section):
     """Epochs at the beginning in which only projection and proxies are trained."""
 
 
-class Initialization(Section):
+class InitializationConfig(Section):
     """Data-driven initialization; set both to random for that of the papers."""
 
     projection: Literal["pca", "random"] = "pca"
@@ -137,7 +137,7 @@ class Initialization(Section):
     """class_means: mean embedding of each class."""
 
 
-class Miner(Section):
+class MinerConfig(Section):
     """Pair or triplet miner of pytorch-metric-learning."""
 
     name: str | None = None
@@ -146,7 +146,7 @@ class Miner(Section):
     """Its arguments."""
 
 
-class ProxyRegularizer(Section):
+class ProxyRegularizerConfig(Section):
     """Regularizer that spreads the proxies."""
 
     name: Literal["soft_orthogonality", "off_diagonal", "spectral", "coherence", "coding_rate", "koleo"] = (
@@ -163,20 +163,20 @@ class ProxyRegularizer(Section):
     """Normalize the proxies first; off_diagonal requires false; coherence, coding_rate and koleo require true."""
 
 
-class Loss(Section):
+class LossConfig(Section):
     """Training loss."""
 
     name: str = "proxy_anchor"
     """proxy_anchor, or a class in pytorch_metric_learning.losses (extra compare)."""
     args: dict[str, Any] = {}
     """Its arguments, for example scale and margin."""
-    miner: Miner = Miner()
-    proxy_regularizer: ProxyRegularizer = ProxyRegularizer()
+    miner: MinerConfig = MinerConfig()
+    proxy_regularizer: ProxyRegularizerConfig = ProxyRegularizerConfig()
     shard_proxies: bool = False
     """Shard the proxies and their optimizer state over the processes (proxy_anchor only)."""
 
 
-class LearningRates(Section):
+class LearningRatesConfig(Section):
     """Peak learning rates."""
 
     backbone: NonNegativeFloat = 1e-4
@@ -189,10 +189,10 @@ class LearningRates(Section):
     """Factor from each backbone layer to the one before it; 1 gives all layers the same rate."""
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     """AdamW, learning rate schedule and gradient clipping."""
 
-    lr: LearningRates = LearningRates()
+    lr: LearningRatesConfig = LearningRatesConfig()
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay of AdamW; not applied to proxies, biases, normalization layers and position embeddings."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -209,7 +209,7 @@ class Optimizer(Section):
     """Maximum absolute value of a gradient element."""
 
 
-class Training(Section):
+class TrainingConfig(Section):
     """Training loop."""
 
     epochs: PositiveInt = 10
@@ -238,7 +238,7 @@ class Training(Section):
     """Experiment trackers, in addition to metrics.jsonl."""
 
 
-class CheckpointSelection(Section):
+class CheckpointSelectionConfig(Section):
     """Choice of the final checkpoint."""
 
     split: Literal["validation", "test", "none"] = "validation"
@@ -247,7 +247,7 @@ class CheckpointSelection(Section):
     """Metric to maximize."""
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """Evaluation protocol."""
 
     recall_at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8)
@@ -274,20 +274,20 @@ class Config(Section):
 
     Examples
     --------
-    >>> config = Config(data=Data(name="folder", root="images"))
+    >>> config = Config(data=DataConfig(name="folder", root="images"))
     >>> config.with_overrides({"loss.proxy_regularizer.weight": 0.3}).loss.proxy_regularizer.scaling
     'excess'
     """
 
-    data: Data = Data()
-    sampler: Sampler = Sampler()
-    encoder: Encoder = Encoder()
-    initialization: Initialization = Initialization()
-    loss: Loss = Loss()
-    optimizer: Optimizer = Optimizer()
-    training: Training = Training()
-    checkpoint_selection: CheckpointSelection = CheckpointSelection()
-    evaluation: Evaluation = Evaluation()
+    data: DataConfig = DataConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    initialization: InitializationConfig = InitializationConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint_selection: CheckpointSelectionConfig = CheckpointSelectionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     environment: dict[str, str] = {}
     """Versions and machine, written by a run; not an option."""
 

@@ -36,13 +36,12 @@ from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
-from orthoproxy.runs import config as options
-from orthoproxy.runs.config import Config
+from orthoproxy.runs.config import Config, DataConfig
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 
 
-def read_table(data: options.Data) -> pd.DataFrame:
+def read_table(data: DataConfig) -> pd.DataFrame:
     """Read the table of a dataset, with the splits that the dataset itself defines.
 
     Parameters
@@ -62,9 +61,9 @@ def read_table(data: options.Data) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from orthoproxy.runs.config import Data
+    >>> from orthoproxy.runs.config import DataConfig
     >>> try:
-    ...     read_table(Data(name="folder", root="nowhere"))
+    ...     read_table(DataConfig(name="folder", root="nowhere"))
     ... except InputError as error:
     ...     error.field
     'data.root'

@@ -13,12 +13,12 @@ from lightning_fabric.loggers.logger import Logger
 from orthoproxy.core.distributed import init_process_group, process_count
 from orthoproxy.core.errors import InputError, field_prefix
 from orthoproxy.evaluation import Scoring
-from orthoproxy.runs import config as options
+from orthoproxy.runs.config import EvaluationConfig, TrainingConfig
 
 Precision = Literal["32-true", "bf16-mixed"]
 
 
-def launch_fabric(training: options.Training, folder: Path) -> Fabric:
+def launch_fabric(training: TrainingConfig, folder: Path) -> Fabric:
     """Choose device, precision and experiment trackers; under torchrun, connect the processes."""
     with field_prefix("training"):
         device = choose_device(training.device)
@@ -50,7 +50,7 @@ def choose_device(name: str) -> str:
     return name
 
 
-def choose_precision(training: options.Training) -> Precision:
+def choose_precision(training: TrainingConfig) -> Precision:
     """Return the precision of training; ``auto`` is bf16-mixed where the hardware computes it natively."""
     return _native_precision(choose_device(training.device)) if training.precision == "auto" else training.precision
 
@@ -103,7 +103,7 @@ def _make_logger(name: str, folder: Path) -> Logger:
         ) from error
 
 
-def make_scoring(evaluation: options.Evaluation, device: torch.device | str = "cpu") -> Scoring:
+def make_scoring(evaluation: EvaluationConfig, device: torch.device | str = "cpu") -> Scoring:
     """Return the evaluation protocol; queries are divided among the processes."""
     # section `evaluation` has the names of Scoring
     return Scoring(**dict(evaluation), device=str(device), shared=process_count() > 1)

@@ -34,8 +34,7 @@ from orthoproxy.embedding.feature_cache import FrozenFeatures
 from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.models import Encoder, load_weights
-from orthoproxy.runs import config as options
-from orthoproxy.runs.config import Config
+from orthoproxy.runs.config import Config, EncoderConfig, LossConfig
 from orthoproxy.runs.dataset import check_images, read_readable_images, user_cache, warn
 from orthoproxy.runs.device import Precision, evaluation_precision, make_scoring
 from orthoproxy.runs.run_folder import RunFolder
@@ -60,7 +59,7 @@ class Experiment:
             self.encoder = make_encoder(config.encoder).to(fabric.device)
             objective = make_objective(config.loss, len(self.classes), self.encoder.embedding_dim)
             self.objective = objective.to(fabric.device)
-        _load_initial_weights(self.encoder, config.encoder, run)
+        _load_initial_weights(self.encoder, config.encoder.init_from, run)
         _warn_about_batchnorm(self.encoder)
         self.baseline = Embedder(make_baseline(self.encoder), config.data.resize, device=fabric.device)
         self.inputs = make_inputs(config, self.baseline, self.table)
@@ -189,7 +188,7 @@ def make_loader(
     return DataLoader(dataset, batch_sampler=sampler, generator=generator, pin_memory=on_gpu, **reading)
 
 
-def make_encoder(encoder: options.Encoder) -> Encoder:
+def make_encoder(encoder: EncoderConfig) -> Encoder:
     """Build the encoder to train, with random weights."""
     with field_prefix("encoder"):
         model = Encoder(
@@ -207,15 +206,15 @@ def make_encoder(encoder: options.Encoder) -> Encoder:
     return model
 
 
-def _load_initial_weights(encoder: Encoder, options: options.Encoder, run: RunFolder) -> None:
-    """Load them on the main process and broadcast; a run that continues takes its backbone from its own baseline."""
+def _load_initial_weights(encoder: Encoder, init_from: str, run: RunFolder) -> None:
+    """Load them on the main process and broadcast; a resumed run takes its backbone from its own baseline."""
     started = broadcast_object(run.has_state)
     with raise_together():
         if is_main() and started:
             encoder.backbone.load_state_dict(Embedder.load(run.baseline).encoder.backbone.state_dict())
         elif is_main():
             with field_prefix("encoder"):
-                load_weights(encoder, options.init_from)
+                load_weights(encoder, init_from)
     broadcast_(encoder.state_dict().values())
 
 
@@ -235,7 +234,7 @@ def make_baseline(encoder: Encoder) -> Encoder:
     return baseline
 
 
-def make_objective(loss: options.Loss, num_classes: int, embedding_dim: int) -> Objective:
+def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Objective:
     """Build the loss with its miner and proxy regularizer."""
     regularizer = loss.proxy_regularizer
     with field_prefix("loss"):

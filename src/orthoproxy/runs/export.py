@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, exclusive
+from orthoproxy.core.files import atomic_write, folder_lock
 from orthoproxy.data.table import rank_by_hash, select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
@@ -46,7 +46,7 @@ def export_run(
     table = load_table(run, overrides)
     validation, training = select_split(table, "validation"), select_split(table, "train")["path"].tolist()
     scoring, license = make_scoring(run.config.evaluation), license or license_of(model.card)
-    with exclusive(run.folder) if own else nullcontext():
+    with folder_lock(run.folder) if own else nullcontext():
         exported = export_onnx(
             model,
             out,

@@ -15,7 +15,7 @@ import pandas as pd
 
 from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, exclusive, flush
+from orthoproxy.core.files import atomic_write, flush, folder_lock
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config
@@ -71,7 +71,7 @@ class RunFolder:
     @contextmanager
     def open(self, config: Config, resume: bool) -> Iterator[RunFolder]:
         """Lock the folder for a training run, after checking that the run can start or continue."""
-        with exclusive(self.folder, "out"):
+        with folder_lock(self.folder, "out"):
             with raise_together():
                 if is_main():
                     self._check(config, resume)

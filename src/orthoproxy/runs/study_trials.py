@@ -20,7 +20,7 @@ from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import ClassScores, class_scores
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
-from orthoproxy.runs.config import Augmentation, Config
+from orthoproxy.runs.config import AugmentationConfig, Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import choose_device, choose_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
@@ -78,7 +78,7 @@ def check_splits(study: Study) -> None:
     first: dict[tuple[str, str], tuple[Trial, list[str]]] = {}
     for trial in study.tuning_trials:
         config = configure_trial(study, trial)
-        key = repr(config.data.model_copy(update={"augmentation": Augmentation()}))
+        key = repr(config.data.model_copy(update={"augmentation": AugmentationConfig()}))
         if key not in splits:
             table = split_table(config)
             splits[key] = {split: select_split(table, split)["path"].tolist() for split in ("validation", "test")}

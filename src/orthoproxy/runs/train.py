@@ -41,7 +41,7 @@ from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training import TrainingState, fit, pca_projection, second_moment
 from orthoproxy.training.initialization import class_sums
 
-BATCH = 128  # images embedded at a time
+EMBED_BATCH_SIZE = 128  # images embedded at a time
 
 
 def train(config: Config, out: str | Path | None = None, resume: bool = False, evaluate: bool = True) -> RunFolder:
@@ -105,7 +105,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
             with _finalized(fabric.loggers):
                 state = fit(job, state, run)
             _warn_about_changed_images(job)
-            save_model(job, run, state)
+            save_model(job, run)
         if evaluate and not broadcast_object(run.has_report):
             write_report(run, evaluate_run(run, fabric.device))
     return run
@@ -134,18 +134,19 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
     Each process embeds its part; features of others are never gathered. Weights from another run keep their
     projection, and its proxies for the classes that it knew.
     """
-    initialization, continued, projection = job.initialization, init_from.startswith("run:"), None
-    if initialization.projection == "pca" and not continued and isinstance(job.encoder.projection, nn.Linear):
+    initialization, projection = job.initialization, None
+    from_run = init_from.startswith("run:")
+    if initialization.projection == "pca" and not from_run and isinstance(job.encoder.projection, nn.Linear):
         projection = job.encoder.projection
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
     if projection is None and not averages:
         return
     images = job.inputs.for_training(job.select("train")["path"].tolist())
-    sizes = split_sizes(len(images), unit=BATCH)
+    sizes = split_sizes(len(images), unit=EMBED_BATCH_SIZE)
     own = images[local_slice(sizes)]
-    model = job.embedder() if continued else job.baseline
+    model = job.embedder() if from_run else job.baseline
     with raise_together():
-        embedded = model.embed(own, BATCH, job.workers, "initialize from data", precision=job.precision)
+        embedded = model.embed(own, EMBED_BATCH_SIZE, job.workers, "initialize from data", precision=job.precision)
     features = torch.from_numpy(embedded)
     if projection is not None:
         moment = all_reduce_sum(second_moment(features))
@@ -154,9 +155,9 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
         projection.weight.data.copy_(weight)
         broadcast_([projection.weight])
     if averages:
-        embeddings = features if continued else torch.from_numpy(job.embedder().embed(features, BATCH))
+        embeddings = features if from_run else torch.from_numpy(job.embedder().embed(features, EMBED_BATCH_SIZE))
         means = _class_means(job, embeddings, sizes)
-        if continued:
+        if from_run:
             _restore_known_proxies(job, means, Embedder.load(init_from.removeprefix("run:")))
         job.objective.set_class_vectors(means)
 
@@ -174,7 +175,7 @@ def _class_means(job: Experiment, embeddings: Tensor, sizes: Sequence[int]) -> T
 
 
 def _restore_known_proxies(job: Experiment, means: Tensor, earlier: Embedder) -> None:
-    """Overwrite the means of classes that an earlier run knew with its proxies."""
+    """For classes that an earlier run was trained on, replace the mean by that run's proxy."""
     if earlier.proxies is not None:
         sharded = job.objective.sharded
         own = job.classes if sharded is None else job.classes[sharded.classes.start : sharded.classes.stop]
@@ -183,7 +184,7 @@ def _restore_known_proxies(job: Experiment, means: Tensor, earlier: Embedder) ->
         means[known] = earlier.proxies[[rows[own[row]] for row in known]].to(means.dtype)
 
 
-def save_model(job: Experiment, run: RunFolder, state: TrainingState) -> None:
+def save_model(job: Experiment, run: RunFolder) -> None:
     """Write the model folder: the best checkpoint if one was selected, else the last."""
     if broadcast_object(job.checkpoints.path("best").is_file()):
         state = job.checkpoints.load("best", model_only=True)
@@ -210,7 +211,7 @@ def _warn_about_changed_images(job: Experiment) -> None:
 
 @contextmanager
 def suggest_skipping() -> Iterator[None]:
-    """Add to the hint of an unreadable image that it can be left out."""
+    """Extend the hint of an unreadable image: it can be skipped."""
     try:
         yield
     except UnreadableImageError as error:

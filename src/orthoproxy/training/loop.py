@@ -93,11 +93,12 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 state.step += 1
                 state.batch += len(batches)
                 meter.images += sum(sampler.sizes) * len(batches)
-                logs = state.step % options.log_every_n_steps == 0 or state.batch == len(sampler)
-                if logs and state.step not in nonfinite.report_skipped(state, progress):
-                    record = _training_record(losses, job.optimizer, state, meter)
-                    _log(run, job.fabric, record)
-                    progress.note = f"loss {record['loss']:.3f}  {meter.speed():.0f} images/s"
+                if state.step % options.log_every_n_steps == 0 or state.batch == len(sampler):
+                    skipped = nonfinite.report_skipped(state, progress)
+                    if state.step not in skipped:
+                        record = _training_record(losses, job.optimizer, state, meter)
+                        _log(run, job.fabric, record)
+                        progress.note = f"loss {record['loss']:.3f}  {meter.speed():.0f} images/s"
                 progress.advance()
 
             nonfinite.finish_epoch(state)
@@ -110,7 +111,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 if scores is not None:
                     named = {f"validation/{name}": value for name, value in scores.items()}
                     _log(run, job.fabric, {"step": state.step, "epoch": state.epoch, **named})
-                    if _improves(scores[options.metric], state):
+                    if _update_best(scores[options.metric], state):
                         job.checkpoints.save("best", state)
                     line += f"  validation {options.metric} {100 * scores[options.metric]:.1f}"
             progress.say(line)
@@ -261,7 +262,8 @@ def _validate(job: Job, stop: Stop, state: TrainingState) -> dict[str, float] | 
         raise Interrupted(state.step, stop.signal) from None
 
 
-def _improves(score: float, state: TrainingState) -> bool:
+def _update_best(score: float, state: TrainingState) -> bool:
+    """Record a validation score; return whether it is the best so far."""
     if score > state.best_score:
         state.best_score, state.best_epoch, state.validations_since_best = score, state.epoch, 0
         return True
