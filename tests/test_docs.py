@@ -70,8 +70,6 @@ def write_recipes(page: Path) -> list[Path]:
     return paths
 
 
-# Lightning warns of its own call to PyTorch, and of loaders without workers on machines with many cores
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 @pages("python", RUN)
 def test_python_prints_what_the_page_shows(page: Path, work_folder: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "docs"}

@@ -162,6 +162,7 @@ def test_int8_is_another_model_near_the_original(run: Path, out: Path, folder: P
     assert "`model.onnx`" in card and "`int8.onnx`" in card
 
 
+@pytest.mark.slow
 def test_int8_that_loses_recall_is_rejected(run: Path, out: Path, faulty_exporter: Callable) -> None:
     faulty_exporter(torch.Tensor.zero_)  # all images get the same embedding
     assert error_of(export_run, run, out, int8=True).field == "int8"
@@ -176,6 +177,7 @@ def test_int8_is_checked_by_the_upper_bound_of_its_loss(low: float, passes: bool
         _check(True, 1.0, scores)
 
 
+@pytest.mark.slow
 def test_float32_that_differs_is_rejected_and_the_old_file_stays(run: Path, out: Path, faulty_exporter) -> None:
     faulty_exporter(lambda weight: weight[:4].mul_(1.01))
     out.parent.mkdir()
@@ -184,6 +186,7 @@ def test_float32_that_differs_is_rejected_and_the_old_file_stays(run: Path, out:
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"] and out.read_text() == "an earlier export"
 
 
+@pytest.mark.slow
 def test_an_export_into_the_run_updates_its_card_and_threshold(run: Path) -> None:
     weights = (run / "model" / "model.safetensors").read_bytes()
     export_run(run, run / "model.onnx", license="mit", false_match_rate=0.2)
@@ -196,6 +199,7 @@ def test_an_export_into_the_run_updates_its_card_and_threshold(run: Path) -> Non
     assert header(run / "model" / "README.md")["license"] == "mit"
 
 
+@pytest.mark.slow
 def test_another_model_is_never_overwritten(run: Path, out: Path, tmp_path: Path) -> None:
     for place in (run / "model", run):  # twice the same model
         assert isinstance(export_run(place, out), Exported)

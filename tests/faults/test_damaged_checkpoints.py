@@ -48,6 +48,7 @@ def test_no_flipped_bit_gets_into_the_weights(tmp_path: Path) -> None:
     assert detected > 100
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_but_not_if_both_are_damaged(
     run: Run, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,9 @@ def replace_by_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-@pytest.mark.parametrize("damage", [delete, truncate, pytest.param(replace_by_pipe, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "damage", [truncate, *(pytest.param(damage, marks=pytest.mark.slow) for damage in (delete, replace_by_pipe))]
+)
 def test_an_image_damaged_while_training_is_named_and_nothing_is_lost(
     damage: Callable[[Path], None], run_of_own: Run, photos: Path, whole: Path, hurry
 ) -> None:

@@ -14,8 +14,9 @@ from orthoproxy.runs.run_folder import RunFolder
 
 VALIDATION = "step:10, inference:1"
 EVALUATION = "step:15, model.safetensors renamed:1, inference:1"
-MOMENTS = ["step:8", "last.ckpt half:2"]
+MOMENTS = ["step:8"]
 MORE = [
+    "last.ckpt half:2",
     VALIDATION,
     "metrics.jsonl half:3",
     EVALUATION,

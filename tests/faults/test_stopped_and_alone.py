@@ -18,7 +18,8 @@ from orthoproxy.cli.main import main
 from orthoproxy.core.files import folder_lock
 
 
-@pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH])  # within and at the end of an epoch
+# within and at the end of an epoch
+@pytest.mark.parametrize("step", [2, pytest.param(STEPS_PER_EPOCH, marks=pytest.mark.slow)])
 def test_sigterm_finishes_the_step_and_saves(step: int, run: Run, whole: Path) -> None:
     def terminate_twice() -> None:  # as clusters may
         os.kill(os.getpid(), signal.SIGTERM)
@@ -30,7 +31,8 @@ def test_sigterm_finishes_the_step_and_saves(step: int, run: Run, whole: Path) -
     assert run.resumes_to(whole)
 
 
-@pytest.mark.parametrize("part", [pytest.param("validation", marks=pytest.mark.slow), "evaluation"])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["validation", "evaluation"])
 def test_sigterm_does_not_wait_for_validation_or_evaluation(part: str, run: Run, whole: Path) -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
 

@@ -21,7 +21,6 @@ from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-SLOW = [pytest.mark.slow]
 DEIT = "deit_small_distilled_patch16_224"
 
 
@@ -56,9 +55,7 @@ def configuration(arguments: list[str], overrides: dict[str, object]) -> Config:
 
 
 COMMANDS = [
-    pytest.param(
-        recipe, arguments, id=f"{recipe.stem}-{order}", marks=[] if (recipe.stem, order) == ("cub", 0) else SLOW
-    )
+    pytest.param(recipe, arguments, id=f"{recipe.stem}-{order}")
     for recipe in RECIPES
     for order, arguments in enumerate(commands(recipe))
 ]
@@ -84,6 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "arguments"), COMMANDS)
 def test_the_command_of_a_recipe_trains(recipe: Path, arguments: list[str], folder: Path, deit_file: Path) -> None:
     write, overrides = STAND_INS[recipe.stem]

@@ -66,7 +66,7 @@ def scores(of: dict[str, Any], name: str = "model") -> dict[str, float]:
     return {metric: estimate["value"] for metric, estimate in of["scores"][name].items()}
 
 
-@pytest.mark.parametrize(("count", "sharded"), [(2, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("count", "sharded"), [(2, False), (2, True), pytest.param(3, True, marks=pytest.mark.slow)])
 def test_a_run_is_that_of_one_process_and_one_process_writes_it(photos, tmp_path, one, count, sharded, capfd) -> None:
     several = in_processes(count, train, config_for(photos, sharded), tmp_path / "run")
     for seen in several:
@@ -101,7 +101,7 @@ def one_to_the_last(photos, tmp_path_factory) -> dict[str, Any]:
     return in_processes(1, train, config, tmp_path_factory.mktemp("one") / "run")[0]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
+@pytest.mark.parametrize(("before", "after"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_a_sharded_run_goes_on_with_another_number_of_processes(
     photos, tmp_path, one_to_the_last, before, after
 ) -> None:

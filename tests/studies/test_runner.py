@@ -103,7 +103,7 @@ def test_an_interrupted_study_continues(folder, work):
     assert work.names("train") == TUNING + REMAINING
 
 
-@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("shards", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_divide_the_work_and_wait_for_each_other(folder, work, shards):
     owner = {}
     for shard in [*range(1, shards + 1)] * 3:
