@@ -36,6 +36,10 @@ def write_numbered_classes(root: Path) -> None:
 STAND_INS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "icons": (lambda root: None, {"data.root": "."}),  # rendered there
     "cars98": (write_numbered_classes, {"data.csv": "images.csv", "encoder.image_size": "64"}),
+    "cub100": (
+        write_numbered_classes,
+        {"data.csv": "images.csv", "encoder.init_from": "none", "encoder.image_size": "32"},
+    ),
     "cub": (lambda root: write_cub(root, (200, 110), range(1, 201)), {"data.root": "."}),
     "cars": (lambda root: write_cars_in_one_folder(root, (196, 108), range(1, 197)), {"data.root": "."}),
     "sop": (lambda root: write_sop(root, (60, 24), (30, 12), range(1, 43)), {"data.root": "."}),
