@@ -34,7 +34,7 @@ import torch
 from matplotlib.figure import Figure
 from measure import RESULTS, markdown, record_of
 
-from orthoproxy.data import select_split
+from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, Scoring, class_scores
 from orthoproxy.models import Encoder
@@ -42,8 +42,8 @@ from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.runs.train import train
-from orthoproxy.studies import mean_score
 from orthoproxy.studies.results import METRICS
+from orthoproxy.studies.statistics import mean_score
 
 ROOT = Path(__file__).parents[1]
 FILE = RESULTS / "race.json"
@@ -76,7 +76,8 @@ def configure(name: str, seed: int, lr: float, tuning: bool) -> Config:
             "optimizer.lr.projection": lr,
             "data.workers": 0,
             "data.validation_fraction": 0.2 if tuning else 0.0,
-            "checkpoint_selection.split": "none",
+            "checkpoint_selection.split": "validation" if tuning else "none",
+            "training.validate_every_n_epochs": 1000,  # only after the last
             "training.precision": "32-true",
             "training.seed": seed,
         },
