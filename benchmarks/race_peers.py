@@ -29,11 +29,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FinishedError(Exception):
-    """The last mark has been passed."""
+    """All models are saved."""
 
 
 class Marks:
-    """Called after each step: saves the model when the process has used so many minutes of CPU time."""
+    """Save the model at given minutes of CPU time; to be called after each training step."""
 
     def __init__(self, model: nn.Module, minutes: Sequence[float], out: Path) -> None:
         self.model, self.left, self.out = model, sorted(minutes), out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_every_view_is_a_square_of_bytes(size: tuple[int, int]) -> None:
 class Watched(CroppableImage):
     """Notes the boxes that are cut out of it."""
 
-    boxes: list[tuple[int, ...]] = []  # noqa: RUF012
+    boxes: ClassVar[list[tuple[int, ...]]] = []
 
     def crop(self, *box: int, **named: int) -> np.ndarray:
         self.boxes.append((*box, *named.values()))
