@@ -20,8 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from orthoproxy.data import TrainingImages, images, read_image, training_transform
-from orthoproxy.data.cache import cached_images
-from orthoproxy.data.images import read_croppable_image
+from orthoproxy.data.images import read_pixels
 
 WIDTH, HEIGHT, SIDE = 500, 375, 224
 BATCH = 16
@@ -92,8 +91,7 @@ def without_simplejpeg(work: Callable[[int], object], row: int) -> object:
 def candidates_for(folder: str, paths: list[str]) -> dict[str, Callable[[int], object]]:
     view, labels = training_transform(SIDE), [0] * len(paths)
     files = TrainingImages(paths, labels, view)
-    copies = TrainingImages(cached_images(paths, f"{folder}/cache", 256), labels, view)
-    pictures, before = [read_croppable_image(path) for path in paths], Before(paths)
+    pictures, before = [read_pixels(path) for path in paths], Before(paths)
     bicubic = folder_with(InterpolationMode.BICUBIC, f"{folder}/jpeg", tv.ToTensor())
     in_bytes = folder_with(InterpolationMode.BICUBIC, f"{folder}/jpeg", tv.PILToTensor())
     bilinear = folder_with(InterpolationMode.BILINEAR, f"{folder}/jpeg", tv.ToTensor())
@@ -104,8 +102,7 @@ def candidates_for(folder: str, paths: list[str]) -> dict[str, Callable[[int], o
         "orthoproxy, Pillow only": lambda row: before[row],
         "orthoproxy": lambda row: files[row, row][0],
         "orthoproxy without simplejpeg": lambda row: without_simplejpeg(lambda row: files[row, row][0], row),
-        "orthoproxy, resized cache of 341 x 256": lambda row: copies[row, row][0],
-        "orthoproxy, read and decode only": lambda row: (read_croppable_image(paths[row]), None),
+        "orthoproxy, read and decode only": lambda row: (read_pixels(paths[row]), None),
         "orthoproxy, crop, resize and flip only": lambda row: view(pictures[row]),
     }
 

@@ -58,7 +58,7 @@ def test_workers_make_the_same_views(images: TrainingImages) -> None:
 
 
 def test_a_fixed_view_is_that_of_the_image_read_as_it_is(images: TrainingImages) -> None:
-    paths, transform = list(images.images)[::-1], evaluation_transform(32)
+    paths, transform = list(images.files)[::-1], evaluation_transform(32)
     fixed, training = EvaluationImages(paths, transform), TrainingImages(paths, images.labels, transform)
     assert len(fixed) == len(training) == 12
     for row, path in enumerate(paths):

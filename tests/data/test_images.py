@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import images, read_image
-from orthoproxy.data.images import CroppableImage, read_croppable_image, to_rgb
+from orthoproxy.data.images import read_pixels, to_rgb
 from orthoproxy.data.loading import UnreadableImageError
 
 COLORS = np.array([[[250, 10, 20], [30, 240, 60]], [[70, 80, 230], [90, 100, 110]], [[0, 0, 0], [255, 255, 255]]],
@@ -171,9 +169,9 @@ JPEG_OPTIONS: list[dict[str, object]] = [
 def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(size: tuple[int, int], tmp_path: Path) -> None:
     for options in JPEG_OPTIONS:
         photo(size).save(tmp_path / "photo.jpg", **options)
-        image = read_croppable_image(tmp_path / "photo.jpg")
-        assert (image.width, image.height) == size
-        assert np.array_equal(image.pixels, np.asarray(read_image(tmp_path / "photo.jpg"))), options
+        image = read_pixels(tmp_path / "photo.jpg")
+        assert image.shape == (size[1], size[0], 3)
+        assert np.array_equal(image, np.asarray(read_image(tmp_path / "photo.jpg"))), options
 
 
 def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path) -> None:
@@ -184,16 +182,16 @@ def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path)
         photo().convert(mode).save(tmp_path / f"{mode}.jpg")
     photo().save(tmp_path / "png.jpg", "PNG")
     for path in tmp_path.iterdir():
-        assert np.array_equal(read_croppable_image(path).pixels, np.asarray(read_image(path))), path.name
-    assert read_croppable_image(tmp_path / "turned.jpg").width == 50
+        assert np.array_equal(read_pixels(path), np.asarray(read_image(path))), path.name
+    assert read_pixels(tmp_path / "turned.jpg").shape[1] == 50
 
 
-def outcome(path: Path, read: Callable[[Path], CroppableImage | Image.Image]) -> str | bytes:
+def outcome(path: Path, read: Callable[[Path], np.ndarray | Image.Image]) -> str | bytes:
     try:
         found = read(path)
     except InputError as error:
         return str(error)
-    return found.pixels.tobytes() if isinstance(found, CroppableImage) else found.tobytes()
+    return found.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -208,7 +206,7 @@ def test_a_damaged_jpeg_is_read_or_an_error_as_pillow_does(tmp_path: Path) -> No
             damaged[place] = generator.integers(256)
         path.write_bytes(damaged)
         expected = outcome(path, read_image)
-        assert outcome(path, read_croppable_image) == expected
+        assert outcome(path, read_pixels) == expected
         kinds.add(type(expected))
     assert kinds == {str, bytes}
 
@@ -217,23 +215,4 @@ def test_too_many_megapixels_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     photo((1500, 1000)).save(tmp_path / "large.jpg")
     monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
     with pytest.raises(UnreadableImageError, match="1 megapixels"):
-        read_croppable_image(tmp_path / "large.jpg")
-
-
-def test_a_crop_is_what_lies_in_the_box_and_an_array_of_its_own() -> None:
-    pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    crop = CroppableImage(pixels, width=8, height=6).crop(1, 2, 3, 4)
-    assert np.array_equal(crop, pixels[1:4, 2:6]) and not np.shares_memory(crop, pixels)
-
-
-@given(st.integers(1, 60), st.integers(1, 60), st.data())
-def test_a_crop_of_a_smaller_copy_is_never_empty_and_lies_where_the_box_does(
-    whole: int, copy: int, data: st.DataObject
-) -> None:
-    start = data.draw(st.integers(0, whole - 1))
-    length = data.draw(st.integers(1, whole - start))
-    columns = np.repeat(np.arange(copy, dtype=np.uint8)[None, :, None], 3, axis=2)
-    found = CroppableImage(columns, width=whole, height=1).crop(0, start, 1, length)[0, :, 0]
-    assert len(found) >= 1
-    assert abs(int(found[0]) - start * copy / whole) <= 1
-    assert abs(int(found[-1]) + 1 - (start + length) * copy / whole) <= 1
+        read_pixels(tmp_path / "large.jpg")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.images import CroppableImage, read_croppable_image, read_image, to_rgb
+from orthoproxy.data.images import read_image, read_pixels, to_rgb
 from orthoproxy.data.samplers import SampleSeed
 from orthoproxy.data.transforms import Augmentation, Transform
 
@@ -30,15 +30,13 @@ class TrainingImages(Dataset):
 
     Parameters
     ----------
-    images
-        Image files, or a sequence of `CroppableImage` such as `cached_images` returns.
+    files
+        Image files.
     labels
         Class number of each.
     transform
         From `training_transform`, or any function from an RGB image to uint8 pixels; draws from PyTorch's random state,
         which is seeded here.
-    files
-        Names of the images in error messages, if `images` are not files.
 
     Examples
     --------
@@ -49,22 +47,19 @@ class TrainingImages(Dataset):
 
     def __init__(
         self,
-        images: Sequence[str | Path | CroppableImage],
+        files: Sequence[str | Path],
         labels: Sequence[int] | Int[np.ndarray, " N"],
         transform: Augmentation | Transform,
-        files: Sequence[str] | None = None,
     ) -> None:
-        self.images, self.labels, self.transform = _shareable(images), np.asarray(labels), transform
-        self.files = self.images if files is None else _shareable(files)
+        self.files, self.labels, self.transform = PathList(files), np.asarray(labels), transform
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.files)
 
     def __getitem__(self, sample: SampleSeed) -> tuple[UInt8[Tensor, "3 H W"], int] | InputError:
         row, seed = sample
         try:
-            image = self.images[row]
-            image = image if isinstance(image, CroppableImage) else read_croppable_image(image)
+            image = read_pixels(self.files[row])
         except InputError as error:
             return error
         with torch.random.fork_rng(devices=[]):
@@ -72,7 +67,7 @@ class TrainingImages(Dataset):
             if isinstance(self.transform, Augmentation):
                 pixels = self.transform(image)
             else:
-                pixels = self.transform(Image.fromarray(image.pixels))
+                pixels = self.transform(Image.fromarray(image))
         return pixels, int(self.labels[row])
 
 
@@ -101,11 +96,11 @@ class TrainingFeatures(Dataset):
 class EvaluationImages(Dataset):
     """Images in a fixed transform, in the order given: maps a row to pixels.
 
-    `images` are files, PIL images of any mode, or a sequence of `CroppableImage` such as `cached_images` returns. An
-    image that cannot be read is returned as its `InputError`, which `iterate_batches` raises.
+    `images` are files or PIL images of any mode. An image that cannot be read is returned as its `InputError`, which
+    `iterate_batches` raises.
     """
 
-    def __init__(self, images: Sequence[str | Path | Image.Image | CroppableImage], transform: Transform) -> None:
+    def __init__(self, images: Sequence[str | Path | Image.Image], transform: Transform) -> None:
         self.images, self.transform = _shareable(images), transform
 
     def __len__(self) -> int:
@@ -114,8 +109,6 @@ class EvaluationImages(Dataset):
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"] | InputError:
         try:
             image = self.images[row]
-            if isinstance(image, CroppableImage):
-                image = Image.fromarray(image.pixels)
             return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_image(image))
         except InputError as error:
             return error

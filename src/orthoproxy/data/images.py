@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -116,33 +115,11 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
-@dataclass(frozen=True)
-class CroppableImage:
-    """Pixels of an image or of a smaller copy, cropped by boxes in the coordinates of the full-size image."""
-
-    pixels: UInt8[np.ndarray, "h w 3"]
-    width: int
-    height: int
-
-    def crop(self, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "rows columns 3"]:
-        """Copy a box, given in full-size pixels; of a smaller copy, the nearest whole pixels, at least one."""
-        rows = _scale_range(top, height, self.height, self.pixels.shape[0])
-        columns = _scale_range(left, width, self.width, self.pixels.shape[1])
-        return np.array(self.pixels[rows, columns], order="C")
-
-
-def _scale_range(start: int, length: int, full_size: int, copy_size: int) -> slice:
-    first = min(round(start * copy_size / full_size), copy_size - 1)
-    return slice(first, max(round((start + length) * copy_size / full_size), first + 1))
-
-
-def read_croppable_image(path: str | Path) -> CroppableImage:
+def read_pixels(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read the pixels that `read_image` gives, faster for plain JPEGs; it raises the same errors."""
     with noting_file(path):
         pixels = _decode_plain_jpeg(path)
-    if pixels is None:
-        pixels = np.asarray(read_image(path))
-    return CroppableImage(pixels, width=pixels.shape[1], height=pixels.shape[0])
+    return np.asarray(read_image(path)) if pixels is None else pixels
 
 
 def _decode_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.images import CroppableImage
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
 Resize = int | Literal["stretch"] | None
@@ -50,8 +49,8 @@ def training_transform(
     Returns
     -------
     Augmentation
-        Maps an RGB image or a `CroppableImage` to uint8 pixels; draws from PyTorch's random state. The crop depends on
-        that state and the image's size alone, not on the other options.
+        Maps an RGB image, or its pixels as an array, to uint8 pixels; draws from PyTorch's random state. The crop
+        depends on that state and the image's size alone, not on the other options.
 
     Examples
     --------
@@ -72,13 +71,12 @@ class Augmentation:
     def __init__(self, image_size: int, box: v2.RandomResizedCrop, flip: float, color: list[Callable]) -> None:
         self.size, self.box, self.flip, self.color = [image_size, image_size], box, flip, color
 
-    def __call__(self, image: Image.Image | CroppableImage) -> UInt8[Tensor, "3 H W"]:
-        if isinstance(image, Image.Image):
-            image = CroppableImage(np.asarray(image), *image.size)
-        shape = torch.empty((1, image.height, image.width), device="meta")
-        crop = image.crop(**self.box.make_params([shape]))
+    def __call__(self, image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 H W"]:
+        array = np.asarray(image)
+        box = self.box.make_params([torch.empty((1, *array.shape[:2]), device="meta")])
+        rows, columns = slice(box["top"], box["top"] + box["height"]), slice(box["left"], box["left"] + box["width"])
         flipped = bool(torch.rand(1) < self.flip)
-        pixels = torch.from_numpy(crop).permute(2, 0, 1)
+        pixels = torch.from_numpy(array[rows, columns].copy()).permute(2, 0, 1)
         pixels = v2.functional.resize(pixels, self.size, InterpolationMode.BICUBIC, antialias=True)
         if self.color:
             pixels = self._change_color(pixels)
@@ -127,9 +125,5 @@ def evaluation_transform(image_size: int, resize: Resize = None) -> Transform:
     size = evaluation_size(image_size, resize)
     if isinstance(size, int) and size < image_size:
         raise InputError(str(size), field="resize", expected=f"at least image_size {image_size}")
-    return v2.Compose([resizing(size), v2.CenterCrop(image_size), v2.PILToTensor()])
-
-
-def resizing(size: int | tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
-    """Return the first step of `evaluation_transform`, for a size from `evaluation_size`."""
-    return v2.Resize(list(size) if isinstance(size, tuple) else size, interpolation=InterpolationMode.BICUBIC)
+    resized = v2.Resize(list(size) if isinstance(size, tuple) else size, interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([resized, v2.CenterCrop(image_size), v2.PILToTensor()])

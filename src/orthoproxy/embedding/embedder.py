@@ -26,7 +26,6 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.progress import Progress
 from orthoproxy.data import EvaluationImages, evaluation_transform, loading
-from orthoproxy.data.images import CroppableImage
 from orthoproxy.data.transforms import Resize, Transform, evaluation_size
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder, read_tensors
@@ -37,7 +36,7 @@ HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
 EXPORT_AGAIN = "update orthoproxy, or train or export the model again"
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BATCH_SIZE = 128
-Images = Sequence[str | Path | Image.Image | CroppableImage] | Tensor
+Images = Sequence[str | Path | Image.Image] | Tensor
 
 
 class EmbedOptions(TypedDict, total=False):

@@ -17,7 +17,7 @@ from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.run_folder import RunFolder
 
 # where files are and how fast they are read, which does not change results
-IRRELEVANT = {"data.root", "data.csv", "data.resized_cache_dir", "data.workers", "evaluation.block_memory_mb"}
+IRRELEVANT = {"data.root", "data.csv", "data.workers", "evaluation.block_memory_mb"}
 TENSOR_FILES = ("baseline/model.safetensors", "model/model.safetensors", "model/proxies.safetensors")
 
 

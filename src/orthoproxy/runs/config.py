@@ -80,12 +80,6 @@ class DataConfig(Section):
     resizes the whole image to a square, for images far from square."""
     workers: NonNegativeInt = 1
     """Data loading processes per training process."""
-    resized_cache_dir: str | None = None
-    """Folder that caches resized copies of the images, so that training need not decode the files; may be shared by
-    runs. A copy of 341 x 256 pixels takes 262 KB."""
-    resized_cache_size: PositiveInt | None = None
-    """Shorter side of the cached copies in pixels (both sides with data.resize stretch); null for the size that
-    evaluation resizes to, which then reads the copies too. Larger copies keep small crops sharp."""
     on_unreadable_image: Literal["raise", "skip"] = "raise"
     """skip reads all images before training and lists unreadable ones in unreadable_images.csv."""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -328,7 +322,7 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """Return a copy whose paths hold in any working directory."""
-        paths = {key: getattr(self.data, key) for key in ("root", "csv", "resized_cache_dir")}
+        paths = {key: getattr(self.data, key) for key in ("root", "csv")}
         overrides = {f"data.{key}": str(Path(path).resolve()) for key, path in paths.items() if path}
         kind, separator, place = self.encoder.init_from.rpartition(":")
         if kind == "run" or (not separator and place not in ("hub", "none")):
@@ -391,8 +385,6 @@ RENAMED = {
     "initialisation.whitening": "use initialization.whitening",
     "data.path": "use data.csv",
     "data.outside_root": "use data.allow_paths_outside_root",
-    "data.cache": "use data.resized_cache_dir",
-    "data.cache_size": "use data.resized_cache_size",
     "data.on_error": "use data.on_unreadable_image",
     "data.augmentation.flip": "use data.augmentation.horizontal_flip",
     "data.augmentation.jitter": "use data.augmentation.color_jitter",

@@ -40,11 +40,11 @@ def evaluate_run(
     test, validation = select_split(table, "test"), select_split(table, "validation")
     model = run.load_model(device, with_proxies=is_main())
     baseline = Embedder.load(run.baseline, device)
-    inputs = make_inputs(config.with_overrides({"data.resized_cache_dir": None}), baseline, table)
+    inputs = make_inputs(config, baseline, table)
     precision = evaluation_precision(device, config.training.precision)
 
     def embed(embedder: Embedder, split: pd.DataFrame, description: str) -> Any:
-        images = inputs.for_evaluation(split["path"].tolist())
+        images = inputs(split["path"].tolist())
         return embedder.embed_distributed(
             images, workers=config.data.workers, progress=description, precision=precision
         )

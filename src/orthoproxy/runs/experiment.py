@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,9 @@ from orthoproxy.core.distributed import (
 )
 from orthoproxy.core.errors import InputError, field_prefix
 from orthoproxy.data import BatchSampler, TrainingImages, training_transform
-from orthoproxy.data.cache import cached_images
 from orthoproxy.data.datasets import TrainingFeatures
-from orthoproxy.data.images import CroppableImage
 from orthoproxy.data.loading import loader_options
 from orthoproxy.data.table import select_split
-from orthoproxy.data.transforms import evaluation_size
 from orthoproxy.embedding.embedder import Embedder, Images
 from orthoproxy.embedding.feature_cache import FrozenFeatures
 from orthoproxy.evaluation.evaluate import mean_scores
@@ -40,6 +37,8 @@ from orthoproxy.runs.device import Precision, evaluation_precision, make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training import Checkpoints, FitOptions, TrainingState, make_optimizer
 from orthoproxy.training.optimizer import lr_factor
+
+Inputs = Callable[[Sequence[str]], Images]
 
 
 class Experiment:
@@ -90,7 +89,7 @@ class Experiment:
         table = self.select(self.selection_split)
         if table.empty:
             return None
-        images = self.inputs.for_evaluation(table["path"].tolist())
+        images = self.inputs(table["path"].tolist())
         embeddings = self.embedder().embed_distributed(images, workers=self.workers, precision=self.precision)
         scores = mean_scores(embeddings, table, replace(self.scoring, nmi=False))
         return broadcast_object(scores)  # rounding must not let processes decide differently
@@ -108,51 +107,12 @@ class Experiment:
         return state
 
 
-@dataclass(frozen=True)
-class ImageInputs:
-    """The encoder gets image files, or resized copies of them in a cache."""
-
-    cache_dir: str | None
-    cache_size: int | tuple[int, int]
-    evaluation_size: int | tuple[int, int]
-    workers: int
-
-    def for_training(self, paths: Sequence[str]) -> Sequence[str | CroppableImage]:
-        """Return the copies if there is a cache, created now where missing."""
-        return cached_images(paths, self.cache_dir, self.cache_size, self.workers) if self.cache_dir else list(paths)
-
-    def for_evaluation(self, paths: Sequence[str]) -> Images:
-        """Return the copies only if their size gives the same pixels: scores do not depend on the cache."""
-        return self.for_training(paths) if self.cache_size == self.evaluation_size else list(paths)
-
-
-@dataclass(frozen=True)
-class FeatureInputs:
-    """The encoder gets pooled features of its frozen backbone, one row per image."""
-
-    features: FrozenFeatures
-
-    def for_training(self, paths: Sequence[str]) -> Tensor:
-        return self.features(paths)
-
-    for_evaluation = for_training
-
-
-Inputs = ImageInputs | FeatureInputs
-
-
 def make_inputs(config: Config, baseline: Embedder, table: pd.DataFrame) -> Inputs:
-    """Choose between files, resized copies and features; computes the features of a frozen backbone."""
-    if config.encoder.freeze:
-        folder = user_cache() / "features"
-        paths = table["path"].tolist()
-        return FeatureInputs(FrozenFeatures.compute(baseline, paths, folder, config.data.workers))
-    data = config.data
-    natural = size = evaluation_size(config.encoder.image_size, data.resize)
-    if data.resized_cache_size:
-        side = data.resized_cache_size
-        size = (side, side) if data.resize == "stretch" else side
-    return ImageInputs(data.resized_cache_dir, size, natural, data.workers)
+    """Return what maps image files to the encoder's input: the files, or features if the backbone is frozen."""
+    if not config.encoder.freeze:
+        return list
+    paths = table["path"].tolist()
+    return FrozenFeatures.compute(baseline, paths, user_cache() / "features", config.data.workers)
 
 
 def make_sampler(config: Config, labels: np.ndarray) -> BatchSampler:
@@ -167,7 +127,7 @@ def make_loader(
     config: Config, inputs: Inputs, paths: list[str], labels: np.ndarray, sampler: BatchSampler, device: torch.device
 ) -> DataLoader:
     """Return the loader of training batches."""
-    images = inputs.for_training(paths)
+    images = inputs(paths)
     if isinstance(images, Tensor):
         dataset = TrainingFeatures(images, labels, paths)
         reading = {"collate_fn": lambda batch: batch}  # rows are taken a batch at a time
@@ -181,7 +141,7 @@ def make_loader(
             augmentation.color_jitter,
             augmentation.grayscale,
         )
-        dataset = TrainingImages(images, labels, transform, paths)
+        dataset = TrainingImages(paths, labels, transform)
         reading = loader_options(config.data.workers, persistent_workers=True)
     generator = torch.Generator()  # else each epoch would draw from the random state that a resumed run restores
     on_gpu = device.type == "cuda"

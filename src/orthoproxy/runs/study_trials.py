@@ -33,7 +33,7 @@ from orthoproxy.studies.results import METRICS, Scores, SplitScores, TrialResult
 
 DIGITS = 6
 # options that may differ between the machines that share a study
-MACHINE_OPTIONS = {"data.root", "data.csv", "data.resized_cache_dir", "training.device", "training.loggers"}
+MACHINE_OPTIONS = {"data.root", "data.csv", "training.device", "training.loggers"}
 MACHINE_OPTIONS |= WITHOUT_EFFECT
 
 
@@ -193,7 +193,7 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation
     config, device = run.config, choose_device(run.config.training.device)
     baseline = Embedder.load(run.baseline, device)
     images = select_split(table, split)
-    inputs = make_inputs(config, baseline, table).for_evaluation(images["path"].tolist())
+    inputs = make_inputs(config, baseline, table)(images["path"].tolist())
     scoring, workers = make_scoring(config.evaluation, device), config.data.workers
     scores = [
         class_scores(model.embed(inputs, workers=workers), images, scoring)

@@ -141,7 +141,7 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
     if projection is None and not averages:
         return
-    images = job.inputs.for_training(job.select("train")["path"].tolist())
+    images = job.inputs(job.select("train")["path"].tolist())
     sizes = split_sizes(len(images), unit=EMBED_BATCH_SIZE)
     own = images[local_slice(sizes)]
     model = job.embedder() if from_run else job.baseline
