@@ -83,7 +83,6 @@ def main() -> None:
         with Catalog.create(str(folder), D, "0" * 16, "none", temporary) as catalog:
             for first in range(0, len(rows), 2000):
                 catalog.upsert(rows.iloc[first : first + 2000], embeddings[first : first + 2000])
-            catalog.flush()
         command = [sys.executable, "-m", "orthoproxy", "serve", str(folder), "--port", "0"]
         environment = {name: value for name, value in os.environ.items() if name != "ORTHOPROXY_TOKEN"}
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
+import multiprocessing
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from catalog_rows import DIM, some, write_parts
 from errors import error_of
-from milvus_lite.engine.collection import Collection
-from milvus_server import RecordingClient, milvus_server
+from milvus_server import milvus_server
 
+from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
-from orthoproxy.catalog.index import delete_paths, fit_index, index_recall, prune
+from orthoproxy.catalog.filters import parse_filter
+from orthoproxy.catalog.index import fit_index, index_recall
+from orthoproxy.catalog.lance import LanceStore, matches
 from orthoproxy.core.errors import InputError
 
-DIM = 16
 AWKWARD = [
     '"', "'", "\\", "a\\", "%", "_", "ä ö", "日本", "a\tb", "a\nb", " x ", "']", '" or path == "', "null", "\x7f",
 ]  # fmt: skip
@@ -46,18 +45,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def catalog(address: str) -> Iterator[Catalog]:
     with Catalog.create(address, DIM, "0123456789abcdef", "runs/x", "/pictures") as made:
         yield made
-
-
-def some(count: int, seed: int = 0, dim: int = DIM) -> tuple[pd.DataFrame, np.ndarray]:
-    """Images in five classes and three groups, one in ten without a group."""
-    numbers = np.arange(count)
-    paths = [f"{number % 5}/{number}.png" for number in numbers]
-    rows = pd.DataFrame({"id": map(image_id, paths), "path": paths})
-    rows["label"] = [f"class {number % 5}" for number in numbers]
-    rows["group"] = ["" if number % 10 == 9 else f"camera {number % 3}" for number in numbers]
-    rows["content"] = [f"{number:032x}" for number in numbers]
-    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def nearest(rows: pd.DataFrame, embeddings: np.ndarray, query: np.ndarray, k: int) -> list[str]:
@@ -228,34 +215,6 @@ def test_invalid_arguments(catalog: Catalog) -> None:
     assert len(catalog) == 0
 
 
-@pytest.mark.parametrize("address", ["folder"], indirect=True)
-def test_only_the_columns_and_rows_needed_are_read(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthoproxy.catalog.catalog.PAGE_SIZE", 500)
-    rows, embeddings = some(4000)
-    milvus = catalog._client
-
-    def record(call: Callable[[], object]) -> RecordingClient:
-        catalog._client = client = RecordingClient(milvus)
-        call()
-        catalog._client = milvus
-        return client
-
-    sampled = []
-    for count in (2000, 4000):
-        catalog.upsert(rows[:count], embeddings[:count])
-        sample = record(lambda: sampled.append(catalog.sample_ids(12)))
-        assert sample.values.keys() == {"id"} and sample.values["id"] < 200
-        assert len(set(sampled[-1])) == 12 and set(sampled[-1]) <= set(rows["id"][:count])
-        for call, columns in (
-            (catalog.info, {"label", "group", "content"}),
-            (lambda: delete_paths(catalog, ["0/0.png"]), {"id", "path"}),
-            (partial(prune, catalog, rows["id"][100:count]), {"id"}),
-        ):
-            client = record(call)
-            assert client.values.keys() == columns and client.largest < 700  # a page, however many rows there are
-        assert len(catalog) == count - 100
-
-
 def test_there_is_one_catalog_at_an_address(address: str) -> None:
     assert not Catalog.exists(address)
     error = error_of(Catalog.open, address)
@@ -267,16 +226,28 @@ def test_there_is_one_catalog_at_an_address(address: str) -> None:
     Catalog.open(address).close()
 
 
-def test_hnsw_above_a_size_with_its_recall_measured(catalog: Catalog) -> None:
+def test_an_index_above_a_size_with_its_recall_measured(catalog: Catalog) -> None:
     rows, embeddings = some(3000)
     catalog.upsert(rows, embeddings)
-    assert fit_index(catalog, flat_below=10_000) is None
-    assert catalog.index == "FLAT"
+    assert fit_index(catalog) is None and catalog.index == "FLAT"
     assert index_recall(catalog) == 1.0
-    recall = fit_index(catalog, flat_below=1000)
-    assert catalog.index == "HNSW"
+    catalog.store.exact_below = 0  # a search in memory would not use the index
+    recall = fit_index(catalog, exact_below=1000)
+    assert catalog.index in ("IVF", "HNSW") and fit_index(catalog, exact_below=1000) is None
     assert recall is not None and 0.9 < recall <= 1
-    assert len(catalog.search(embeddings[:1], 10)[0]) == 10
+    for where in ("path like '0/%'", "path == '1/1.png'", "label == 'none'", "label != 'class 0'"):
+        allowed = rows[catalog_rows(rows, where)]
+        hits = catalog.search(embeddings[:1], 10, where)[0]
+        assert len(hits) == min(10, len(allowed)) and set(keys(hits)) <= set(allowed["id"])
+        near = nearest(allowed, embeddings[allowed.index], embeddings[0], 10)
+        assert len({*keys(hits)} & {*near}) >= min(9, len(allowed))
+    catalog.upsert(*some(3200))  # rows that the index does not have yet
+    new = some(3200)[1][3100]
+    assert keys(catalog.search(new[None], 1)[0]) == [image_id("0/3100.png")]
+
+
+def catalog_rows(rows: pd.DataFrame, where: str) -> np.ndarray:
+    return matches(parse_filter(where), pa.Table.from_pandas(rows))
 
 
 # ---- a folder
@@ -287,49 +258,58 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
 
 
-@pytest.mark.slow
-def test_a_call_of_minutes_is_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC's pings, with nothing else to send, make a server hang up after three minutes."""
-    calls, create_index = [], Collection.create_index
-
-    def slow(*arguments: Any) -> None:
-        calls.append(time.monotonic())
-        time.sleep(220)
-        create_index(*arguments)
-
-    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
-        monkeypatch.setattr(Collection, "create_index", slow)
-        catalog.set_index("HNSW")
-        assert catalog.index == "HNSW"
-    assert len(calls) == 1
+def test_several_open_catalogs_of_a_folder_write_and_see_each_others_rows(folder: Path) -> None:
+    rows, embeddings = some(60)
+    with Catalog.create(str(folder), DIM, "m", "p") as one, Catalog.open(str(folder)) as other:
+        one.upsert(rows[:20], embeddings[:20])
+        assert keys(other.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
+        other.upsert(rows[20:40], embeddings[20:40])
+        other.delete(rows["id"][:10].tolist())
+        one.upsert(rows[40:], embeddings[40:])
+        for catalog in (one, other):
+            assert ids(catalog) == set(rows["id"][10:])
+            assert keys(catalog.search(embeddings[5:6], 60)[0]) == nearest(
+                rows[10:], embeddings[10:], embeddings[5], 60
+            )
 
 
-@pytest.mark.parametrize(
-    ("library", "call", "path"),
-    [
-        ("from orthoproxy.catalog.catalog import Catalog", "Catalog.open", ""),
-        ("from pymilvus import MilvusClient", "MilvusClient", "milvus.db"),
-    ],
-)
-def test_a_folder_is_open_in_one_process(library: str, call: str, path: str, folder: Path) -> None:
+def test_processes_write_at_the_same_time_and_no_row_is_lost(folder: Path) -> None:
+    rows, embeddings = some(400)
     Catalog.create(str(folder), DIM, "m", "p").close()
-    program = f"{library}; x = {call}({str(folder / path)!r}); import sys; print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None and other.stdin is not None
-        assert other.stdout.readline() == "open\n"
-        assert error_of(Catalog.open, str(folder)).path == folder
-        other.stdin.close()
-    with Catalog.open(str(folder)) as catalog, pytest.raises(InputError) as error:
-        Catalog.open(str(folder))
-    assert error.value.path == folder and f"process {os.getpid()}" in error.value.problem
-    catalog.close()  # again
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    writers = [context.Process(target=write_parts, args=(str(folder), start, barrier)) for start in (0, 20, 10)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    with Catalog.open(str(folder)) as catalog:
+        assert len(catalog) == 400 and ids(catalog) == set(rows["id"])
+        found = catalog.get(rows["id"].tolist(), with_embeddings=True)
+        np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings)
+
+
+def test_the_rows_in_memory_are_read_once_for_each_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, embeddings = some(50)
+    reads = []
+    to_numpy = lance._to_numpy
+    monkeypatch.setattr(lance, "_to_numpy", lambda *args: reads.append(1) or to_numpy(*args))
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
+        catalog.upsert(rows, embeddings)
+        for _ in range(3):
+            catalog.search(embeddings[:2], 3)
+        assert len(reads) == 1
+        catalog.delete(rows["id"][:1].tolist())
+        assert keys(catalog.search(embeddings[:1], 50)[0]) == nearest(rows[1:], embeddings[1:], embeddings[0], 50)
+        assert len(reads) == 2
 
 
 def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
     Catalog.create(str(folder), DIM, "m", "p").close()
-    (folder / "catalog.json").unlink()  # written last
+    for manifest in (folder / "images.lance" / "_versions").iterdir():
+        manifest.unlink()  # written last
+    assert not Catalog.exists(str(folder))
     with Catalog.create(str(folder), DIM + 1, "m", "p") as catalog:
         catalog.upsert(*some(5, dim=DIM + 1))
         assert len(catalog) == 5
@@ -339,8 +319,27 @@ def test_other_files_are_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
     for place in (folder, folder / "thesis.txt"):
-        assert error_of(Catalog.create, str(place), DIM, "m", "p").path == place
+        assert str(error_of(Catalog.create, str(place), DIM, "m", "p").path) == str(place)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_catalog_is_an_error_and_left_as_it_is(folder: Path) -> None:
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
+        catalog.upsert(*some(30))
+    (data,) = (folder / "images.lance" / "data").iterdir()
+    content = data.read_bytes()
+    for damage in (data.unlink, lambda: data.write_bytes(content[: len(content) // 2])):
+        damage()
+        with Catalog.open(str(folder)) as catalog:
+            for call in (lambda: catalog.search(some(1)[1], 1), lambda: list(catalog.iterate_rows()), catalog.info):
+                assert error_of(call).path == str(folder)
+    data.write_bytes(content)
+    with Catalog.open(str(folder)) as catalog:
+        assert len(ids(catalog)) == 30
+    newest = min((folder / "images.lance" / "_versions").glob("*.manifest"))
+    newest.write_bytes(newest.read_bytes()[:20])
+    assert error_of(Catalog.open, str(folder)).path == str(folder)
+    assert error_of(Catalog.create, str(folder), DIM, "m", "p").path == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -348,10 +347,16 @@ def test_other_files_are_left_alone(folder: Path) -> None:
     [("{}", "format_version"), ("[]", None), ("{", None), ('{"format_version": 99}', "format_version")],
 )
 def test_a_damaged_description(folder: Path, text: str, field: str | None) -> None:
-    Catalog.create(str(folder), DIM, "m", "p").close()
-    (folder / "catalog.json").write_text(text)
+    LanceStore.create(str(folder), DIM, text).close()
     error = error_of(Catalog.open, str(folder))
-    assert (error.field, error.path) == (field, folder / "catalog.json")
+    assert (error.field, error.path) == (field, str(folder))
+
+
+def test_a_catalog_of_version_1_names_the_remedy(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "catalog.json").write_text("{}")
+    for opens in (lambda: Catalog.open(str(folder)), lambda: Catalog.create(str(folder), DIM, "m", "p")):
+        assert error_of(opens).hint
 
 
 # ---- a server

@@ -1,18 +1,23 @@
-"""Filters mean what was written, and no other text reaches Milvus."""
+"""Filters mean what was written, in memory, in LanceDB's SQL and in Milvus's expressions."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any as Anything
 
+import lancedb
+import pyarrow as pa
 import pytest
 from errors import error_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthoproxy.catalog.filters import parse_filter, quote
+from orthoproxy.catalog.filters import All, Any, In, Like, Not, parse_filter
+from orthoproxy.catalog.lance import matches, to_sql
+from orthoproxy.catalog.milvus import to_expression
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+SHORT = st.text("ab%_\\\\'\n", max_size=3)  # of which some match
+TEXT = SHORT | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 FIELD = st.sampled_from(["label", "group", "path"])
 COMPARISONS = st.one_of(
     st.tuples(FIELD, st.sampled_from(["==", "!=", "like", "not like"]), st.tuples(TEXT)),
@@ -29,7 +34,7 @@ CONDITIONS = st.recursive(
 STRING = r'"(?:[^"\\]|\\.)*"'
 
 
-def write(condition: Any) -> str:
+def write(condition: Anything) -> str:
     """A filter as a user might write it: single quotes, little space, capitals."""
     if condition[0] == "not":
         return f"not({write(condition[1])})"
@@ -40,45 +45,52 @@ def write(condition: Any) -> str:
     return f"{field} {operator.upper()} {f'[{quoted}]' if operator.endswith('in') else quoted}"
 
 
-def holds(condition: Any, row: dict[str, str]) -> bool:
+def holds(condition: Anything, row: dict[str, str]) -> bool:
     """What a filter means, computed without a parser."""
     if condition[0] == "not":
         return not holds(condition[1], row)
     if condition[0] in ("and", "or"):
         return (all if condition[0] == "and" else any)(holds(part, row) for part in condition[1])
     field, operator, values = condition
-    value = row[field]
     if operator.endswith("like"):
-        return (operator == "like") == Field(value).matches(values[0])
-    return (value in values) == (operator in ("==", "in"))
+        pattern = ".*".join(map(re.escape, values[0].split("%")))
+        return (operator == "like") == (re.fullmatch(pattern, row[field], re.DOTALL) is not None)
+    return (row[field] in values) == (operator in ("==", "in"))
 
 
 class Field(str):
-    """A column's value in a rendered filter, where `like` is written as `@`."""
+    """A column's value in a Milvus expression, where `like` is written as `@`."""
 
-    def matches(self, pattern: str) -> bool:
-        return re.fullmatch(re.escape(pattern).replace("%", ".*"), self, re.DOTALL) is not None
+    def __matmul__(self, pattern: str) -> bool:
+        parts = re.findall(r"\\(?s:.)|(?s:.)", pattern)
+        wildcards = {"%": ".*", "_": "."}
+        return re.fullmatch("".join(wildcards.get(x, re.escape(x[-1])) for x in parts), self, re.DOTALL) is not None
 
-    __matmul__ = matches
 
-
-def evaluate(rendered: str, row: dict[str, str]) -> bool:
+def evaluate(expression: str, row: dict[str, str]) -> bool:
     """Evaluate Milvus's syntax, which but for `like` is Python's."""
-    code = re.sub(rf"{STRING}|\blike\b", lambda m: "@" if m[0] == "like" else m[0], rendered, flags=re.DOTALL)
+    code = re.sub(rf"{STRING}|\blike\b", lambda m: "@" if m[0] == "like" else m[0], expression, flags=re.DOTALL)
     return eval(code, {"__builtins__": {}}, {name: Field(value) for name, value in row.items()})
 
 
-@given(CONDITIONS, st.fixed_dictionaries({"label": TEXT, "group": TEXT, "path": TEXT}))
-def test_the_rendered_filter_means_what_was_written(condition: Any, row: dict[str, str]) -> None:
-    rendered = parse_filter(write(condition))
-    assert evaluate(rendered, row) == holds(condition, row)
-    assert evaluate(parse_filter(rendered), row) == holds(condition, row)
+ROWS = st.lists(st.fixed_dictionaries({"label": TEXT, "group": TEXT, "path": TEXT}), min_size=1, max_size=5)
 
 
-@given(TEXT)
-def test_text_cannot_leave_its_quotes(text: str) -> None:
-    assert re.fullmatch(r'"(?:[^"\\\n\r]|\\.)*"', quote(text), re.DOTALL)
-    assert parse_filter(f"label == {quote(text)}") == f"label == {quote(text)}"
+@given(CONDITIONS, ROWS)
+def test_a_filter_means_what_was_written(condition: Anything, rows: list[dict[str, str]]) -> None:
+    parsed, expected = parse_filter(write(condition)), [holds(condition, row) for row in rows]
+    assert matches(parsed, pa.Table.from_pylist(rows)).tolist() == expected
+    assert [evaluate(to_expression(parsed), row) for row in rows] == expected
+
+
+@given(CONDITIONS, ROWS)
+@settings(max_examples=15)
+def test_lancedb_understands_it_too(condition: Anything, rows: list[dict[str, str]]) -> None:
+    parsed, expected = parse_filter(write(condition)), [holds(condition, row) for row in rows]
+    numbered = pa.Table.from_pylist([row | {"number": number} for number, row in enumerate(rows)])
+    table = lancedb.connect("memory://").create_table("rows", numbered)
+    found = table.search().where(to_sql(parsed)).select(["number"]).to_arrow()["number"].to_pylist()
+    assert sorted(found) == [number for number, true in enumerate(expected) if true]
 
 
 @pytest.mark.parametrize(
@@ -98,5 +110,11 @@ def test_invalid_filters(text: str) -> None:
 
 
 def test_and_binds_closer_than_or() -> None:
-    rendered = parse_filter("label == 'a' or label == 'b' and group == 'c'")
-    assert rendered == '(label == "a" or (label == "b" and group == "c"))'
+    a, b, c = In("label", ("a",)), In("label", ("b",)), In("group", ("c",))
+    assert parse_filter("label == 'a' or label == 'b' and group == 'c'") == Any((a, All((b, c))))
+    assert parse_filter("(label == 'a' or label == 'b') and not group == 'c'") == All((Any((a, b)), Not(c)))
+
+
+def test_a_percent_sign_and_other_escapes() -> None:
+    assert parse_filter(r"path like '100\%_\'\\%'") == Like("path", ("100%_'\\", ""))
+    assert parse_filter(r"label in ['a\nb', '50%']") == In("label", ("a\nb", "50%"))

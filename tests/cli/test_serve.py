@@ -25,9 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
     paths, model = make_images(folder / "images", each=2), make_model()
     model.save(folder / "model")
-    make_catalog(folder / "squares", model, folder / "images", paths).close()
-    path = folder / "squares" / "catalog.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_path": str(folder / "model")}))
+    make_catalog(folder / "squares", model, folder / "images", paths, str(folder / "model")).close()
     return folder
 
 

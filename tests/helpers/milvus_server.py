@@ -6,11 +6,9 @@ import os
 import subprocess
 import sys
 import venv
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -30,24 +28,6 @@ try:
 finally:
     server.stop()
 """
-
-
-class RecordingClient:
-    """Passes calls on to Milvus; counts the values that queries read by column, and the most rows of one query."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self.values = Counter[str]()
-        self.largest = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.client, name)
-
-    def query(self, *args: Any, output_fields: list[str], **options: Any) -> Any:
-        rows = self.client.query(*args, output_fields=output_fields, **options)
-        self.values.update({name: len(rows) for name in output_fields if name != "count(*)"})
-        self.largest = max(self.largest, len(rows))
-        return rows
 
 
 @contextmanager

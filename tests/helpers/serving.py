@@ -47,7 +47,7 @@ def make_model(seed: int = 0) -> Embedder:
     return Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32))
 
 
-def make_catalog(folder: Path, model: Embedder, root: Path, paths: Sequence[str]) -> Catalog:
+def make_catalog(folder: Path, model: Embedder, root: Path, paths: Sequence[str], place: str = "nowhere") -> Catalog:
     """Index images; the label is the folder, the group a number that every fifth image shares."""
     rows = pd.DataFrame({"path": list(paths)})
     rows["id"] = rows["path"].map(image_id)
@@ -55,7 +55,7 @@ def make_catalog(folder: Path, model: Embedder, root: Path, paths: Sequence[str]
     rows["group"] = rows["path"].str.extract(r"(\d+)", expand=False).fillna("")
     files = [root / path for path in paths]
     rows["content"] = [hashlib.sha256(file.read_bytes()).hexdigest()[:32] for file in files]
-    catalog = Catalog.create(str(folder), model.embedding_dim, model.identity, "nowhere", root)
+    catalog = Catalog.create(str(folder), model.embedding_dim, model.identity, place, root)
     catalog.upsert(rows, model.embed([str(file) for file in files]))
     return catalog
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+from dataclasses import dataclass
 
 from orthoproxy.core.errors import InputError
 
@@ -16,21 +17,69 @@ TOKEN = re.compile(
 )
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 EXPECTED = 'for example label != "x" and path like "2024/%"'
-# `like` has no operator in Python's grammar, which reads the filter: it becomes `<`, and `not like` becomes `>`
-COMPARISONS = {ast.Eq: "==", ast.NotEq: "!=", ast.In: "in", ast.NotIn: "in", ast.Lt: "like", ast.Gt: "like"}
 
 
-def parse_filter(text: str) -> str:
-    """Validate a filter and return it in Milvus's syntax, rebuilt from its parts.
+@dataclass(frozen=True)
+class In:
+    """The field has one of these values."""
+
+    field: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Like:
+    """The field matches a pattern: these texts in their order, with any text between them."""
+
+    field: str
+    parts: tuple[str, ...]
+
+    @property
+    def pattern(self) -> str:
+        """The pattern as databases write it: ``%`` between the parts, and a backslash before their wildcards."""
+        return "%".join(re.sub(r"[\\%_]", r"\\\g<0>", part) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Not:
+    """The condition is false."""
+
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class All:
+    """All of the conditions are true."""
+
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Any:
+    """At least one of the conditions is true."""
+
+    conditions: tuple[Condition, ...]
+
+
+Condition = In | Like | Not | All | Any
+
+
+def both(first: Condition | None, second: Condition | None) -> Condition | None:
+    """Combine two conditions, either of which may be missing."""
+    return All((first, second)) if first and second else first or second
+
+
+def parse_filter(text: str) -> Condition:
+    """Parse a filter.
 
     A filter compares ``label``, ``group`` and ``path`` (relative to the catalog's root) with quoted text by ``==``,
-    ``!=``, ``in ["a", "b"]``, ``not in``, ``like`` (``%`` matches any characters) or ``not like``, combined with
-    ``and``, ``or``, ``not`` and parentheses. A backslash escapes a quote. Raises InputError if it is invalid.
+    ``!=``, ``in ["a", "b"]``, ``not in``, ``like`` (``%`` matches any text) or ``not like``, combined with ``and``,
+    ``or``, ``not`` and parentheses. A backslash escapes a quote, a ``%`` or itself. Raises InputError if it is invalid.
 
     Examples
     --------
-    >>> print(parse_filter("label != 'x' and group not in ['a', 'b']"))
-    (label != "x" and not (group in ["a", "b"]))
+    >>> parse_filter("label != 'x' and path like '2024/%'")
+    All(conditions=(Not(condition=In(field='label', values=('x',))), Like(field='path', parts=('2024/', ''))))
     """
     if len(text) > MAX_LENGTH:
         raise _error(f"{len(text)} characters", f"at most {MAX_LENGTH}")
@@ -39,9 +88,9 @@ def parse_filter(text: str) -> str:
     def encode(token: re.Match[str]) -> str:
         word = token[0].lower()
         if token["text"]:
-            values.append(re.sub(r"\\(.)", lambda m: ESCAPES.get(m[1], m[1]), token[0][1:-1], flags=re.S))
+            values.append(token[0][1:-1])
             return f" _{len(values) - 1} "
-        if word == "like":
+        if word == "like":  # not in Python's grammar, which reads the filter: `like` becomes `<`, and `not like` `>`
             return "<"
         if token[0] not in FIELDS and word not in ("and", "or", "not", "in"):
             raise _error(f"unexpected {token[0]!r} at character {token.start() + 1}")
@@ -51,33 +100,39 @@ def parse_filter(text: str) -> str:
     if len(re.findall(r"\(|\[|\bnot\b", code)) > MAX_NESTING:
         raise _error("too many parentheses", f"at most {MAX_NESTING}")
     try:
-        return _render(ast.parse(code, mode="eval").body, values)
+        return _convert(ast.parse(code, mode="eval").body, values)
     except SyntaxError as error:
         raise _error(f"cannot read {textwrap.shorten(text, 80)!r}") from error
 
 
-def quote(text: str) -> str:
-    """Quote any text for a filter."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
-
-
-def _render(node: ast.expr, values: list[str]) -> str:
+def _convert(node: ast.expr, values: list[str]) -> Condition:
     match node:
-        case ast.BoolOp(op=op, values=parts):
-            return f"({(' and ' if isinstance(op, ast.And) else ' or ').join(_render(part, values) for part in parts)})"
+        case ast.BoolOp(op=operator, values=nodes):
+            conditions = tuple(_convert(part, values) for part in nodes)
+            return All(conditions) if isinstance(operator, ast.And) else Any(conditions)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return f"not ({_render(operand, values)})"
-        case ast.Compare(left=ast.Name(id=field), ops=[op], comparators=[right]) if field in FIELDS:
-            several = isinstance(op, ast.In | ast.NotIn)
-            if isinstance(right, ast.List) == several and type(op) in COMPARISONS:
-                items = right.elts if isinstance(right, ast.List) else [right]
-                names = [item.id for item in items if isinstance(item, ast.Name) and item.id not in FIELDS]
-                texts = ", ".join(quote(values[int(name[1:])]) for name in names)
-                if names and len(names) == len(items):
-                    comparison = f"{field} {COMPARISONS[type(op)]} {f'[{texts}]' if several else texts}"
-                    return f"not ({comparison})" if isinstance(op, ast.NotIn | ast.Gt) else comparison
+            return Not(_convert(operand, values))
+        case ast.Compare(left=ast.Name(id=field), ops=[operator], comparators=[right]) if field in FIELDS:
+            several = isinstance(operator, ast.In | ast.NotIn)
+            items = right.elts if isinstance(right, ast.List) and several else [right]
+            names = [item.id for item in items if isinstance(item, ast.Name) and item.id not in FIELDS]
+            if not names or len(names) < len(items) or isinstance(right, ast.List) != several:
+                raise SyntaxError
+            quoted = [values[int(name[1:])] for name in names]
+            match operator:
+                case ast.Lt() | ast.Gt():
+                    condition: Condition = Like(field, tuple(_unescape(quoted[0], "\0").split("\0")))
+                case ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn():
+                    condition = In(field, tuple(map(_unescape, quoted)))
+                case _:
+                    raise SyntaxError
+            return Not(condition) if isinstance(operator, ast.NotEq | ast.NotIn | ast.Gt) else condition
     raise SyntaxError
+
+
+def _unescape(quoted: str, percent: str = "%") -> str:
+    """Resolve backslash escapes; replace a ``%`` that is not escaped."""
+    return re.sub(r"\\(.)|%", lambda m: percent if m[1] is None else ESCAPES.get(m[1], m[1]), quoted, flags=re.S)
 
 
 def _error(problem: str, expected: str = EXPECTED) -> InputError:

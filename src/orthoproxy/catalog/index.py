@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.catalog.catalog import FLAT_BELOW, Catalog, image_id
+from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
@@ -168,14 +168,13 @@ def require_model(catalog: Catalog, identity: str, field: str) -> None:
         raise InputError(problem, field=field, hint="use that model, or create another catalog")
 
 
-def fit_index(catalog: Catalog, flat_below: int = FLAT_BELOW) -> float | None:
-    """Flush a catalog; index it for exact search below `flat_below` images, else by HNSW, whose recall is returned."""
-    catalog.flush()
-    wanted = "FLAT" if len(catalog) < flat_below else "HNSW"
-    if catalog.index == wanted:
+def fit_index(catalog: Catalog, exact_below: int | None = None) -> float | None:
+    """Tidy up a catalog; from `exact_below` images on, build its index for approximate search and return its recall."""
+    catalog.store.optimize()
+    if catalog.index != "FLAT" or len(catalog) < (exact_below or catalog.store.exact_below):
         return None
-    catalog.set_index(wanted)
-    return index_recall(catalog) if wanted == "HNSW" else None
+    catalog.store.build_index()
+    return index_recall(catalog)
 
 
 def index_recall(catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10) -> float:

@@ -1,16 +1,22 @@
-"""Milvus Lite folders and Milvus servers: connections, and the collection of a catalog."""
+"""Catalogs on a Milvus server, for clusters."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any as Anything
 from urllib.parse import urlsplit
 
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from orthoproxy.catalog.filters import All, Any, Condition, In, Like, Not
+from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 
 # Data loading forks while Milvus's threads run; the children use no gRPC.
@@ -21,26 +27,175 @@ try:
     from pymilvus import DataType, MilvusClient
     from pymilvus.exceptions import MilvusException
 except ImportError as error:
-    raise InputError("pymilvus is not installed", hint="pip install 'orthoproxy[search]'") from error
+    raise InputError("pymilvus is not installed", hint="pip install 'orthoproxy[milvus]'") from error
 
-for _name in ("pymilvus", "milvus_lite", "grpc._server"):  # failures are raised as well
+for _name in ("pymilvus", "grpc._server"):  # failures are raised as well
     logging.getLogger(_name).addHandler(logging.NullHandler())
     logging.getLogger(_name).propagate = False
 
 COLLECTION = "orthoproxy"
-TEXT_FIELDS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # maximum bytes
 HNSW = {"M": 32, "efConstruction": 200}
-Client = Any  # MilvusClient; its decorators hide the return types
-# The server of a folder is in this process: no proxy, and no keepalive pings, which end calls that take minutes
-LOCAL = {"grpc.enable_http_proxy": 0, "grpc.keepalive_time_ms": 2**31 - 1}
+EF_SEARCH = 128  # HNSW's candidates per search
+PAGE_SIZE = 8000  # rows; a query returns at most 16,384
+MAX_ROWS = 16_384
 
 
-def is_server(address: str) -> bool:
-    """Whether an address is a server's, not a folder."""
-    return re.match(r"https?://", address) is not None
+class MilvusStore(Store):
+    """A collection on a Milvus server. Searches see the writes of other clients after some seconds."""
+
+    exact_below = 200_000
+
+    def __init__(self, client: Anything, collection: str, address: str, dim: int) -> None:
+        self._client, self._collection, self.address, self.dim = client, collection, address, dim
+        self._has_written = False
+
+    @classmethod
+    def create(cls, address: str, dim: int, meta: str) -> MilvusStore:
+        """Create an empty collection; raises InputError if there is one, or the server does not answer."""
+        with ExitStack() as stack:
+            client, name = _connect(address)
+            stack.callback(client.close)
+            if client.has_collection(name):
+                raise InputError(f"collection {name} exists already", path=address, hint="choose another name")
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=meta)
+            for field, max_bytes in TEXT_FIELDS.items():
+                schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=max_bytes)
+            schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+            client.create_collection(name, schema=schema, consistency_level="Bounded")
+            store = cls(client, name, address, dim)
+            store._create_index("FLAT")
+            stack.pop_all()
+        return store
+
+    @classmethod
+    def open(cls, address: str) -> tuple[MilvusStore, str] | None:
+        """Open a collection; returns it with its description, or None if there is none."""
+        with ExitStack() as stack:
+            client, name = _connect(address)
+            stack.callback(client.close)
+            if not client.has_collection(name):
+                return None
+            about = client.describe_collection(name)
+            dims = [field["params"]["dim"] for field in about["fields"] if field["name"] == "embedding"]
+            client.load_collection(name)
+            stack.pop_all()
+        return cls(client, name, address, int(dims[0]) if dims else 0), about.get("description", "")
+
+    def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
+        records = rows[list(TEXT_FIELDS)].to_dict("records")
+        step = max(1, min(2000, 4_000_000 // self.dim))
+        self._has_written = True
+        for first in range(0, len(records), step):
+            vectors = embeddings[first : first + step].tolist()
+            pairs = zip(records[first : first + step], vectors, strict=True)
+            with self._milvus_errors():
+                self._client.upsert(self._collection, [{**row, "embedding": vector} for row, vector in pairs])
+
+    def delete(self, ids: Sequence[str]) -> int:
+        self._has_written, deleted = True, 0
+        for first in range(0, len(ids), 1000):
+            existing = self.get(ids[first : first + 1000], ["id"])["id"].tolist()
+            if existing:
+                with self._milvus_errors():
+                    self._client.delete(self._collection, ids=existing)
+            deleted += len(existing)
+        return deleted
+
+    def get(self, ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        parts = [ids[first : first + 1000] for first in range(0, len(ids), 1000)]
+        rows = [row for part in parts for row in self._query(to_expression(In("id", tuple(part))), list(columns))]
+        return self._to_pandas(rows, columns)
+
+    def pages(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """Yield all rows by ranges of ids, which are hashes and so spread evenly."""
+        size = min(PAGE_SIZE, max(1, 8_000_000 // self.dim)) if "embedding" in columns else PAGE_SIZE
+        count = max(1, -(-self.count() // size))
+        for first, last in pairwise([*(f"{number * 16**8 // count:08x}" for number in range(count)), "g"]):
+            yield self._to_pandas(self._query(f'id >= "{first}" and id < "{last}"', list(columns)), columns)
+
+    def count(self, where: Condition | None = None) -> int:
+        return int(self._query(to_expression(where) if where else "", ["count(*)"])[0]["count(*)"])
+
+    def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
+        with self._milvus_errors():
+            results = self._client.search(
+                self._collection,
+                data=list(queries),
+                filter=to_expression(where) if where else "",
+                limit=min(k, MAX_ROWS),
+                output_fields=HIT_FIELDS,
+                search_params={"metric_type": "IP", "params": {"ef": max(EF_SEARCH, k)}},
+                consistency_level="Strong" if self._has_written else "Bounded",
+            )
+        columns = [*HIT_FIELDS, "similarity"]
+        found = [[{**hit["entity"], "similarity": float(hit["distance"])} for hit in hits] for hits in results]
+        return [pd.DataFrame(rows, columns=columns) for rows in found]
+
+    @property
+    def index(self) -> str:
+        with self._milvus_errors():
+            return str(self._client.describe_index(self._collection, "embedding")["index_type"])
+
+    def build_index(self) -> None:
+        with self._milvus_errors():
+            self._client.release_collection(self._collection)
+            self._client.drop_index(self._collection, "embedding")
+            self._create_index("HNSW")
+
+    def _create_index(self, kind: str) -> None:
+        index = self._client.prepare_index_params()
+        index.add_index("embedding", index_type=kind, metric_type="IP", params=HNSW if kind == "HNSW" else {})
+        self._client.create_index(self._collection, index)
+        self._client.load_collection(self._collection)
+
+    def optimize(self) -> None:
+        with self._milvus_errors():
+            self._client.flush(self._collection)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _query(self, expression: str, columns: list[str]) -> list[dict[str, Anything]]:
+        limit = {} if columns == ["count(*)"] else {"limit": MAX_ROWS}
+        with self._milvus_errors():
+            return self._client.query(
+                self._collection, filter=expression, output_fields=columns, consistency_level="Strong", **limit
+            )
+
+    def _to_pandas(self, rows: list[dict[str, Anything]], columns: Sequence[str]) -> pd.DataFrame:
+        for row in rows if "embedding" in columns else []:
+            row["embedding"] = np.float32(row["embedding"])
+        return pd.DataFrame(rows, columns=list(columns))
+
+    @contextmanager
+    def _milvus_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except MilvusException as error:
+            raise InputError(f"Milvus: {_first_line(error)}", path=self.address) from error
 
 
-def connect(address: str) -> tuple[Client, str]:
+def to_expression(condition: Condition) -> str:
+    """Render a condition for Milvus."""
+    match condition:
+        case In(field, values):
+            return f"{field} in [{', '.join(map(_quote, values))}]"
+        case Like(field):
+            return f"{field} like {_quote(condition.pattern)}"
+        case Not(inner):
+            return f"not ({to_expression(inner)})"
+        case All(conditions):
+            return " and ".join(f"({to_expression(part)})" for part in conditions)
+        case Any(conditions):
+            return " or ".join(f"({to_expression(part)})" for part in conditions)
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
+
+
+def _connect(address: str) -> tuple[Anything, str]:
     """Connect to a server; returns the client and the collection's name, which follows the slash."""
     parts = urlsplit(address)
     name = parts.path.strip("/") or COLLECTION
@@ -50,46 +205,9 @@ def connect(address: str) -> tuple[Client, str]:
     try:
         return MilvusClient(f"{parts.scheme}://{parts.netloc}", token=token, timeout=10, dedicated=True), name
     except MilvusException as error:
-        raise InputError(f"no Milvus server answers: {first_line(error)}", path=address) from error
+        raise InputError(f"no Milvus server answers: {_first_line(error)}", path=address) from error
 
 
-@contextmanager
-def open_lite(folder: Path) -> Iterator[Client]:
-    """Open or create the database in a locked folder; its server is a thread of this process."""
-    from milvus_lite.server_manager import server_manager_instance
-
-    path = str(folder.absolute() / "milvus.db")
-    try:
-        try:
-            client = MilvusClient(path, dedicated=True, grpc_options=LOCAL)
-        except MilvusException as error:
-            hint = "close other programs that use it"
-            raise InputError(f"Milvus cannot open it: {first_line(error)}", path=folder, hint=hint) from error
-        yield client
-        with suppress(MilvusException):
-            client.close()
-    finally:
-        server_manager_instance.release_server(path)
-
-
-def create_collection(client: Client, name: str, dim: int, description: str) -> None:
-    """Create and load an empty collection with exact search."""
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
-    for field, max_bytes in TEXT_FIELDS.items():
-        schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=max_bytes)
-    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
-    client.create_collection(name, schema=schema, consistency_level="Bounded")
-    create_index(client, name, "FLAT")
-    client.load_collection(name)
-
-
-def create_index(client: Client, name: str, kind: str) -> None:
-    """Build an index, ``FLAT`` or ``HNSW``."""
-    index = client.prepare_index_params()
-    index.add_index("embedding", index_type=kind, metric_type="IP", params=HNSW if kind == "HNSW" else {})
-    client.create_index(name, index)
-
-
-def first_line(error: MilvusException) -> str:
+def _first_line(error: MilvusException) -> str:
     """Return the first line of Milvus's error message."""
     return (error.message or str(error)).strip().split("\n")[0][:300]

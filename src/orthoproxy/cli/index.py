@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orthoproxy.embedding.embedder import Embedder
     from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 
-CATALOG = "A folder, or a Milvus server: http://host:19530 or http://host:19530/NAME (token in MILVUS_TOKEN)."
+CATALOG = "A folder, s3://BUCKET/NAME, or a Milvus server: http://HOST:19530/NAME (token in MILVUS_TOKEN)."
 
 
 def add_options(parser: Parser) -> None:

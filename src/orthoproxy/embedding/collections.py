@@ -194,7 +194,7 @@ class _Files(Dataset):
 
     def __getitem__(self, file: File) -> tuple[UInt8[Tensor, "3 H W"] | None, str, str]:
         try:
-            file.path.encode()  # Parquet and Milvus store text
+            file.path.encode()  # Parquet and catalogs store text
             data = read_image_bytes(file.path)
             content = hashlib.sha256(data).hexdigest()[:32]
             pixels = None if content == file.known_content else self.transform(read_image(file.path, data))

@@ -15,7 +15,6 @@ import jinja2
 from fastapi import FastAPI
 from pydantic import BaseModel, Field, ValidationError
 
-from orthoproxy.catalog.filters import quote
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.limits import RequestError
 from orthoproxy.server.schemas import ID_PATTERN, MAX_RESULTS, SearchOptions, SearchResults
@@ -145,10 +144,7 @@ def render_search(
             return _render_samples(service.served(catalog))
         asked = Query.model_validate_json(query)
         names = [catalog] if other in (NONE, catalog, None) else [catalog, other]
-        filters = [condition] if condition and condition.strip() else []
-        filters += [f"label in [{', '.join(quote(str(label)) for label in labels)}]"] if labels else []
-        joined = filters[0] if len(filters) == 1 else " and ".join(f"({part})" for part in filters)
-        options = SearchOptions(k=int(k), filter=joined or None, diverse=diverse)
+        options = SearchOptions(k=int(k), filter=condition or None, labels=list(labels or ()), diverse=diverse)
         lists = [_search(service, asked, options.model_copy(update={"catalog": name})) for name in names]
     except (InputError, ValidationError) as error:
         problem = str(error) if isinstance(error, RequestError) else "This search is not possible."

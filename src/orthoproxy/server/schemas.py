@@ -21,6 +21,7 @@ class SearchOptions(BaseModel):
     filter: str | None = Field(
         default=None, max_length=20_000, description='A condition on label, group and path, such as label != "wren".'
     )
+    labels: list[str] = Field(default=[], max_length=1000, description="Only images with one of these labels.")
     diverse: bool = Field(
         default=False, description="At most one result per group, or per label where there is no group."
     )

@@ -21,7 +21,7 @@ from cachetools import LRUCache
 from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, Hit
-from orthoproxy.catalog.filters import parse_filter, quote
+from orthoproxy.catalog.filters import Condition, In, Not, both, parse_filter
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
@@ -171,12 +171,14 @@ class Service:
         started: float,
         exclude_path: str | None = None,
     ) -> SearchResults:
-        conditions = _check_filter(options.filter)
+        condition = _parse_filter(options.filter)
+        if options.labels:
+            condition = both(condition, In("label", tuple(options.labels)))
         if exclude_path is not None:
-            conditions.append(f"path != {quote(exclude_path)}")
+            condition = both(condition, Not(In("path", (exclude_path,))))
         unit = (query / np.linalg.norm(query)).astype(np.float32)
         with _catalog_errors():
-            hits = served.catalog.search(unit[None], options.k, " and ".join(conditions), options.diverse)[0]
+            hits = served.catalog.search(unit[None], options.k, condition, options.diverse)[0]
         threshold = served.model.threshold if served.model else None
         return SearchResults(
             catalog=served.name,
@@ -223,14 +225,13 @@ def _require_model(served: ServedCatalog) -> Model:
     return served.model
 
 
-def _check_filter(text: str | None) -> list[str]:
+def _parse_filter(text: str | None) -> Condition | None:
     if text is None or not text.strip():
-        return []
+        return None
     try:
-        parse_filter(text)
+        return parse_filter(text)
     except InputError as error:
         raise RequestError(error.problem, field="filter", expected=error.expected, hint=error.hint) from error
-    return [f"({text})"]
 
 
 @contextmanager

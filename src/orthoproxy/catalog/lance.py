@@ -1,0 +1,240 @@
+"""Catalogs in a folder or an object store, by LanceDB. Any number of processes may read and write one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import reduce
+from pathlib import Path
+from typing import Any as Anything
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float
+
+from orthoproxy.catalog.filters import All, Any, Condition, In, Like, Not
+from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
+from orthoproxy.core.errors import InputError
+
+os.environ.setdefault("LANCE_LOG", "error")  # failures are raised as well
+
+try:
+    import lancedb
+    from lancedb.expr import col, lit
+    from lancedb.index import IvfSq
+except ImportError as error:
+    raise InputError("lancedb is not installed", hint="pip install 'orthoproxy[search]'") from error
+
+TABLE = "images"
+META = b"orthoproxy"  # key in the metadata of the table's schema
+# without it, processes that insert the same id at the same time would both succeed
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
+IN_MEMORY = 512 * 2**20  # bytes of embeddings; fewer are searched exactly, in memory
+PAGE_SIZE = 8192
+PROBES, CANDIDATES = 24, 20  # partitions searched; candidates per result, whose exact similarity is computed
+MAX_FRAGMENTS = 100
+ALWAYS_LATEST = timedelta(0)
+
+
+class LanceStore(Store):
+    """A table of LanceDB. Embeddings below `IN_MEMORY` are searched by one matrix product, kept until they change."""
+
+    def __init__(self, table: Anything, address: str) -> None:
+        self._table, self.address = table, address
+        self.dim = table.schema.field("embedding").type.list_size
+        self.exact_below = IN_MEMORY // (4 * self.dim)
+        self._snapshot: tuple[int, pa.Table, np.ndarray] | None = None  # version, texts, embeddings
+
+    @classmethod
+    def create(cls, address: str, dim: int, meta: str) -> LanceStore:
+        """Create an empty table; raises InputError if there is one, or the folder holds other files."""
+        folder = _local_folder(address)
+        if folder is not None and folder.is_dir():
+            others = {path.name for path in folder.iterdir()} - {f"{TABLE}.lance"}
+            if others:
+                raise InputError(f"holds {min(others)}, but no catalog", path=address, hint="choose another folder")
+        keys = {"id": PRIMARY_KEY}
+        fields = [pa.field(name, pa.string(), nullable=False, metadata=keys.get(name)) for name in TEXT_FIELDS]
+        fields.append(pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False))
+        with _lance_errors(address):
+            table = _connect(address).create_table(TABLE, schema=pa.schema(fields, metadata={META: meta}))
+        return cls(table, address)
+
+    @classmethod
+    def open(cls, address: str) -> tuple[LanceStore, str] | None:
+        """Open a table; returns it with its metadata, or None if there is none."""
+        folder = _local_folder(address)
+        if folder is not None and not (folder / f"{TABLE}.lance").is_dir():
+            return None
+        with _lance_errors(address):
+            try:
+                table = _connect(address).open_table(TABLE)
+            except ValueError as error:
+                if "not found" in str(error):  # LanceDB has no error of its own for this
+                    return None
+                raise
+            return cls(table, address), (table.schema.metadata or {}).get(META, b"").decode()
+
+    def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
+        schema = self._table.schema.remove_metadata()
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
+        data = pa.table([*(pa.array(rows[name], pa.string()) for name in TEXT_FIELDS), vectors], schema=schema)
+        with _lance_errors(self.address):
+            self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        with _lance_errors(self.address):
+            return self._table.delete(to_sql(In("id", tuple(ids)))).num_deleted_rows if ids else 0
+
+    def get(self, ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        with _lance_errors(self.address):
+            query = self._table.search().where(to_sql(In("id", tuple(ids)))).select(list(columns))
+            return _to_pandas(query.to_arrow()) if ids else pd.DataFrame(columns=list(columns))
+
+    def pages(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        with _lance_errors(self.address):
+            for batch in self._table.search().select(list(columns)).to_batches(PAGE_SIZE):
+                yield _to_pandas(pa.table(batch))
+
+    def count(self, where: Condition | None = None) -> int:
+        with _lance_errors(self.address):
+            return self._table.count_rows(to_sql(where) if where else None)
+
+    def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
+        rows = self.count()
+        if rows < self.exact_below:
+            return self._search_in_memory(queries, k, where)
+        share = (self.count(where) if where else rows) / rows
+        with _lance_errors(self.address):
+            return [self._search_on_disk(query, k, where, share) for query in queries]
+
+    def _search_in_memory(self, queries: np.ndarray, k: int, where: Condition | None) -> list[pd.DataFrame]:
+        texts, embeddings = self._load()
+        if where is not None:
+            chosen = np.flatnonzero(matches(where, texts))
+            texts, embeddings = texts.take(chosen), embeddings[chosen]
+        found = []
+        for query in queries:
+            similarity = embeddings @ query
+            nearest = np.argpartition(-similarity, k)[:k] if k < len(similarity) else np.arange(len(similarity))
+            nearest = nearest[np.argsort(-similarity[nearest], kind="stable")]
+            rows = texts.take(nearest).select(HIT_FIELDS).to_pandas()
+            found.append(rows.assign(similarity=similarity[nearest]))
+        return found
+
+    def _load(self) -> tuple[pa.Table, np.ndarray]:
+        """Return the texts and embeddings of all rows, read again only if the table has changed."""
+        with _lance_errors(self.address):
+            version, snapshot = self._table.version, self._snapshot
+            if snapshot is None or snapshot[0] != version:
+                data = self._table.search().select([*TEXT_FIELDS, "embedding"]).to_arrow().combine_chunks()
+                texts, embeddings = data.select(list(TEXT_FIELDS)), _to_numpy(data["embedding"], self.dim)
+                self._snapshot = snapshot = version, texts, embeddings
+        return snapshot[1], snapshot[2]
+
+    def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None, share: float) -> pd.DataFrame:
+        """Search with as many probes as give the same number of candidates whatever share of the rows is allowed."""
+        search = self._table.search(query, vector_column_name="embedding").distance_type("dot")
+        search = search.select([*HIT_FIELDS, "_distance"]).limit(k)
+        if where is not None:
+            search = search.where(to_sql(where))
+        probes = PROBES / max(share, 1e-9)
+        if self.index == "FLAT" or probes > self._partitions() / 2:
+            search = search.bypass_vector_index()
+        else:
+            search = search.nprobes(round(probes)).refine_factor(CANDIDATES)
+        found = search.to_arrow().to_pandas()
+        return found.assign(similarity=1 - found["_distance"])[[*HIT_FIELDS, "similarity"]]
+
+    @property
+    def index(self) -> str:
+        return "IVF" if self._vector_index() else "FLAT"
+
+    def _vector_index(self) -> Anything:
+        with _lance_errors(self.address):
+            return next((index for index in self._table.list_indices() if index.columns == ["embedding"]), None)
+
+    def _partitions(self) -> int:
+        return max(1, round(self.count() ** 0.5))
+
+    def build_index(self) -> None:
+        with _lance_errors(self.address):
+            config = IvfSq(distance_type="dot", num_partitions=self._partitions())
+            self._table.create_index("embedding", config=config, replace=True)
+
+    def optimize(self) -> None:
+        with _lance_errors(self.address):
+            fragments = self._table.stats()["fragment_stats"]["num_fragments"]
+            if fragments > MAX_FRAGMENTS or self._vector_index():
+                self._table.optimize(cleanup_older_than=timedelta(hours=1))
+
+    def close(self) -> None:
+        self._snapshot = None
+
+
+def to_sql(condition: Condition) -> str:
+    """Render a condition for LanceDB, which writes the literals."""
+    match condition:
+        case In(field, values):
+            return col(field).isin(list(values)).to_sql()
+        case Like(field):
+            return f"{field} LIKE {lit(condition.pattern).to_sql()}"
+        case Not(inner):
+            return f"NOT ({to_sql(inner)})"
+        case All(conditions):
+            return " AND ".join(f"({to_sql(part)})" for part in conditions)
+        case Any(conditions):
+            return " OR ".join(f"({to_sql(part)})" for part in conditions)
+
+
+def matches(condition: Condition, texts: pa.Table) -> np.ndarray:
+    """Evaluate a condition on rows in memory."""
+    match condition:
+        case In(field, values):
+            return pc.is_in(texts[field], pa.array(values, pa.string())).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        case Like(field):
+            return pc.match_like(texts[field], condition.pattern).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        case Not(inner):
+            return ~matches(inner, texts)
+        case All(conditions):
+            return reduce(np.logical_and, (matches(part, texts) for part in conditions))
+        case Any(conditions):
+            return reduce(np.logical_or, (matches(part, texts) for part in conditions))
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Convert a table; an embedding becomes an array of its own."""
+    texts = table.select([name for name in table.column_names if name != "embedding"]).to_pandas()
+    if "embedding" in table.column_names:
+        column = table["embedding"]
+        texts["embedding"] = list(_to_numpy(column, column.type.list_size))
+    return texts
+
+
+def _to_numpy(column: pa.ChunkedArray, dim: int) -> np.ndarray:
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks] or [np.empty(0, "f4")]).reshape(
+        -1, dim
+    )
+
+
+def _local_folder(address: str) -> Path | None:
+    return None if "://" in address else Path(address)
+
+
+def _connect(address: str) -> Anything:
+    return lancedb.connect(address, read_consistency_interval=ALWAYS_LATEST)
+
+
+@contextmanager
+def _lance_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:  # LanceDB has no base class of its own
+        problem = str(error).partition(", /")[0].partition("\n")[0][:300]
+        raise InputError(f"LanceDB: {problem}", path=address) from error
