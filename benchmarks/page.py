@@ -82,9 +82,8 @@ SECTIONS = (
             "catalog",
             "catalog-1000000",
         ),
-        "100,000 and 1,000,000 embeddings, D = 384, in a Milvus Lite folder: exact search up to 200,000 images, "
-        "HNSW above. Search times are medians of 50 single queries. numpy is one matrix product and a partial sort "
-        "in memory.",
+        "100,000 and 1,000,000 embeddings, D = 384, in a folder: exact search in memory, and an index with 8-bit "
+        "embeddings. Search times are medians of 50 single queries; NumPy is one matrix product and a partial sort.",
     ),
     (
         "HTTP search",

@@ -19,7 +19,7 @@ from milvus_server import milvus_server
 from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
 from orthoproxy.catalog.filters import parse_filter
-from orthoproxy.catalog.index import fit_index, index_recall
+from orthoproxy.catalog.index import fit_index, recall_measure
 from orthoproxy.catalog.lance import LanceStore, matches
 from orthoproxy.core.errors import InputError
 
@@ -230,7 +230,7 @@ def test_an_index_above_a_size_with_its_recall_measured(catalog: Catalog) -> Non
     rows, embeddings = some(3000)
     catalog.upsert(rows, embeddings)
     assert fit_index(catalog) is None and catalog.index == "FLAT"
-    assert index_recall(catalog) == 1.0
+    assert recall_measure(catalog)() == 1.0
     catalog.store.exact_below = 0  # a search in memory would not use the index
     recall = fit_index(catalog, exact_below=1000)
     assert catalog.index in ("IVF", "HNSW") and fit_index(catalog, exact_below=1000) is None

@@ -22,7 +22,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts
 
-UPSERT_SIZE = 2000
+UPSERT_SIZE = 8192
 VALUES = ["content", "label", "group"]
 COLUMNS = ["id", "path", *VALUES]
 Report = Callable[[int, int], None]
@@ -173,12 +173,18 @@ def fit_index(catalog: Catalog, exact_below: int | None = None) -> float | None:
     catalog.store.optimize()
     if catalog.index != "FLAT" or len(catalog) < (exact_below or catalog.store.exact_below):
         return None
-    catalog.store.build_index()
-    return index_recall(catalog)
+    measure = recall_measure(catalog)
+    catalog.store.build_index(measure)
+    return measure()
 
 
-def index_recall(catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10) -> float:
-    """Return Recall@k against exact search, of these queries or 100 images of the catalog; ties with the k-th count."""
+def recall_measure(
+    catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10
+) -> Callable[[], float]:
+    """Search exactly for these queries, or 100 images of the catalog; return a function that measures Recall@k.
+
+    Results as similar as the k-th count.
+    """
     if queries is None:
         queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -186,9 +192,13 @@ def index_recall(catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = No
         for embeddings in catalog.iterate_embeddings():
             best = -np.sort(-np.hstack([best, queries @ embeddings.T]), axis=1)[:, :k]
             progress.advance(len(embeddings))
-    results = catalog.search(queries, k)
-    hits = [sum(hit.similarity >= kth for hit in row) for row, kth in zip(results, best[:, -1] - 1e-5, strict=True)]
-    return sum(hits) / min(k, len(catalog)) / len(queries)
+    expected = min(k, len(catalog)) * len(queries)
+
+    def measure() -> float:
+        results = zip(catalog.search(queries, k), best[:, -1] - 1e-5, strict=True)
+        return sum(hit.similarity >= kth for hits, kth in results for hit in hits) / expected
+
+    return measure
 
 
 def _rows(images: pd.DataFrame, root: Path, catalog: Catalog) -> pd.DataFrame:

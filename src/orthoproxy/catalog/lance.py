@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any as Anything
 
@@ -35,7 +36,8 @@ META = b"orthoproxy"  # key in the metadata of the table's schema
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
 IN_MEMORY = 512 * 2**20  # bytes of embeddings; fewer are searched exactly, in memory
 PAGE_SIZE = 8192
-PROBES, CANDIDATES = 24, 20  # partitions searched; candidates per result, whose exact similarity is computed
+CANDIDATES = 10  # per result, whose exact similarity is computed
+ENOUGH_RECALL = 0.99
 MAX_FRAGMENTS = 100
 ALWAYS_LATEST = timedelta(0)
 
@@ -142,11 +144,11 @@ class LanceStore(Store):
         search = search.select([*HIT_FIELDS, "_distance"]).limit(k)
         if where is not None:
             search = search.where(to_sql(where))
-        probes = PROBES / max(share, 1e-9)
-        if self.index == "FLAT" or probes > self._partitions() / 2:
+        probes, partitions = self._probes()
+        if probes > share * partitions / 2:
             search = search.bypass_vector_index()
         else:
-            search = search.nprobes(round(probes)).refine_factor(CANDIDATES)
+            search = search.nprobes(round(probes / share)).refine_factor(CANDIDATES)
         found = search.to_arrow().to_pandas()
         return found.assign(similarity=1 - found["_distance"])[[*HIT_FIELDS, "similarity"]]
 
@@ -158,13 +160,21 @@ class LanceStore(Store):
         with _lance_errors(self.address):
             return next((index for index in self._table.list_indices() if index.columns == ["embedding"]), None)
 
-    def _partitions(self) -> int:
-        return max(1, round(self.count() ** 0.5))
+    def _probes(self) -> tuple[int, int]:
+        """Return how many partitions of the index a search probes, and how many there are."""
+        metadata = self._table.schema.field("embedding").metadata or {}
+        return int(metadata.get(b"probes", 1)), int(metadata.get(b"partitions", 1))
 
-    def build_index(self) -> None:
+    def build_index(self, measure_recall: Callable[[], float]) -> None:
+        partitions = max(1, round(self.count() ** 0.5))
         with _lance_errors(self.address):
-            config = IvfSq(distance_type="dot", num_partitions=self._partitions())
+            config = IvfSq(distance_type="dot", num_partitions=partitions)
             self._table.create_index("embedding", config=config, replace=True)
+            for probes in takewhile(lambda number: number < partitions, (8 * 2**step for step in range(32))):
+                settings = {"probes": str(probes), "partitions": str(partitions)}
+                self._table.update_field_metadata({"path": "embedding", "metadata": settings})
+                if measure_recall() >= ENOUGH_RECALL:
+                    break
 
     def optimize(self) -> None:
         with _lance_errors(self.address):

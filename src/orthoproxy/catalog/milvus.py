@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any as Anything
@@ -136,7 +136,7 @@ class MilvusStore(Store):
         with self._milvus_errors():
             return str(self._client.describe_index(self._collection, "embedding")["index_type"])
 
-    def build_index(self) -> None:
+    def build_index(self, measure_recall: Callable[[], float]) -> None:
         with self._milvus_errors():
             self._client.release_collection(self._collection)
             self._client.drop_index(self._collection, "embedding")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -53,8 +53,8 @@ class Store(ABC):
         """Kind of index; ``FLAT`` for exact search."""
 
     @abstractmethod
-    def build_index(self) -> None:
-        """Index the rows for approximate search."""
+    def build_index(self, measure_recall: Callable[[], float]) -> None:
+        """Index the rows for approximate search, if possible with a recall of at least 0.99."""
 
     @abstractmethod
     def optimize(self) -> None:
