@@ -22,7 +22,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts
 
-UPSERT_SIZE = 8192
+UPSERT_SIZE = 16_384
 VALUES = ["content", "label", "group"]
 COLUMNS = ["id", "path", *VALUES]
 Report = Callable[[int, int], None]

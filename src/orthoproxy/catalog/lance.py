@@ -21,7 +21,7 @@ from orthoproxy.catalog.filters import All, Any, Condition, In, Like, Not
 from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 
-os.environ.setdefault("LANCE_LOG", "error")  # failures are raised as well
+os.environ.setdefault("LANCEDB_LOG", "error")  # failures are raised as well
 
 try:
     import lancedb
@@ -38,7 +38,7 @@ IN_MEMORY = 512 * 2**20  # bytes of embeddings; fewer are searched exactly, in m
 PAGE_SIZE = 8192
 CANDIDATES = 10  # per result, whose exact similarity is computed
 ENOUGH_RECALL = 0.99
-MAX_FRAGMENTS = 100
+SMALL_FRAGMENT = 4096  # rows; if the average file has fewer, files are merged
 ALWAYS_LATEST = timedelta(0)
 
 
@@ -107,12 +107,10 @@ class LanceStore(Store):
             return self._table.count_rows(to_sql(where) if where else None)
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
-        rows = self.count()
-        if rows < self.exact_below:
+        if self.count() < self.exact_below:
             return self._search_in_memory(queries, k, where)
-        share = (self.count(where) if where else rows) / rows
         with _lance_errors(self.address):
-            return [self._search_on_disk(query, k, where, share) for query in queries]
+            return [self._search_on_disk(query, k, where) for query in queries]
 
     def _search_in_memory(self, queries: np.ndarray, k: int, where: Condition | None) -> list[pd.DataFrame]:
         texts, embeddings = self._load()
@@ -138,17 +136,15 @@ class LanceStore(Store):
                 self._snapshot = snapshot = version, texts, embeddings
         return snapshot[1], snapshot[2]
 
-    def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None, share: float) -> pd.DataFrame:
-        """Search with as many probes as give the same number of candidates whatever share of the rows is allowed."""
+    def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None) -> pd.DataFrame:
+        """Search by the index; exactly if there is a condition, as what meets it may be in other partitions."""
+        probes = (self._table.schema.field("embedding").metadata or {}).get(b"probes")
         search = self._table.search(query, vector_column_name="embedding").distance_type("dot")
         search = search.select([*HIT_FIELDS, "_distance"]).limit(k)
         if where is not None:
-            search = search.where(to_sql(where))
-        probes, partitions = self._probes()
-        if probes > share * partitions / 2:
-            search = search.bypass_vector_index()
-        else:
-            search = search.nprobes(round(probes / share)).refine_factor(CANDIDATES)
+            search = search.where(to_sql(where)).bypass_vector_index()
+        elif probes is not None:
+            search = search.nprobes(int(probes)).refine_factor(CANDIDATES)
         found = search.to_arrow().to_pandas()
         return found.assign(similarity=1 - found["_distance"])[[*HIT_FIELDS, "similarity"]]
 
@@ -160,26 +156,20 @@ class LanceStore(Store):
         with _lance_errors(self.address):
             return next((index for index in self._table.list_indices() if index.columns == ["embedding"]), None)
 
-    def _probes(self) -> tuple[int, int]:
-        """Return how many partitions of the index a search probes, and how many there are."""
-        metadata = self._table.schema.field("embedding").metadata or {}
-        return int(metadata.get(b"probes", 1)), int(metadata.get(b"partitions", 1))
-
     def build_index(self, measure_recall: Callable[[], float]) -> None:
         partitions = max(1, round(self.count() ** 0.5))
         with _lance_errors(self.address):
             config = IvfSq(distance_type="dot", num_partitions=partitions)
             self._table.create_index("embedding", config=config, replace=True)
             for probes in takewhile(lambda number: number < partitions, (8 * 2**step for step in range(32))):
-                settings = {"probes": str(probes), "partitions": str(partitions)}
-                self._table.update_field_metadata({"path": "embedding", "metadata": settings})
+                self._table.update_field_metadata({"path": "embedding", "metadata": {"probes": str(probes)}})
                 if measure_recall() >= ENOUGH_RECALL:
                     break
 
     def optimize(self) -> None:
         with _lance_errors(self.address):
             fragments = self._table.stats()["fragment_stats"]["num_fragments"]
-            if fragments > MAX_FRAGMENTS or self._vector_index():
+            if fragments > max(100, self.count() / SMALL_FRAGMENT) or self._vector_index():
                 self._table.optimize(cleanup_older_than=timedelta(hours=1))
 
     def close(self) -> None:

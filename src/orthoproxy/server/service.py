@@ -104,7 +104,7 @@ class Service:
             if error.status != 404 or source is None or source == served.name:
                 raise
             return self.search_image(self.image(image_id, source)[0], options)
-        return self._search(served, row["embedding"], options, started, exclude_path=row["path"])
+        return self._search(served, row["embedding"], options, started, excluded=image_id)
 
     def search_upload(self, upload: str, options: SearchOptions = DEFAULTS) -> SearchResults:
         """Search by an image that was uploaded with `keep_upload`; raise status 404 if it is no longer kept."""
@@ -169,16 +169,17 @@ class Service:
         query: np.ndarray,
         options: SearchOptions,
         started: float,
-        exclude_path: str | None = None,
+        excluded: str | None = None,
     ) -> SearchResults:
         condition = _parse_filter(options.filter)
         if options.labels:
             condition = both(condition, In("label", tuple(options.labels)))
-        if exclude_path is not None:
-            condition = both(condition, Not(In("path", (exclude_path,))))
+        if excluded and options.diverse:  # whose group may have others
+            condition = both(condition, Not(In("id", (excluded,))))
         unit = (query / np.linalg.norm(query)).astype(np.float32)
         with _catalog_errors():
-            hits = served.catalog.search(unit[None], options.k, condition, options.diverse)[0]
+            found = served.catalog.search(unit[None], options.k + bool(excluded), condition, options.diverse)[0]
+        hits = [hit for hit in found if hit.id != excluded][: options.k]
         threshold = served.model.threshold if served.model else None
         return SearchResults(
             catalog=served.name,
