@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -232,6 +233,7 @@ def test_an_index_above_a_size_with_its_recall_measured(catalog: Catalog) -> Non
     assert fit_index(catalog) is None and catalog.index == "FLAT"
     assert recall_measure(catalog)() == 1.0
     catalog.store.exact_below = 0  # a search in memory would not use the index
+    catalog.upsert(rows[:1], embeddings[:1])
     recall = fit_index(catalog, exact_below=1000)
     assert catalog.index in ("IVF", "HNSW") and fit_index(catalog, exact_below=1000) is None
     assert recall is not None and 0.9 < recall <= 1
@@ -303,6 +305,21 @@ def test_the_rows_in_memory_are_read_once_for_each_version(folder: Path, monkeyp
         catalog.delete(rows["id"][:1].tolist())
         assert keys(catalog.search(embeddings[:1], 50)[0]) == nearest(rows[1:], embeddings[1:], embeddings[0], 50)
         assert len(reads) == 2
+
+
+def test_a_search_sees_all_of_a_change_or_nothing(folder: Path) -> None:
+    rows, embeddings = some(300)
+    with Catalog.create(str(folder), DIM, "m", "p") as writer, Catalog.open(str(folder)) as reader:
+        writer.upsert(rows.assign(label="0"), embeddings)
+        changes = threading.Thread(
+            target=lambda: [writer.upsert(rows.assign(label=str(number)), embeddings) for number in range(20)]
+        )
+        changes.start()
+        seen = []
+        while changes.is_alive():
+            seen.append({hit.label for hit in reader.search(embeddings[:1], 300)[0]})
+        changes.join()
+    assert all(len(labels) == 1 for labels in seen) and len({*map(frozenset, seen)}) > 1
 
 
 def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:

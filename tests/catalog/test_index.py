@@ -20,7 +20,7 @@ from errors import error_of
 from PIL import Image
 
 from orthoproxy.catalog.catalog import Catalog, image_id
-from orthoproxy.catalog.index import delete_paths, index_embeddings, index_images, prune
+from orthoproxy.catalog.index import delete_paths, images_to_prune, index_embeddings, index_images
 from orthoproxy.data import read_collection
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
@@ -100,7 +100,8 @@ def test_again_only_what_changed_is_embedded(place: Path, tiny_encoder: Encoder,
         np.testing.assert_allclose(kept, embedder.embed([pictures / "red" / "0.png"])[0], atol=1e-6)
         # what is gone from the disk stays, until it is asked to go
         assert image_id("blue/1.png") in set(everything(catalog)["id"])
-        assert prune(catalog, changes.ids) == 1
+        assert images_to_prune(catalog, changes.ids)["path"].tolist() == ["blue/1.png"]
+        catalog.delete(images_to_prune(catalog, changes.ids)["id"].tolist())
         assert image_id("blue/1.png") not in set(everything(catalog)["id"])
         assert len(catalog) == 13
 
@@ -115,10 +116,41 @@ def test_another_label_keeps_the_embedding(place: Path, tiny_encoder: Encoder, p
         listed.assign(label=["tulip", "rose"]).to_csv(pictures / "list.csv", index=False)
         changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
         assert embedder.images == 2  # of the first time
-        assert (changes.added, changes.replaced, changes.unchanged) == (0, 1, 1)
+        assert (changes.added, changes.relabeled, changes.unchanged) == (0, 1, 1)
         after = catalog.get([image_id("red/0.png")], with_embeddings=True)
         assert after["label"][0] == "tulip"
         np.testing.assert_array_equal(after["embedding"][0], before["embedding"][0])
+
+
+def test_a_part_without_labels_keeps_them(place: Path, embedder: Embedder, pictures: Path) -> None:
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures), embedder)
+        before = everything(catalog)
+        Image.new("RGB", (40, 32), "yellow").save(pictures / "red" / "0.png")
+        changes = index_images(catalog, read_collection(pictures / "red"), embedder)  # images in no sub-folder
+        assert (changes.replaced, changes.relabeled, changes.unchanged) == (1, 0, 3)
+        columns = ["id", "path", "label", "group"]
+        pd.testing.assert_frame_equal(everything(catalog)[columns], before[columns])
+
+
+def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> None:
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(pictures / "blue" / f"more {number}.png")
+    with create(place, embedder, pictures) as catalog:
+        everything_there = index_images(catalog, read_collection(pictures), embedder).ids  # 32 images
+        gone = {image_id(f"blue/more {number}.png") for number in range(4)}
+        left = [key for key in everything_there if key not in gone]
+        assert error_of(images_to_prune, catalog, left).field == "prune"  # more than a tenth
+        assert set(images_to_prune(catalog, left, limit=4)["id"]) == gone
+        assert error_of(images_to_prune, catalog, left, limit=3).field == "prune"
+        assert len(images_to_prune(catalog, [*left, *sorted(gone)[1:]])) == 1
+        assert images_to_prune(catalog, everything_there).empty
+        (pictures / "green").rename(pictures.parent / "away")  # as if not mounted
+        there = [key for key in everything_there if key != image_id("green/0.png")]
+        for _ in range(2):
+            assert "green" in str(error_of(images_to_prune, catalog, there))
+            (pictures / "green").mkdir(exist_ok=True)  # as a mount point is
+        assert len(images_to_prune(catalog, there, limit=1)) == 1
 
 
 def test_unreadable_images_are_listed(place: Path, embedder: Embedder, pictures: Path) -> None:

@@ -66,10 +66,13 @@ def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tm
     first = json_of([*new, image_folder, "--model", catalog.parent / "model"])
     assert (first["images"], first["added"], first["unchanged"]) == (12, 12, 0)
     second = json_of([*new, image_folder / "list.csv", "--delete", "red", "--info"])
-    assert (second["replaced"], second["deleted"], second["info"]["images"]) == (12, 4, 8)  # groups are new
+    assert (second["relabeled"], second["deleted"], second["info"]["images"]) == (12, 4, 8)  # groups are new
     shutil.copytree(image_folder / "blue", tmp_path / "some" / "blue")
     assert input_error([*new, tmp_path / "some", "--root", tmp_path]).field == "root"
     assert input_error([*new, "--prune", "--info"]).field == "images"
+    assert input_error([*new, image_folder / "blue", "--prune"]).field == "prune"
+    third = json_of([*new, image_folder / "blue", "--prune", "--prune-limit", 4])
+    assert (third["images"], third["removed"], third["unchanged"]) == (4, 4, 4)
     assert input_error(new).field == "images"
     assert input_error(["index", tmp_path / "new", image_folder]).field == "model"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from errors import error_of
 
 from orthoproxy.data import folder_table
+from orthoproxy.data.sources.folder import labelled_files
 
 
 def touch(root: Path, *names: str) -> None:
@@ -57,3 +59,16 @@ def test_an_empty_class_is_ignored_or_named(tmp_path: Path) -> None:
     assert listed(tmp_path) == [("cat/a.png", "cat")]
     error = error_of(folder_table, tmp_path, allow_empty=False)
     assert (error.field, error.path) == ("root", tmp_path / "dog")
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "gull/1.jpg", "gull/winter/2.jpg")
+    scandir = os.scandir
+
+    def failing(path: str) -> object:
+        if str(path).endswith("winter"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    assert error_of(labelled_files, tmp_path).path == str(tmp_path / "gull" / "winter")

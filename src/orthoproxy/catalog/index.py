@@ -30,10 +30,14 @@ Report = Callable[[int, int], None]
 
 @dataclass
 class Changes:
-    """Numbers of images `added`, `replaced` and `unchanged`; those `unreadable`, with the reasons."""
+    """Numbers of images `added`, `replaced`, `relabeled` and `unchanged`; those `unreadable`, with the reasons.
+
+    Relabeled images have another label or group.
+    """
 
     added: int = 0
     replaced: int = 0
+    relabeled: int = 0
     unchanged: int = 0
     ids: list[str] = field(default_factory=list)  # of all images that exist, unreadable ones included
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path, reason
@@ -78,19 +82,24 @@ def index_images(
 
 
 def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: EmbeddedFiles, changes: Changes) -> None:
-    """Write what has changed of some images; `files` has embeddings of those whose content has changed."""
-    part = part.assign(content=files.contents)
+    """Write what has changed of some images; `files` has embeddings of those whose content has changed.
+
+    An image without a label or group keeps the one it has.
+    """
+    kept = {name: np.where(part[name] != "", part[name], stored[name].fillna("")) for name in ("label", "group")}
+    part = part.assign(content=files.contents, **kept)
     readable = np.array([not reason for reason in files.reasons])
     new = readable & stored["content"].isna().to_numpy()
     changed = readable & (stored["content"].to_numpy() != part["content"].to_numpy())
     relabeled = (stored[["label", "group"]].to_numpy() != part[["label", "group"]].to_numpy()).any(axis=1)
     relabeled &= readable & ~changed
     if relabeled.any():
-        kept = catalog.get(part["id"][relabeled].tolist(), with_embeddings=True)
-        catalog.upsert(part.loc[relabeled, COLUMNS], np.stack(kept["embedding"].tolist()))
+        rows = catalog.get(part["id"][relabeled].tolist(), with_embeddings=True)
+        catalog.upsert(part.loc[relabeled, COLUMNS], np.stack(rows["embedding"].tolist()))
     catalog.upsert(part.loc[changed, COLUMNS], files.embeddings)
     changes.added += int(new.sum())
-    changes.replaced += int((changed & ~new).sum() + relabeled.sum())
+    changes.replaced += int((changed & ~new).sum())
+    changes.relabeled += int(relabeled.sum())
     changes.unchanged += int((readable & ~changed & ~relabeled).sum())
     for key, file, reason in zip(part["id"], part["file"], files.reasons, strict=True):
         if reason:
@@ -138,11 +147,26 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
     return changes
 
 
-def prune(catalog: Catalog, ids: Iterable[str]) -> int:
-    """Delete all images except those with these ids; returns the number deleted."""
-    keep = set(ids)
-    pages = catalog.iterate_rows(["id"])
-    return sum(catalog.delete([key for key in page["id"] if key not in keep]) for page in pages)
+def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = None) -> pd.DataFrame:
+    """Find all images except those with these ids, check that they may be deleted, and return ``id`` and ``path``.
+
+    Without a limit, they are at most a tenth of the catalog, and no folder that they are in is missing or empty, as if
+    it was not mounted. Raises InputError otherwise, or if they are more than the limit.
+    """
+    keep, total = set(ids), len(catalog)
+    pages = catalog.iterate_rows(["id", "path"])
+    gone = pd.concat([page[~page["id"].isin(keep)] for page in pages], ignore_index=True)
+    problem = None
+    if limit is None:
+        folders = {Path(catalog.root, path).parent for path in gone["path"]}
+        away = sorted(folder for folder in folders if not folder.is_dir() or not any(folder.iterdir()))
+        problem = f"{away[0]} is missing or empty" if away else None
+    if problem is None and len(gone) > (total / 10 if limit is None else limit):
+        problem = f"for example {gone['path'].iloc[0]}"
+    if problem is not None:
+        hint = f"if they are gone for good, add --prune-limit {len(gone)}"
+        raise InputError(f"would remove {len(gone)} of {total} images: {problem}", field="prune", hint=hint)
+    return gone
 
 
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import reduce
 from itertools import takewhile
 from pathlib import Path
+from threading import Lock
 from typing import Any as Anything
 
 import numpy as np
@@ -49,7 +50,8 @@ class LanceStore(Store):
         self._table, self.address = table, address
         self.dim = table.schema.field("embedding").type.list_size
         self.exact_below = IN_MEMORY // (4 * self.dim)
-        self._snapshot: tuple[int, pa.Table, np.ndarray] | None = None  # version, texts, embeddings
+        self._version, self._in_memory = -1, None  # of the table, and the texts and embeddings of that version
+        self._lock = Lock()  # of these
 
     @classmethod
     def create(cls, address: str, dim: int, meta: str) -> LanceStore:
@@ -107,13 +109,16 @@ class LanceStore(Store):
             return self._table.count_rows(to_sql(where) if where else None)
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
-        if self.count() < self.exact_below:
-            return self._search_in_memory(queries, k, where)
+        with self._lock, _lance_errors(self.address):  # the threads of several products would slow down each other
+            in_memory = self._load()
+            if in_memory is not None:
+                return self._search_in_memory(*in_memory, queries, k, where)
         with _lance_errors(self.address):
             return [self._search_on_disk(query, k, where) for query in queries]
 
-    def _search_in_memory(self, queries: np.ndarray, k: int, where: Condition | None) -> list[pd.DataFrame]:
-        texts, embeddings = self._load()
+    def _search_in_memory(
+        self, texts: pa.Table, embeddings: np.ndarray, queries: np.ndarray, k: int, where: Condition | None
+    ) -> list[pd.DataFrame]:
         if where is not None:
             chosen = np.flatnonzero(matches(where, texts))
             texts, embeddings = texts.take(chosen), embeddings[chosen]
@@ -122,19 +127,20 @@ class LanceStore(Store):
             similarity = embeddings @ query
             nearest = np.argpartition(-similarity, k)[:k] if k < len(similarity) else np.arange(len(similarity))
             nearest = nearest[np.argsort(-similarity[nearest], kind="stable")]
-            rows = texts.take(nearest).select(HIT_FIELDS).to_pandas()
+            rows = texts.take(nearest).to_pandas()
             found.append(rows.assign(similarity=similarity[nearest]))
         return found
 
-    def _load(self) -> tuple[pa.Table, np.ndarray]:
-        """Return the texts and embeddings of all rows, read again only if the table has changed."""
-        with _lance_errors(self.address):
-            version, snapshot = self._table.version, self._snapshot
-            if snapshot is None or snapshot[0] != version:
-                data = self._table.search().select([*TEXT_FIELDS, "embedding"]).to_arrow().combine_chunks()
-                texts, embeddings = data.select(list(TEXT_FIELDS)), _to_numpy(data["embedding"], self.dim)
-                self._snapshot = snapshot = version, texts, embeddings
-        return snapshot[1], snapshot[2]
+    def _load(self) -> tuple[pa.Table, np.ndarray] | None:
+        """Return the texts and embeddings of all rows, read again only if the table has changed; None if too large."""
+        version = self._table.version
+        if self._version != version:
+            self._in_memory = None
+            if self.count() < self.exact_below:
+                data = self._table.search().select([*HIT_FIELDS, "embedding"]).to_arrow()
+                self._in_memory = data.select(HIT_FIELDS).combine_chunks(), _to_numpy(data["embedding"], self.dim)
+            self._version = version
+        return self._in_memory
 
     def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None) -> pd.DataFrame:
         """Search by the index; exactly if there is a condition, as what meets it may be in other partitions."""
@@ -173,7 +179,7 @@ class LanceStore(Store):
                 self._table.optimize(cleanup_older_than=timedelta(hours=1))
 
     def close(self) -> None:
-        self._snapshot = None
+        self._version, self._in_memory = -1, None
 
 
 def to_sql(condition: Condition) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.embed import add_collection, read_images
-from orthoproxy.cli.options import MODEL_OR_ONNX, Parser, json_output
+from orthoproxy.cli.options import MODEL_OR_ONNX, Parser, at_least, json_output
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--root", metavar="FOLDER", help="Folder that paths in a new catalog are relative to.")
     parser.add_argument("--delete", nargs="+", metavar="PATH", default=[], help="Remove these images or folders.")
     parser.add_argument("--prune", action="store_true", help="Remove all images that are not among IMAGES.")
+    parser.add_argument(
+        "--prune-limit",
+        type=at_least(0),
+        metavar="N",
+        help="Remove up to N images, even if their folder is gone (default: a tenth, from folders that exist).",
+    )
     parser.add_argument("--info", action="store_true", help="Print what the catalog holds.")
     parser.add_json()
     parser.epilog = "IMAGES may also be a folder written by `orthoproxy embed`. Unchanged images are skipped."
@@ -69,11 +75,12 @@ def _index(options: Any) -> dict[str, Any]:
             changes = index.index_images(catalog, images, model, options.batch_size, options.workers, print_progress)
         else:
             changes = index.index_embeddings(catalog, Path(options.images), print_progress)
-        removed = index.prune(catalog, changes.ids) if options.prune else 0
+        removed = _prune(catalog, changes.ids, options.prune_limit) if options.prune else 0
         recall = index.fit_index(catalog)
         total = len(catalog)
     seconds, written = time.monotonic() - start, changes.added + changes.replaced
-    counts = f"{changes.added} added, {changes.replaced} replaced, {changes.unchanged} unchanged, {removed} removed"
+    counts = f"{changes.added} added, {changes.replaced} replaced, {changes.relabeled} relabeled, "
+    counts += f"{changes.unchanged} unchanged, {removed} removed"
     print(f"{options.catalog}: {total} images: {counts}")
     if written:
         print(f"in {duration(seconds)}, {written / max(seconds, 1e-9):.0f} images/s")
@@ -85,6 +92,16 @@ def _index(options: Any) -> dict[str, Any]:
             print(f"  {path}: {reason}")
     result = {name: value for name, value in asdict(changes).items() if name != "ids"}
     return result | {"images": total, "removed": removed, "index_recall": recall}
+
+
+def _prune(catalog: Catalog, ids: list[str], limit: int | None) -> int:
+    """Print which images are removed, and remove them."""
+    from orthoproxy.catalog.index import images_to_prune
+
+    gone = images_to_prune(catalog, ids, limit)
+    for path in gone["path"]:
+        print(f"removing {path}")
+    return catalog.delete(gone["id"].tolist())
 
 
 def _create(

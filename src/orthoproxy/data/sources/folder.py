@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -65,8 +67,18 @@ def labelled_files(root: Path) -> list[tuple[Path, str]]:
         if entry.name.startswith("."):
             continue
         is_folder = entry.is_dir()
-        for path in sorted(entry.rglob("*")) if is_folder else [entry]:
-            hidden = any(part.startswith(".") for part in path.relative_to(entry).parts)
-            if not hidden and path.suffix.lower() in readable_suffixes() and path.is_file():
+        for path in sorted(_files_below(entry)) if is_folder else [entry]:
+            if path.suffix.lower() in readable_suffixes() and path.is_file():
                 found.append((path, entry.name if is_folder else ""))
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth that are not hidden; raise InputError for a folder that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"cannot list the folder: {error.strerror}", path=error.filename) from error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if not name.startswith("."))
