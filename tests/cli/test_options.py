@@ -88,6 +88,13 @@ def test_what_is_missing_or_unknown_exits_with_2(arguments: list[str], capsys: p
     assert error.startswith("orthoproxy: ") and error.count("\n") == 1
 
 
+def test_the_version_and_a_hint_for_a_mistyped_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"orthoproxy {version('orthoproxy')}\n"
+    assert main(["serach"]) == 2
+    assert "search?" in capsys.readouterr().err
+
+
 def test_json_goes_to_a_file_in_a_new_folder_or_to_standard_output(tmp_path, capsys) -> None:
     with json_output(str(tmp_path / "new" / "x.json")) as write:
         print("for people")

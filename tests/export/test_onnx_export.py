@@ -225,6 +225,7 @@ def test_images_that_were_moved(run: Path, folder: Path, out: Path, tmp_path: Pa
 
 
 def test_invalid_arguments(run: Path, out: Path, tmp_path: Path) -> None:
+    assert error_of(export_run, run / "baseline", out).path == run / "baseline"  # not the trained model
     assert error_of(export_run, run, out, false_match_rate=1.0).field == "false_match_rate" and not out.exists()
     Embedder.load(run).save(tmp_path / "alone")
     assert error_of(export_run, tmp_path / "alone", out).path == tmp_path / "alone"

@@ -104,9 +104,9 @@ class LanceStore(Store):
             for batch in self._table.search().select(list(columns)).to_batches(PAGE_SIZE):
                 yield _to_pandas(pa.table(batch))
 
-    def count(self, where: Condition | None = None) -> int:
+    def count(self) -> int:
         with _lance_errors(self.address):
-            return self._table.count_rows(to_sql(where) if where else None)
+            return self._table.count_rows()
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
         with self._lock, _lance_errors(self.address):  # the threads of several products would slow down each other
@@ -188,7 +188,7 @@ def to_sql(condition: Condition) -> str:
         case In(field, values):
             return col(field).isin(list(values)).to_sql()
         case Like(field):
-            return f"{field} LIKE {lit(condition.pattern).to_sql()}"
+            return f"{col(field).to_sql()} LIKE {lit(condition.pattern).to_sql()}"
         case Not(inner):
             return f"NOT ({to_sql(inner)})"
         case All(conditions):

@@ -113,8 +113,8 @@ class MilvusStore(Store):
         for first, last in pairwise([*(f"{number * 16**8 // count:08x}" for number in range(count)), "g"]):
             yield self._to_pandas(self._query(f'id >= "{first}" and id < "{last}"', list(columns)), columns)
 
-    def count(self, where: Condition | None = None) -> int:
-        return int(self._query(to_expression(where) if where else "", ["count(*)"])[0]["count(*)"])
+    def count(self) -> int:
+        return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
         with self._milvus_errors():

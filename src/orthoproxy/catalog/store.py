@@ -40,8 +40,8 @@ class Store(ABC):
         """Yield all rows, some thousand at a time."""
 
     @abstractmethod
-    def count(self, where: Condition | None = None) -> int:
-        """Count the rows that meet a condition."""
+    def count(self) -> int:
+        """Count the rows."""
 
     @abstractmethod
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:

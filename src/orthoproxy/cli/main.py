@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -54,6 +56,9 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"orthoproxy {version('orthoproxy')}")
+        return 0
     written: dict[str, str] = {}
     try:
         parser, options = parse(arguments)
@@ -73,14 +78,17 @@ def _main(arguments: list[str]) -> int:
 def usage() -> str:
     """Return the help that lists the commands."""
     lines = (f"  {name:<10}{description}\n" for name, description in COMMANDS.items())
-    return f"usage: orthoproxy COMMAND ...\n\n{''.join(lines)}\northoproxy COMMAND --help lists its options.\n"
+    usage = "usage: orthoproxy COMMAND ...\n       orthoproxy --version\n\n"
+    return f"{usage}{''.join(lines)}\northoproxy COMMAND --help lists its options.\n"
 
 
 def parse(arguments: list[str]) -> tuple[Parser, Any]:
     """Parse a command line; `InputError.field` is the option at fault."""
     command, *rest = arguments
     if command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}", expected=f"one of {', '.join(COMMANDS)}")
+        similar = get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {similar[0]}?" if similar else None
+        raise InputError(f"unknown command {command!r}", expected=f"one of {', '.join(COMMANDS)}", hint=hint)
     parser = Parser(command, COMMANDS[command])
     importlib.import_module(f"orthoproxy.cli.{command}").add_options(parser)
     return parser, parser.parse(rest)

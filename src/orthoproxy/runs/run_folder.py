@@ -65,8 +65,9 @@ class RunFolder:
     @classmethod
     def find(cls, path: str | Path) -> RunFolder | None:
         """Return the run whose folder, or whose model folder, `path` is; None for anything else."""
-        runs = (cls(folder) for folder in (Path(path), Path(path).resolve().parent))
-        return next((run for run in runs if run.exists), None)
+        folder = Path(path).resolve()
+        run = cls(folder.parent if folder.name == "model" and not cls(folder).exists else Path(path))
+        return run if run.exists else None
 
     @contextmanager
     def open(self, config: Config, resume: bool) -> Iterator[RunFolder]:
