@@ -103,6 +103,15 @@ def test_an_interrupted_study_continues(folder, work):
     assert work.names("train") == TUNING + REMAINING
 
 
+def test_a_signal_while_a_trial_trains_ends_the_command_quietly(folder, monkeypatch, capsys):
+    def interrupted(runner):
+        raise Interrupted(3, signal.SIGTERM)
+
+    monkeypatch.setattr(StudyRunner, "run", interrupted)
+    assert main(["study", "s.yaml"]) == 143
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shards", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_divide_the_work_and_wait_for_each_other(folder, work, shards):
     owner = {}

@@ -24,10 +24,11 @@ def add_options(parser: Parser) -> None:
     parser.add_moved_images()
 
 
-def run(options: Any) -> None:
+def run(options: Any) -> int:
     from orthoproxy.runs.study_runner import StudyRunner
     from orthoproxy.runs.study_trials import StudyPaths, check_splits
     from orthoproxy.studies.plan import read_study
+    from orthoproxy.training import Interrupted
 
     study = read_study(options.study)
     study = study.model_copy(update={"set": {**study.set, **config_overrides(options)}})
@@ -42,8 +43,13 @@ def run(options: Any) -> None:
             check_splits(study)  # finds an invalid option before hours of work
         if options.dry_run:
             _print_plan(runner)
-        if options.page or (not options.dry_run and runner.run()):
+        try:
+            done = options.page or (not options.dry_run and runner.run())
+        except Interrupted as stop:  # the runner has said how to continue
+            return stop.code
+        if done:
             print(f"results: {paths.parquet}\npage: {folder / 'index.html'}")
+    return 0
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
