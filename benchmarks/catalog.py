@@ -125,7 +125,7 @@ def main() -> None:
             for name, where in FILTERS.items():
                 recalls[name] = recall(catalog, ids[kept[name]], embeddings[kept[name]], queries, where)
             seconds = time_searches(catalog, embeddings, queries)
-            kind = catalog.index
+            kind = catalog.store.index_type
     numpy = statistics.median(seconds["NumPy, one product"])
     results = [
         {"what": "index, from Parquet files", "seconds": indexing, "value": f"{len(rows) / indexing:,.0f} images/s"},
@@ -169,7 +169,7 @@ def time_searches(catalog: Catalog, embeddings: np.ndarray, queries: np.ndarray)
         return best[np.argsort(-similarity[best])]
 
     candidates: dict[str, Callable[[], object]] = {
-        f"search, {catalog.index}": lambda: catalog.search(query()[None], K),
+        f"search, {catalog.store.index_type}": lambda: catalog.search(query()[None], K),
         **{
             f"search, filter that {name} of the images meet": partial(
                 lambda where: catalog.search(query()[None], K, where), where

@@ -230,18 +230,18 @@ def test_there_is_one_catalog_at_an_address(address: str) -> None:
 def test_an_index_above_a_size_with_its_recall_measured(catalog: Catalog) -> None:
     rows, embeddings = some(3000)
     catalog.upsert(rows, embeddings)
-    assert fit_index(catalog) is None and catalog.index == "FLAT"
+    assert fit_index(catalog) is None and catalog.store.index_type == "FLAT"
     assert recall_measure(catalog)() == 1.0
     catalog.store.exact_below = 0  # a search in memory would not use the index
     catalog.upsert(rows[:1], embeddings[:1])
-    recall = fit_index(catalog, exact_below=1000)
-    assert catalog.index in ("IVF", "HNSW") and fit_index(catalog, exact_below=1000) is None
+    recall = fit_index(catalog)
+    assert catalog.store.index_type in ("IVF", "HNSW") and fit_index(catalog) is None
     assert recall is not None and 0.9 < recall <= 1
     for where in ("path like '0/%'", "path == '1/1.png'", "label == 'none'", "label != 'class 0'"):
         allowed = rows[catalog_rows(rows, where)]
         hits = catalog.search(embeddings[:1], 10, where)[0]
         assert len(hits) == min(10, len(allowed)) and set(keys(hits)) <= set(allowed["id"])
-        if catalog.index == "IVF":  # exact with a condition
+        if catalog.store.index_type == "IVF":  # exact with a condition
             assert keys(hits) == nearest(allowed, embeddings[allowed.index], embeddings[0], 10)
     catalog.upsert(*some(3200))  # rows that the index does not have yet
     new = some(3200)[1][3100]
@@ -320,6 +320,38 @@ def test_a_search_sees_all_of_a_change_or_nothing(folder: Path) -> None:
             seen.append({hit.label for hit in reader.search(embeddings[:1], 300)[0]})
         changes.join()
     assert all(len(labels) == 1 for labels in seen) and len({*map(frozenset, seen)}) > 1
+
+
+def test_an_index_that_was_interrupted_is_built_again(folder: Path) -> None:
+    rows, embeddings = some(3000)
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
+        catalog.upsert(rows, embeddings)
+        catalog.store.exact_below = 0
+
+        def stop() -> float:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            catalog.store.build_index(stop)
+    with Catalog.open(str(folder)) as catalog:
+        catalog.store.exact_below = 0
+        assert catalog.store.index_type == "FLAT" and recall_measure(catalog)() == 1
+        assert fit_index(catalog) is not None and catalog.store.index_type == "IVF"
+        assert len(catalog.search(embeddings[:1], 2500)[0]) == 2500  # more than the partitions probed hold
+
+
+def test_tidying_up_and_writing_at_the_same_time_lose_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lance, "MAX_VERSIONS", 0)
+    rows, embeddings = some(600)
+    with Catalog.create(str(folder), DIM, "m", "p") as writer, Catalog.open(str(folder)) as other:
+        parts = [slice(first, first + 20) for first in range(0, 600, 20)]
+        writing = threading.Thread(target=lambda: [writer.upsert(rows.iloc[part], embeddings[part]) for part in parts])
+        writing.start()
+        while writing.is_alive():
+            other.store.optimize()
+        writing.join()
+        other.store.optimize()
+        assert ids(other) == set(rows["id"])
 
 
 def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any as Anything
+from typing import Any
 
 import lancedb
 import pyarrow as pa
 import pytest
 from errors import error_of
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orthoproxy.catalog.filters import All, Any, In, Like, Not, parse_filter
+from orthoproxy.catalog.filters import And, In, Like, Not, Or, parse_filter
 from orthoproxy.catalog.lance import matches, to_sql
 from orthoproxy.catalog.milvus import to_expression
 
@@ -34,7 +34,7 @@ CONDITIONS = st.recursive(
 STRING = r'"(?:[^"\\]|\\.)*"'
 
 
-def write(condition: Anything) -> str:
+def write(condition: Any) -> str:
     """A filter as a user might write it: single quotes, little space, capitals."""
     if condition[0] == "not":
         return f"not({write(condition[1])})"
@@ -45,7 +45,7 @@ def write(condition: Anything) -> str:
     return f"{field} {operator.upper()} {f'[{quoted}]' if operator.endswith('in') else quoted}"
 
 
-def holds(condition: Anything, row: dict[str, str]) -> bool:
+def holds(condition: Any, row: dict[str, str]) -> bool:
     """What a filter means, computed without a parser."""
     if condition[0] == "not":
         return not holds(condition[1], row)
@@ -76,16 +76,24 @@ def evaluate(expression: str, row: dict[str, str]) -> bool:
 ROWS = st.lists(st.fixed_dictionaries({"label": TEXT, "group": TEXT, "path": TEXT}), min_size=1, max_size=5)
 
 
+BACKSLASHES = (
+    ("label", "like", ("a\\b%",)),
+    [{"label": text, "group": "", "path": ""} for text in ("a\\b.png", "a\\\\b")],
+)
+
+
 @given(CONDITIONS, ROWS)
-def test_a_filter_means_what_was_written(condition: Anything, rows: list[dict[str, str]]) -> None:
+@example(*BACKSLASHES)
+def test_a_filter_means_what_was_written(condition: Any, rows: list[dict[str, str]]) -> None:
     parsed, expected = parse_filter(write(condition)), [holds(condition, row) for row in rows]
     assert matches(parsed, pa.Table.from_pylist(rows)).tolist() == expected
     assert [evaluate(to_expression(parsed), row) for row in rows] == expected
 
 
 @given(CONDITIONS, ROWS)
+@example(*BACKSLASHES)
 @settings(max_examples=15)
-def test_lancedb_understands_it_too(condition: Anything, rows: list[dict[str, str]]) -> None:
+def test_lancedb_understands_it_too(condition: Any, rows: list[dict[str, str]]) -> None:
     parsed, expected = parse_filter(write(condition)), [holds(condition, row) for row in rows]
     numbered = pa.Table.from_pylist([row | {"number": number} for number, row in enumerate(rows)])
     table = lancedb.connect("memory://").create_table("rows", numbered)
@@ -111,8 +119,8 @@ def test_invalid_filters(text: str) -> None:
 
 def test_and_binds_closer_than_or() -> None:
     a, b, c = In("label", ("a",)), In("label", ("b",)), In("group", ("c",))
-    assert parse_filter("label == 'a' or label == 'b' and group == 'c'") == Any((a, All((b, c))))
-    assert parse_filter("(label == 'a' or label == 'b') and not group == 'c'") == All((Any((a, b)), Not(c)))
+    assert parse_filter("label == 'a' or label == 'b' and group == 'c'") == Or((a, And((b, c))))
+    assert parse_filter("(label == 'a' or label == 'b') and not group == 'c'") == And((Or((a, b)), Not(c)))
 
 
 def test_a_percent_sign_and_other_escapes() -> None:

@@ -153,6 +153,16 @@ def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> 
         assert len(images_to_prune(catalog, there, limit=1)) == 1
 
 
+def test_pruning_by_embeddings_keeps_images_that_could_not_be_read(
+    place: Path, embedder: Embedder, pictures: Path, tmp_path: Path
+) -> None:
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures), embedder)
+        (pictures / "red" / "0.png").write_bytes(b"no picture")
+        embed_collection(embedder, "runs/x", read_collection(pictures), tmp_path / "embeddings")
+        assert images_to_prune(catalog, index_embeddings(catalog, tmp_path / "embeddings").ids).empty
+
+
 def test_unreadable_images_are_listed(place: Path, embedder: Embedder, pictures: Path) -> None:
     (pictures / "red" / "1.png").write_bytes(b"no picture")
     (pictures / "red" / "2.png").write_bytes((pictures / "red" / "3.png").read_bytes()[:100])

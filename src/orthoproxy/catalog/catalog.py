@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any as Anything
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from pydantic import BaseModel
 
-from orthoproxy.catalog.filters import All, Condition, In, Not, both, parse_filter
+from orthoproxy.catalog.filters import And, Condition, In, Not, both, parse_filter
 from orthoproxy.catalog.store import TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.file_formats import Dim, validate_json
@@ -118,6 +117,8 @@ class Catalog:
         found = _store_class(address).open(address)
         if found is None:
             hint = f"create one: orthoproxy index {address} IMAGES --model MODEL"
+            old = "://" not in address and (Path(address) / "catalog.json").is_file()
+            hint = f"it is of version 0.1: delete the folder, and {hint}" if old else hint
             raise InputError("no catalog", path=address, hint=hint)
         store, text = found
         try:
@@ -141,7 +142,7 @@ class Catalog:
         hash of the file. The rows of `embeddings`, in the same order, have unit length.
         """
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-        self._check(embeddings)
+        self._check(embeddings, "embeddings")
         if len(rows) != len(embeddings):
             raise InputError(f"{len(embeddings)} rows", field="embeddings", expected=f"{len(rows)}, one per image")
         texts = rows[list(TEXT_FIELDS)].astype(str)
@@ -199,7 +200,7 @@ class Catalog:
             At most one image per group, or per label for images without a group.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        self._check(queries)
+        self._check(queries, "queries")
         if not 1 <= k <= MAX_RESULTS:
             raise InputError(str(k), field="k", expected=f"1 to {MAX_RESULTS}")
         condition = parse_filter(where) if isinstance(where, str) else where
@@ -211,7 +212,7 @@ class Catalog:
         found = self.store.search(queries, k, condition) if len(queries) else []
         return [[self._hit(row) for row in rows.to_dict("records")] for rows in found]
 
-    def _hit(self, row: dict[Anything, Anything]) -> Hit:
+    def _hit(self, row: dict[Any, Any]) -> Hit:
         path = str(Path(self.root) / row["path"])
         return Hit(row["id"], path, row["label"], row["group"], float(row["similarity"]))
 
@@ -220,18 +221,18 @@ class Catalog:
         best: dict[tuple[str, str], Hit] = {}
         limit = min(MAX_RESULTS, 4 * k)
         while True:
-            found = {field: tuple(v for name, v in best if name == field) for field in ("group", "label", "id")}
+            found = {field: tuple(value for name, value in best if name == field) for field in ("group", "label", "id")}
             excluded = [Not(In(name, found[name])) for name in ("group", "id") if found[name]]
             if found["label"]:
-                excluded.append(Not(All((In("group", ("",)), In("label", found["label"])))))
-            hits = self._search(query, limit, both(condition, All(tuple(excluded)) if excluded else None))[0]
+                excluded.append(Not(And((In("group", ("",)), In("label", found["label"])))))
+            hits = self._search(query, limit, both(condition, And(tuple(excluded)) if excluded else None))[0]
             for hit in hits:
                 field = next(name for name in ("group", "label", "id") if getattr(hit, name))
                 best.setdefault((field, getattr(hit, field)), hit)
             if len(best) >= k or len(hits) < limit:
                 return sorted(best.values(), key=lambda hit: -hit.similarity)[:k]
 
-    def info(self) -> dict[str, Anything]:
+    def info(self) -> dict[str, Any]:
         """Return counts, of which `duplicates` are copies of another image's file, and the attributes."""
         images, distinct = 0, {name: set[str]() for name in ("label", "group", "content")}
         for page in self.iterate_rows(["label", "group", "content"]):
@@ -243,16 +244,12 @@ class Catalog:
             "labels": len(distinct["label"] - {""}),
             "groups": len(distinct["group"] - {""}),
             "duplicates": images - len(distinct["content"]),
-            **{name: getattr(self, name) for name in ("dim", "index", "model", "model_path", "root")},
+            "index": self.store.index_type,
+            **{name: getattr(self, name) for name in ("dim", "model", "model_path", "root")},
         }
 
-    @property
-    def index(self) -> str:
-        """Kind of index; ``FLAT`` for exact search."""
-        return self.store.index
-
     def iterate_embeddings(self) -> Iterator[Float[np.ndarray, "N D"]]:
-        """Yield the embeddings of all images, some thousand at a time."""
+        """Yield the embeddings of all images, a few thousand at a time."""
         for page in self.iterate_rows(["embedding"]):
             yield np.array(page["embedding"].tolist(), dtype=np.float32).reshape(-1, self.dim)
 
@@ -266,15 +263,15 @@ class Catalog:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _check(self, embeddings: np.ndarray) -> None:
+    def _check(self, embeddings: np.ndarray, field: str) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             expected = f"rows of {self.dim}, the dimension of {self.address}"
-            raise InputError(f"shape {embeddings.shape}", field="embeddings", expected=expected)
+            raise InputError(f"shape {embeddings.shape}", field=field, expected=expected)
         if not (np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT_TOLERANCE).all():  # nor NaN
-            raise InputError("not all rows have unit length", field="embeddings", hint="divide each by its length")
+            raise InputError("not all rows have unit length", field=field, hint="divide each by its length")
 
 
-def _store_class(address: str) -> Anything:
+def _store_class(address: str) -> Any:
     """Return the class of an address's store; its library is imported only where it is used."""
     if re.match(r"https?://", address):
         from orthoproxy.catalog.milvus import MilvusStore

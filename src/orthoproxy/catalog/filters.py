@@ -48,25 +48,25 @@ class Not:
 
 
 @dataclass(frozen=True)
-class All:
+class And:
     """All of the conditions are true."""
 
     conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
-class Any:
+class Or:
     """At least one of the conditions is true."""
 
     conditions: tuple[Condition, ...]
 
 
-Condition = In | Like | Not | All | Any
+Condition = In | Like | Not | And | Or
 
 
 def both(first: Condition | None, second: Condition | None) -> Condition | None:
     """Combine two conditions, either of which may be missing."""
-    return All((first, second)) if first and second else first or second
+    return And((first, second)) if first and second else first or second
 
 
 def parse_filter(text: str) -> Condition:
@@ -79,7 +79,7 @@ def parse_filter(text: str) -> Condition:
     Examples
     --------
     >>> parse_filter("label != 'x' and path like '2024/%'")
-    All(conditions=(Not(condition=In(field='label', values=('x',))), Like(field='path', parts=('2024/', ''))))
+    And(conditions=(Not(condition=In(field='label', values=('x',))), Like(field='path', parts=('2024/', ''))))
     """
     if len(text) > MAX_LENGTH:
         raise _error(f"{len(text)} characters", f"at most {MAX_LENGTH}")
@@ -109,7 +109,7 @@ def _convert(node: ast.expr, values: list[str]) -> Condition:
     match node:
         case ast.BoolOp(op=operator, values=nodes):
             conditions = tuple(_convert(part, values) for part in nodes)
-            return All(conditions) if isinstance(operator, ast.And) else Any(conditions)
+            return And(conditions) if isinstance(operator, ast.And) else Or(conditions)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return Not(_convert(operand, values))
         case ast.Compare(left=ast.Name(id=field), ops=[operator], comparators=[right]) if field in FIELDS:

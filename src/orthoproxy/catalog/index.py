@@ -20,7 +20,7 @@ from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbeddedFiles, File, embed_files
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
-from orthoproxy.embedding.parquet_store import embedding_meta, read_parts
+from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
 
 UPSERT_SIZE = 16_384
 VALUES = ["content", "label", "group"]
@@ -59,13 +59,12 @@ def index_images(
     """
     require_model(catalog, embedder.identity, "model")
     changes, images, size = Changes(), collection.images, 4 * batch_size
-    for path in images["path"]:  # before anything is written
-        _relative(collection.root / path, Path(catalog.root))
+    rows = _rows(images, collection.root, Path(catalog.root))
     pending: deque[tuple[pd.DataFrame, pd.DataFrame]] = deque()
 
     def batches() -> Iterator[list[File]]:
-        for first in range(0, len(images), size):
-            part = _rows(images.iloc[first : first + size], collection.root, catalog)
+        for first in range(0, len(rows), size):
+            part = rows.iloc[first : first + size]
             stored = _stored(catalog, part)
             pending.append((part, stored))
             files = [File(*pair) for pair in zip(part["file"], stored["content"], strict=True)]
@@ -94,8 +93,9 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
     relabeled = (stored[["label", "group"]].to_numpy() != part[["label", "group"]].to_numpy()).any(axis=1)
     relabeled &= readable & ~changed
     if relabeled.any():
-        rows = catalog.get(part["id"][relabeled].tolist(), with_embeddings=True)
-        catalog.upsert(part.loc[relabeled, COLUMNS], np.stack(rows["embedding"].tolist()))
+        rows = catalog.get(part["id"].to_numpy()[relabeled].tolist(), with_embeddings=True)
+        rows[["label", "group"]] = part.set_index("id").loc[rows["id"], ["label", "group"]].to_numpy()
+        catalog.upsert(rows[COLUMNS], np.array(rows["embedding"].tolist(), np.float32).reshape(-1, catalog.dim))
     catalog.upsert(part.loc[changed, COLUMNS], files.embeddings)
     changes.added += int(new.sum())
     changes.replaced += int((changed & ~new).sum())
@@ -135,7 +135,7 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
     changes = Changes()
     with Progress("index", meta.images) as progress:
         for table, embeddings in read_parts(folder):
-            rows = _rows(table, Path(meta.root), catalog)
+            rows = _rows(table, Path(meta.root), Path(catalog.root))
             for first in range(0, len(rows), UPSERT_SIZE):
                 part, vectors = rows.iloc[first : first + UPSERT_SIZE], embeddings[first : first + UPSERT_SIZE]
                 stored = _stored(catalog, part)
@@ -144,6 +144,8 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
                 _update(catalog, part, stored, files, changes)
                 progress.advance(len(part), "images")
                 report(progress.done, meta.images)
+    unreadable = pd.DataFrame({"path": unreadable_paths(folder)}, dtype=object)
+    changes.ids += _rows(unreadable, Path(meta.root), Path(catalog.root))["id"].tolist()  # for prune
     return changes
 
 
@@ -154,7 +156,7 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
     it was not mounted. Raises InputError otherwise, or if they are more than the limit.
     """
     keep, total = set(ids), len(catalog)
-    pages = catalog.iterate_rows(["id", "path"])
+    pages = [pd.DataFrame(columns=["id", "path"]), *catalog.iterate_rows(["id", "path"])]
     gone = pd.concat([page[~page["id"].isin(keep)] for page in pages], ignore_index=True)
     problem = None
     if limit is None:
@@ -162,7 +164,7 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
         away = sorted(folder for folder in folders if not folder.is_dir() or not any(folder.iterdir()))
         problem = f"{away[0]} is missing or empty" if away else None
     if problem is None and len(gone) > (total / 10 if limit is None else limit):
-        problem = f"for example {gone['path'].iloc[0]}"
+        problem = f"{gone['path'].iloc[0]} and others, more than {f'{limit}' if limit is not None else 'a tenth'}"
     if problem is not None:
         hint = f"if they are gone for good, add --prune-limit {len(gone)}"
         raise InputError(f"would remove {len(gone)} of {total} images: {problem}", field="prune", hint=hint)
@@ -171,7 +173,7 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
 
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
     """Delete images by path or folder and return their number; raises InputError if a path matches none."""
-    targets = {_relative(Path(catalog.root) / path, Path(catalog.root)): path for path in paths}
+    targets = {relative_path(Path(catalog.root) / path, Path(catalog.root)): path for path in paths}
     chosen: list[str] = []
     missing = set(targets)
     for page in catalog.iterate_rows(["id", "path"]):
@@ -192,10 +194,10 @@ def require_model(catalog: Catalog, identity: str, field: str) -> None:
         raise InputError(problem, field=field, hint="use that model, or create another catalog")
 
 
-def fit_index(catalog: Catalog, exact_below: int | None = None) -> float | None:
-    """Tidy up a catalog; from `exact_below` images on, build its index for approximate search and return its recall."""
+def fit_index(catalog: Catalog) -> float | None:
+    """Tidy up a catalog; build an index if it has become too large for exact search, and return the recall."""
     catalog.store.optimize()
-    if catalog.index != "FLAT" or len(catalog) < (exact_below or catalog.store.exact_below):
+    if catalog.store.index_type != "FLAT" or len(catalog) < catalog.store.exact_below:
         return None
     measure = recall_measure(catalog)
     catalog.store.build_index(measure)
@@ -225,14 +227,14 @@ def recall_measure(
     return measure
 
 
-def _rows(images: pd.DataFrame, root: Path, catalog: Catalog) -> pd.DataFrame:
+def _rows(images: pd.DataFrame, root: Path, catalog_root: Path) -> pd.DataFrame:
     """Add the ids, files and paths relative to the catalog's root."""
     files = [str(root / path) for path in images["path"]]
-    paths = [_relative(Path(file), Path(catalog.root)) for file in files]
+    paths = [relative_path(Path(file), catalog_root) for file in files]
     return images.reset_index(drop=True).assign(id=[image_id(path) for path in paths], path=paths, file=files)
 
 
-def _relative(file: Path, root: Path) -> str:
+def relative_path(file: Path, root: Path) -> str:
     """Return the path relative to the root, without following links."""
     path = os.path.relpath(os.path.abspath(file), root).replace(os.sep, "/")  # noqa: PTH100
     if path == ".." or path.startswith("../"):

@@ -1,16 +1,17 @@
-"""Catalogs in a folder or an object store, by LanceDB. Any number of processes may read and write one."""
+"""Catalogs in a folder or an object store, by LanceDB. Or number of processes may read and write one."""
 
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import reduce
-from itertools import takewhile
 from pathlib import Path
 from threading import Lock
-from typing import Any as Anything
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float
 
-from orthoproxy.catalog.filters import All, Any, Condition, In, Like, Not
+from orthoproxy.catalog.filters import And, Condition, In, Like, Not, Or
 from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 
-os.environ.setdefault("LANCEDB_LOG", "error")  # failures are raised as well
+os.environ.setdefault("LANCEDB_LOG", "error")  # errors are raised, so do not log them too
+
+# data loading forks while LanceDB's threads run; the children do not use it
+warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
 
 try:
     import lancedb
@@ -39,19 +43,21 @@ IN_MEMORY = 512 * 2**20  # bytes of embeddings; fewer are searched exactly, in m
 PAGE_SIZE = 8192
 CANDIDATES = 10  # per result, whose exact similarity is computed
 ENOUGH_RECALL = 0.99
-SMALL_FRAGMENT = 4096  # rows; if the average file has fewer, files are merged
+MAX_VERSIONS = 100  # each write makes one; more are merged
+GROWTH = 4  # times as many rows as when the index was built: build it again
 ALWAYS_LATEST = timedelta(0)
 
 
 class LanceStore(Store):
     """A table of LanceDB. Embeddings below `IN_MEMORY` are searched by one matrix product, kept until they change."""
 
-    def __init__(self, table: Anything, address: str) -> None:
+    def __init__(self, table: Any, address: str) -> None:
         self._table, self.address = table, address
         self.dim = table.schema.field("embedding").type.list_size
         self.exact_below = IN_MEMORY // (4 * self.dim)
         self._version, self._in_memory = -1, None  # of the table, and the texts and embeddings of that version
-        self._lock = Lock()  # of these
+        self._lock = Lock()  # guards both
+        self._trial_probes: int | None = None  # while an index is built
 
     @classmethod
     def create(cls, address: str, dim: int, meta: str) -> LanceStore:
@@ -78,16 +84,18 @@ class LanceStore(Store):
             try:
                 table = _connect(address).open_table(TABLE)
             except ValueError as error:
-                if "not found" in str(error):  # LanceDB has no error of its own for this
+                if f"'{TABLE}' was not found" in str(error):  # LanceDB has no error of its own for this
                     return None
                 raise
+            if not {*TEXT_FIELDS, "embedding"} <= {*table.schema.names}:
+                raise InputError(f"its table {TABLE} is not a catalog", path=address, hint="choose another address")
             return cls(table, address), (table.schema.metadata or {}).get(META, b"").decode()
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
-        schema = self._table.schema.remove_metadata()
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
-        data = pa.table([*(pa.array(rows[name], pa.string()) for name in TEXT_FIELDS), vectors], schema=schema)
+        columns = [*(pa.array(rows[name], pa.string()) for name in TEXT_FIELDS), vectors]
         with _lance_errors(self.address):
+            data = pa.table(columns, schema=self._table.schema.remove_metadata())
             self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -95,9 +103,11 @@ class LanceStore(Store):
             return self._table.delete(to_sql(In("id", tuple(ids)))).num_deleted_rows if ids else 0
 
     def get(self, ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        if not ids:
+            return pd.DataFrame(columns=list(columns))
         with _lance_errors(self.address):
             query = self._table.search().where(to_sql(In("id", tuple(ids)))).select(list(columns))
-            return _to_pandas(query.to_arrow()) if ids else pd.DataFrame(columns=list(columns))
+            return _to_pandas(query.to_arrow())
 
     def pages(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         with _lance_errors(self.address):
@@ -109,7 +119,7 @@ class LanceStore(Store):
             return self._table.count_rows()
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
-        with self._lock, _lance_errors(self.address):  # the threads of several products would slow down each other
+        with self._lock, _lance_errors(self.address):  # one product already uses all cores
             in_memory = self._load()
             if in_memory is not None:
                 return self._search_in_memory(*in_memory, queries, k, where)
@@ -119,16 +129,15 @@ class LanceStore(Store):
     def _search_in_memory(
         self, texts: pa.Table, embeddings: np.ndarray, queries: np.ndarray, k: int, where: Condition | None
     ) -> list[pd.DataFrame]:
-        if where is not None:
-            chosen = np.flatnonzero(matches(where, texts))
-            texts, embeddings = texts.take(chosen), embeddings[chosen]
+        rows = np.arange(len(embeddings)) if where is None else np.flatnonzero(matches(where, texts))
+        few = len(rows) < len(embeddings) / 4  # else it is faster to compute all similarities than to copy
+        chosen = embeddings[rows] if few else embeddings
         found = []
         for query in queries:
-            similarity = embeddings @ query
+            similarity = chosen @ query if few else (chosen @ query)[rows]
             nearest = np.argpartition(-similarity, k)[:k] if k < len(similarity) else np.arange(len(similarity))
             nearest = nearest[np.argsort(-similarity[nearest], kind="stable")]
-            rows = texts.take(nearest).to_pandas()
-            found.append(rows.assign(similarity=similarity[nearest]))
+            found.append(texts.take(rows[nearest]).to_pandas().assign(similarity=similarity[nearest]))
         return found
 
     def _load(self) -> tuple[pa.Table, np.ndarray] | None:
@@ -144,39 +153,50 @@ class LanceStore(Store):
 
     def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None) -> pd.DataFrame:
         """Search by the index; exactly if there is a condition, as what meets it may be in other partitions."""
-        probes = (self._table.schema.field("embedding").metadata or {}).get(b"probes")
+        probes = self._trial_probes or self._index_settings().get("probes")
         search = self._table.search(query, vector_column_name="embedding").distance_type("dot")
         search = search.select([*HIT_FIELDS, "_distance"]).limit(k)
         if where is not None:
-            search = search.where(to_sql(where)).bypass_vector_index()
-        elif probes is not None:
-            search = search.nprobes(int(probes)).refine_factor(CANDIDATES)
-        found = search.to_arrow().to_pandas()
+            search = search.where(to_sql(where))
+        found = pd.DataFrame()
+        if where is None and probes:
+            found = search.nprobes(probes).refine_factor(CANDIDATES).to_arrow().to_pandas()
+        if len(found) < k:  # none yet, or fewer in the partitions probed
+            found = search.bypass_vector_index().to_arrow().to_pandas()
         return found.assign(similarity=1 - found["_distance"])[[*HIT_FIELDS, "similarity"]]
 
     @property
-    def index(self) -> str:
-        return "IVF" if self._vector_index() else "FLAT"
-
-    def _vector_index(self) -> Anything:
+    def index_type(self) -> str:
         with _lance_errors(self.address):
-            return next((index for index in self._table.list_indices() if index.columns == ["embedding"]), None)
+            return "IVF" if self.count() < GROWTH * self._index_settings().get("rows", 0) else "FLAT"
+
+    def _index_settings(self) -> dict[str, int]:
+        """Return ``probes``, and ``rows``, how many there were when the index was built; empty without an index."""
+        metadata = self._table.schema.field("embedding").metadata or {}
+        return {name: int(metadata[key]) for name in ("probes", "rows") if (key := name.encode()) in metadata}
 
     def build_index(self, measure_recall: Callable[[], float]) -> None:
-        partitions = max(1, round(self.count() ** 0.5))
+        rows = self.count()
+        partitions = max(1, round(rows**0.5))
         with _lance_errors(self.address):
             config = IvfSq(distance_type="dot", num_partitions=partitions)
             self._table.create_index("embedding", config=config, replace=True)
-            for probes in takewhile(lambda number: number < partitions, (8 * 2**step for step in range(32))):
-                self._table.update_field_metadata({"path": "embedding", "metadata": {"probes": str(probes)}})
-                if measure_recall() >= ENOUGH_RECALL:
-                    break
+            self._trial_probes = 8
+            while measure_recall() < ENOUGH_RECALL and self._trial_probes < partitions:
+                self._trial_probes *= 2
+            settings = {"probes": str(self._trial_probes), "rows": str(rows)}
+            self._table.update_field_metadata({"path": "embedding", "metadata": settings})  # completes the index
+            self._trial_probes = None
 
     def optimize(self) -> None:
         with _lance_errors(self.address):
-            fragments = self._table.stats()["fragment_stats"]["num_fragments"]
-            if fragments > max(100, self.count() / SMALL_FRAGMENT) or self._vector_index():
+            if len(self._table.list_versions()) <= MAX_VERSIONS and not self._index_settings():
+                return
+            try:
                 self._table.optimize(cleanup_older_than=timedelta(hours=1))
+            except RuntimeError as error:
+                if "conflict" not in str(error):  # another process is writing; the next one tidies up
+                    raise
 
     def close(self) -> None:
         self._version, self._in_memory = -1, None
@@ -191,9 +211,9 @@ def to_sql(condition: Condition) -> str:
             return f"{col(field).to_sql()} LIKE {lit(condition.pattern).to_sql()}"
         case Not(inner):
             return f"NOT ({to_sql(inner)})"
-        case All(conditions):
+        case And(conditions):
             return " AND ".join(f"({to_sql(part)})" for part in conditions)
-        case Any(conditions):
+        case Or(conditions):
             return " OR ".join(f"({to_sql(part)})" for part in conditions)
 
 
@@ -202,13 +222,14 @@ def matches(condition: Condition, texts: pa.Table) -> np.ndarray:
     match condition:
         case In(field, values):
             return pc.is_in(texts[field], pa.array(values, pa.string())).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
-        case Like(field):
-            return pc.match_like(texts[field], condition.pattern).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        case Like(field, parts):  # not by match_like, which is wrong for some patterns with backslashes
+            pattern = rf"(?s)\A{'.*'.join(map(re.escape, parts))}\z"
+            return pc.match_substring_regex(texts[field], pattern).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
         case Not(inner):
             return ~matches(inner, texts)
-        case All(conditions):
+        case And(conditions):
             return reduce(np.logical_and, (matches(part, texts) for part in conditions))
-        case Any(conditions):
+        case Or(conditions):
             return reduce(np.logical_or, (matches(part, texts) for part in conditions))
 
 
@@ -231,7 +252,7 @@ def _local_folder(address: str) -> Path | None:
     return None if "://" in address else Path(address)
 
 
-def _connect(address: str) -> Anything:
+def _connect(address: str) -> Any:
     return lancedb.connect(address, read_consistency_interval=ALWAYS_LATEST)
 
 
@@ -242,5 +263,5 @@ def _lance_errors(address: str) -> Iterator[None]:
     except InputError:
         raise
     except (RuntimeError, ValueError, OSError) as error:  # LanceDB has no base class of its own
-        problem = str(error).partition(", /")[0].partition("\n")[0][:300]
+        problem = re.sub(r", \S*\.rs:\d+.*", "", str(error).partition("\n")[0])[:300]  # no places in its sources
         raise InputError(f"LanceDB: {problem}", path=address) from error

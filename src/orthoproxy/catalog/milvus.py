@@ -8,20 +8,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any as Anything
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.catalog.filters import All, Any, Condition, In, Like, Not
+from orthoproxy.catalog.filters import And, Condition, In, Like, Not, Or
 from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 
 # Data loading forks while Milvus's threads run; the children use no gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # failures are raised as well
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are raised, so do not log them too
 
 try:
     from pymilvus import DataType, MilvusClient
@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise InputError("pymilvus is not installed", hint="pip install 'orthoproxy[milvus]'") from error
 
-for _name in ("pymilvus", "grpc._server"):  # failures are raised as well
+for _name in ("pymilvus", "grpc._server"):  # errors are raised, so do not log them too
     logging.getLogger(_name).addHandler(logging.NullHandler())
     logging.getLogger(_name).propagate = False
 
@@ -45,14 +45,14 @@ class MilvusStore(Store):
 
     exact_below = 200_000
 
-    def __init__(self, client: Anything, collection: str, address: str, dim: int) -> None:
+    def __init__(self, client: Any, collection: str, address: str, dim: int) -> None:
         self._client, self._collection, self.address, self.dim = client, collection, address, dim
         self._has_written = False
 
     @classmethod
     def create(cls, address: str, dim: int, meta: str) -> MilvusStore:
         """Create an empty collection; raises InputError if there is one, or the server does not answer."""
-        with ExitStack() as stack:
+        with _milvus_errors(address), ExitStack() as stack:
             client, name = _connect(address)
             stack.callback(client.close)
             if client.has_collection(name):
@@ -70,16 +70,22 @@ class MilvusStore(Store):
     @classmethod
     def open(cls, address: str) -> tuple[MilvusStore, str] | None:
         """Open a collection; returns it with its description, or None if there is none."""
-        with ExitStack() as stack:
+        with _milvus_errors(address), ExitStack() as stack:
             client, name = _connect(address)
             stack.callback(client.close)
             if not client.has_collection(name):
                 return None
             about = client.describe_collection(name)
             dims = [field["params"]["dim"] for field in about["fields"] if field["name"] == "embedding"]
-            client.load_collection(name)
+            if not dims:
+                raise InputError(f"collection {name} is not a catalog", path=address, hint="choose another name")
+            store = cls(client, name, address, int(dims[0]))
+            if client.list_indexes(name):
+                client.load_collection(name)
+            else:  # of a process that was killed while it replaced the index
+                store._create_index("FLAT")
             stack.pop_all()
-        return cls(client, name, address, int(dims[0]) if dims else 0), about.get("description", "")
+        return store, about.get("description", "")
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         records = rows[list(TEXT_FIELDS)].to_dict("records")
@@ -88,7 +94,7 @@ class MilvusStore(Store):
         for first in range(0, len(records), step):
             vectors = embeddings[first : first + step].tolist()
             pairs = zip(records[first : first + step], vectors, strict=True)
-            with self._milvus_errors():
+            with _milvus_errors(self.address):
                 self._client.upsert(self._collection, [{**row, "embedding": vector} for row, vector in pairs])
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -96,7 +102,7 @@ class MilvusStore(Store):
         for first in range(0, len(ids), 1000):
             existing = self.get(ids[first : first + 1000], ["id"])["id"].tolist()
             if existing:
-                with self._milvus_errors():
+                with _milvus_errors(self.address):
                     self._client.delete(self._collection, ids=existing)
             deleted += len(existing)
         return deleted
@@ -117,7 +123,7 @@ class MilvusStore(Store):
         return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
-        with self._milvus_errors():
+        with _milvus_errors(self.address):
             results = self._client.search(
                 self._collection,
                 data=list(queries),
@@ -132,12 +138,12 @@ class MilvusStore(Store):
         return [pd.DataFrame(rows, columns=columns) for rows in found]
 
     @property
-    def index(self) -> str:
-        with self._milvus_errors():
+    def index_type(self) -> str:
+        with _milvus_errors(self.address):
             return str(self._client.describe_index(self._collection, "embedding")["index_type"])
 
     def build_index(self, measure_recall: Callable[[], float]) -> None:
-        with self._milvus_errors():
+        with _milvus_errors(self.address):
             self._client.release_collection(self._collection)
             self._client.drop_index(self._collection, "embedding")
             self._create_index("HNSW")
@@ -149,30 +155,23 @@ class MilvusStore(Store):
         self._client.load_collection(self._collection)
 
     def optimize(self) -> None:
-        with self._milvus_errors():
+        with _milvus_errors(self.address):
             self._client.flush(self._collection)
 
     def close(self) -> None:
         self._client.close()
 
-    def _query(self, expression: str, columns: list[str]) -> list[dict[str, Anything]]:
+    def _query(self, expression: str, columns: list[str]) -> list[dict[str, Any]]:
         limit = {} if columns == ["count(*)"] else {"limit": MAX_ROWS}
-        with self._milvus_errors():
+        with _milvus_errors(self.address):
             return self._client.query(
                 self._collection, filter=expression, output_fields=columns, consistency_level="Strong", **limit
             )
 
-    def _to_pandas(self, rows: list[dict[str, Anything]], columns: Sequence[str]) -> pd.DataFrame:
+    def _to_pandas(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
         for row in rows if "embedding" in columns else []:
             row["embedding"] = np.float32(row["embedding"])
         return pd.DataFrame(rows, columns=list(columns))
-
-    @contextmanager
-    def _milvus_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except MilvusException as error:
-            raise InputError(f"Milvus: {_first_line(error)}", path=self.address) from error
 
 
 def to_expression(condition: Condition) -> str:
@@ -184,9 +183,9 @@ def to_expression(condition: Condition) -> str:
             return f"{field} like {_quote(condition.pattern)}"
         case Not(inner):
             return f"not ({to_expression(inner)})"
-        case All(conditions):
+        case And(conditions):
             return " and ".join(f"({to_expression(part)})" for part in conditions)
-        case Any(conditions):
+        case Or(conditions):
             return " or ".join(f"({to_expression(part)})" for part in conditions)
 
 
@@ -195,7 +194,7 @@ def _quote(text: str) -> str:
     return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
 
 
-def _connect(address: str) -> tuple[Anything, str]:
+def _connect(address: str) -> tuple[Any, str]:
     """Connect to a server; returns the client and the collection's name, which follows the slash."""
     parts = urlsplit(address)
     name = parts.path.strip("/") or COLLECTION
@@ -206,6 +205,14 @@ def _connect(address: str) -> tuple[Anything, str]:
         return MilvusClient(f"{parts.scheme}://{parts.netloc}", token=token, timeout=10, dedicated=True), name
     except MilvusException as error:
         raise InputError(f"no Milvus server answers: {_first_line(error)}", path=address) from error
+
+
+@contextmanager
+def _milvus_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except MilvusException as error:
+        raise InputError(f"Milvus: {_first_line(error)}", path=address) from error
 
 
 def _first_line(error: MilvusException) -> str:

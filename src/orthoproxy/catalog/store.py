@@ -37,7 +37,7 @@ class Store(ABC):
 
     @abstractmethod
     def pages(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        """Yield all rows, some thousand at a time."""
+        """Yield all rows, a few thousand at a time."""
 
     @abstractmethod
     def count(self) -> int:
@@ -49,8 +49,8 @@ class Store(ABC):
 
     @property
     @abstractmethod
-    def index(self) -> str:
-        """Kind of index; ``FLAT`` for exact search."""
+    def index_type(self) -> str:
+        """``FLAT`` if there is no index for approximate search, or it must be built again."""
 
     @abstractmethod
     def build_index(self, measure_recall: Callable[[], float]) -> None:

@@ -87,7 +87,7 @@ def _index(options: Any) -> dict[str, Any]:
     if recall is not None:
         print(f"approximate index: recall@10 {recall:.3f} against exact search")
     if changes.unreadable:
-        print(f"note: {len(changes.unreadable)} unreadable images left out")
+        print(f"note: {len(changes.unreadable)} unreadable images, not indexed anew")
         for path, reason in changes.unreadable:
             print(f"  {path}: {reason}")
     result = {name: value for name, value in asdict(changes).items() if name != "ids"}
@@ -109,15 +109,20 @@ def _create(
 ) -> Catalog:
     """Create a catalog for the model given, or for the one that computed the embeddings."""
     from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.catalog.index import relative_path
     from orthoproxy.embedding.parquet_store import embedding_meta
 
     if embeddings is not None:
         meta = embedding_meta(embeddings)
+        if model is not None and model.identity != meta.model:
+            raise InputError(f"not the model of {embeddings}, {meta.model_path}", field="model")
         place, root, dim, identity = options.model or meta.model_path, meta.root, meta.dim, meta.model
     elif model is not None and images is not None:
         place, root, dim, identity = options.model, images.root, model.embedding_dim, model.identity
     else:
         raise InputError("missing", field="model", expected="a model, as the catalog does not exist yet")
+    if options.root:
+        relative_path(Path(root), Path(options.root).absolute())
     place = str(Path(place).absolute()) if Path(place).exists() else place  # else a name on the Hub
     return Catalog.create(options.catalog, dim, identity, place, options.root or root)
 

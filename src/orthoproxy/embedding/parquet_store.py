@@ -173,6 +173,11 @@ def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
     return unreadable
 
 
+def unreadable_paths(folder: Path) -> list[str]:
+    """Return the paths of the images that could not be read, relative to the root."""
+    return [image["path"] for part in embedding_meta(folder).parts for image in _read_metadata(folder / part.file)[2]]
+
+
 def _split(images: pd.DataFrame, part_size: int) -> Iterator[Part]:
     for number, first in enumerate(range(0, len(images), part_size)):
         rows = images.iloc[first : first + part_size]
