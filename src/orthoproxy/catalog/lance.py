@@ -1,4 +1,4 @@
-"""Catalogs in a folder or an object store, by LanceDB. Or number of processes may read and write one."""
+"""Catalogs in a folder or an object store, by LanceDB. Any number of processes may read and write one."""
 
 from __future__ import annotations
 
