@@ -69,7 +69,7 @@ audit:
 	PYTHON=$(PYTHON) .ci/audit
 
 reliability: .venv/installed-dev
-	$(BIN)/pytest -m "not server" tests/core tests/faults tests/security
+	$(BIN)/pytest -m "not server" tests/core tests/faults tests/security tests/catalog
 
 coverage: .venv/installed-dev
 	$(BIN)/pytest -m "not slow" --cov=src/orthoproxy/losses --cov=src/orthoproxy/evaluation --cov-branch \
