@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -305,6 +307,50 @@ def test_the_rows_in_memory_are_read_once_for_each_version(folder: Path, monkeyp
         catalog.delete(rows["id"][:1].tolist())
         assert keys(catalog.search(embeddings[:1], 50)[0]) == nearest(rows[1:], embeddings[1:], embeddings[0], 50)
         assert len(reads) == 2
+
+
+def test_the_last_changes_can_be_undone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lance, "MAX_CHANGES", 3)
+    monkeypatch.setattr(lance, "MAX_VERSIONS", 0)
+    rows, embeddings = some(60)
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog, Catalog.open(str(folder)) as reader:
+        assert error_of(catalog.store.undo).path == str(folder)
+        for first in range(0, 60, 10):
+            with catalog.store.undoable():
+                catalog.upsert(rows[first : first + 10], embeddings[first : first + 10])
+                catalog.delete([rows["id"][first]])
+            catalog.store.optimize()
+        with catalog.store.undoable():
+            catalog.delete([])
+        assert [count for _, count in catalog.store.history()] == [45, 36, 27]
+        assert [when for when, _ in catalog.store.history()] == sorted(
+            (when for when, _ in catalog.store.history()), reverse=True
+        )
+        for left in (45, 36, 27):
+            catalog.store.undo()
+            assert ids(reader) == set(rows["id"][: left // 9 * 10]) - set(rows["id"][::10])
+            assert len(reader.search(embeddings[:1], 60)[0]) == left
+        assert catalog.store.history() == []
+
+
+def test_a_read_only_folder_can_be_searched() -> None:
+    rows, embeddings = some(20)
+    with tempfile.TemporaryDirectory() as folder:
+        with Catalog.create(folder, DIM, "m", "p") as catalog:
+            catalog.upsert(rows, embeddings)
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        user = os.geteuid()
+        try:
+            if user == 0:  # who may write anywhere
+                os.seteuid(65534)
+            with Catalog.open(folder) as catalog:
+                assert keys(catalog.search(embeddings[3:4], 1)[0]) == [rows["id"][3]]
+                assert error_of(catalog.delete, rows["id"][:1].tolist()).path == folder
+        finally:
+            os.seteuid(user)
+            for path in (Path(folder), *Path(folder).rglob("*")):
+                path.chmod(0o755)
 
 
 def test_a_search_sees_all_of_a_change_or_nothing(folder: Path) -> None:

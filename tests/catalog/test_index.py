@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from errors import error_of
 from PIL import Image
 
 from orthoproxy.catalog.catalog import Catalog, image_id
-from orthoproxy.catalog.index import delete_paths, images_to_prune, index_embeddings, index_images
+from orthoproxy.catalog.index import delete_paths, images_to_prune, index_embeddings, index_images, migrate
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_collection
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
@@ -208,6 +210,71 @@ def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder
     with create(place, embedder, pictures / "red") as catalog:
         assert error_of(index_images, catalog, read_collection(pictures), embedder).path == pictures / "blue" / "0.png"
         assert index_images(catalog, read_collection(pictures / "red"), embedder).added == 4
+
+
+def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
+    place: Path, tiny_encoder: Encoder, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Embedder(Encoder("test_vit", embedding_dim=16, image_size=32))
+    embedded: list[int] = []
+    embed = new.embed
+    monkeypatch.setattr(
+        new, "embed", lambda images, **options: embedded.append(len(images)) or embed(images, **options)
+    )
+    catalog = create(place, embedder, pictures)
+    index_images(catalog, read_collection(pictures), embedder)
+    catalog.delete([image_id("red/0.png")])
+    before = everything(catalog)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        migrate(catalog, new, "new", batch_size=2, report=interrupt)
+    assert Catalog.open(str(place)).model == embedder.identity
+    with pytest.raises(InputError, match="migrat"), catalog.store.undoable():
+        pass
+    (pictures / "blue" / "0.png").rename(pictures / "away.png")
+    assert "blue/0.png" in error_of(migrate, catalog, new, "new", batch_size=2).problem
+    (pictures / "away.png").rename(pictures / "blue" / "0.png")
+    assert migrate(catalog, new, "new", batch_size=2)[0] == 11
+    assert sum(embedded) == 11
+
+    query = new.embed([pictures / "green" / "1.png"])
+    with Catalog.open(str(place)) as migrated:
+        assert (migrated.dim, migrated.model, migrated.model_path) == (16, new.identity, "new")
+        pd.testing.assert_frame_equal(everything(migrated), before)
+        assert migrated.search(query, 1)[0][0].path == str(pictures / "green" / "1.png")
+        assert [path.name for path in place.iterdir()] == ["images.lance"]
+        old = before[["id", "path", "label", "group", "content"]]
+        for call in (partial(catalog.search, np.eye(8)[:1]), partial(catalog.upsert, old[:1], np.eye(8)[:1])):
+            assert error_of(call).path == str(place)
+        migrated.store.undo()
+    with Catalog.open(str(place)) as undone:
+        assert (undone.dim, undone.model) == (8, embedder.identity)
+        pd.testing.assert_frame_equal(everything(undone), before)
+
+
+def test_rows_written_during_a_migration_are_not_lost(place: Path, embedder: Embedder, pictures: Path) -> None:
+    with create(place, embedder, pictures) as catalog, Catalog.open(str(place)) as other:
+        index_images(catalog, read_collection(pictures / "red", pictures), embedder)
+        blue = read_collection(pictures / "blue", pictures)
+        error = error_of(migrate, catalog, embedder, "new", report=lambda *_: index_images(other, blue, embedder))
+        assert error.path == str(place) and len(catalog) == 8
+        migrate(catalog, embedder, "new")
+        assert len(catalog) == 8
+
+
+def test_moved_images_are_found_below_the_new_root(place: Path, embedder: Embedder, pictures: Path) -> None:
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures), embedder)
+        moved = pictures.rename(pictures.with_name("moved"))
+        assert error_of(catalog.move, moved / "red").field == "root"
+        catalog.move(moved, "elsewhere")
+    with Catalog.open(str(place)) as catalog:
+        assert (catalog.root, catalog.model_path) == (str(moved), "elsewhere")
+        assert catalog.search(embedder.embed([moved / "red" / "2.png"]), 1)[0][0].path == str(moved / "red" / "2.png")
+        assert index_images(catalog, read_collection(moved), embedder).unchanged == 12
 
 
 def test_images_and_folders_are_deleted(place: Path, embedder: Embedder, pictures: Path) -> None:

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from command_line import input_error, json_of
 
+from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import Encoder
@@ -86,3 +89,47 @@ def test_the_model_may_be_moved_but_not_replaced(catalog: Path, image_folder: Pa
     assert Path(str(input_error(["search", catalog, "nowhere.png"]).path)) == Path("nowhere.png")
     for options in (["--where", "label = 'x'"], ["--where", ""], ["--model", "nowhere"], ["-k", "99999"]):
         assert main(["search", str(catalog), image, *options]) == 2
+
+
+def test_several_images_as_one_query(catalog: Path, image_folder: Path) -> None:
+    images = [image_folder / "blue" / "0.png", image_folder / "red" / "3.png"]
+    other = image_folder / "green" / "1.png"
+    vectors = Embedder.load(catalog.parent / "model").embed([*images, other]).astype(np.float64)
+    with Catalog.open(str(catalog)) as opened:
+        rows = pd.concat(opened.iterate_rows(["path", "embedding"]))
+    stored = np.stack(rows["embedding"].tolist()).astype(np.float64)
+    for options, query in (
+        (["--together"], vectors[:2].mean(axis=0)),
+        (["--together", "--unlike", other], vectors[:2].mean(axis=0) - vectors[2] / 2),
+    ):
+        similarity = stored @ query / np.linalg.norm(query)
+        (found,) = search(catalog, *images, *options, "-k", 5)
+        expected = rows["path"].iloc[np.argsort(-similarity)[:5]]
+        assert [hit["path"] for hit in found["results"]] == [str(image_folder / path) for path in expected]
+        assert found["results"][0]["similarity"] == pytest.approx(similarity.max(), abs=1e-5)
+
+
+def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(catalog, tmp_path / "catalog")
+    Embedder(Encoder("test_vit", embedding_dim=4, image_size=32)).save(tmp_path / "new")
+
+    def index(*options: object) -> dict[str, Any]:
+        return json_of(["index", place, "--workers", 0, *options])
+
+    assert index("--delete", "blue")["deleted"] == 4
+    assert index("--migrate-to", tmp_path / "new", "--info")["info"]["dim"] == 4
+    assert [change["images_before"] for change in index("--history")["history"]] == [8, 12]
+    assert index("--undo", "--info")["info"]["dim"] == 8
+    assert index("--undo", "--info")["info"]["images"] == 12
+    assert input_error(["index", place, "--undo"]).path == str(place)
+
+    moved = shutil.copytree(image_folder, tmp_path / "pictures")
+    (catalog.parent / "model").rename(tmp_path / "model")
+    try:
+        assert "--model" in (input_error(["search", place, moved / "red" / "0.png"]).hint or "")
+        assert input_error(["index", place, moved, "--root", moved, "--model", tmp_path / "model"]).field == "root"
+        index("--root", moved, "--model", tmp_path / "model")
+        (found,) = json_of(["search", place, moved / "red" / "0.png", "-k", 1])
+        assert found["results"][0]["path"] == str(moved / "red" / "0.png")
+    finally:
+        (tmp_path / "model").rename(catalog.parent / "model")

@@ -65,6 +65,18 @@ def image_id(relative_path: str) -> str:
     return hashlib.sha256(os.fsencode(relative_path)).hexdigest()[:32]
 
 
+def combined_query(similar: Float[np.ndarray, "N D"], unlike: Float[np.ndarray, "M D"]) -> Float[np.ndarray, " D"]:
+    """Return the unit-length query for images that are similar to some and unlike others (Rocchio, 1971).
+
+    It has the direction of mean(similar) - 1/2 mean(unlike). Raises InputError if that is zero.
+    """
+    query = similar.mean(axis=0) - (unlike.mean(axis=0) / 2 if len(unlike) else 0)
+    length = np.linalg.norm(query)
+    if length < UNIT_TOLERANCE:
+        raise InputError("the images cancel out", field="images", hint="search for each by itself")
+    return query / length
+
+
 class Catalog:
     """A collection of embeddings in a folder, an object store (``s3://bucket/birds``) or on a Milvus server.
 
@@ -85,8 +97,18 @@ class Catalog:
     """
 
     def __init__(self, store: Store, address: str, meta: CatalogMeta) -> None:
-        self.store, self.address = store, address
-        self.dim, self.model, self.model_path, self.root = meta.dim, meta.model, meta.model_path, meta.root
+        self.store, self.address, self.meta = store, address, meta
+        self.dim, self.model = meta.dim, meta.model
+
+    @property
+    def root(self) -> str:
+        """Folder that image paths are relative to."""
+        return self.meta.root
+
+    @property
+    def model_path(self) -> str:
+        """Where the embedding model is."""
+        return self.meta.model_path
 
     @classmethod
     def create(cls, address: str, dim: int, model: str, model_path: str, root: str | Path = ".") -> Catalog:
@@ -154,6 +176,15 @@ class Catalog:
         last = ~texts["id"].duplicated(keep="last").to_numpy()
         if len(texts):
             self.store.upsert(texts[last], embeddings[last])
+
+    def move(self, root: Path | None = None, model_path: str | None = None) -> None:
+        """Store where the images or the model are now; raises InputError if no known image is below the new root."""
+        sample = self.get(self.sample_ids(100))["path"]
+        if root is not None and len(sample) and not any((root / path).exists() for path in sample):
+            raise InputError(f"{sample[0]} and others are not below it", field="root", path=root)
+        moved = {"root": root and str(root.absolute()), "model_path": model_path}
+        self.meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
+        self.store.set_meta(self.meta.model_dump_json())
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete images by id and return how many existed."""

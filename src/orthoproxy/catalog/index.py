@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, image_id
@@ -19,7 +20,7 @@ from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbeddedFiles, File, embed_files
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
+from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
 
 UPSERT_SIZE = 16_384
@@ -187,11 +188,69 @@ def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
     return catalog.delete(chosen)
 
 
+def migrate(
+    catalog: Catalog,
+    embedder: Embedder | OnnxEmbedder,
+    model_path: str,
+    batch_size: int = 128,
+    workers: int = 0,
+    report: Report = lambda done, total: None,
+) -> tuple[int, int]:
+    """Embed all images of a catalog by another model, then replace its rows and its model at once.
+
+    If it was interrupted, the next call with the same model goes on. Returns the number of stored images used as
+    queries, and of those whose nearest neighbor has changed. The catalog must be opened again. Raises InputError if an
+    image cannot be read, as it would be lost.
+    """
+    address, root, version = catalog.store.migration, catalog.root, catalog.store.version
+    pages = [
+        pd.DataFrame(columns=["id", "path", "label", "group"]),
+        *catalog.iterate_rows(["id", "path", "label", "group"]),
+    ]
+    images = pd.concat(pages, ignore_index=True)
+    exists = Catalog.exists(address)
+    arguments = address, embedder.embedding_dim, embedder.identity, model_path, root
+    with Catalog.open(address) if exists else Catalog.create(*arguments) as migrated:
+        changes = index_images(migrated, Collection(Path(root), images), embedder, batch_size, workers, report)
+        if changes.unreadable:
+            path, reason = changes.unreadable[0]
+            problem = f"{path}: {reason}; {len(changes.unreadable)} images cannot be embedded again"
+            raise InputError(problem, path=catalog.address, hint="restore the files, or --delete these images")
+        migrated.delete([key for page in migrated.iterate_rows(["id"]) for key in set(page["id"]) - set(images["id"])])
+        queries = migrated.sample_ids(200)
+        changed = _nearest_neighbors(catalog, queries).items() ^ _nearest_neighbors(migrated, queries).items()
+        meta = migrated.meta.model_copy(update={"root": root, "model_path": model_path})
+        catalog.store.replace_by(migrated.store, meta.model_dump_json(), version)
+    return len(queries), len({key for key, _ in changed})
+
+
+def _nearest_neighbors(catalog: Catalog, ids: list[str]) -> dict[str, str | None]:
+    """Return the nearest neighbor of each image, itself left out."""
+    rows = catalog.get(ids, with_embeddings=True)
+    found = catalog.search(np.array(rows["embedding"].tolist()).reshape(-1, catalog.dim), k=2)
+    pairs = zip(rows["id"], found, strict=True)
+    return {key: next((hit.id for hit in hits if hit.id != key), None) for key, hits in pairs}
+
+
 def require_model(catalog: Catalog, identity: str, field: str) -> None:
     """Raise InputError unless embeddings of this model belong into the catalog."""
     if identity != catalog.model:
         problem = f"model {identity}, but {catalog.address} was created with {catalog.model} ({catalog.model_path})"
         raise InputError(problem, field=field, hint="use that model, or create another catalog")
+
+
+def load_catalog_model(
+    catalog: Catalog, device: str | torch.device = "cpu", place: str | None = None
+) -> Embedder | OnnxEmbedder:
+    """Load the model of a catalog, from another place than it is stored if given."""
+    try:
+        model = load_model(place or catalog.model_path, device)
+    except InputError as error:
+        if place is not None:
+            raise
+        raise replace(error, hint="if the model was moved, add --model PLACE") from error
+    require_model(catalog, model.identity, "model")
+    return model
 
 
 def fit_index(catalog: Catalog) -> float | None:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from pathlib import Path
 from threading import Lock
@@ -36,7 +36,7 @@ except ImportError as error:
     raise InputError("lancedb is not installed", hint="pip install 'orthoproxy[search]'") from error
 
 TABLE = "images"
-META = b"orthoproxy"  # key in the metadata of the table's schema
+META = b"orthoproxy"  # key in the metadata of the field "embedding"
 # without it, processes that insert the same id at the same time would both succeed
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
 IN_MEMORY = 512 * 2**20  # bytes of embeddings; fewer are searched exactly, in memory
@@ -44,15 +44,20 @@ PAGE_SIZE = 8192
 CANDIDATES = 10  # per result, whose exact similarity is computed
 ENOUGH_RECALL = 0.99
 MAX_VERSIONS = 100  # each write makes one; more are merged
+MAX_CHANGES = 10  # that can be undone
 GROWTH = 4  # times as many rows as when the index was built: build it again
 ALWAYS_LATEST = timedelta(0)
 
 
 class LanceStore(Store):
-    """A table of LanceDB. Embeddings below `IN_MEMORY` are searched by one matrix product, kept until they change."""
+    """A table of LanceDB. Embeddings below `IN_MEMORY` are searched by one matrix product, kept until they change.
+
+    The version before each change has a tag, which is the time of the change.
+    """
 
     def __init__(self, table: Any, address: str) -> None:
         self._table, self.address = table, address
+        self._meta = self._metadata().get(META)
         self.dim = table.schema.field("embedding").type.list_size
         self.exact_below = IN_MEMORY // (4 * self.dim)
         self._version, self._in_memory = -1, None  # of the table, and the texts and embeddings of that version
@@ -67,12 +72,8 @@ class LanceStore(Store):
             others = {path.name for path in folder.iterdir()} - {f"{TABLE}.lance"}
             if others:
                 raise InputError(f"holds {min(others)}, but no catalog", path=address, hint="choose another folder")
-        keys = {"id": PRIMARY_KEY}
-        fields = [pa.field(name, pa.string(), nullable=False, metadata=keys.get(name)) for name in TEXT_FIELDS]
-        fields.append(pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False))
         with _lance_errors(address):
-            table = _connect(address).create_table(TABLE, schema=pa.schema(fields, metadata={META: meta}))
-        return cls(table, address)
+            return cls(_connect(address).create_table(TABLE, schema=_schema(dim, meta)), address)
 
     @classmethod
     def open(cls, address: str) -> tuple[LanceStore, str] | None:
@@ -89,12 +90,14 @@ class LanceStore(Store):
                 raise
             if not {*TEXT_FIELDS, "embedding"} <= {*table.schema.names}:
                 raise InputError(f"its table {TABLE} is not a catalog", path=address, hint="choose another address")
-            return cls(table, address), (table.schema.metadata or {}).get(META, b"").decode()
+            store = cls(table, address)
+            return store, (store._meta or b"").decode()
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
         columns = [*(pa.array(rows[name], pa.string()) for name in TEXT_FIELDS), vectors]
         with _lance_errors(self.address):
+            self._require_same_meta()
             data = pa.table(columns, schema=self._table.schema.remove_metadata())
             self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
 
@@ -144,6 +147,7 @@ class LanceStore(Store):
         """Return the texts and embeddings of all rows, read again only if the table has changed; None if too large."""
         version = self._table.version
         if self._version != version:
+            self._require_same_meta()
             self._in_memory = None
             if self.count() < self.exact_below:
                 data = self._table.search().select([*HIT_FIELDS, "embedding"]).to_arrow()
@@ -172,8 +176,16 @@ class LanceStore(Store):
 
     def _index_settings(self) -> dict[str, int]:
         """Return ``probes``, and ``rows``, how many there were when the index was built; empty without an index."""
-        metadata = self._table.schema.field("embedding").metadata or {}
+        metadata = self._metadata()
         return {name: int(metadata[key]) for name in ("probes", "rows") if (key := name.encode()) in metadata}
+
+    def _metadata(self) -> dict[bytes, bytes]:
+        return self._table.schema.field("embedding").metadata or {}
+
+    def _require_same_meta(self) -> None:
+        if self._metadata().get(META) != self._meta:
+            hint = "open it again, or restart the server"
+            raise InputError("has another root or model since it was opened", path=self.address, hint=hint)
 
     def build_index(self, measure_recall: Callable[[], float]) -> None:
         rows = self.count()
@@ -192,14 +204,86 @@ class LanceStore(Store):
         with _lance_errors(self.address):
             if len(self._table.list_versions()) <= MAX_VERSIONS and not self._index_settings():
                 return
+            kept = {tag["version"] for tag in self._table.tags.list().values()}
+            times = [version["timestamp"] for version in self._table.list_versions() if version["version"] in kept]
+            age = datetime.now() - min(times, default=datetime.now())  # LanceDB's times have no zone
             try:
-                self._table.optimize(cleanup_older_than=timedelta(hours=1))
+                self._table.optimize(cleanup_older_than=age + timedelta(hours=1))
             except RuntimeError as error:
                 if "conflict" not in str(error):  # another process is writing; the next one tidies up
                     raise
 
     def close(self) -> None:
         self._version, self._in_memory = -1, None
+
+    @contextmanager
+    def undoable(self) -> Iterator[None]:
+        if (folder := _local_folder(self.migration)) and folder.exists():
+            hint = "finish it with --migrate-to MODEL, or delete the folder"
+            raise InputError("the catalog is being migrated to another model", path=folder, hint=hint)
+        with self._tagged():
+            yield
+
+    @contextmanager
+    def _tagged(self) -> Iterator[None]:
+        with _lance_errors(self.address):
+            before, tag = self._table.version, datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")
+            self._table.tags.create(tag, before)
+        try:
+            yield
+        finally:
+            with _lance_errors(self.address):
+                old = [tag] if self._table.version == before else sorted(self._table.tags.list())[:-MAX_CHANGES]
+                for name in old:
+                    self._table.tags.delete(name)
+
+    def history(self) -> list[tuple[str, int]]:
+        with _lance_errors(self.address):
+            past, changes = _connect(self.address).open_table(TABLE), []
+            for tag in sorted(self._table.tags.list(), reverse=True):
+                past.checkout(tag)
+                changes.append((f"{tag[:10]} {tag[11:19].replace('.', ':')} UTC", past.count_rows()))
+            return changes
+
+    def undo(self) -> None:
+        with _lance_errors(self.address):
+            tag = max(self._table.tags.list(), default=None)
+            if tag is None:
+                raise InputError("no change that can be undone", path=self.address)
+            self._table.restore(tag)
+            self._table.tags.delete(tag)
+
+    def set_meta(self, meta: str) -> None:
+        with _lance_errors(self.address):
+            self._table.update_field_metadata({"path": "embedding", "metadata": {META.decode(): meta}})
+        self._meta = meta.encode()
+
+    @property
+    def migration(self) -> str:
+        return f"{self.address}/migration"
+
+    @property
+    def version(self) -> int:
+        with _lance_errors(self.address):
+            return self._table.version
+
+    def replace_by(self, other: Store, meta: str, version: int) -> None:
+        assert isinstance(other, LanceStore)
+        with _lance_errors(self.address), self._tagged():
+            if self._table.version != version:
+                raise InputError("changed during the migration", path=self.address, hint="run the command again")
+            data = other._table.search().to_batches(PAGE_SIZE)
+            _connect(self.address).create_table(TABLE, data, schema=_schema(other.dim, meta), mode="overwrite")
+            _connect(other.address).drop_table(TABLE)
+        if folder := _local_folder(other.address):
+            folder.rmdir()
+
+
+def _schema(dim: int, meta: str) -> pa.Schema:
+    keys = {"id": PRIMARY_KEY}
+    fields = [pa.field(name, pa.string(), nullable=False, metadata=keys.get(name)) for name in TEXT_FIELDS]
+    embedding = pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False, metadata={META: meta})
+    return pa.schema([*fields, embedding])
 
 
 def to_sql(condition: Condition) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ CATALOG = "A folder, s3://BUCKET/NAME, or a Milvus server: http://HOST:19530/NAM
 def add_options(parser: Parser) -> None:
     parser.add_argument("catalog", metavar="CATALOG", help=f"{CATALOG} Created if it does not exist.")
     add_collection(parser)
-    parser.add_argument("--model", help=f"{MODEL_OR_ONNX} Required for a new catalog of images.")
-    parser.add_argument("--root", metavar="FOLDER", help="Folder that paths in a new catalog are relative to.")
+    parser.add_argument("--model", help=f"{MODEL_OR_ONNX} Required for a new catalog of images, or if it was moved.")
+    parser.add_argument("--root", metavar="FOLDER", help="Folder that paths are relative to; also if it was moved.")
     parser.add_argument("--delete", nargs="+", metavar="PATH", default=[], help="Remove these images or folders.")
     parser.add_argument("--prune", action="store_true", help="Remove all images that are not among IMAGES.")
     parser.add_argument(
@@ -33,19 +34,23 @@ def add_options(parser: Parser) -> None:
         metavar="N",
         help="Remove up to N images, even if their folder is gone (default: a tenth, from folders that exist).",
     )
+    parser.add_argument("--migrate-to", metavar="MODEL", help="Embed all images by another model, then switch to it.")
+    parser.add_argument("--undo", action="store_true", help="Restore the catalog before the last change.")
+    parser.add_argument("--history", action="store_true", help="List the changes that can be undone.")
     parser.add_argument("--info", action="store_true", help="Print what the catalog holds.")
     parser.add_json()
     parser.epilog = "IMAGES may also be a folder written by `orthoproxy embed`. Unchanged images are skipped."
 
 
 def run(options: Any) -> None:
-    if not (options.images or options.delete or options.info):
-        raise InputError("missing", field="images", expected="IMAGES, --delete or --info")
+    steps = options.undo, options.migrate_to, options.delete, options.history, options.info
+    if not (options.images or options.root or options.model or any(steps)):
+        raise InputError("missing", field="images", expected="IMAGES, or what to do without")
     if options.prune and not options.images:
         raise InputError("missing", field="images", expected="the images to keep, as --prune is given")
     with json_output(options.json) as write, os_errors_as_input_errors(options.catalog, "run the command again"):
         results = _index(options) if options.images else {}
-        write(results | (_maintain(options) if options.delete or options.info else {}))
+        write(results | (_maintain(options) if any(steps) or not options.images else {}))
 
 
 def _index(options: Any) -> dict[str, Any]:
@@ -56,9 +61,6 @@ def _index(options: Any) -> dict[str, Any]:
     from orthoproxy.embedding.parquet_store import META
     from orthoproxy.runs.device import choose_device
 
-    def print_progress(done: int, total: int) -> None:
-        print(f"indexed {done}/{total}", flush=True)  # this many are safely written
-
     start = time.monotonic()
     embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
     device = choose_device(options.device)
@@ -67,15 +69,18 @@ def _index(options: Any) -> dict[str, Any]:
     exists = Catalog.exists(options.catalog)
     with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
         if options.root and Path(options.root).absolute() != Path(catalog.root):
-            raise InputError(options.root, field="root", expected=f"{catalog.root}, as the catalog exists")
+            hint = f"if the images were moved, first: orthoproxy index {options.catalog} --root {options.root}"
+            raise InputError(options.root, field="root", expected=catalog.root, hint=hint)
         if model is not None:
             index.require_model(catalog, model.identity, "model")
-        if images is not None:
-            model = model or load_model(catalog.model_path, device)
-            changes = index.index_images(catalog, images, model, options.batch_size, options.workers, print_progress)
-        else:
-            changes = index.index_embeddings(catalog, Path(options.images), print_progress)
-        removed = _prune(catalog, changes.ids, options.prune_limit) if options.prune else 0
+        with catalog.store.undoable() if exists else nullcontext():
+            if images is not None:
+                model = model or index.load_catalog_model(catalog, device)
+                sizes = options.batch_size, options.workers
+                changes = index.index_images(catalog, images, model, *sizes, _print_progress)
+            else:
+                changes = index.index_embeddings(catalog, Path(options.images), _print_progress)
+            removed = _prune(catalog, changes.ids, options.prune_limit) if options.prune else 0
         recall = index.fit_index(catalog)
         total = len(catalog)
     seconds, written = time.monotonic() - start, changes.added + changes.replaced
@@ -123,22 +128,55 @@ def _create(
         raise InputError("missing", field="model", expected="a model, as the catalog does not exist yet")
     if options.root:
         relative_path(Path(root), Path(options.root).absolute())
-    place = str(Path(place).absolute()) if Path(place).exists() else place  # else a name on the Hub
-    return Catalog.create(options.catalog, dim, identity, place, options.root or root)
+    return Catalog.create(options.catalog, dim, identity, _place(place), options.root or root)
 
 
 def _maintain(options: Any) -> dict[str, Any]:
-    """Delete images, and describe the catalog, as asked for."""
+    """Do what was asked for with a catalog that exists."""
+    from orthoproxy.catalog import index
     from orthoproxy.catalog.catalog import Catalog
-    from orthoproxy.catalog.index import delete_paths
+    from orthoproxy.embedding.onnx_embedder import load_model
+    from orthoproxy.runs.device import choose_device
 
     results: dict[str, Any] = {}
     with Catalog.open(options.catalog) as catalog:
+        if options.undo:
+            catalog.store.undo()
+            print(f"{options.catalog}: {len(catalog)} images, as before the last change")
+        if not options.images and (options.root or options.model):
+            if options.model:
+                index.require_model(catalog, load_model(options.model).identity, "model")
+            with catalog.store.undoable():
+                catalog.move(options.root and Path(options.root), options.model and _place(options.model))
+            print(f"{options.catalog}: images in {catalog.root}, model {catalog.model_path}")
+    with Catalog.open(options.catalog) as catalog:
+        if options.migrate_to:
+            model = load_model(options.migrate_to, choose_device(options.device))
+            sizes = options.batch_size, options.workers
+            queries, changed = index.migrate(catalog, model, _place(options.migrate_to), *sizes, _print_progress)
+            print(f"{options.catalog}: migrated; of {queries} images, {changed} have another nearest neighbor")
+            results["migrated"] = {"queries": queries, "changed": changed}
+    with Catalog.open(options.catalog) as catalog:
+        if options.migrate_to:
+            index.fit_index(catalog)
         if options.delete:
-            results["deleted"] = delete_paths(catalog, options.delete)
+            with catalog.store.undoable():
+                results["deleted"] = index.delete_paths(catalog, options.delete)
             print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
+        if options.history:
+            results["history"] = [{"changed": time, "images_before": count} for time, count in catalog.store.history()]
+            for change in results["history"]:
+                print(f"changed {change['changed']}: {change['images_before']} images before")
         if options.info:
             results["info"] = catalog.info()
             for name, value in results["info"].items():
                 print(f"{name.replace('_', ' ')}: {value}")
     return results
+
+
+def _place(model: str) -> str:
+    return str(Path(model).absolute()) if Path(model).exists() else model  # else a name on the Hub
+
+
+def _print_progress(done: int, total: int) -> None:
+    print(f"indexed {done}/{total}", flush=True)  # this many are safely written

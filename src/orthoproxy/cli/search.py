@@ -18,6 +18,8 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("catalog", metavar="CATALOG", help=CATALOG)
     add("images", nargs="+", metavar="IMAGE", help="Image files to search with.")
+    add("--together", action="store_true", help="Search once, for what is similar to all images.")
+    add("--unlike", action="append", default=[], metavar="IMAGE", help="Move away from this image; may be repeated.")
     add("-k", type=at_least(1), default=10, help="Results per image (default: 10).")
     add("--where", metavar="FILTER", help="A filter on label, group and path, such as 'label != \"x\"'.")
     add("--diverse", action="store_true", help="At most one result per group (per label if no group).")
@@ -33,25 +35,28 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
-    from orthoproxy.catalog.catalog import Catalog
+    import numpy as np
+
+    from orthoproxy.catalog.catalog import Catalog, combined_query
     from orthoproxy.catalog.filters import parse_filter
-    from orthoproxy.catalog.index import require_model
-    from orthoproxy.embedding.onnx_embedder import load_model
+    from orthoproxy.catalog.index import load_catalog_model
     from orthoproxy.runs.device import choose_device
 
     if options.where is not None:
         parse_filter(options.where)  # before a model is loaded
     with json_output(options.json) as write, Catalog.open(options.catalog) as catalog:
-        model = load_model(options.model or catalog.model_path, choose_device(options.device))
-        require_model(catalog, model.identity, "model")
+        model = load_catalog_model(catalog, choose_device(options.device), options.model)
         minimum = -math.inf if options.min_similarity is None else options.min_similarity
         if minimum == "auto":
             minimum = model.threshold
         if minimum is None:
             raise InputError("the model has no threshold", field="min_similarity", expected="a number from -1 to 1")
-        found = catalog.search(model.embed(options.images), options.k, options.where, options.diverse)
+        embeddings, unlike = model.embed(options.images), model.embed(options.unlike)
+        groups = [embeddings] if options.together else list(embeddings[:, None])
+        queries = np.stack([combined_query(group, unlike) for group in groups])
+        names = [", ".join(options.images)] if options.together else options.images
         results = []
-        for image, hits in zip(options.images, found, strict=True):
+        for image, hits in zip(names, catalog.search(queries, options.k, options.where, options.diverse), strict=True):
             similar = [hit for hit in hits if hit.similarity >= minimum]
             _print_hits(image, similar)
             results.append({"image": image, "results": [vars(hit) for hit in similar]})
