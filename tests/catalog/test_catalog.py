@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from catalog_rows import DIM, some, write_parts
 from errors import error_of
-from milvus_server import milvus_server
+from servers import milvus_server, s3_server
 
 from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
@@ -32,16 +32,27 @@ AWKWARD = [
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
         yield address
 
 
-@pytest.fixture(params=["folder", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with (
+        s3_server(tmp_path_factory.mktemp("s3") / "data", "bucket") as variables,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield "s3://bucket"
+
+
+@pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.server) for name in ("milvus", "s3"))])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
         return str(tmp_path / "catalog")
-    return f"{request.getfixturevalue('server')}/test_{uuid.uuid4().hex}"
+    return f"{request.getfixturevalue(request.param)}/test_{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -193,12 +193,14 @@ class LanceStore(Store):
         with _lance_errors(self.address):
             config = IvfSq(distance_type="dot", num_partitions=partitions)
             self._table.create_index("embedding", config=config, replace=True)
-            self._trial_probes = 8
-            while measure_recall() < ENOUGH_RECALL and self._trial_probes < partitions:
-                self._trial_probes *= 2
-            settings = {"probes": str(self._trial_probes), "rows": str(rows)}
+            try:
+                self._trial_probes = 8
+                while measure_recall() < ENOUGH_RECALL and self._trial_probes < partitions:
+                    self._trial_probes *= 2
+                settings = {"probes": str(self._trial_probes), "rows": str(rows)}
+            finally:
+                self._trial_probes = None
             self._table.update_field_metadata({"path": "embedding", "metadata": settings})  # completes the index
-            self._trial_probes = None
 
     def optimize(self) -> None:
         with _lance_errors(self.address):
