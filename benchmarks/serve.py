@@ -23,6 +23,7 @@ from measure import arguments, memory, report
 
 from catalog import D, K, collection
 from orthoproxy.catalog.catalog import Catalog
+from orthoproxy.catalog.index import UPSERT_SIZE, fit_index
 
 WARM = 20  # requests that do not count
 
@@ -81,8 +82,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "catalog"
         with Catalog.create(str(folder), D, "0" * 16, "none", temporary) as catalog:
-            for first in range(0, len(rows), 2000):
-                catalog.upsert(rows.iloc[first : first + 2000], embeddings[first : first + 2000])
+            for first in range(0, len(rows), UPSERT_SIZE):
+                part = slice(first, first + UPSERT_SIZE)
+                catalog.upsert(rows.iloc[part], embeddings[part])
+            fit_index(catalog)
         command = [sys.executable, "-m", "orthoproxy", "serve", str(folder), "--port", "0"]
         environment = {name: value for name, value in os.environ.items() if name != "ORTHOPROXY_TOKEN"}
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
