@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,11 +93,12 @@ def test_file_base64_embedding_and_id_agree(client: TestClient, service: Service
     model = service.served("first").model
     assert model is not None
     embedding = model.embed([str(root / "green" / "0.png")])[0].astype(np.float64)
-    ways = [{"image": base64.b64encode(file(root)).decode()}]
+    in_lines = base64.encodebytes(file(root)).decode()
+    ways = [{"image": text} for text in (in_lines, f"data:image/png;base64,{in_lines}".replace("\n", ""))]
     ways += [{"embedding": (scale * embedding).tolist()} for scale in (7.5, 1e300, 1e-10)]
     answers = [ids(client.post("/search", json={**way, "k": 6})) for way in ways]
     answers.append(ids(client.post("/search", files={"image": file(root)}, data={"k": "6"})))
-    assert answers == [answers[0]] * 5
+    assert answers == [answers[0]] * 6
     assert ids(client.post("/search", json={"id": GREEN, "k": 5})) == answers[0][1:]  # without itself
 
 
@@ -214,6 +217,52 @@ def test_many_clients_get_what_one_gets_by_one_embedding_thread(
     assert len(used) == 1  # PyTorch keeps memory for each thread that calls it
 
 
+def test_a_client_with_many_uploads_leaves_places_for_others(
+    service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "limits", replace(QUICK, searches=4, searches_per_client=3))
+    app, arrived = make_app(service), asyncio.Event()
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        await arrived.wait()
+        yield json.dumps({"id": GREEN}).encode()
+
+    def client(address: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 5)), base_url=HERE)
+
+    async def ask() -> list[int]:
+        async with client("10.0.0.1") as greedy, client("10.0.0.2") as other:
+            many = [asyncio.create_task(greedy.post("/search", content=slow_body(), headers=JSON)) for _ in range(300)]
+            await asyncio.sleep(0.1)
+            answers = [await other.post("/search", json={"id": GREEN}) for _ in range(2)]
+            assert not any(task.done() for task in many)
+            arrived.set()
+            return [answer.status_code for answer in [*answers, *await asyncio.gather(*many)]]
+
+    assert asyncio.run(ask()) == [200] * 302
+
+
+ODD_COOKIES = [
+    '{"a": [1, 2], "b": "x;y"}',
+    "no-equals-sign; =nameless; bracket[0]=(1)",
+    'seen=Wed, 09 Jun 2027 10:18:14 GMT; sum=a=b==; quoted="open',
+]
+
+
+def test_cookies_of_other_applications_change_nothing(client: TestClient) -> None:
+    headers = [("cookie", value) for value in ODD_COOKIES]
+    for path in (f"{PAGE}/", f"{PAGE}/config", "/catalogs", f"/images/{GREEN}"):
+        assert client.get(path, headers=headers).content == client.get(path).content
+    asked = {"data": [None] * 7, "fn_index": 0, "session_hash": "cookies", "trigger_id": None}
+    assert client.post(f"{PAGE}/gradio_api/queue/join", json=asked, headers=headers).status_code == 200
+
+
+def test_head_is_answered_as_get(client: TestClient) -> None:
+    for path in ("/health", "/catalogs", f"{PAGE}/", f"/images/{GREEN}?size=160", f"/images/{'0' * 32}", "/search"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+
+
 def test_a_body_that_does_not_arrive_gets_408(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "limits", replace(QUICK, body_seconds=0.05))
     headers = {"content-type": "application/json", "content-length": "10"}
@@ -299,7 +348,8 @@ def test_gradio_reads_no_file_that_a_request_names(client: TestClient, root: Pat
 
 def test_everything_needs_the_token_and_other_bodies_are_small(service: Service) -> None:
     client = TestClient(make_app(service, token=TOKEN), base_url=HERE)
-    for path in ("/", "/health", "/search", f"/images/{GREEN}", "/openapi.json", f"{PAGE}/", f"{PAGE}/config"):
+    assert client.get("/health").status_code == 200
+    for path in ("/", "/search", f"/images/{GREEN}", "/openapi.json", f"{PAGE}/", f"{PAGE}/config"):
         assert client.get(path).status_code == 401
     assert client.get("/catalogs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/", auth=("anybody", TOKEN)).status_code == 200  # the page, as a browser asks for it

@@ -7,7 +7,6 @@ import base64
 import pytest
 from serving import TOKEN
 from starlette.applications import Starlette
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -31,8 +30,8 @@ def client_for(host: str = "127.0.0.1", names: tuple[str, ...] = (), token: str 
     """A client of an application that answers with the size of the body; other paths exist, but are not allowed."""
     app = Starlette(routes=[Route(path, echo, methods=["GET", "POST"]) for path in ("/here", "/hidden")])
     app.router.routes.append(WebSocketRoute("/here", lambda websocket: websocket.accept()))
-    app.add_middleware(SecurityMiddleware, token=token, paths=["/here"], body_limits={"/here": 10})
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False)
+    hosts = allowed_hosts(host, names)
+    app.add_middleware(SecurityMiddleware, hosts=hosts, token=token, paths=["/here"], body_limits={"/here": 10})
     return TestClient(app, base_url="http://127.0.0.1:7860")
 
 
@@ -50,6 +49,28 @@ def test_other_host_names_are_rejected_as_dns_rebinding_sends_them() -> None:
     assert statuses(everywhere, "host", "search.example", "localhost", "evil.example") == [200, 200, 400]
     assert statuses(client_for("0.0.0.0"), "host", "10.0.0.7", "any.example") == [200, 200]  # there must be a token
     assert statuses(client_for("fe80::1"), "host", "[fe80::1]:80", "localhost") == [200, 400]
+    assert statuses(client_for(names=("*.a.example",)), "host", "x.a.example:80", "a.example") == [200, 400]
+    refused = client_for().get("/here", headers={"host": "evil.example"}).json()["error"]
+    assert "--name" in refused["hint"]
+
+
+@pytest.mark.parametrize("name", ["a.example:8443", "https://a.example", "a.example/search", "*", ""])
+def test_a_name_is_a_host_alone(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        allowed_hosts("127.0.0.1", ["b.example", name])
+    assert caught.value.field == "names" and caught.value.expected
+
+
+def test_a_proxy_may_leave_out_the_port_of_the_host() -> None:
+    client = client_for(names=("a.example",))
+    for host, origin, status in [
+        ("a.example", "https://a.example:8443", 200),
+        ("a.example:443", "https://a.example", 200),
+        ("a.example:7860", "https://a.example", 403),
+        ("a.example", "https://b.example", 403),
+        ("127.0.0.1:7860", "https://a.example", 403),  # a proxy that does not pass the host
+    ]:
+        assert client.get("/here", headers={"host": host, "origin": origin}).status_code == status
 
 
 def test_pages_of_other_origins_may_only_link() -> None:

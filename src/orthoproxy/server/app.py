@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from enum import IntEnum
 from functools import partial
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
@@ -17,7 +18,6 @@ from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.limits import RequestError
@@ -46,12 +46,14 @@ class Side(IntEnum):
 
 
 async def _slot(request: Request) -> AsyncIterator[None]:
-    """Hold one of the places for searches in progress; status 503 if all are taken."""
-    slots: asyncio.Semaphore = request.app.state.slots
-    if slots.locked():
-        raise RequestError("too many requests in progress", status=503, hint="try again in a second")
-    async with slots:
-        yield
+    """Wait for one of the client's places for searches in progress; status 503 if those of all clients are taken."""
+    state, client = request.app.state, request.client.host if request.client else ""
+    own = state.slots_of.setdefault(client, asyncio.Semaphore(_service(request).limits.searches_per_client))
+    async with own:
+        if state.slots.locked():
+            raise RequestError("too many requests in progress", status=503, hint="try again in a second")
+        async with state.slots:
+            yield
 
 
 def _body(form_fields: dict[str, Any], **other: Any) -> dict[str, Any]:
@@ -200,25 +202,26 @@ def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None
         redoc_url=None,
     )
     app.state.service, app.state.slots = service, asyncio.Semaphore(service.limits.searches)
+    app.state.slots_of = WeakValueDictionary[str, asyncio.Semaphore]()  # by address, while it has requests
     app.include_router(router)
     for kind in (InputError, ValidationError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _handle_error)
 
     @app.get("/", include_in_schema=False)
     async def start() -> RedirectResponse:
-        return RedirectResponse(f"{PAGE}/", 307)
+        return RedirectResponse(f"{PAGE[1:]}/", 307)  # relative, for a proxy may serve this under a prefix
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
         return Response(template("icon.svg"), media_type="image/svg+xml", headers={"cache-control": "max-age=86400"})
 
     mount_page(app, service, PAGE)
-    upload = service.limits.upload_bytes * 4 // 3 + SMALL_BODY  # base64 takes a third more
+    upload = service.limits.upload_bytes * 10 // 7 + SMALL_BODY  # base64 in lines takes 42 % more
     app.add_middleware(
         SecurityMiddleware,
+        hosts=allowed_hosts(host, names),
         token=token,
         paths=[*PATHS, *(PAGE + path for path in PAGE_PATHS)],
         body_limits={"/search": upload, "/uploads": upload},
     )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, names), www_redirect=False)
     return app

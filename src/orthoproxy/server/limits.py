@@ -47,4 +47,5 @@ class Limits:
     decode_workers: int = 2
     body_seconds: float = 60.0  # for the body of a request to arrive
     searches: int = 32  # searches and uploads in progress; one more gets status 503
+    searches_per_client: int = 8  # one more waits, its body unread
     connections: int = 512  # one more gets status 503

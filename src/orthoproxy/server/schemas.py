@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_RESULTS = 100
 ID_PATTERN = r"^[0-9a-f]{32}$"
 CatalogName = Annotated[str | None, Field(description="Name of a catalog; default: the first one.", max_length=200)]
+
+
+def _without_data_url(image: Any) -> Any:
+    return re.sub(r"\Adata:image/[^,]*;base64,", "", image).encode() if isinstance(image, str) else image
 
 
 class SearchOptions(BaseModel):
@@ -37,7 +42,9 @@ class SearchRequest(SearchOptions):
         json_schema_extra={"oneOf": [{"required": [name]} for name in ("image", "id", "embedding")]},
     )
 
-    image: Base64Bytes | None = Field(default=None, min_length=1, description="An image file in base64.")
+    image: Annotated[Base64Bytes | None, BeforeValidator(_without_data_url)] = Field(
+        default=None, min_length=1, description="An image file in base64; a data: URL, too."
+    )
     id: str | None = Field(
         default=None, pattern=ID_PATTERN, description="An image of the catalog, left out of the results."
     )

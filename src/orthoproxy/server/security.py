@@ -12,10 +12,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from orthoproxy.core.errors import InputError
 from orthoproxy.server.limits import RequestError
 
 SMALL_BODY = 64 * 1024  # bytes of a request without an image
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+HOST = re.compile(r"(\[[\da-f:.]+\]|[\w.-]+)(?::(\d+))?", re.ASCII)  # name and port
+PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
@@ -33,6 +36,10 @@ HEADERS = {
 
 def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
     """List the names that a Host header may give; any name where the server listens on all addresses without names."""
+    for name in names:
+        if not re.fullmatch(r"(\*\.)?[\w.-]+|\[[\da-f:.]+\]", name, re.ASCII | re.IGNORECASE):
+            expected = "the host alone, without scheme, port and path, such as search.example.org"
+            raise InputError(name, field="names", expected=expected)
     if host in ("0.0.0.0", "::", "[::]"):
         return [*LOOPBACK, socket.gethostname(), *names] if names else ["*"]  # the token protects it
     own = f"[{host}]" if ":" in host and not host.startswith("[") else host
@@ -42,8 +49,16 @@ def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
 class SecurityMiddleware:
     """ASGI middleware: only requests of the same origin, with the token, to a known path, with a bounded body."""
 
-    def __init__(self, app: ASGIApp, token: str | None, paths: Sequence[str], body_limits: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Sequence[str],
+        token: str | None,
+        paths: Sequence[str],
+        body_limits: Mapping[str, int],
+    ) -> None:
         self.app, self.token, self.body_limits = app, token, body_limits  # bytes by path
+        self.hosts = [host.lower() for host in hosts]
         self.paths = re.compile("|".join(f"(?:{path})" for path in paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,23 +83,39 @@ class SecurityMiddleware:
                     headers.setdefault(name, value)
             await send(message)
 
+        headers = Headers(scope=scope)
         try:
-            self.check(scope, Headers(scope=scope), limit)
+            self.check(scope, headers, limit)
         except RequestError as error:
             return await error.response()(scope, receive, send_with_headers)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server leaves out the body
+        if PREFIX.fullmatch(prefix := headers.get("x-forwarded-prefix", "")):  # which a proxy has removed
+            scope = {**scope, "root_path": prefix, "path": prefix + scope["path"]}
         return await self.app(scope, bounded_receive, send_with_headers)
 
     def check(self, scope: Scope, headers: Headers, limit: int) -> None:
         """Raise `RequestError` for a request that must not reach the application."""
+        host = headers.get("host", "")
+        if not self.is_own(host):
+            raise RequestError(f"unknown host {host!r}", status=400, hint="start the server with --name HOST")
         if not is_same_origin(scope["method"], headers):
-            raise RequestError("requests from pages of another origin are not allowed", status=403)
-        if self.token is not None and not has_token(headers.get("authorization", ""), self.token):
+            hint = "a proxy must pass the Host header, and the server must be started with --name HOST"
+            raise RequestError("requests from pages of another origin are not allowed", status=403, hint=hint)
+        needs_token = self.token is not None and scope["path"] != "/health"
+        if needs_token and not has_token(headers.get("authorization", ""), self.token):
             raise RequestError("missing or wrong token", status=401, hint="send Authorization: Bearer TOKEN")
         if not self.paths.fullmatch(scope["path"]):
             raise RequestError("not found", status=404)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
             raise too_large(limit)
+
+    def is_own(self, host: str) -> bool:
+        """Return whether a Host header names this server, with any port."""
+        match = HOST.fullmatch(host.lower())
+        name = match[1] if match else ""
+        return any(name == own or (own.startswith("*") and name.endswith(own[1:])) for own in self.hosts)
 
 
 def too_large(limit: int) -> RequestError:
@@ -94,12 +125,21 @@ def too_large(limit: int) -> RequestError:
 def is_same_origin(method: str, headers: Headers) -> bool:
     """Return whether no page of another origin sent a request; following a link to a page is allowed."""
     origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
+    if origin is not None and not _is_origin_of(origin.lower(), headers.get("host", "").lower()):
         return False
     if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         return True
     follows_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
     return follows_link and method in ("GET", "HEAD")
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    """Compare the names, and the ports unless a proxy has left out that of the Host header."""
+    scheme, _, place = origin.partition("://")
+    theirs, ours = HOST.fullmatch(place), HOST.fullmatch(host)
+    if theirs is None or ours is None or theirs[1] != ours[1]:
+        return False
+    return ours[2] in (None, theirs[2] or {"http": "80", "https": "443"}.get(scheme))
 
 
 def has_token(authorization: str, token: str) -> bool:
