@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.embedding.embedder import Embedder
@@ -67,19 +68,38 @@ def client_of(app: FastAPI, **options: object) -> Iterator[TestClient]:
         yield client
 
 
+def _behind(prefix: str, app: ASGIApp) -> ASGIApp:
+    """What an application sees behind a proxy: paths without the prefix, and a Host header without the port."""
+
+    async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            headers += [(b"host", b"127.0.0.1"), (b"x-forwarded-prefix", prefix.encode())]
+            path = scope["path"]
+            inside = path.removeprefix(prefix) if path.startswith(f"{prefix}/") else "/of-another-application"
+            scope = {**scope, "headers": headers, "path": inside, "raw_path": inside.encode()}
+        await app(scope, receive, send)
+
+    return proxied
+
+
 @contextmanager
-def running(service: Service, token: str | None = None) -> Iterator[str]:
-    """A server that listens, for browsers; its address."""
+def running(service: Service, token: str | None = None, prefix: str = "") -> Iterator[str]:
+    """A server that listens, for browsers; its address. With a prefix, it is as behind a proxy that removes it."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     app = make_app(service, token=token)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            _behind(prefix, app) if prefix else app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server ended"
         thread.join(0.02)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}{prefix}"
     server.should_exit = True
     thread.join(20)
     listening.close()

@@ -25,7 +25,8 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.server.app import PAGE, make_app
 from orthoproxy.server.limits import RequestError
-from orthoproxy.server.schemas import SearchOptions
+from orthoproxy.server.page import decimal_places
+from orthoproxy.server.schemas import SearchOptions, SearchResult, SearchResults
 from orthoproxy.server.service import Service
 
 SECRET = "the words of a file that nobody may read"
@@ -375,6 +376,20 @@ def test_catalogs_are_listed(client: TestClient, service: Service) -> None:
     assert [catalog["name"] for catalog in found] == ["first", "second"]
     model = service.served("second").catalog.model
     assert found[1] == {"name": "second", "images": 19, "labels": 4, "dim": 8, "model": model, "takes_images": True}
+
+
+def test_places_show_that_a_similarity_is_below_the_threshold() -> None:
+    rest: dict[str, Any] = dict.fromkeys(("id", "label", "group", "path", "image"), "")
+
+    def places(*similarities: float, threshold: float | None) -> int:
+        results = [SearchResult(rank=1, similarity=value, **rest) for value in similarities]
+        matches = sum(threshold is None or value >= threshold for value in similarities)
+        found = SearchResults(catalog="", results=results, threshold=threshold, matches=matches, seconds=0)
+        return decimal_places(found)
+
+    assert places(0.98, 0.96996, 0.5, threshold=0.97) == 4
+    assert places(0.9699999, threshold=0.97) == 7
+    assert places(0.97, 0.5, threshold=0.97) == places(0.97, threshold=None) == places(threshold=0.97) == 3
 
 
 def test_a_catalog_without_its_model_is_searched_by_id(service: Service, root: Path) -> None:

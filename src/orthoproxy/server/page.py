@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,16 +91,11 @@ def make_page(service: Service) -> gr.Blocks:
                 results = gr.HTML(_render_samples(first), js_on_load=script, apply_default_css=False, elem_id="found")
         gr.HTML(template("bottom.html"), elem_id="bottom", apply_default_css=False)
 
-        def search_clicked(event: gr.EventData, *values: Any) -> tuple[str, str]:
-            query = json.dumps(event._data)
-            return query, render_search(service, query, *values)
-
         k, labels, diverse, condition, catalog, other = controls
         options = [control.change for control in (labels, diverse, catalog, other)]
         changes = [query.submit, k.release, condition.submit, *options]
         how: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
         gr.on(changes, partial(render_search, service), [query, *controls], results, trigger_mode="always_last", **how)
-        results.click(search_clicked, controls, [query, results], **how)
     page.queue(max_size=service.limits.searches, default_concurrency_limit=8, api_open=False)
     return page
 
@@ -149,7 +143,17 @@ def render_search(
     except (InputError, ValidationError) as error:
         problem = str(error) if isinstance(error, RequestError) else "This search is not possible."
         return _render("results.html.j2", lists=[], problem=problem)
-    return _render("results.html.j2", lists=[found.model_dump() for found in lists], label=asked.label)
+    shown = [found.model_dump() | {"places": decimal_places(found)} for found in lists]
+    return _render("results.html.j2", lists=shown, label=asked.label)
+
+
+def decimal_places(found: SearchResults) -> int:
+    """Return how many places show that each similarity below the threshold is below it; at least three."""
+    below = found.results[found.matches :]
+    if found.threshold is None or not below:
+        return 3
+    nearest, threshold = below[0].similarity, found.threshold
+    return next((places for places in range(3, 17) if round(nearest, places) < round(threshold, places)), 17)
 
 
 def _search(service: Service, asked: Query, options: SearchOptions) -> SearchResults:

@@ -102,8 +102,8 @@ class SecurityMiddleware:
         if not is_same_origin(scope["method"], headers):
             hint = "a proxy must pass the Host header, and the server must be started with --name HOST"
             raise RequestError("requests from pages of another origin are not allowed", status=403, hint=hint)
-        needs_token = self.token is not None and scope["path"] != "/health"
-        if needs_token and not has_token(headers.get("authorization", ""), self.token):
+        token = None if scope["path"] == "/health" else self.token
+        if token is not None and not has_token(headers.get("authorization", ""), token):
             raise RequestError("missing or wrong token", status=401, hint="send Authorization: Bearer TOKEN")
         if not self.paths.fullmatch(scope["path"]):
             raise RequestError("not found", status=404)

@@ -1,22 +1,40 @@
-// The query image: chosen, dropped or pasted, sent to /uploads, and shown. Its key is the component's value.
+// The query: an image chosen, dropped or pasted and sent to /uploads, or a result. It is the component's value, and each
+// is an entry of the history, a result also a link.
 const input = element.querySelector("input");
 const shown = element.querySelector(".shown");
 const problem = element.querySelector(".problem");
 const caption = element.querySelector(".caption");
 const drop = element.querySelector(".drop");
-let preview = null;
+const previews = {};  // of uploads
+
+function fromAddress() {
+  const link = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  return history.state?.query ?? (link.id ? JSON.stringify(link) : "");
+}
+
+function search(query) {
+  const link = query.id ? `#${new URLSearchParams(query)}` : location.pathname;
+  history.pushState({ query: JSON.stringify(query) }, "", link);
+  restore();
+}
+
+function restore() {
+  props.value = fromAddress();
+  show();
+  trigger("submit");
+}
 
 function show() {
   const query = props.value ? JSON.parse(props.value) : null;
-  const source = !query ? null : query.upload ? preview
-    : `/images/${encodeURIComponent(query.id)}?catalog=${encodeURIComponent(query.catalog)}&size=320`;
+  const source = !query ? null : query.upload ? previews[query.upload]
+    : `../images/${encodeURIComponent(query.id)}?catalog=${encodeURIComponent(query.catalog)}&size=320`;
   shown.hidden = !source;
   element.querySelector(".invitation").hidden = Boolean(source);
   if (source) shown.firstElementChild.src = source;
   element.querySelector(".ask").textContent = source ? "Choose another image" : "Choose an image";
   caption.hidden = !query;
   caption.textContent = !query ? "" : query.upload ? query.name : query.label || "no label";
-  if (query) problem.textContent = "";
+  problem.textContent = "";
 }
 
 async function send(file) {
@@ -26,15 +44,11 @@ async function send(file) {
   try {
     const form = new FormData();
     form.append("image", file);
-    const answer = await fetch("/uploads", { method: "POST", body: form, credentials: "same-origin" });
+    const answer = await fetch("../uploads", { method: "POST", body: form, credentials: "same-origin" });
     const body = await answer.json();
     if (!answer.ok) throw new Error(`${body.error.problem}${body.error.expected ? ` (expected ${body.error.expected})` : ""}`);
-    if (preview) URL.revokeObjectURL(preview);
-    preview = URL.createObjectURL(file);
-    props.value = JSON.stringify({ upload: body.upload, name: file.name || "pasted image" });
-    show();
-    document.dispatchEvent(new Event("new-image"));
-    trigger("submit");
+    previews[body.upload] = URL.createObjectURL(file);
+    document.dispatchEvent(new CustomEvent("search", { detail: { upload: body.upload, name: file.name || "pasted image" } }));
   } catch (error) {
     problem.textContent = error instanceof TypeError ? "The server does not respond." : `${file.name}: ${error.message}`;
   } finally {
@@ -44,20 +58,19 @@ async function send(file) {
 }
 
 input.addEventListener("change", () => send(input.files[0]));
-for (const name of ["dragenter", "dragover"]) {
-  drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {  // anywhere: beside the box, a browser would open the file
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    drop.classList.toggle("over", name === "dragover");
+    if (name === "drop") send(event.dataTransfer.files[0]);
+  });
 }
-drop.addEventListener("dragleave", (event) => {
-  if (!drop.contains(event.relatedTarget)) drop.classList.remove("over");
-});
-drop.addEventListener("drop", (event) => {
-  event.preventDefault();
-  drop.classList.remove("over");
-  send(event.dataTransfer.files[0]);
-});
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
   if (file) { event.preventDefault(); send(file); }
 });
-watch("value", show);
-show();
+shown.firstElementChild.addEventListener("error", () => { shown.hidden = true; });
+document.addEventListener("search", (event) => search(event.detail));
+window.addEventListener("popstate", restore);
+if (fromAddress()) restore();
