@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,22 @@ def test_filters_groups_and_a_minimum_similarity(catalog: Path, image_folder: Pa
     assert capsys.readouterr().out == f"{image}: no match\n"
     assert main(["search", str(catalog), image, "-k", "1"]) == 0
     assert capsys.readouterr().out.split() == [image, "1", "1.000", "blue", "0", image]
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    catalog: Path, image_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    image = shutil.copy(image_folder / "blue" / "0.png", tmp_path / "gr\u00fcn-\U0001f426.png")
+
+    def printed(*options: str) -> str:
+        out = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="ascii"))
+        assert main(["search", str(catalog), str(image), *options]) == 0
+        return out.getvalue().decode()
+
+    assert printed("-k", "2").splitlines()[0].endswith(r"gr\xfcn-\U0001f426.png")
+    assert len(printed("-k", "2").splitlines()) == 3
+    assert json.loads(printed("--json", "-"))[0]["image"] == str(image)
 
 
 def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tmp_path: Path) -> None:

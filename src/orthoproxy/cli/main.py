@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -42,6 +43,8 @@ MULTI_PROCESS = ("train", "embed")  # commands that torchrun may start
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return 0 (done), 1 (failed or different), 2 (invalid input), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding lacks
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

@@ -127,7 +127,7 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
     def write(results: Any) -> None:
         from orthoproxy.core.files import atomic_write
 
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(results, indent=2, ensure_ascii=place == "-") + "\n"  # a terminal may lack characters
         if place == "-":
             stdout.write(text)
         elif place is not None:

@@ -208,6 +208,7 @@ def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None
         app.add_exception_handler(kind, _handle_error)
 
     @app.get("/", include_in_schema=False)
+    @app.get(PAGE, include_in_schema=False)
     async def start() -> RedirectResponse:
         return RedirectResponse(f"{PAGE[1:]}/", 307)  # relative, for a proxy may serve this under a prefix
 

@@ -10,9 +10,10 @@ import resource
 import signal
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ class _Worker:
         return self.executor.submit(_in_worker, *call).result(seconds)
 
     def kill(self) -> None:
-        with suppress(BrokenProcessPool, TimeoutError, ProcessLookupError):
-            os.kill(self.pid.result(0), signal.SIGKILL)
+        for process in list((self.executor._processes or {}).values()):  # it may not have told its id yet
+            process.kill()
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -124,8 +125,18 @@ class DecoderPool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        for _ in range(limits.decode_workers):
-            self._idle.put(_Worker(self._context, limits.pixels))
+        resource_tracker.ensure_running()  # unblocks signals
+        try:
+            with ThreadPoolExecutor(1) as thread:  # which Ctrl-C does not stop halfway
+                thread.submit(self._start).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # for the fork server, which inherits it
+        for _ in range(self.limits.decode_workers):
+            self._idle.put(_Worker(self._context, self.limits.pixels))
 
     def model_input(self, content: bytes, image_size: int, resize: Resize) -> UInt8[np.ndarray, "3 S S"]:
         """Decode an image to the pixels that a model takes, the same as those of the file."""

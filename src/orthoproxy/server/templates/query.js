@@ -4,6 +4,7 @@ const input = element.querySelector("input");
 const shown = element.querySelector(".shown");
 const problem = element.querySelector(".problem");
 const caption = element.querySelector(".caption");
+const invitation = element.querySelector(".invitation");
 const drop = element.querySelector(".drop");
 const previews = {};  // of uploads
 
@@ -29,7 +30,7 @@ function show() {
   const source = !query ? null : query.upload ? previews[query.upload]
     : `../images/${encodeURIComponent(query.id)}?catalog=${encodeURIComponent(query.catalog)}&size=320`;
   shown.hidden = !source;
-  element.querySelector(".invitation").hidden = Boolean(source);
+  invitation.hidden = Boolean(source);
   if (source) shown.firstElementChild.src = source;
   element.querySelector(".ask").textContent = source ? "Choose another image" : "Choose an image";
   caption.hidden = !query;
@@ -70,7 +71,7 @@ document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
   if (file) { event.preventDefault(); send(file); }
 });
-shown.firstElementChild.addEventListener("error", () => { shown.hidden = true; });
+shown.firstElementChild.addEventListener("error", () => { shown.hidden = true; invitation.hidden = false; });
 document.addEventListener("search", (event) => search(event.detail));
 window.addEventListener("popstate", restore);
 if (fromAddress()) restore();
