@@ -267,7 +267,8 @@ def test_head_is_answered_as_get(client: TestClient) -> None:
 def test_a_body_that_does_not_arrive_gets_408(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "limits", replace(QUICK, body_seconds=0.05))
     headers = {"content-type": "application/json", "content-length": "10"}
-    assert speak(make_app(service), "/search", "POST", None, **headers)[0] == 408
+    for path, status in (("/search", 408), (f"{PAGE}/gradio_api/queue/join", 400)):
+        assert speak(make_app(service), path, "POST", None, **headers)[0] == status
 
 
 def test_images_and_thumbnails(client: TestClient, root: Path) -> None:
@@ -387,7 +388,7 @@ def test_places_show_that_a_similarity_is_below_the_threshold() -> None:
         found = SearchResults(catalog="", results=results, threshold=threshold, matches=matches, seconds=0)
         return decimal_places(found)
 
-    assert places(0.98, 0.96996, 0.5, threshold=0.97) == 4
+    assert places(0.98, 0.9699, 0.5, threshold=0.97) == 4
     assert places(0.9699999, threshold=0.97) == 7
     assert places(0.97, 0.5, threshold=0.97) == places(0.97, threshold=None) == places(threshold=0.97) == 3
 

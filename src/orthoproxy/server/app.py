@@ -94,7 +94,7 @@ async def search(request: Request) -> SearchResults:
         fields, content = await _read_form(request, "application/json or multipart/form-data")
         work = partial(service.search_image, content, SearchOptions.model_validate(fields))
     else:
-        asked = SearchRequest.model_validate_json(await _in_time(request, request.body()), strict=True)
+        asked = SearchRequest.model_validate_json(await request.body(), strict=True)
         if asked.image is not None:
             work = partial(service.search_image, asked.image, asked)
         elif asked.id is not None:
@@ -143,20 +143,12 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-async def _in_time(request: Request, reading: Any) -> Any:
-    """Await the body of a request, which a slow client must not spread over hours."""
-    try:
-        return await asyncio.wait_for(reading, _service(request).limits.body_seconds)
-    except TimeoutError:
-        raise RequestError("the request took too long to arrive", status=408) from None
-
-
 async def _read_form(request: Request, expected: str) -> tuple[dict[str, Any], bytes]:
     """Return a form's fields, and the file in its field ``image``."""
     if _media_type(request) != "multipart/form-data":
         raise RequestError("wrong content type", status=415, expected=expected)
     try:
-        form = await _in_time(request, request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY))
+        form = await request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY)
     except HTTPException as error:
         raise RequestError("malformed form") from error
     async with request.form() as form:  # parsed already; closes the file
@@ -224,5 +216,6 @@ def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None
         token=token,
         paths=[*PATHS, *(PAGE + path for path in PAGE_PATHS)],
         body_limits={"/search": upload, "/uploads": upload},
+        body_seconds=service.limits.body_seconds,
     )
     return app

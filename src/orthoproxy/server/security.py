@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import secrets
@@ -56,8 +57,9 @@ class SecurityMiddleware:
         token: str | None,
         paths: Sequence[str],
         body_limits: Mapping[str, int],
+        body_seconds: float,
     ) -> None:
-        self.app, self.token, self.body_limits = app, token, body_limits  # bytes by path
+        self.app, self.token, self.body_seconds, self.body_limits = app, token, body_seconds, body_limits  # by path
         self.hosts = [host.lower() for host in hosts]
         self.paths = re.compile("|".join(f"(?:{path})" for path in paths))
 
@@ -67,10 +69,19 @@ class SecurityMiddleware:
         if scope["type"] == "websocket":
             return await WebSocketClose(1008)(scope, receive, send)
         limit, received = self.body_limits.get(scope["path"], SMALL_BODY), 0
+        deadline: float | None = 0.0  # until the first reading; None once the body is complete
 
         async def bounded_receive() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, deadline
+            if deadline == 0:
+                deadline = asyncio.get_running_loop().time() + self.body_seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestError("the request took too long to arrive", status=408) from None
+            if not message.get("more_body"):
+                deadline = None
             received += len(message.get("body", b""))
             if received > limit:
                 raise too_large(limit)
