@@ -23,7 +23,8 @@ from measure import arguments, memory, report
 
 from catalog import D, K, collection
 from orthoproxy.catalog.catalog import Catalog
-from orthoproxy.catalog.index import UPSERT_SIZE, fit_index
+from orthoproxy.catalog.index import fit_index
+from orthoproxy.embedding.parquet_store import READ_SIZE
 
 WARM = 20  # requests that do not count
 
@@ -82,8 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "catalog"
         with Catalog.create(str(folder), D, "0" * 16, "none", temporary) as catalog:
-            for first in range(0, len(rows), UPSERT_SIZE):
-                part = slice(first, first + UPSERT_SIZE)
+            for first in range(0, len(rows), READ_SIZE):
+                part = slice(first, first + READ_SIZE)
                 catalog.upsert(rows.iloc[part], embeddings[part])
             fit_index(catalog)
         command = [sys.executable, "-m", "orthoproxy", "serve", str(folder), "--port", "0"]

@@ -10,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from command_line import input_error
 from errors import error_of
 from PIL import Image
 
@@ -204,6 +208,53 @@ def test_embeddings_are_taken_over(place: Path, embedder: Embedder, pictures: Pa
         assert index_embeddings(catalog, folder).unchanged == 12
         # the images themselves, afterwards, are what the embeddings said
         assert index_images(catalog, collection, embedder).unchanged == 12
+
+
+def changed(column: str, values: Callable[[list], list], kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        array = pa.array(values(table[column].to_pylist()), kind)
+        return table.set_column(table.schema.get_field_index(column), column, array)
+
+    return change
+
+
+ROW = 2  # is damaged
+LIST = pa.list_(pa.float32())
+DAMAGE = {
+    "another width": changed("embedding", lambda x: [*x[:ROW], x[ROW][:7], [*x[ROW + 1], 0], *x[ROW + 2 :]], LIST),
+    "no embedding": changed("embedding", lambda x: [*x[:ROW], None, *x[ROW + 1 :]], pa.list_(pa.float32(), 8)),
+    "null": changed("embedding", lambda x: [*x[:ROW], [None, *x[ROW][1:]], *x[ROW + 1 :]], LIST),
+    "nan": changed("embedding", lambda x: [*x[:ROW], [np.nan, *x[ROW][1:]], *x[ROW + 1 :]], LIST),
+    "length": changed("embedding", lambda x: [*x[:ROW], [2 * value for value in x[ROW]], *x[ROW + 1 :]], LIST),
+    "no path": changed("path", lambda x: [*x[:ROW], None, *x[ROW + 1 :]], pa.string()),
+    "no numbers": changed("embedding", lambda x: ["a"] * len(x), pa.string()),
+    "no column": lambda table: table.drop_columns(["label"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_embeddings_leave_no_catalog(
+    damage: str, place: Path, embedder: Embedder, pictures: Path, tmp_path: Path
+) -> None:
+    folder, part = tmp_path / "embeddings", tmp_path / "embeddings" / "part-00001.parquet"
+    embed_collection(embedder, "runs/x", read_collection(pictures), folder, part_size=5)
+    pq.write_table(DAMAGE[damage](pq.read_table(part)), part)
+    error = input_error(["index", place, folder])
+    assert error.path == part and (damage in ("no numbers", "no column") or f"row {ROW}:" in error.problem)
+    assert not place.exists()
+
+
+def test_embeddings_edited_with_pandas(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+    folder, part = tmp_path / "embeddings", tmp_path / "embeddings" / "part-00001.parquet"
+    embed_collection(embedder, "runs/x", read_collection(pictures), folder, part_size=5)
+    rows = pd.read_parquet(part)
+    rows.assign(label=["rose", "3", None, "rose", "rose"])[rows.index != 3].to_parquet(part)
+    with create(place, embedder, pictures) as catalog:
+        assert index_embeddings(catalog, folder).added == 11
+        kept = catalog.get(rows["path"].map(image_id).tolist(), with_embeddings=True)
+    assert kept["label"].tolist() == ["rose", "3", "", "rose"]
+    expected = np.stack(rows["embedding"].drop(3).tolist())
+    np.testing.assert_array_equal(np.stack(kept["embedding"].tolist()), expected)
 
 
 def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder, pictures: Path) -> None:

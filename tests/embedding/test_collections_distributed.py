@@ -75,7 +75,7 @@ def test_any_number_of_processes_writes_the_same_files(photos, tmp_path, one, co
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
 def test_another_number_of_processes_finishes_what_is_missing(photos, tmp_path, one, before, after) -> None:
     in_processes(before, embed, photos, tmp_path / "out")
-    for name in ("part-00000.parquet", "part-00002.parquet", "unreadable.csv"):
+    for name in ("part-00000.parquet", "part-00002.parquet", "_unreadable.csv"):
         (tmp_path / "out" / name).unlink()
     kept = (tmp_path / "out" / "part-00003.parquet").stat().st_mtime_ns
     assert in_processes(after, embed, photos, tmp_path / "out") == [("11 images, 1 unreadable", 6)] * after

@@ -157,7 +157,9 @@ TARGETS = {
     "weights": Target(weights, ("w.safetensors", "w.pth", "old.pth"), (b'"F32"', b"data_offsets", *PICKLE)),
     "model": Target(model, ("config.json#", "config.json", "classes.json#", "model.safetensors"), (), 0.3),
     "images": Target(images, tuple(f"a.{name.lower()}" for name in FORMATS)),
-    "embeddings": Target(embeddings, ("out/embedding.json#", "out/embedding.json", "out/part-00000.parquet"), (), 0.5),
+    "embeddings": Target(
+        embeddings, ("out/_embedding.json#", "out/_embedding.json", "out/part-00000.parquet"), (), 0.5
+    ),
 }
 
 

@@ -152,8 +152,8 @@ def test_an_extension_type_in_embeddings(embedded: Path, marker: Path) -> None:
 
 def test_embeddings_lie_in_their_own_folder(embedded: Path, tmp_path: Path) -> None:
     shutil.copy(embedded / "part-00000.parquet", tmp_path / "part-00000.parquet")
-    parts = json.loads((embedded / "embedding.json").read_text())["parts"]
-    change_json(embedded / "embedding.json", parts=[{**parts[0], "file": "../part-00000.parquet"}, *parts[1:]])
+    parts = json.loads((embedded / "_embedding.json").read_text())["parts"]
+    change_json(embedded / "_embedding.json", parts=[{**parts[0], "file": "../part-00000.parquet"}, *parts[1:]])
     with pytest.raises(InputError):
         list(read_parts(embedded))
 

@@ -20,10 +20,9 @@ from pydantic import BaseModel
 from orthoproxy.catalog.filters import And, Condition, In, Not, both, parse_filter
 from orthoproxy.catalog.store import TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
-from orthoproxy.embedding.file_formats import Dim, validate_json
+from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, validate_json
 
 MAX_RESULTS = 16_384  # of one search
-UNIT_TOLERANCE = 1e-3
 INDEX_AGAIN = "update orthoproxy, or index again"
 
 

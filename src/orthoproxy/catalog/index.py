@@ -23,7 +23,6 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
 
-UPSERT_SIZE = 16_384
 VALUES = ["content", "label", "group"]
 COLUMNS = ["id", "path", *VALUES]
 Report = Callable[[int, int], None]
@@ -137,14 +136,12 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
     with Progress("index", meta.images) as progress:
         for table, embeddings in read_parts(folder):
             rows = _rows(table, Path(meta.root), Path(catalog.root))
-            for first in range(0, len(rows), UPSERT_SIZE):
-                part, vectors = rows.iloc[first : first + UPSERT_SIZE], embeddings[first : first + UPSERT_SIZE]
-                stored = _stored(catalog, part)
-                changed = stored["content"].to_numpy() != part["content"].to_numpy()
-                files = EmbeddedFiles(vectors[changed], part["content"].tolist(), [""] * len(part))
-                _update(catalog, part, stored, files, changes)
-                progress.advance(len(part), "images")
-                report(progress.done, meta.images)
+            stored = _stored(catalog, rows)
+            changed = stored["content"].to_numpy() != rows["content"].to_numpy()
+            files = EmbeddedFiles(embeddings[changed], rows["content"].tolist(), [""] * len(rows))
+            _update(catalog, rows, stored, files, changes)
+            progress.advance(len(rows), "images")
+            report(progress.done, meta.images)
     unreadable = pd.DataFrame({"path": unreadable_paths(folder)}, dtype=object)
     changes.ids += _rows(unreadable, Path(meta.root), Path(catalog.root))["id"].tolist()  # for prune
     return changes

@@ -115,10 +115,11 @@ def _create(
     """Create a catalog for the model given, or for the one that computed the embeddings."""
     from orthoproxy.catalog.catalog import Catalog
     from orthoproxy.catalog.index import relative_path
-    from orthoproxy.embedding.parquet_store import embedding_meta
+    from orthoproxy.embedding.parquet_store import embedding_meta, read_parts
 
     if embeddings is not None:
         meta = embedding_meta(embeddings)
+        read_parts(embeddings)  # raises before the catalog is created
         if model is not None and model.identity != meta.model:
             raise InputError(f"not the model of {embeddings}, {meta.model_path}", field="model")
         place, root, dim, identity = options.model or meta.model_path, meta.root, meta.dim, meta.model

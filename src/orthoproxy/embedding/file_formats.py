@@ -14,6 +14,7 @@ T = TypeVar("T", bound=BaseModel)
 
 MAX_DIM = 16_384  # bounds what an untrusted file can make us allocate
 MAX_IMAGE_SIZE = 4096
+UNIT_TOLERANCE = 1e-3  # of an embedding's length
 Dim = Annotated[int, Field(ge=1, le=MAX_DIM)]
 ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

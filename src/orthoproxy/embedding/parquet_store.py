@@ -12,22 +12,24 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.file_formats import Dim, read_json
+from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, read_json
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 
-META = "embedding.json"
-UNREADABLE = "unreadable.csv"
+META = "_embedding.json"  # Parquet readers skip what starts with _
+UNREADABLE = "_unreadable.csv"
 TEXT_COLUMNS = ("path", "label", "group", "content")
 EMBED_AGAIN = "delete the folder and embed again"
 FINISH = "finish it with the same orthoproxy embed command"
+READ_SIZE = 16_384  # rows
 
 
 class Part(BaseModel, frozen=True):
@@ -39,7 +41,7 @@ class Part(BaseModel, frozen=True):
 
 
 class EmbeddingMeta(BaseModel, frozen=True):
-    """The embedding.json of a folder: which model embeds which images, in which parts."""
+    """The _embedding.json of a folder: which model embeds which images, in which parts."""
 
     format_version: Literal[1]
     model: str
@@ -74,24 +76,43 @@ def embedding_meta(folder: str | Path) -> EmbeddingMeta:
 
 
 def read_parts(folder: str | Path) -> Iterator[tuple[pd.DataFrame, Float[np.ndarray, "n D"]]]:
-    """Read a folder that `embed_collection` wrote, part by part.
+    """Read a folder that `embed_collection` wrote, at most 16,384 images at a time.
 
     Yields the rows (`path, label, group, content`) of the readable images and their embeddings. Raises InputError if
-    the folder holds no embeddings, is unfinished, or a part is damaged.
+    the folder holds no embeddings, is unfinished, or a part is damaged; all parts are checked first. Parts may have
+    been edited with other tools.
     """
     meta, folder = embedding_meta(folder), Path(folder)
-    missing = [part.file for part in meta.parts if not is_complete(folder, part)]
+    missing = [part.file for part in meta.parts if not is_complete(folder, part, edited=True)]
     if missing:
         problem = f"unfinished: {missing[0]} is missing ({len(missing)} of {len(meta.parts)} parts)"
         raise InputError(problem, path=folder, hint=FINISH)
-    return (_read_part(folder / part.file, meta.dim) for part in meta.parts)
+    for part in meta.parts:
+        for _ in _read_part(folder / part.file, meta.dim):
+            pass
+    return (batch for part in meta.parts for batch in _read_part(folder / part.file, meta.dim))
 
 
-def _read_part(path: Path, dim: int) -> tuple[pd.DataFrame, Float[np.ndarray, "n D"]]:
+def _read_part(path: Path, dim: int) -> Iterator[tuple[pd.DataFrame, Float[np.ndarray, "n D"]]]:
     with _damage_as_input_error(path), path.open("rb") as file:
-        table = pq.read_table(file)
-        vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-        return table.select(TEXT_COLUMNS).to_pandas(), vectors
+        parquet, first = pq.ParquetFile(file), 0
+        for batch in parquet.iter_batches(READ_SIZE, columns=[*TEXT_COLUMNS, "embedding"]):
+            # other tools write numbers, categories, and null for unknown
+            texts = pd.DataFrame({name: batch[name].cast(pa.string()).to_pandas() for name in TEXT_COLUMNS})
+            lengths = pc.list_value_length(batch["embedding"]).fill_null(0).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+            _check_rows(lengths == dim, f"embedding is not a list of {dim} numbers", first)
+            embeddings = batch["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+            embeddings = embeddings.astype(np.float32, copy=False)
+            unit_length = np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT_TOLERANCE  # nor NaN
+            _check_rows(unit_length, "embedding does not have unit length", first)
+            _check_rows(texts[["path", "content"]].notna().all(axis=1).to_numpy(), "no path or content", first)
+            yield texts.fillna(""), embeddings
+            first += len(batch)
+
+
+def _check_rows(valid: Bool[np.ndarray, " n"], problem: str, first: int) -> None:
+    if not valid.all():
+        raise ValueError(f"row {first + valid.argmin()}: {problem}")
 
 
 def begin(out: Path, plan: EmbeddingMeta) -> None:
@@ -114,21 +135,26 @@ def begin(out: Path, plan: EmbeddingMeta) -> None:
             raise InputError(problem, field=field, path=out, hint="repeat the first command, or give another folder")
 
 
-def is_complete(out: Path, part: Part) -> bool:
-    """Whether a part exists, is of these images, and was not truncated."""
+def is_complete(out: Path, part: Part, edited: bool = False) -> bool:
+    """Whether a part exists, is of these images, and was not truncated, or was `edited` if that is allowed."""
     with suppress(InputError):
         rows, digest, unreadable = _read_metadata(out / part.file)
+        if edited:
+            return digest in (part.digest, "")
         return digest == part.digest and rows + len(unreadable) == part.images
     return False
 
 
 def _read_metadata(path: Path) -> tuple[int, str, list[dict[str, str]]]:
-    """Return the number of rows of a part, its digest, and path and reason of each unreadable image."""
+    """Return the number of rows of a part, its digest, and path and reason of each unreadable image.
+
+    Other tools do not write the last two.
+    """
     if not path.is_file():
         raise InputError("missing", path=path, hint=FINISH)
     with _damage_as_input_error(path), path.open("rb") as file:
         parquet = pq.read_metadata(file)
-        metadata = json.loads(parquet.metadata[b"orthoproxy"])
+        metadata = json.loads((parquet.metadata or {}).get(b"orthoproxy", '{"digest": "", "unreadable": []}'))
         return parquet.num_rows, metadata["digest"], metadata["unreadable"]
 
 
@@ -159,7 +185,7 @@ def write_part(
 
 
 def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
-    """Collect the unreadable images of all parts and write unreadable.csv if there are any."""
+    """Collect the unreadable images of all parts and write _unreadable.csv if there are any."""
     found = [
         (str(Path(plan.root) / image["path"]), part.file, image["reason"])
         for part in plan.parts
