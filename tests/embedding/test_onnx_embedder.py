@@ -7,13 +7,14 @@ import multiprocessing
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from errors import error_of
-from PIL import Image
+from PIL import ExifTags, Image
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.transforms import Resize
@@ -89,6 +90,28 @@ def test_the_view_goes_along(backbone: str, dim: int | None, resize: Resize, exp
     assert (ours.image_size, ours.embedding_dim, ours.resize) == (32, model.embedding_dim, expected)
     assert ours.metadata.mean == pytest.approx(model.encoder.mean.flatten().tolist())
     assert ours.metadata.std == pytest.approx(model.encoder.std.flatten().tolist())
+
+
+def test_the_documented_lines_read_images_of_every_kind(
+    file: Path, model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, x = np.mgrid[:40, :60]
+    pixels = np.stack([4 * x, 6 * y, 255 * (x > y)], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif)
+    transparent = np.dstack([pixels, np.where(x < 30, 0, 160).astype(np.uint8)])
+    Image.fromarray(transparent).save(tmp_path / "transparent.png")
+    Image.fromarray((1000 * x + 100 * y).astype(np.uint16)).save(tmp_path / "16 bits.png")
+    files = sorted(tmp_path.iterdir())
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "birds.onnx").symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "export.md").read_text(encoding="utf-8")
+    [lines] = [block for block in page.split("```") if block.startswith("python\nimport json\n")]
+    names: dict[str, Any] = {"files": files, "Path": Path, "OnnxEmbedder": OnnxEmbedder}
+    exec(lines.removeprefix("python\n"), names)
+    assert (names["embeddings"] * model.embed(files)).sum(axis=1).min() > 0.999
 
 
 def test_the_metadata_say_what_goes_in_and_comes_out(file: Path, model: Embedder) -> None:

@@ -54,6 +54,7 @@ class OnnxMetadata(BaseModel, frozen=True):
         description = {
             "library": "orthoproxy",
             "input": f"uint8 RGB pixels from 0 to 255, batch x 3 x {self.image_size} x {self.image_size}",
+            "decoding": "upright by EXIF orientation, transparent parts white, 16-bit gray divided by 257",
             "interpolation": "bicubic",
             "crop": "center",
             "normalization": "inside the model",
