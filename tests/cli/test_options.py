@@ -82,6 +82,12 @@ def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str
     assert field != "--training.epoch" or "--training.epochs" in str(error.value.hint)
 
 
+def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -> None:
+    with pytest.raises(InputError) as error:
+        parse(["diagnose", "x", "--on", "train"])
+    assert (error.value.field, error.value.expected) == ("--on", "--split, one of validation, test")
+
+
 @pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], ["trian"]])
 def test_what_is_missing_or_unknown_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2

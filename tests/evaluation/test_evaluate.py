@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from brute_force import query_metrics
+from errors import error_of
 from many import in_processes
 
 from orthoproxy.core.errors import InputError
@@ -85,6 +88,14 @@ def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
     for scores in (result, result.with_same_group):
         assert {(d.value, d.low, d.high) for d in scores.difference.values()} == {(0.0, 0.0, 0.0)}
         assert scores.model == scores.baseline
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("confidence", 95), ("confidence", math.nan), ("recall_at", (0,)), ("recall_at", ()), ("bootstrap_samples", 0)],
+)
+def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
+    assert error_of(Scoring, **{field: value}).field == field
 
 
 def test_the_difference_is_paired() -> None:

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from command_line import input_error
 from errors import error_of
 from PIL import Image
 
@@ -227,8 +228,11 @@ def test_images_that_were_moved(run: Path, folder: Path, out: Path, tmp_path: Pa
 def test_invalid_arguments(run: Path, out: Path, tmp_path: Path) -> None:
     assert error_of(export_run, run / "baseline", out).path == run / "baseline"  # not the trained model
     assert error_of(export_run, run, out, false_match_rate=1.0).field == "false_match_rate" and not out.exists()
+    assert input_error(["export", run, "--out", out, "--false-match-rate", 0]).field == "false_match_rate"
     Embedder.load(run).save(tmp_path / "alone")
     assert error_of(export_run, tmp_path / "alone", out).path == tmp_path / "alone"
     model, table = Embedder.load(run), make_table(["x"], ["x"])
+    rate = error_of(export_onnx, model, out, table, table, false_match_rate=2)  # before an image is read
+    assert rate.field == "false_match_rate"
     for test, int8, field in ((table[:0], False, "test"), (table, True, "training")):
         assert error_of(export_onnx, model, out, test, table[:0], int8=int8).field == field

@@ -31,7 +31,8 @@ def run(options: Any) -> None:
     from orthoproxy.runs.export import export_run
     from orthoproxy.runs.model_card import no_match_words
 
-    out, rate = Path(options.out), options.false_match_rate or FALSE_MATCH_RATE
+    out, rate = Path(options.out), options.false_match_rate
+    rate = FALSE_MATCH_RATE if rate is None else rate
     if out.suffix != ".onnx":
         raise InputError(options.out, field="out", expected="a file that ends in .onnx")
     with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):

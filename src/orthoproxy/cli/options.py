@@ -15,6 +15,13 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 DATASETS = ("icons", "cub", "cars", "sop", "inshop")
+RENAMED = {  # options of version 0.1
+    "--accelerator": "--device",
+    "--most-images": "--max-images",
+    "--no-open": "--lists-only",
+    "--on": "--split",
+    "--print_config": "--print-config",
+}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 READING = ("data.root", "data.csv", "data.allow_paths_outside_root")  # where images are, and which may be read
 MODEL = "A run folder, a model folder, or a name on the Hugging Face Hub."
@@ -39,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise InputError(error.message, field=error.argument_name) from error
         if unknown:
+            renamed = RENAMED.get(unknown[0].partition("=")[0])
+            if action := self._option_string_actions.get(renamed or ""):
+                expected = f"{renamed}, one of {', '.join(action.choices)}" if action.choices else renamed
+                raise InputError("renamed in version 0.2", field=unknown[0], expected=expected)
             close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
             hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists the options"
             raise InputError("unknown argument", field=unknown[0], hint=hint)

@@ -117,6 +117,18 @@ class Scoring:
     device: str = "cpu"
     shared: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise InputError for a value out of range, before images are embedded."""
+        allowed = {
+            "recall_at": (min(self.recall_at, default=0) >= 1, "one or more integers, at least 1"),
+            "bootstrap_samples": (self.bootstrap_samples >= 1, "at least 1"),
+            "confidence": (0 < self.confidence < 1, "above 0 and below 1, such as 0.95"),
+            "block_memory_mb": (self.block_memory_mb > 0, "above 0"),
+        }
+        for name, (valid, expected) in allowed.items():
+            if not valid:
+                raise InputError(str(getattr(self, name)), field=name, expected=expected)
+
     def excludes_group(self, table: pd.DataFrame) -> bool:
         """Return whether a query's own group is left out when this table is scored."""
         return bool((table["group"] != "").any()) if self.exclude_same_group is None else self.exclude_same_group

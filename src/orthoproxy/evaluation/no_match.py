@@ -17,6 +17,12 @@ from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
 ROUNDING = 1e-9  # 0.01 * 100 may be a little less than 1
 
 
+def require_rate(false_match_rate: float) -> None:
+    """Raise InputError unless a rate is above 0 and below 1."""
+    if not 0 < false_match_rate < 1:
+        raise InputError(f"{false_match_rate:g}", field="false_match_rate", expected="above 0 and below 1")
+
+
 @dataclass(frozen=True)
 class NoMatchCalibration:
     """Similarity of each query to the most similar image of its own class, and of any other class.
@@ -79,8 +85,7 @@ class NoMatchCalibration:
         InputError
             If the rate is out of range.
         """
-        if not 0 < false_match_rate < 1:
-            raise InputError(f"{false_match_rate:g}", field="false_match_rate", expected="above 0 and below 1")
+        require_rate(false_match_rate)
         if false_match_rate * len(self.other) < 1 - ROUNDING:
             return None
         ascending = np.sort(self.other)

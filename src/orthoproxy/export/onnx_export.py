@@ -26,6 +26,7 @@ from orthoproxy.embedding.embedder import Embedder, Images, iterate_image_batche
 from orthoproxy.embedding.file_formats import import_optional
 from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, OnnxEmbedder, OnnxMetadata, read_metadata
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Scoring, calibrate_no_match, score
+from orthoproxy.evaluation.no_match import require_rate
 
 TOLERANCE = 1e-4  # largest difference of an embedding's component, float32
 MAX_RECALL_LOSS = 0.01  # upper bound of the interval of the loss of Recall@1, int8
@@ -113,6 +114,7 @@ def export_onnx(
     >>> print(exported.scores.model["recall@1"], exported.difference < 1e-4)
     100.0 [100.0, 100.0] True
     """
+    require_rate(false_match_rate)
     scoring = replace(scoring or Scoring(), recall_at=(1,), nmi=False)
     images = pd.concat([test, validation], ignore_index=True)
     if images.empty or (int8 and test.empty):
