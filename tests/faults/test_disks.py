@@ -12,6 +12,7 @@ import pytest
 from fault_injection import kill_at
 from small_runs import STEPS_PER_EPOCH, Run, difference, disk, message, mount
 
+from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
 
 PAGE = 4096  # in which a tmpfs gives space
@@ -102,6 +103,21 @@ def test_a_disk_full_while_images_are_embedded(
     assert 0 < len(there) < len(good) and there.items() <= good.items()
     assert embed(small_disk / "out") == 0 and parts(small_disk / "out") == good
     assert not list((small_disk / "out").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("free_pages", [1, 8])  # before the catalog is created, or while rows are inserted
+def test_a_disk_full_while_a_catalog_is_written(
+    free_pages: int, whole: Path, photos: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index = ["index", str(small_disk / "catalog"), str(photos), "--model", str(whole), "--workers", "0"]
+    with full(small_disk, free_pages):
+        capfd.readouterr()
+        assert main(index) == 2
+    [error] = capfd.readouterr().err.splitlines()  # nothing of LanceDB's before it
+    assert error.startswith(f"orthoproxy: {small_disk / 'catalog'}: no space left on device. Hint: free some space")
+    assert main(index) == 0
+    with Catalog.open(index[1]) as catalog:
+        assert len(catalog) == 50
 
 
 def test_a_read_only_disk(interrupted: Run, whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from pathlib import Path
@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from orthoproxy.catalog.filters import And, Condition, In, Like, Not, Or
 from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # errors are raised, so do not log them too
 
@@ -349,5 +349,8 @@ def _lance_errors(address: str) -> Iterator[None]:
     except InputError:
         raise
     except (RuntimeError, ValueError, OSError) as error:  # LanceDB has no base class of its own
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # LanceDB raises RuntimeError for these too
+            with suppress(OSError), os_errors_as_input_errors(address, "run the command again"):
+                raise OSError(int(found[1]), "") from error
         problem = re.sub(r", \S*\.rs:\d+.*", "", str(error).partition("\n")[0])[:300]  # no places in its sources
         raise InputError(f"LanceDB: {problem}", path=address) from error
