@@ -1,7 +1,5 @@
 """The class bootstrap against explicit resampling, its coverage, and its memory."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import numpy as np
@@ -68,9 +66,7 @@ def test_memory_does_not_grow_with_samples_times_classes(work: str) -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.floats(0, 1), st.floats(0.5, 0.99), st.floats(0.001, 0.4))
-def test_an_interval_holds_its_value_and_grows_with_confidence(
-    resampled: list[float], value: float, confidence: float, less: float
-) -> None:
+def test_an_interval_holds_its_value_and_grows_with_confidence(resampled, value, confidence, less) -> None:
     wide, narrow = (estimate(value, np.array(resampled), c) for c in (confidence, confidence - less))
     assert wide.low <= narrow.low <= value <= narrow.high <= wide.high
     assert wide.low >= min(*resampled, value) and wide.high <= max(*resampled, value)

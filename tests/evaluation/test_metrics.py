@@ -1,7 +1,5 @@
 """Retrieval metrics against the brute-force reference and against pytorch-metric-learning; NMI against scikit-learn."""
 
-from __future__ import annotations
-
 import brute_force
 import numpy as np
 import pytest

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import Scoring, class_scores
 from orthoproxy.evaluation.evaluate import mean_scores
@@ -45,9 +44,3 @@ def test_each_is_the_mean_of_its_own_queries():
             hits.append(table["label"][others[np.argmax(unit[others] @ unit[row])]] == label)
         assert queries == len(rows)
         assert value == pytest.approx(np.mean(hits))
-
-
-def test_nothing_to_score_is_an_error():
-    with pytest.raises(InputError) as caught:
-        class_scores(np.eye(2), make_table(["1", "2"], ["a", "b"]), Scoring())
-    assert caught.value.field == "table"

@@ -1,7 +1,5 @@
 """The metrics written out from their definitions, one query and one pair at a time, in float64 NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

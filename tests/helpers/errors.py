@@ -1,7 +1,5 @@
 """The error of a call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

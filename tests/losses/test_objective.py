@@ -1,12 +1,10 @@
 """The sum of a loss and Soft Orthogonality, and the vectors that stand for the classes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
+from errors import error_of
 from torch import Tensor, nn
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner, soft_orthogonality
 from orthoproxy.losses.objective import CLASS_VECTORS
 
@@ -104,9 +102,7 @@ def test_pair_losses_have_no_class_vectors_and_take_no_weight() -> None:
     made = objective("TripletMarginLoss", 4, 8, weight=0.0)
     assert made.class_vectors() is None
     assert set(made(unit_rows(6, 8), torch.arange(6) % 2)) == {"loss", "metric_loss"}
-    with pytest.raises(InputError) as caught:
-        objective("TripletMarginLoss", 4, 8, weight=0.1)
-    assert caught.value.field == "weight"
+    assert error_of(objective, "TripletMarginLoss", 4, 8, weight=0.1).field == "weight"
 
 
 @pytest.mark.parametrize("name", ["proxy_anchor", "RankedListLoss", "P2SGradLoss", "InstanceLoss", "PNPLoss"])
@@ -115,9 +111,7 @@ def test_a_miner_beside_a_loss_that_takes_none_is_an_error_when_built(name: str)
     x, labels = unit_rows(8, 8), torch.arange(8) % 4
     with pytest.raises((ValueError, TypeError), match=r"indices_tuple|positional"):  # so the loss itself
         loss(x, labels, make_miner("BatchHardMiner")(x, labels))
-    with pytest.raises(InputError) as caught:
-        Objective(loss, 4, SoftOrthogonality(), miner=make_miner("BatchHardMiner"))
-    assert caught.value.field == "miner"
+    assert error_of(Objective, loss, 4, SoftOrthogonality(), miner=make_miner("BatchHardMiner")).field == "miner"
 
 
 @pytest.mark.parametrize("name", ["proxy_anchor", "ProxyAnchorLoss", "ArcFaceLoss", "SoftTripleLoss", "P2SGradLoss"])

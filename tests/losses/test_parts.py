@@ -1,12 +1,10 @@
 """What is computed in parts: each as large as the memory given allows, and nothing of a size that is to be avoided."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from recorded import Recorded
 
 from orthoproxy.losses import koleo, mutual_coherence, proxy_anchor_loss, soft_orthogonality
 
@@ -15,24 +13,11 @@ LABELS = torch.arange(12)
 MIB = 2**20
 
 
-class Products(TorchDispatchMode):
-    """The shapes of all matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
-            self.shapes.append(tuple(result.shape))
-        return result
-
-
 def products(compute: Callable[[], object]) -> list[tuple[int, ...]]:
-    with Products() as seen:
+    """The shapes of all matrix products."""
+    with Recorded() as seen:
         compute()
-    return seen.shapes
+    return seen.products
 
 
 @pytest.mark.parametrize("rows", [1, 10, 33])

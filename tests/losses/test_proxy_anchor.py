@@ -1,17 +1,15 @@
 """Proxy Anchor against the published formula, written out in loops, and against pytorch-metric-learning."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
 import torch
+from errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses as peers
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.losses import ProxyAnchorLoss, ShardedProxyAnchorLoss, proxy_anchor_loss
 
 
@@ -135,17 +133,14 @@ def test_proxies_start_as_kaiming_normal_fan_out() -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("images", "labels"), [(2, [0, -1]), (2, [0, 3]), (2, [0]), (0, []), (2, [[0], [1]])])
 def test_labels_without_a_proxy_or_an_image_are_an_error(images: int, labels: list) -> None:
-    with pytest.raises(InputError) as caught:
-        proxy_anchor_loss(torch.ones(images, 3), torch.tensor(labels, dtype=torch.long), torch.eye(3))
-    assert caught.value.field == "labels"
+    error = error_of(proxy_anchor_loss, torch.ones(images, 3), torch.tensor(labels, dtype=torch.long), torch.eye(3))
+    assert error.field == "labels"
 
 
 @pytest.mark.parametrize(("field", "value"), [("num_classes", 0), ("scale", 0.0), ("scale", float("nan"))])
 @pytest.mark.parametrize("loss", [ProxyAnchorLoss, ShardedProxyAnchorLoss])
 def test_settings_out_of_range_are_an_error(loss: type, field: str, value: float) -> None:
-    with pytest.raises(InputError) as caught:
-        loss(**{"num_classes": 3, "embedding_dim": 4, field: value})
-    assert caught.value.field == field
+    assert error_of(loss, **{"num_classes": 3, "embedding_dim": 4, field: value}).field == field
 
 
 def test_proxies_far_from_all_and_near_to_one_image_at_a_high_scale() -> None:

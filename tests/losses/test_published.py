@@ -1,7 +1,5 @@
 """The published losses in recipes/losses: each builds, takes a step, and is its formula."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

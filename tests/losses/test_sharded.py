@@ -1,7 +1,5 @@
 """Sharded proxies: the parts add up to the loss and gradients of one process, and each process keeps its part only."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -88,19 +86,14 @@ def images(count: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal((count, 4)))
 
 
-@pytest.mark.parametrize(
-    ("count", "classes", "labels"),
-    [
-        (2, 7, [0, 1, 2, 3, 4, 5, 6, 0]),  # neither divides
-        (4, 9, [8, 8, 7]),  # one process with positives, one without an image
-        (4, 3, [0, 1, 2, 2, 1]),  # one without a proxy
-        (2, 1, [0, 0]),
-        (1, 7, [0, 6, 3]),
-    ],
-)
-def test_processes_with_a_part_each_compute_the_loss_and_gradients_of_one(
-    count: int, classes: int, labels: list[int]
-) -> None:
+@pytest.mark.parametrize(("count", "classes", "labels"), [
+    (2, 7, [0, 1, 2, 3, 4, 5, 6, 0]),  # neither divides
+    (4, 9, [8, 8, 7]),  # one process with positives, one without an image
+    (4, 3, [0, 1, 2, 2, 1]),  # one without a proxy
+    (2, 1, [0, 0]),
+    (1, 7, [0, 6, 3]),
+])  # fmt: skip
+def test_processes_with_a_part_each_compute_the_loss_and_gradients_of_one(count: int, classes: int, labels: list[int]):
     whole, x = objective(classes, divided=False), images(len(labels)).requires_grad_()
     expected = whole(x, torch.tensor(labels))
     expected["loss"].backward()
