@@ -1,7 +1,5 @@
 """The queries that a report shows, and what they found."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Formatted numbers and the summary follow the intervals."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -17,15 +15,12 @@ def evaluation(difference: Estimate, metric: str = "recall@1") -> Evaluation:
     return Evaluation(model, baseline, {metric: difference}, 3390, 1381, queries_without_positive=0, seconds=1.0)
 
 
-@pytest.mark.parametrize(
-    ("difference", "kind", "written"),
-    [
-        (Estimate(0.076, 0.059, 0.092), "better", "7.6 points [5.9, 9.2]"),
-        (Estimate(-0.05, -0.07, -0.01), "worse", "5.0 points [1.0, 7.0]"),
-        (Estimate(0.004, -0.007, 0.015), "unclear", "+0.4 points [\N{MINUS SIGN}0.7, 1.5]"),
-        (Estimate(0.0, 0.0, 0.0), "unclear", "0.0 points [0.0, 0.0]"),
-    ],
-)
+@pytest.mark.parametrize(("difference", "kind", "written"), [
+    (Estimate(0.076, 0.059, 0.092), "better", "7.6 points [5.9, 9.2]"),
+    (Estimate(-0.05, -0.07, -0.01), "worse", "5.0 points [1.0, 7.0]"),
+    (Estimate(0.004, -0.007, 0.015), "unclear", "+0.4 points [\N{MINUS SIGN}0.7, 1.5]"),
+    (Estimate(0.0, 0.0, 0.0), "unclear", "0.0 points [0.0, 0.0]"),
+])  # fmt: skip
 def test_the_summary_depends_on_the_interval_of_the_difference(difference: Estimate, kind: str, written: str) -> None:
     found, sentence = summarize(evaluation(difference))
     assert found == kind
