@@ -1,7 +1,5 @@
 """Collectives, errors that reach all processes, and the rendezvous."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from many import in_processes
-from torch import Tensor
 
 from orthoproxy.core.distributed import (
     RemoteProcessError,
@@ -58,21 +55,6 @@ def exchange() -> dict[str, Any]:
         "broadcast rows": [int(x) for _, rows in broadcast_rows(own, sizes, block=2) for x in rows],
         "broadcast": float(copied.mean()),
     }
-
-
-def gathered_gradient() -> Tensor:
-    sizes = [2, 0, 1]
-    own = torch.ones(sizes[process_index()], 2, requires_grad=True)
-    rows = all_gather_rows(own, sizes)
-    (rows * torch.arange(6.0).view(3, 2) * (process_index() + 1)).sum().backward()
-    assert own.grad is not None
-    return own.grad
-
-
-def test_gradients_of_gathered_rows_are_summed_over_the_processes() -> None:
-    grads = in_processes(3, gathered_gradient)
-    assert [len(grad) for grad in grads] == [2, 0, 1]
-    assert torch.equal(torch.cat(grads), torch.arange(6.0).view(3, 2) * (1 + 2 + 3))
 
 
 class OddError(Exception):

@@ -7,18 +7,13 @@ evaluation mode gets a batch. A moment is ``EVENT:COUNT``, or several such as ``
 the one before.
 """
 
-from __future__ import annotations
-
-import errno
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -74,18 +69,3 @@ def on_event(moment: str, action: Callable[[], object]) -> None:
 def final_name(path: Path) -> str:
     """The name of a file once it is renamed."""
     return re.sub(r"^\.(.+)\.[0-9a-f]{32}\.tmp$", r"\1", path.name)
-
-
-@contextmanager
-def full_disk_for(name: str) -> Iterator[None]:
-    """Flushing a file fails, as some file systems tell only then that a disk is full."""
-    fsync = os.fsync
-
-    def fail(descriptor: int) -> None:
-        if final_name(Path(f"/proc/self/fd/{descriptor}").readlink()) == name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        yield
