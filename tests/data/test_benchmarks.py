@@ -1,7 +1,5 @@
 """CUB-200-2011, Stanford Online Products and In-Shop: the retrieval split, layouts of copies, and damaged copies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from orthoproxy.data import cub_table, inshop_table, sop_table
 
 READERS = {"cub": cub_table, "sop": sop_table, "inshop": inshop_table}
 SOP_HEADER = "image_id class_id super_class_id path"
+SOP_TRAIN = f"{SOP_HEADER}\n1 7 1 a/a.JPG\n"
+INSHOP_LIST = "Eval/list_eval_partition.txt"
 INSHOP_HEADER = "image_name item_id evaluation_status"
 INSHOP_ROW = "img/a.jpg id_1 train"
 
@@ -31,7 +31,7 @@ def write(name: str, root: Path, **options: object) -> list[Path]:
 LISTS = {
     "cub": ("images.txt", "image_class_labels.txt"),
     "sop": ("Ebay_train.txt", "Ebay_test.txt"),
-    "inshop": ("Eval/list_eval_partition.txt",),
+    "inshop": (INSHOP_LIST,),
 }
 
 
@@ -71,19 +71,11 @@ def test_inshop_has_queries_and_a_gallery_of_the_same_items(tmp_path: Path) -> N
     assert labels["query"] == labels["gallery"] and not labels["both"] & labels["query"]
 
 
-@pytest.mark.parametrize(
-    ("name", "folder", "options"),
-    [
-        ("cub", "CUB_200_2011", {}),
-        ("sop", "Stanford_Online_Products", {}),
-        ("inshop", "", {}),
-        ("inshop", "", {"place": "list_eval_partition.txt"}),
-        ("inshop", "", {"folder": "."}),
-    ],
-)
-def test_layouts_of_copies_and_relative_roots(
-    name: str, folder: str, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("name", "folder", "options"), [
+    ("cub", "CUB_200_2011", {}), ("sop", "Stanford_Online_Products", {}), ("inshop", "", {}),
+    ("inshop", "", {"place": "list_eval_partition.txt"}), ("inshop", "", {"folder": "."}),
+])  # fmt: skip
+def test_layouts_of_copies_and_relative_roots(name: str, folder: str, options: dict, tmp_path, monkeypatch) -> None:
     write(name, tmp_path / folder, **options)
     table = READERS[name](tmp_path / folder)
     exist = table["path"].map(lambda path: Path(path).is_file())
@@ -94,15 +86,10 @@ def test_layouts_of_copies_and_relative_roots(
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize(
-    "rewrite",
-    [
-        lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
-        lambda text: text.replace("\n", "\r").encode(),
-        lambda text: ("\n" + text.replace(" ", "\t  ").replace("\n", " \t\n\n") + "\n \n").encode(),
-    ],
-    ids=["windows", "old mac", "padded"],
-)
+@pytest.mark.parametrize("rewrite", [
+    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"), lambda text: text.replace("\n", "\r").encode(),
+    lambda text: ("\n" + text.replace(" ", "\t  ").replace("\n", " \t\n\n") + "\n \n").encode(),
+], ids=["windows", "old mac", "padded"])  # fmt: skip
 def test_line_ends_and_blanks_make_no_difference(name: str, rewrite: Callable[[str], bytes], tmp_path: Path) -> None:
     lists = write(name, tmp_path)
     table = READERS[name](tmp_path)
@@ -126,40 +113,25 @@ def test_missing_folders_and_lists_are_named(name: str, tmp_path: Path) -> None:
         assert error_of(READERS[name], tmp_path).path == tmp_path
 
 
-def cub_lists(images: str, labels: str = "1 1\n") -> dict[str, str]:
-    return {"images.txt": images, "image_class_labels.txt": labels}
-
-
-def sop_lists(test: str) -> dict[str, str]:
-    return {"Ebay_train.txt": f"{SOP_HEADER}\n1 7 1 a/a.JPG\n", "Ebay_test.txt": test}
-
-
-def inshop_list(text: str) -> dict[str, str]:
-    return {"list_eval_partition.txt": text, "img/a.jpg": ""}
-
-
-@pytest.mark.parametrize(
-    ("name", "files", "at_fault", "found"),
-    [
-        ("cub", cub_lists("1 a/1.jpg\n2 a/2.jpg\n"), "image_class_labels.txt", "image 2"),
-        ("cub", cub_lists("1 a/1.jpg\n", "1 1\n7 1\n8 1\n"), "images.txt", "image 7"),
-        ("cub", cub_lists("1 a/1.jpg\n1 a/2.jpg\n"), "images.txt", "line 2"),
-        ("cub", cub_lists("1 a/1.jpg\n2\n", "1 1\n2 1\n"), "images.txt", "line 2"),
-        ("cub", cub_lists("1 a/1.jpg\n", "1 0\n"), "image_class_labels.txt", "'0'"),
-        ("cub", cub_lists("1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n"), "image_class_labels.txt", "'a'"),
-        ("cub", cub_lists("\n"), "images.txt", "no images"),
-        ("sop", sop_lists(f"{SOP_HEADER}\n1 8 1 a/b.JPG\n2 8 1\n"), "Ebay_test.txt", "line 3"),
-        ("sop", sop_lists(f"1 8 1 a/b.JPG\n{SOP_HEADER}\n"), "Ebay_test.txt", "line 1"),
-        ("sop", sop_lists(""), "Ebay_test.txt", "no images"),
-        ("sop", sop_lists(f"{SOP_HEADER}\n1 7 1 a/b.JPG\n"), "", "'7'"),  # in both lists
-        ("inshop", inshop_list(f"1\n{INSHOP_HEADER}\nimg/a.jpg id_1 val\n"), "list_eval_partition.txt", "line 3"),
-        ("inshop", inshop_list(f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\n"), "list_eval_partition.txt", "line 1"),
-        ("inshop", inshop_list(f"{INSHOP_HEADER}\n{INSHOP_ROW}\n{INSHOP_ROW}\n"), "list_eval_partition.txt", "line 2"),
-    ],
-)
-def test_a_damaged_list_is_named(name: str, files: dict[str, str], at_fault: str, found: str, tmp_path: Path) -> None:
-    for place, text in files.items():
-        (tmp_path / place).parent.mkdir(exist_ok=True)
+@pytest.mark.parametrize(("name", "lists", "at_fault", "found"), [
+    ("cub", ["1 a/1.jpg\n2 a/2.jpg\n", "1 1\n"], "image_class_labels.txt", "image 2"),
+    ("cub", ["1 a/1.jpg\n", "1 1\n7 1\n8 1\n"], "images.txt", "image 7"),
+    ("cub", ["1 a/1.jpg\n1 a/2.jpg\n", "1 1\n"], "images.txt", "line 2"),
+    ("cub", ["1 a/1.jpg\n2\n", "1 1\n2 1\n"], "images.txt", "line 2"),
+    ("cub", ["1 a/1.jpg\n", "1 0\n"], "image_class_labels.txt", "'0'"),
+    ("cub", ["1 a/1.jpg\n2 a/2.jpg\n", "1 1\n2 2\n"], "image_class_labels.txt", "'a'"),
+    ("cub", ["\n", "1 1\n"], "images.txt", "no images"),
+    ("sop", [SOP_TRAIN, f"{SOP_HEADER}\n1 8 1 a/b.JPG\n2 8 1\n"], "Ebay_test.txt", "line 3"),
+    ("sop", [SOP_TRAIN, f"1 8 1 a/b.JPG\n{SOP_HEADER}\n"], "Ebay_test.txt", "line 1"),
+    ("sop", [SOP_TRAIN, ""], "Ebay_test.txt", "no images"),
+    ("sop", [SOP_TRAIN, f"{SOP_HEADER}\n1 7 1 a/b.JPG\n"], "", "'7'"),  # in both lists
+    ("inshop", [f"1\n{INSHOP_HEADER}\nimg/a.jpg id_1 val\n", ""], INSHOP_LIST, "line 3"),
+    ("inshop", [f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\n", ""], INSHOP_LIST, "line 1"),
+    ("inshop", [f"{INSHOP_HEADER}\n{INSHOP_ROW}\n{INSHOP_ROW}\n", ""], INSHOP_LIST, "line 2"),
+])  # fmt: skip
+def test_a_damaged_list_is_named(name: str, lists: list[str], at_fault: str, found: str, tmp_path: Path) -> None:
+    for place, text in zip((*LISTS[name], "Img/img/a.jpg"), lists, strict=False):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_text(text)
     error = error_of(READERS[name], tmp_path)
     assert (error.field, error.path) == ("root", tmp_path / at_fault) and found in error.problem

@@ -1,7 +1,5 @@
 """Cars-196: one table from every layout, the order of the classes, and damaged copies."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +38,7 @@ def tables(roots: dict[str, Path]) -> dict[str, pd.DataFrame]:
     return {layout: cars_table(root) for layout, root in roots.items()}
 
 
-def test_classes_1_to_98_are_for_training_in_every_layout(
-    tables: dict[str, pd.DataFrame], roots: dict[str, Path]
-) -> None:
+def test_classes_1_to_98_are_for_training_in_every_layout(tables: dict[str, pd.DataFrame], roots: dict[str, Path]):
     for table in tables.values():
         assert set(table["label"][table["split"] == "train"]) == set(CAR_NAMES[:98])
         assert set(table["label"][table["split"] == "test"]) == set(CAR_NAMES[98:])
@@ -70,9 +66,7 @@ def test_class_folders_may_lie_in_the_root_and_the_name_with_a_slash_is_the_offi
 
 
 @pytest.mark.parametrize(("layout", "inside"), [("A", "stanford_cars"), ("B", "car_data"), ("C", "car_data/car_data")])
-def test_a_copy_may_be_in_another_folder_and_its_root_relative(
-    layout: str, inside: str, roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_may_be_in_another_folder_and_its_root_relative(layout, inside, roots, tmp_path, monkeypatch) -> None:
     (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / inside).symlink_to(roots[layout])
     monkeypatch.chdir(tmp_path)
@@ -135,17 +129,14 @@ def test_an_incomplete_copy_is_an_error(tmp_path: Path) -> None:
         (tmp_path / lost).rename(tmp_path / "B" / "devkit" / lost)
 
 
-@pytest.mark.parametrize(
-    ("write", "found"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:9000]), "damaged"),
-        (lambda path: write_mat(path, names=CAR_NAMES), "'annotations'"),
-        (lambda path: write_mat(path, [annotation(np.uint8(1))]), "'class_names'"),
-        (lambda path: write_mat(path, [annotation(np.uint8(1))], CAR_NAMES[1:]), "195"),
-        (lambda path: write_mat(path, [{"fname": "1.jpg", "class": 1}], CAR_NAMES), "'relative_im_path'"),
-        (lambda path: write_mat(path, [annotation(np.uint8(n)) for n in (1, 197)], CAR_NAMES), "annotation 2"),
-    ],
-)
+@pytest.mark.parametrize(("write", "found"), [
+    (lambda path: path.write_bytes(path.read_bytes()[:9000]), "damaged"),
+    (lambda path: write_mat(path, names=CAR_NAMES), "'annotations'"),
+    (lambda path: write_mat(path, [annotation(np.uint8(1))]), "'class_names'"),
+    (lambda path: write_mat(path, [annotation(np.uint8(1))], CAR_NAMES[1:]), "195"),
+    (lambda path: write_mat(path, [{"fname": "1.jpg", "class": 1}], CAR_NAMES), "'relative_im_path'"),
+    (lambda path: write_mat(path, [annotation(np.uint8(n)) for n in (1, 197)], CAR_NAMES), "annotation 2"),
+])  # fmt: skip
 def test_a_damaged_list_is_named(write: Callable[[Path], object], found: str, tmp_path: Path) -> None:
     write_cars_in_one_folder(tmp_path, SMALL)
     write(tmp_path / "cars_annos.mat")

@@ -1,7 +1,5 @@
 """Collections: images of a folder or a list, their paths from the root on, and labels where these are known."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -51,17 +49,10 @@ def test_a_list_needs_paths_alone(tmp_path: Path) -> None:
     assert collection.images.to_numpy().tolist() == [["b.png", "", "north"], ["abs/c.png", "gull", "south"]]
 
 
-@pytest.mark.parametrize(
-    ("text", "field"),
-    [
-        ("label\ngull\n", "source"),
-        ("path\n", "source"),
-        ("path,label\n,gull\n", "source"),
-        ("path\n../a.png\n", "root"),
-        ("path\n/elsewhere/a.png\n", "root"),
-        ("path,label\na.png,gull\n./a.png,tern\n", None),
-    ],
-)
+@pytest.mark.parametrize(("text", "field"), [
+    ("label\ngull\n", "source"), ("path\n", "source"), ("path,label\n,gull\n", "source"), ("path\n../a.png\n", "root"),
+    ("path\n/elsewhere/a.png\n", "root"), ("path,label\na.png,gull\n./a.png,tern\n", None),
+])  # fmt: skip
 def test_the_cause_of_an_unusable_list_is_named(text: str, field: str | None, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(text)
     error = error_of(read_collection, tmp_path / "list.csv")

@@ -1,17 +1,13 @@
 """A training view depends on its row and seed alone, whoever makes it and whatever was drawn before."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from orthoproxy.data import (
-    BatchSampler,
     EvaluationImages,
     TrainingImages,
     evaluation_transform,
@@ -41,20 +37,6 @@ def test_a_view_depends_on_row_and_seed_alone_and_leaves_random_states(images: T
     assert not torch.equal(images[6, 123][0], pixels)
     assert torch.equal(images[5, 2**63 - 1][0], images[5, 2**63 - 1][0])
     assert random_states() == before
-
-
-def test_workers_make_the_same_views(images: TrainingImages) -> None:
-    sampler = BatchSampler(images.labels, batch_size=4, images_per_class=2, seed=5)
-    epochs = []
-    for workers in (0, 2):
-        torch.manual_seed(workers)
-        sampler.set_position(1)
-        epochs.append(list(DataLoader(images, batch_sampler=sampler, num_workers=workers)))
-    assert len(epochs[0]) == 3
-    for (pixels, labels), (other_pixels, other_labels) in zip(*epochs, strict=True):
-        assert torch.equal(pixels, other_pixels)
-        assert labels.tolist() == other_labels.tolist()
-        assert len(set(labels.tolist())) == 2
 
 
 def test_a_fixed_view_is_that_of_the_image_read_as_it_is(images: TrainingImages) -> None:

@@ -1,7 +1,5 @@
 """A folder with a sub-folder a class: what counts as an image, and what is left out."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -47,15 +45,12 @@ def test_linked_classes_and_hidden_parents(tmp_path: Path, monkeypatch: pytest.M
     assert folder_table(Path()).path.tolist() == [str(root / "cat/b.png"), str(root / "gull/a.png")]
 
 
-def test_no_folder_or_no_class_is_named(tmp_path: Path) -> None:
-    touch(tmp_path, "loose.png")
+def test_no_folder_no_class_and_an_empty_class_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "loose.png", ".hidden/notes.txt", "dog/notes.txt")
     for root in (tmp_path / "nothing", tmp_path, tmp_path / "loose.png"):
         error = error_of(folder_table, root)
         assert (error.field, error.path) == ("root", root)
-
-
-def test_an_empty_class_is_ignored_or_named(tmp_path: Path) -> None:
-    touch(tmp_path, "cat/a.png", "dog/notes.txt", ".hidden/notes.txt")
+    touch(tmp_path, "cat/a.png")
     assert listed(tmp_path) == [("cat/a.png", "cat")]
     error = error_of(folder_table, tmp_path, allow_empty=False)
     assert (error.field, error.path) == ("root", tmp_path / "dog")

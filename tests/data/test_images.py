@@ -1,7 +1,5 @@
 """Files of every mode and orientation become upright RGB; files that are no image become an InputError."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable
@@ -74,21 +72,16 @@ def test_modes_with_color_or_transparency(tmp_path: Path) -> None:
 WIDE = np.array([[0, 257], [25700, 32896], [65278, 65535]])
 
 
-@pytest.mark.parametrize(
-    ("values", "suffixes", "expected"),
-    [
-        (WIDE.astype(np.uint16), ("png", "tiff"), (WIDE / 257).round()),
-        (np.full((4, 4), 200, np.uint16), ("png", "tiff"), np.full((4, 4), 1)),  # dark, and so it stays
-        *((WIDE.astype(kind), ("tiff",), (WIDE / 257).round()) for kind in (np.int32, np.float32)),
-        *((GRAYS.astype(kind), ("tiff",), GRAYS) for kind in (np.int32, np.float32)),
-        (GRAYS.astype(np.int32) - 10, ("tiff",), GRAYS.clip(10) - 10),
-        (GRAYS.astype(np.float32) / 255, ("tiff",), GRAYS),
-        (np.array([[np.nan, 100]], np.float32), ("tiff",), np.array([[0, 100]])),
-    ],
-)
-def test_gray_of_more_than_eight_bits_is_scaled_if_it_needs_to_be(
-    values: np.ndarray, suffixes: tuple[str, ...], expected: np.ndarray, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("values", "suffixes", "expected"), [
+    (WIDE.astype(np.uint16), ("png", "tiff"), (WIDE / 257).round()),
+    (np.full((4, 4), 200, np.uint16), ("png", "tiff"), np.full((4, 4), 1)),  # dark, and so it stays
+    *((WIDE.astype(kind), ("tiff",), (WIDE / 257).round()) for kind in (np.int32, np.float32)),
+    *((GRAYS.astype(kind), ("tiff",), GRAYS) for kind in (np.int32, np.float32)),
+    (GRAYS.astype(np.int32) - 10, ("tiff",), GRAYS.clip(10) - 10),
+    (GRAYS.astype(np.float32) / 255, ("tiff",), GRAYS),
+    (np.array([[np.nan, 100]], np.float32), ("tiff",), np.array([[0, 100]])),
+])  # fmt: skip
+def test_gray_of_more_than_eight_bits_is_scaled_if_it_needs_to_be(values, suffixes, expected, tmp_path) -> None:
     assert_pixels(to_rgb(Image.fromarray(values)), gray_as_rgb(expected), within=1)
     for suffix in suffixes:
         Image.fromarray(values).save(tmp_path / f"gray.{suffix}")

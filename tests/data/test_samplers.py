@@ -1,7 +1,5 @@
 """Batches: each image in turn, classes balanced, a pure function of seed, epoch and batch number."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 
@@ -38,9 +36,7 @@ def test_shuffled_batches_hold_each_image_once_an_epoch(count: int, batch_size: 
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=15), st.integers(1, 5), st.integers(1, 6), SEEDS)
-def test_balanced_batches_hold_m_images_of_each_of_their_classes(
-    sizes: list[int], images_per_class: int, classes_a_batch: int, seed: int
-) -> None:
+def test_balanced_batches_hold_m_images_of_each_of_their_classes(sizes, images_per_class, classes_a_batch, seed):
     labels = np.repeat(np.arange(len(sizes)) * 10, sizes)  # class numbers need not be contiguous
     sampler = BatchSampler(labels.tolist(), images_per_class * classes_a_batch, images_per_class, seed)
     batches = epoch_of(sampler)
@@ -76,9 +72,7 @@ def test_classes_come_round_in_turn(num_classes: int, classes_a_batch: int) -> N
 
 @pytest.mark.parametrize("images_per_class", [None, 2])
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), start=st.integers(0, 8))
-def test_starting_from_a_batch_gives_the_tail_of_the_epoch(
-    images_per_class: int | None, seed: int, epoch: int, start: int
-) -> None:
+def test_starting_from_a_batch_gives_the_tail_of_the_epoch(images_per_class, seed, epoch, start) -> None:
     whole = epoch_of(BatchSampler(LABELS, 4, images_per_class, seed), epoch)
     assert epoch_of(BatchSampler(LABELS, 4, images_per_class, seed), epoch, start) == whole[start:]
     used = BatchSampler(LABELS, 4, images_per_class, seed)

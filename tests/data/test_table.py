@@ -1,7 +1,5 @@
 """The table's checks, and splits by hash: stable, disjoint, of the exact size."""
 
-from __future__ import annotations
-
 import hashlib
 
 import pytest
@@ -29,21 +27,13 @@ def test_a_table_holds_text_in_the_order_given() -> None:
     assert table.index.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        ({"path": [], "label": []}, None),
-        ({"label": ["a"]}, None),
-        ({"label": ["a", ""]}, "label"),
-        ({"path": ["1.png", ""]}, "path"),
-        ({"path": ["1.png", "2\0.png"]}, "path"),
-        ({"split": ["train", "trian"]}, "split"),
-        ({"split": "Train"}, "split"),
-        ({"role": ["query", ""]}, "role"),
-        ({"label": ["x", "x"], "split": ["train", "test"]}, "split"),
-        ({"label": ["x", "x"], "split": ["train", "validation"]}, "split"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "field"), [
+    ({"path": [], "label": []}, None), ({"label": ["a"]}, None), ({"label": ["a", ""]}, "label"),
+    ({"path": ["1.png", ""]}, "path"), ({"path": ["1.png", "2\0.png"]}, "path"),
+    ({"split": ["train", "trian"]}, "split"), ({"split": "Train"}, "split"), ({"role": ["query", ""]}, "role"),
+    ({"label": ["x", "x"], "split": ["train", "test"]}, "split"),
+    ({"label": ["x", "x"], "split": ["train", "validation"]}, "split"),
+])  # fmt: skip
 def test_the_wrong_column_is_named(arguments: dict, field: str | None) -> None:
     assert error_of(make_table, **{"path": ["1.png", "2.png"], "label": ["a", "b"], **arguments}).field == field
 
@@ -55,9 +45,7 @@ def test_ranks_depend_on_the_names_and_the_salt_alone(names: list[str], salt: st
 
 
 @given(NAMES, st.floats(0, 1), st.floats(0, 1))
-def test_the_share_of_test_classes_is_exact_and_a_larger_one_keeps_those_of_a_smaller(
-    names: list[str], one: float, other: float
-) -> None:
+def test_the_share_of_test_classes_is_exact_and_a_larger_one_keeps_those_of_a_smaller(names, one, other) -> None:
     kept: set[str] = set()
     for share in sorted([one, other]):
         table = assign_split(table_of(names), share)

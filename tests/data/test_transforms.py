@@ -1,9 +1,6 @@
 """Views of an image, checked with a picture whose pixels say where they were."""
 
-from __future__ import annotations
-
 import pickle
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from orthoproxy.data import evaluation_transform, training_transform
-from orthoproxy.data.transforms import Resize
 
 SIDE = 256
 
@@ -32,40 +28,10 @@ def test_every_view_is_a_square_of_bytes(size: tuple[int, int]) -> None:
         assert (pixels.shape, pixels.dtype) == ((3, 33, 33), torch.uint8)
 
 
-def crops(view: Callable) -> list[tuple[int, ...]]:
-    """First row, last row, first column and last column of 25 crops, read off an image that encodes its coordinates."""
-    rows, columns = np.indices((40, 50), dtype=np.uint8)
-    picture = np.stack([rows, columns, np.zeros_like(rows)], axis=2)
-    found = []
-
-    def note(pixels: torch.Tensor, *options: object, **named: object) -> torch.Tensor:
-        found.append((*pixels[0].aminmax(), *pixels[1].aminmax()))
-        return torch.zeros(3, 8, 8, dtype=torch.uint8)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(v2.functional, "resize", note)
-        for seed in range(25):
-            torch.manual_seed(seed)
-            view(picture)
-    return [tuple(map(int, box)) for box in found]
-
-
-def test_where_the_crop_lies_does_not_depend_on_the_other_options() -> None:
-    plain = crops(training_transform(8))
-    assert len(set(plain)) > 18
-    for options in ({"flip": 0.0}, {"jitter": 0.4}, {"grayscale": 0.5}, {"flip": 1.0, "jitter": 0.1, "grayscale": 1.0}):
-        assert crops(training_transform(8, **options)) == plain
-    assert crops(training_transform(32)) == plain
-
-
-@pytest.mark.parametrize(
-    ("size", "box"),
-    [
-        ((500, 375), ((0.2, 1.0), (3 / 4, 4 / 3))),
-        ((40, 33), ((0.5, 0.6), (0.9, 1.1))),
-        ((300, 30), ((0.9, 1.0), (2.0, 3.0))),
-    ],
-)
+@pytest.mark.parametrize(("size", "box"), [
+    ((500, 375), ((0.2, 1.0), (3 / 4, 4 / 3))), ((40, 33), ((0.5, 0.6), (0.9, 1.1))),
+    ((300, 30), ((0.9, 1.0), (2.0, 3.0))),
+])  # fmt: skip
 def test_the_pixels_are_those_of_the_reference_crop(size: tuple[int, int], box: tuple) -> None:
     """Torchvision's steps on a Pillow image, with the same draws."""
     coarse = np.random.default_rng(0).integers(256, size=(size[1] // 3, size[0] // 3, 3), dtype=np.uint8)
@@ -115,9 +81,7 @@ def test_the_probability_of_a_flip_and_of_gray(chance: float, least: int, most: 
     ("size", "resize", "scales"),  # pixels of the image per pixel of the view, across and down
     [(224, None, (0.5, 0.5)), (64, 64, (2, 2)), (64, 128, (1, 1)), (64, "stretch", (4, 2))],
 )
-def test_the_fixed_view_is_resized_about_the_center(
-    size: int, resize: Resize, scales: tuple[float, float], map_image: Image.Image
-) -> None:
+def test_the_fixed_view_is_resized_about_the_center(size, resize, scales, map_image) -> None:
     wide = map_image.crop((0, 64, 256, 192))  # 256 x 128: columns 0 to 255, rows 64 to 191
     pixels = evaluation_transform(size, resize)(wide).double()
     places = torch.arange(size) + 0.5 - size / 2

@@ -1,11 +1,8 @@
 """Stand-ins for the benchmarks: lists written from their published formats, of full size unless asked for less.
 
-They share no code with the readers under test. Rows and ids are shuffled, so that nothing can be right by position. A
-class has its share of its split's images, as even as can be; the real sizes differ more. Images are not written, except
-JPEGs for the classes asked for.
+They share no code with the readers under test. Rows and ids are shuffled, so that nothing can be right by position.
+Classes are of equal size. JPEGs are written only for the classes asked for.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable
@@ -132,9 +129,7 @@ def write_cars_in_two_folders(
 
 
 def write_cars_by_class(
-    root: Path,
-    images: tuple[int, int] = (8054, 8131),
-    parts: tuple[str, ...] = ("train", "test"),
+    root: Path, images: tuple[int, int] = (8054, 8131), parts: tuple[str, ...] = ("train", "test")
 ) -> None:
     """Write empty files into a folder for each class, by turns in each part; slashes in names become hyphens."""
     for part in parts:
