@@ -1,10 +1,10 @@
-"""Run a function in several processes that have found each other, as torchrun would start them, but quickly."""
-
-from __future__ import annotations
+"""Several processes that have found each other: as torchrun would start them, but quickly, or by torchrun itself."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -52,3 +52,19 @@ def _work(folder: Path, process: int, count: int, function: Callable[..., Any], 
     if count > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=count)
     torch.save(function(*args), folder / f"{process}.pt")
+
+
+def torchrun(count: int, *words: object) -> subprocess.Popen[str]:
+    """Start ``python -m orthoproxy`` in several processes, for real; options of torchrun come first."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.Popen([*program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def distance(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The norm of the difference over all tensors together, relative."""
+    squares = sum(float((tensors[name] - x).double().square().sum()) for name, x in expected.items())
+    return (squares / sum(float(x.double().square().sum()) for x in expected.values())) ** 0.5

@@ -1,7 +1,5 @@
 """Training jobs for tests of the loop."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

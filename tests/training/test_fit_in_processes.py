@@ -1,15 +1,12 @@
 """Several processes train as one: the same loss, gradients and weights as a single process, in double precision."""
 
-from __future__ import annotations
-
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning_fabric import Fabric
-from many import in_processes
+from many import distance, in_processes
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from training_job import Job
@@ -52,23 +49,18 @@ class Noisy(nn.Module):
         return -(weights * (embeddings * self.proxies[labels]).sum(dim=1)).mean()
 
 
-def make_objective(kind: str, classes: int, dim: int) -> Objective:
-    torch.manual_seed(1)
-    if kind == "sharded":
-        regularizer = ShardedSoftOrthogonality(classes, scaling="excess")
-        return Objective(ShardedProxyAnchorLoss(classes, dim), classes, regularizer, weight=0.3)
-    if kind == "noisy":
-        return Objective(Noisy(), classes, SoftOrthogonality(), weight=0.0)
-    return Objective(ProxyAnchorLoss(classes, dim), classes, SoftOrthogonality(scaling="excess"), weight=0.3)
-
-
 def make_job(encoder: Encoder, kind: str, folder: Path, images: int, classes: int, dtype: torch.dtype) -> Job:
-    count = process_count()
+    count, dim = process_count(), encoder.embedding_dim or encoder.feature_dim
     # 32-true touches no tensor; 64-true would round embeddings to single precision
     strategy = "ddp" if count > 1 else "auto"
     fabric = Fabric(accelerator="cpu", devices=count, strategy=strategy, precision="32-true")
     fabric.launch()
-    objective = make_objective(kind, classes, encoder.embedding_dim or encoder.feature_dim)
+    torch.manual_seed(1)
+    loss, term = ProxyAnchorLoss(classes, dim), SoftOrthogonality(scaling="excess")
+    if kind == "sharded":
+        torch.manual_seed(1)
+        loss, term = ShardedProxyAnchorLoss(classes, dim), ShardedSoftOrthogonality(classes, scaling="excess")
+    objective = Objective(Noisy() if kind == "noisy" else loss, classes, term, weight=0.0 if kind == "noisy" else 0.3)
     if kind == "noisy":
         torch.manual_seed(process_index())
     labels = [row % CLASSES for row in range(images)]
@@ -93,13 +85,7 @@ def tensors(job: Job, gradients: bool = False) -> dict[str, Tensor]:
 
 
 def train(
-    encoder: Encoder,
-    kind: str = "whole",
-    folder: Path | None = None,
-    images: int = 40,
-    classes: int = CLASSES,
-    dtype: torch.dtype = torch.float64,
-    **options: Any,
+    encoder, kind="whole", folder=None, images=40, classes=CLASSES, dtype=torch.float64, **options: Any
 ) -> dict[str, Any]:
     """Train; return losses, the gradients of the first step and the weights at the end."""
     job = make_job(encoder, kind, folder or Path(), images, classes, dtype)
@@ -121,12 +107,6 @@ def make_encoder(name: str = "test_vit", **options: Any) -> Encoder:
     return Encoder(name, embedding_dim=DIM, image_size=32, **options)
 
 
-def distance(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The norm of the difference over all tensors together, relative."""
-    squares = sum((tensors[name] - x).double().square().sum() for name, x in expected.items())
-    return math.sqrt(squares / sum(x.double().square().sum() for x in expected.values()))
-
-
 def assert_equal_bits(results: list[dict[str, Any]]) -> None:
     for other in results[1:]:
         assert all(torch.equal(x, results[0]["weights"][name]) for name, x in other["weights"].items())
@@ -136,14 +116,10 @@ KINDS = pytest.mark.parametrize("kind", ["whole", "sharded"])
 
 
 @KINDS
-@pytest.mark.parametrize(
-    ("count", "images", "epochs"),
-    [
-        pytest.param(4, 40, 5, id="unequal parts"),
-        pytest.param(2, 40, 5, id="halves", marks=pytest.mark.slow),
-        pytest.param(4, 3, 20, id="fewer images than processes", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("count", "images", "epochs"), [
+    pytest.param(4, 40, 5, id="unequal parts"), pytest.param(2, 40, 5, id="halves", marks=pytest.mark.slow),
+    pytest.param(4, 3, 20, id="fewer images than processes", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_weights_after_twenty_steps_are_those_of_one_process(count: int, images: int, epochs: int, kind: str) -> None:
     encoder = make_encoder()
     one = train(encoder, images=images, epochs=epochs)

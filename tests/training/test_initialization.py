@@ -1,15 +1,13 @@
 """Data-driven initialization."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
+from errors import error_of
+from recorded import Recorded
 from sklearn.decomposition import TruncatedSVD
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthoproxy.core.errors import InputError
 from orthoproxy.training import class_means, pca_projection, second_moment
 from orthoproxy.training.initialization import class_sums
 
@@ -58,32 +56,16 @@ def test_unused_directions_are_not_amplified(images):
 
 
 def test_more_dimensions_than_features_are_an_error():
-    with pytest.raises(InputError) as caught:
-        pca_projection(second_moment(make_features()), dim=11)
-    assert caught.value.field == "embedding_dim"
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the largest tensor that an operation creates."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not func.is_view:
-            self.bytes = max(self.bytes, result.numel() * result.element_size())
-        return result
+    assert error_of(pca_projection, second_moment(make_features()), dim=11).field == "embedding_dim"
 
 
 def test_the_second_moment_needs_no_memory_that_grows_with_the_images():
     largest = []
     for images in (20_000, 40_000):
         features = torch.randn(images, 16)
-        with LargestTensor() as memory:
+        with Recorded() as used:
             moment = second_moment(features)
-        largest.append(memory.bytes)
+        largest.append(used.largest)
         torch.testing.assert_close(moment, features.double().T @ features.double())
     assert largest[0] == largest[1] < features.numel() * 4
 

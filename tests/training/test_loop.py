@@ -1,7 +1,5 @@
 """The training loop, on a few images and a tiny encoder."""
 
-from __future__ import annotations
-
 import os
 import signal
 
@@ -55,6 +53,10 @@ def test_a_frozen_backbone_does_not_move(job):
     assert not torch.equal(after["backbone.cls_token"], job.parameters()["backbone.cls_token"])
 
 
+def gradient(optimizer):
+    return torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
+
+
 class MeanOverImages(torch.nn.Module):
     """A loss that is a mean over the images, so that two batches weigh as much as one of twice the size."""
 
@@ -73,11 +75,7 @@ def test_accumulated_gradients_are_averaged_into_one_step(tmp_path, tiny_encoder
         job.objective = Objective(MeanOverImages(), 3, SoftOrthogonality())
         job.optimizer = make_optimizer(job.encoder, job.objective, 0.0, 0.0, 0.0, 0.0)
         seen = []
-        job.optimizer.register_step_pre_hook(
-            lambda optimizer, *_, seen=seen: seen.append(
-                torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]])
-            )
-        )
+        job.optimizer.register_step_pre_hook(lambda optimizer, *_, seen=seen: seen.append(gradient(optimizer)))
         # the same images and pixels: the order of the sampler does not depend on the batch size
         job.loader.dataset.transform = evaluation_transform(32)
         state = job.fit(gradient_accumulation_steps=steps)
@@ -108,19 +106,13 @@ def test_bfloat16_trains_float32_weights(tmp_path, tiny_encoder, image_folder):
 
 
 def test_clipping_bounds_the_gradient(job):
-    norms, largest = [], []
-
-    def measure(optimizer, *_):
-        gradients = torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]])
-        norms.append(gradients.norm().item())
-        largest.append(gradients.abs().max().item())
-
-    job.optimizer.register_step_pre_hook(measure)
+    seen = []
+    job.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(gradient(optimizer)))
     job.fit(grad_clip_norm=0.01)
-    assert max(norms) <= 0.01 * (1 + 1e-4)
-    largest.clear()
+    assert max(x.norm().item() for x in seen) <= 0.01 * (1 + 1e-4)
+    seen.clear()
     job.fit(grad_clip_value=1e-5)
-    assert max(largest) <= 1e-5 * (1 + 1e-6)
+    assert max(x.abs().max().item() for x in seen) <= 1e-5 * (1 + 1e-6)
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_training(job):

@@ -1,7 +1,5 @@
 """Steps with a non-finite loss or gradient are skipped; too many end training."""
 
-from __future__ import annotations
-
 import csv
 
 import pytest
@@ -53,15 +51,6 @@ def test_skipped_steps_change_nothing_but_the_count(job, every):
     assert {int(step) for step, _ in rows} == set(skipped)
     poisoned = job.loader.dataset.files[5]
     assert sum(path == str(poisoned) for _, path in rows) == 2
-
-
-def test_one_skipped_step_too_many_ends_training_with_the_run_saved(job):
-    poison(job, row=5)
-    with pytest.raises(DivergedError):
-        job.fit(epochs=3, log_every_n_steps=1, max_nonfinite_steps=1)
-    saved = job.checkpoints.load("last")
-    assert saved.step == max(record["step"] for record in job.records)
-    assert all(x.isfinite().all() for x in job.parameters().values())
 
 
 def test_an_epoch_without_a_finite_loss_ends_training(job):
