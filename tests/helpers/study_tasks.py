@@ -1,7 +1,5 @@
 """What a study does with a trial, without training; child processes import it from here."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """A study without training: results as its trials would leave them, with known gains."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +80,6 @@ def make_scores(seed: int, added: float, classes: int, salt: str) -> SplitScores
 
 
 def make_result(study: Study, trial: Trial, evaluated: bool, **changes: Any) -> TrialResult:
-    """The result of one training."""
     added = gain(trial.method, trial.setting)
     point = {"epoch": 1, "seconds": 15.5, "images": 2944, "recall@1": 0.5, "map@r": 0.25}
     given = {
@@ -116,7 +113,6 @@ def best_setting(study: Study, method: str) -> dict[str, Any]:
 
 
 def finished_results(study: Study) -> list[TrialResult]:
-    """All results of a finished study."""
     finals = {t.name for name in study.methods for t in study.final_trials(name, best_setting(study, name))}
     trials = [trial for trial in study.tuning_trials if trial.name not in finals]
     trials += [study.possible_trials[name] for name in sorted(finals)]

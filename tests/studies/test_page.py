@@ -1,7 +1,5 @@
 """The page of a study: complete, self-contained, and readable in a real browser."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from errors import error_of
 from synthetic_study import WEIGHT, make_failure, make_result, make_study
 
 from orthoproxy.core.errors import InputError
@@ -29,10 +30,6 @@ def change(path, **changes):
     path.write_text(json.dumps({key: value for key, value in content.items() if value != "missing"}))
 
 
-def test_json_gives_back_what_was_written(path, result):
-    assert read_trial(path) == result
-
-
 def test_parquet_gives_back_what_was_written_sorted_by_name(tmp_path, result):
     study = make_study()
     retrained = {"date": "2026-11-25", "environment": {"torch": "3"}}
@@ -54,60 +51,42 @@ def test_what_is_not_a_result_is_found(path, content):
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"format_version": 1}, "format_version"),
-        ({"trial": "missing"}, "trial"),
-        ({"seed": "x"}, "seed"),
-        ({"elapsed": float("nan")}, "elapsed"),
-        ({"validation": None}, None),
-        ({"seconds": None}, None),
-        ({"color": 1}, "color"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"format_version": 1}, "format_version"), ({"trial": "missing"}, "trial"), ({"seed": "x"}, "seed"),
+    ({"elapsed": float("nan")}, "elapsed"), ({"validation": None}, None), ({"seconds": None}, None),
+    ({"color": 1}, "color"),
+])  # fmt: skip
 def test_damaged_values_name_the_field(path, changes, field):
     change(path, **changes)
-    with pytest.raises(InputError) as caught:
-        read_trial(path)
-    assert (caught.value.path, caught.value.field) == (path, field)
+    error = error_of(read_trial, path)
+    assert (error.path, error.field) == (path, field)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda scores: scores["queries"].pop(),
-        lambda scores: scores["queries"].__setitem__(0, 0),
-        lambda scores: scores["classes"].__setitem__(0, 7),
-        lambda scores: scores["trained"].pop("map@r"),
-        lambda scores: scores["untrained"]["recall@1"].append(0.5),
-        lambda scores: scores["trained"]["recall@1"].__setitem__(0, None),
-    ],
-)
+@pytest.mark.parametrize("damage", [
+    lambda scores: scores["queries"].pop(), lambda scores: scores["queries"].__setitem__(0, 0),
+    lambda scores: scores["classes"].__setitem__(0, 7), lambda scores: scores["trained"].pop("map@r"),
+    lambda scores: scores["untrained"]["recall@1"].append(0.5),
+    lambda scores: scores["trained"]["recall@1"].__setitem__(0, None),
+])  # fmt: skip
 def test_scores_that_do_not_fit_together_are_found(path, result, split, damage):
     scores = json.loads(getattr(result, split).model_dump_json())
     damage(scores)
     change(path, **{split: scores})
-    with pytest.raises(InputError) as caught:
-        read_trial(path)
-    assert caught.value.field.startswith(split)
+    assert error_of(read_trial, path).field.startswith(split)
 
 
-def test_a_file_of_another_trial_is_found(path):
+def test_json_gives_back_what_was_written_under_the_name_of_the_trial(path, result):
+    assert read_trial(path) == result
     other = path.rename(path.with_name("so-sum_seed3.json"))
-    with pytest.raises(InputError) as caught:
-        read_trial(other)
-    assert caught.value.path == other
+    assert error_of(read_trial, other).path == other
 
 
 def test_a_damaged_parquet_file_is_found(tmp_path, result):
     write_results([result], tmp_path / "s.parquet")
     content = (tmp_path / "s.parquet").read_bytes()
     (tmp_path / "s.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError) as caught:
-        read_results(tmp_path / "s.parquet")
-    assert caught.value.path == tmp_path / "s.parquet"
+    assert error_of(read_results, tmp_path / "s.parquet").path == tmp_path / "s.parquet"
 
 
 def test_matrices_have_a_row_for_each_result(result):

@@ -1,7 +1,5 @@
 """Intervals, p and Holm against SciPy, exact enumeration and simulation."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -11,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orthoproxy.studies.statistics import (
-    compare,
-    crossed_bootstrap,
-    holm,
-    mean_score,
-    seed_scores,
-    sign_flip_p,
-)
+from orthoproxy.studies.statistics import compare, crossed_bootstrap, holm, mean_score, seed_scores, sign_flip_p
 
 SEED = st.integers(0, 2**32 - 1)
 
