@@ -1,7 +1,5 @@
 """Each finding where it must be, and none where it must not."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -165,14 +163,11 @@ def test_the_participation_ratio_ignores_the_mean_and_the_scale() -> None:
     assert 4.8 < participation_ratio(x) <= 5
 
 
-@pytest.mark.parametrize(
-    ("missing", "run"),
-    [
-        ({"unseen": None}, ["proxies", "labels"]),
-        ({"proxies": None}, ["overfitting", "confusions", "labels", "embedding size"]),
-        ({"unseen": None, "proxies": np.full((CLASSES, 64), np.nan)}, ["labels"]),
-    ],
-)
+@pytest.mark.parametrize(("missing", "run"), [
+    ({"unseen": None}, ["proxies", "labels"]),
+    ({"proxies": None}, ["overfitting", "confusions", "labels", "embedding size"]),
+    ({"unseen": None, "proxies": np.full((CLASSES, 64), np.nan)}, ["labels"]),
+])  # fmt: skip
 def test_checks_whose_input_is_missing_are_skipped(missing: dict[str, Any], run: list[str]) -> None:
     checks = diagnose(replace(healthy(), **missing)).checks
     assert [check.name for check in checks if check.status != "skipped"] == run

@@ -1,7 +1,5 @@
 """The measures under the checks against their definitions, written out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from constructed import split
@@ -55,9 +53,7 @@ def test_suspects_are_the_lower_bound_of_the_estimate(values: list[float]) -> No
 
 
 @given(labeled(), labeled(), st.integers(0, 2**16))
-def test_both_sides_get_classes_of_the_same_sizes(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], seed: int
-) -> None:
+def test_both_sides_get_classes_of_the_same_sizes(first, second, seed) -> None:
     sides = (first[1], second[1])
     rows = list(match_class_sizes(*sides, np.random.default_rng(seed)))
     sizes = [sorted(np.unique(labels[kept], return_counts=True)[1]) for labels, kept in zip(sides, rows, strict=True)]

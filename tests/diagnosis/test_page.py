@@ -1,7 +1,5 @@
 """The page of a diagnosis: its numbers and structure, and how it behaves in a browser."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

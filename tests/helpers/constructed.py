@@ -1,7 +1,5 @@
 """Synthetic models with a known limitation: embeddings around class centers, without images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

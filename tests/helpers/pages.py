@@ -1,7 +1,5 @@
 """Checks of generated pages: what they hold, and how they behave in a browser."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 from typing import Any
 
