@@ -1,19 +1,16 @@
 """Embedding by several processes: the files of one, one that prints, errors that end all, and a killed job finished."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from many import in_processes
+from many import children, in_processes, torchrun
 
 from orthoproxy.core.distributed import RemoteProcessError, process_index
 from orthoproxy.core.errors import InputError
@@ -57,7 +54,6 @@ def photos(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def one(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of one process."""
     out = tmp_path_factory.mktemp("one") / "out"
     assert in_processes(1, embed, photos, out) == [("11 images, 1 unreadable", 12)]
     return files(out)
@@ -93,11 +89,8 @@ def test_an_error_in_one_process_ends_all(photos, tmp_path) -> None:
 
 
 def start(processes: int, model: Path, images: Path, out: Path) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    options = ["--part-size", "2", "--batch-size", "2", "--workers", "1", "--out", str(out)]
-    command = [*program, "-m", "orthoproxy", "embed", str(model), str(images), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    options = ["--part-size", "2", "--batch-size", "2", "--workers", "1", "--out", out]
+    return torchrun(processes, "-m", "orthoproxy", "embed", model, images, *options)
 
 
 @pytest.mark.slow
@@ -112,8 +105,7 @@ def test_a_killed_job_is_finished_by_another_number_of_processes(photos, tmp_pat
     while len(list(out.glob("part-*"))) < 5:
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.01)
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    for process in (job.pid, *map(int, children)):
+    for process in (job.pid, *children(job.pid)):
         os.kill(process, signal.SIGKILL)
     job.communicate()  # returns when all have ended
     kept = {path.name: path.read_bytes() for path in out.glob("part-*")}

@@ -1,7 +1,5 @@
 """A model as a thing to use: what goes in, what comes out, and the folder it is saved in."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os
@@ -90,9 +88,7 @@ def test_mixed_precision_gives_float32_unit_rows_near_those_of_float32(embedder:
 
 
 @pytest.mark.parametrize("given", ["run", "run/model", "elsewhere"])
-def test_a_saved_model_embeds_bit_for_bit_the_same(
-    given: str, embedder: Embedder, paths: list[Path], tmp_path: Path
-) -> None:
+def test_a_saved_model_embeds_bit_for_bit_the_same(given: str, embedder: Embedder, paths: list[Path], tmp_path) -> None:
     embedder.save(tmp_path / ("elsewhere" if given == "elsewhere" else "run/model"), card="# A model\n")
     loaded = Embedder.load(tmp_path / given)
     np.testing.assert_array_equal(loaded.embed(paths), embedder.embed(paths))
@@ -111,9 +107,7 @@ def test_the_pooling_is_saved_and_belongs_to_the_identity(paths: list[Path], tmp
     assert Embedder.load(tmp_path).identity != loaded.identity == averaged.identity
 
 
-def test_a_model_without_projection_replaces_one_with_proxies(
-    embedder: Embedder, paths: list[Path], tmp_path: Path
-) -> None:
+def test_a_model_without_projection_replaces_one_with_proxies(embedder: Embedder, paths: list[Path], tmp_path) -> None:
     embedder.save(tmp_path / "model")
     embedder = Embedder(Encoder("deit_tiny_distilled_patch16_224", image_size=48))
     embedder.save(tmp_path / "model")
@@ -144,9 +138,7 @@ def rewrite_config(folder: Path, **changes: object) -> None:
         ("resize", "crop"), ("encoder", None), ("threshold", "high"), ("threshold", float("nan")),
     ],
 )  # fmt: skip
-def test_an_invalid_field_of_config_json_is_named(
-    field: str, value: object, embedder: Embedder, tmp_path: Path
-) -> None:
+def test_an_invalid_field_of_config_json_is_named(field: str, value: object, embedder: Embedder, tmp_path) -> None:
     embedder.save(tmp_path)
     rewrite_config(tmp_path, **{field: value})
     error = error_of(Embedder.load, tmp_path)
@@ -175,9 +167,7 @@ def test_weights_that_do_not_match_config_json(change: dict, embedder: Embedder,
 
 
 @pytest.mark.parametrize("inside", [".", "run", "run/model"])
-def test_the_baseline_beside_a_runs_model_is_found_from_any_folder(
-    inside: str, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_baseline_beside_a_runs_model_is_found_from_any_folder(inside, embedder, tmp_path, monkeypatch) -> None:
     run = tmp_path / "run"
     embedder.save(run / "model")
     monkeypatch.chdir(tmp_path / inside)
@@ -265,9 +255,7 @@ def test_a_local_folder_has_priority_over_the_hub(hub: list[dict], encoder: Enco
     assert Embedder.load("ann/birds").classes == ["here"] and hub == []
 
 
-def test_without_a_network_the_hub_client_does_not_retry(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, embedder: Embedder
-) -> None:
+def test_without_a_network_the_hub_client_does_not_retry(monkeypatch, tmp_path, embedder: Embedder) -> None:
     """With the hub's own client and an empty cache."""
     lookups: list[object] = []
 
@@ -286,9 +274,7 @@ def test_without_a_network_the_hub_client_does_not_retry(
     assert len(lookups) == 1
 
 
-def test_huggingface_hubs_own_ways_of_saving_and_loading(
-    embedder: Embedder, tmp_path: Path, paths: list[Path], hub: list[dict]
-) -> None:
+def test_huggingface_hubs_own_ways_of_saving_and_loading(embedder, tmp_path, paths, hub) -> None:
     embedder.threshold = 0.5
     embedder.save_pretrained(tmp_path / "saved")
     loaded = Embedder.from_pretrained(tmp_path / "saved")

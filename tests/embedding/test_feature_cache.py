@@ -47,11 +47,6 @@ def test_another_file_transform_or_model_computes_new_features(picture, tiny_enc
     assert torch.equal(compute(), last)  # read from the cache
 
 
-def test_a_missing_image_is_named(tiny_encoder, tmp_path):
-    error = error_of(pooled_features, Embedder(tiny_encoder), [f"{tmp_path}/none.png"], tmp_path / "features")
-    assert str(error.path) == f"{tmp_path}/none.png"
-
-
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY cut short", None])
 def test_a_damaged_file_is_replaced(picture, tiny_encoder, tmp_path, damage):
     model, folder = Embedder(tiny_encoder), tmp_path / "features"
@@ -65,7 +60,9 @@ def test_a_damaged_file_is_replaced(picture, tiny_encoder, tmp_path, damage):
     np.testing.assert_array_equal(np.load(path), first)
 
 
-def test_a_cache_that_cannot_be_written_to_is_named(picture, tiny_encoder, tmp_path):
-    (tmp_path / "features").write_text("a file")
-    error = error_of(pooled_features, Embedder(tiny_encoder), [picture], tmp_path / "features")
+def test_a_missing_image_and_a_cache_that_cannot_be_written_to_are_named(picture, tiny_encoder, tmp_path):
+    error = error_of(pooled_features, Embedder(tiny_encoder), [f"{tmp_path}/none.png"], tmp_path / "features")
+    assert str(error.path) == f"{tmp_path}/none.png"
+    (tmp_path / "file").write_text("a file")
+    error = error_of(pooled_features, Embedder(tiny_encoder), [picture], tmp_path / "file")
     assert Path(str(error.path)).is_relative_to(tmp_path)

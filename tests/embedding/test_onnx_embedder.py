@@ -1,7 +1,5 @@
 """An exported model as a thing to use: the same results as the original, whatever goes in."""
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import sys
@@ -19,13 +17,7 @@ from PIL import ExifTags, Image
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import (
-    INPUT,
-    OnnxEmbedder,
-    load_model,
-    make_session,
-    read_metadata,
-)
+from orthoproxy.embedding.onnx_embedder import INPUT, OnnxEmbedder, load_model, make_session, read_metadata
 from orthoproxy.export.onnx_export import describe, write_onnx
 from orthoproxy.models import Encoder
 
@@ -73,14 +65,10 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
     assert error_of(ours.embed, "one.png").field == "images"
 
 
-@pytest.mark.parametrize(
-    ("backbone", "dim", "resize", "expected"),
-    [
-        ("test_vit", None, "stretch", "stretch"),
-        pytest.param("test_vit", 8, None, 37, marks=pytest.mark.slow),
-        pytest.param("test_efficientnet", 8, 40, 40, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("backbone", "dim", "resize", "expected"), [
+    ("test_vit", None, "stretch", "stretch"), pytest.param("test_vit", 8, None, 37, marks=pytest.mark.slow),
+    pytest.param("test_efficientnet", 8, 40, 40, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_view_goes_along(backbone: str, dim: int | None, resize: Resize, expected: Resize, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Embedder(Encoder(backbone, dim, image_size=32), resize=resize)
@@ -165,9 +153,7 @@ def test_without_onnxruntime_it_says_what_to_install(file: Path, monkeypatch: py
     assert "orthoproxy[onnx]" in (error_of(OnnxEmbedder, file).hint or "")
 
 
-def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(file: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     session = make_session(file)
     session.run(None, {INPUT: np.zeros((8, 3, 32, 32), np.uint8)})
