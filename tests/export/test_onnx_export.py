@@ -1,7 +1,5 @@
 """Exported files give the original's results, and an export that does not is rejected."""
 
-from __future__ import annotations
-
 import colorsys
 import copy
 import json
@@ -62,7 +60,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the run for each test."""
     return Path(shutil.copytree(folder / "run", tmp_path / "run"))
 
 
