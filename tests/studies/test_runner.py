@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from errors import error_of
 from study_tasks import die, evaluate, train, wait_for
-from synthetic_study import GIVEN, WEIGHT, write_study
+from synthetic_study import GIVEN, WEIGHT, make_failure, write_study
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import WorkerLost
 from orthoproxy.runs.study_runner import StudyRunner
 from orthoproxy.runs.study_trials import StudyPaths
 from orthoproxy.studies.plan import Study, Trial, read_study
-from orthoproxy.studies.results import TrialResult, read_results
+from orthoproxy.studies.results import TrialResult, read_results, write_trial
 from orthoproxy.training import Interrupted
 
 TUNING = [f"off_seed{seed}" for seed in range(3)] + [
@@ -39,17 +39,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Recorder:
-    """Stands in for training and evaluation: records the order, and stops where it is told to."""
+    """Stands in for training and evaluation: records the order, and fails or stops where it is told to."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
-        self.stops_before = ""
+        self.failing, self.stops_before = "", ""
 
     def train(self, study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
         if trial.name == self.stops_before:
             raise Interrupted(3)
         self.done.append(("train", trial.name))
-        return train(study, trial, paths)
+        result = train(study, trial, paths)
+        if trial.name == self.failing:
+            result = make_failure(study, trial).model_copy(update={"options": result.options})
+            write_trial(result, paths.trial(trial))
+        return result
 
     def evaluate(self, study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
         self.done.append(("evaluate", trial.name))
@@ -97,6 +101,15 @@ def test_an_interrupted_study_continues(folder, work):
     assert work.names("train") == TUNING + REMAINING
 
 
+def test_a_signal_while_a_trial_trains_ends_the_command_quietly(folder, monkeypatch, capsys):
+    def interrupted(runner):
+        raise Interrupted(3, signal.SIGTERM)
+
+    monkeypatch.setattr(StudyRunner, "run", interrupted)
+    assert main(["study", "s.yaml"]) == 143
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shards", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_divide_the_work_and_wait_for_each_other(folder, work, shards):
     owner = {}
@@ -110,6 +123,13 @@ def test_shards_divide_the_work_and_wait_for_each_other(folder, work, shards):
     assert all(owner["evaluate", name] == owner["train", name] for name in FINAL)
     assert len({*owner.values()}) == shards
     assert make_runner(work).run()
+
+
+def test_a_setting_that_failed_is_not_chosen(folder, work):
+    work.failing = "on_weight-1_seed0"
+    assert make_runner(work).run()
+    assert "on_weight-0.1_seed2" in work.names("train")
+    assert work.names("evaluate")[3:] == [f"on_weight-0.1_seed{seed}" for seed in range(3)]
 
 
 def test_a_result_with_other_options_is_rejected(folder, work):
