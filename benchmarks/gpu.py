@@ -96,7 +96,8 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
     from orthoproxy.runs.device import launch_fabric
     from orthoproxy.runs.experiment import Experiment
     from orthoproxy.runs.run_folder import RunFolder
-    from orthoproxy.training import TrainingState, fit
+    from orthoproxy.training import fit
+    from orthoproxy.training.checkpoint import TrainingState
 
     batch, steps, every, size = (4, 4, 2, 32) if options.quick else (128, 32, 8, 224)
     with tempfile.TemporaryDirectory() as name:
@@ -369,7 +370,7 @@ def main() -> int:
 def train_without_evaluation(recipe: str, out: str) -> int:
     from orthoproxy.runs.recipes import read_config
     from orthoproxy.runs.train import train
-    from orthoproxy.training import Interrupted
+    from orthoproxy.training.signals import Interrupted
 
     try:
         train(read_config(recipe), out, resume=True, evaluate=False)

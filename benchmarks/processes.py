@@ -19,13 +19,8 @@ from measure import MIB, arguments, memory_of, report
 from torch import Tensor
 
 from orthoproxy.core.distributed import all_gather_rows, average_gradients, local_slice, split_sizes
-from orthoproxy.losses import (
-    Objective,
-    ProxyAnchorLoss,
-    ShardedProxyAnchorLoss,
-    ShardedSoftOrthogonality,
-    SoftOrthogonality,
-)
+from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
 
 B, D = 256, 128
 STEPS = 3

@@ -36,7 +36,8 @@ from measure import RESULTS, markdown, record_of
 
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import Estimate, Scoring, class_scores
+from orthoproxy.evaluation import Estimate, Scoring
+from orthoproxy.evaluation.per_class import class_scores
 from orthoproxy.models import Encoder
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import split_table

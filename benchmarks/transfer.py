@@ -18,7 +18,8 @@ from typing import Any
 
 from measure import report
 
-from orthoproxy.studies import TrialResult, read_results
+from orthoproxy.studies import read_results
+from orthoproxy.studies.results import TrialResult
 
 RESULTS = Path(__file__).parent.parent / "studies" / "results"
 STUDIES = {  # the column of each

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from orthoproxy import soft_orthogonality
-from orthoproxy.losses import koleo, mutual_coherence
+from orthoproxy.losses.regularizers import koleo, mutual_coherence
 from orthoproxy.reports.examples import choose_random, find_neighbors, rank_queries
 from orthoproxy.reports.figures import COLORS, SERIES, label_axes, report_style
 from orthoproxy.reports.html import load_thumbnail

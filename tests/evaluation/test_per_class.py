@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import Scoring, class_scores
+from orthoproxy.evaluation import Scoring
 from orthoproxy.evaluation.evaluate import mean_scores
+from orthoproxy.evaluation.per_class import class_scores
 
 
 def table_and_points(groups: bool = False):

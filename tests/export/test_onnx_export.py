@@ -26,8 +26,8 @@ from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, read_metadata
 from orthoproxy.evaluation import Estimate, Evaluation
-from orthoproxy.export import Exported, export_onnx
-from orthoproxy.export.onnx_export import _check, write_onnx
+from orthoproxy.export import export_onnx
+from orthoproxy.export.onnx_export import Exported, _check, write_onnx
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.export import export_run
 from orthoproxy.runs.run_folder import RunFolder

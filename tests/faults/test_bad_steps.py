@@ -11,7 +11,7 @@ import pytest
 from small_runs import difference, message, training, training_images
 
 from orthoproxy.cli.main import main
-from orthoproxy.models import read_tensors
+from orthoproxy.models.weights import read_tensors
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.run_folder import RunFolder
 

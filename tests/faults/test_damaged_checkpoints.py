@@ -15,7 +15,7 @@ from torch import nn
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
-from orthoproxy.training import Checkpoints, TrainingState
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 
 
 def flip_bit(path: Path, place: int) -> None:

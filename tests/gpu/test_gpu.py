@@ -22,7 +22,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Scoring
 from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.training import Checkpoints, TrainingState
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")]
 
@@ -152,7 +152,7 @@ def test_a_million_classes_take_the_memory_of_their_state():
 
 RESUME = """
 import pathlib, sys, torch
-from orthoproxy.training import Checkpoints
+from orthoproxy.training.checkpoint import Checkpoints
 layer = torch.nn.Linear(2, 2).cuda()
 optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
 folder, device = pathlib.Path(sys.argv[1]), torch.device("cuda", 0)

@@ -11,8 +11,7 @@ from synthetic_study import WEIGHT, make_result
 from orthoproxy.runs.study_trials import StudyPaths, configure_trial, recorded_options
 from orthoproxy.studies.plan import Study, Trial
 from orthoproxy.studies.results import SplitScores, TrialResult, write_trial
-from orthoproxy.training import Interrupted
-from orthoproxy.training.signals import stop_on_signal
+from orthoproxy.training.signals import Interrupted, stop_on_signal
 
 
 def make_scores(trial: Trial) -> SplitScores:

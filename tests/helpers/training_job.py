@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from orthoproxy.data import BatchSampler, TrainingImages, folder_table, training_transform
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.training import Checkpoints, FitOptions, TrainingState, fit, make_optimizer
+from orthoproxy.training import FitOptions, fit, make_optimizer
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 
 
 class Job:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from recorded import Recorded
 
-from orthoproxy.losses import koleo, mutual_coherence, proxy_anchor_loss, soft_orthogonality
+from orthoproxy.losses import proxy_anchor_loss, soft_orthogonality
+from orthoproxy.losses.regularizers import koleo, mutual_coherence
 
 ROWS = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses as peers
 
-from orthoproxy.losses import ProxyAnchorLoss, ShardedProxyAnchorLoss, proxy_anchor_loss
+from orthoproxy.losses import ProxyAnchorLoss, proxy_anchor_loss
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 
 def log_one_plus_sum_exp(exponents: list[float]) -> float:

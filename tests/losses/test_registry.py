@@ -6,17 +6,10 @@ from errors import error_of
 from pytorch_metric_learning import distances, miners
 from pytorch_metric_learning import losses as peers
 
-from orthoproxy.losses import (
-    Objective,
-    ProxyAnchorLoss,
-    ShardedProxyAnchorLoss,
-    SoftOrthogonality,
-    loss_names,
-    make_loss,
-    make_miner,
-)
+from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality, loss_names, make_loss, make_miner
 from orthoproxy.losses.objective import CLASS_VECTORS
 from orthoproxy.losses.registry import UNSUPPORTED
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 pytestmark = [
     # LargeMarginSoftmaxLoss and SphereFaceLoss call SciPy with tensors, which NumPy 2 warns of

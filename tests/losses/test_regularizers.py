@@ -13,20 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy.losses import (
-    Objective,
-    ShardedSoftOrthogonality,
-    SoftOrthogonality,
+from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_regularizer, soft_orthogonality
+from orthoproxy.losses.regularizers import (
+    Name,
     coding_rate_deficit,
     koleo,
-    make_loss,
-    make_regularizer,
     mutual_coherence,
     off_diagonal,
-    soft_orthogonality,
     spectral_isometry,
 )
-from orthoproxy.losses.regularizers import Name
+from orthoproxy.losses.sharded import ShardedSoftOrthogonality
 
 Measure = Callable[..., Tensor]
 SHAPES = [(2, 3), (3, 3), (5, 8), (9, 4), (40, 6), (2, 30)]

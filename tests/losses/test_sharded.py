@@ -12,14 +12,13 @@ from orthoproxy.core.distributed import all_gather_rows, gather_to_main, local_s
 from orthoproxy.losses import (
     Objective,
     ProxyAnchorLoss,
-    ShardedProxyAnchorLoss,
-    ShardedSoftOrthogonality,
     SoftOrthogonality,
     proxy_anchor_loss,
     sharded,
     soft_orthogonality,
 )
 from orthoproxy.losses.proxy_anchor import proxy_anchor_part
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
 from orthoproxy.losses.soft_orthogonality import distance_of_gram, gram_of_dims
 
 Batch = tuple[Tensor, Tensor, Tensor]

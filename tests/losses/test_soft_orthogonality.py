@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy.losses import ShardedSoftOrthogonality, off_diagonal, soft_orthogonality
+from orthoproxy.losses import soft_orthogonality
+from orthoproxy.losses.regularizers import off_diagonal
+from orthoproxy.losses.sharded import ShardedSoftOrthogonality
 
 Penalty = Callable[..., Tensor]
 SCALINGS = ["sum", "mean", "excess"]

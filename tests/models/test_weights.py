@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.models import Encoder, load_weights, read_tensors
+from orthoproxy.models import Encoder, load_weights
+from orthoproxy.models.weights import read_tensors
 
 PLAIN, DISTILLED, CNN = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "test_efficientnet"
 LITE = "tf_efficientnet_lite0"

@@ -9,7 +9,7 @@ from small_runs import make_config
 import orthoproxy
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.models import read_tensors
+from orthoproxy.models.weights import read_tensors
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import make_scoring

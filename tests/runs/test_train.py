@@ -13,7 +13,7 @@ import orthoproxy
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.models import read_tensors
+from orthoproxy.models.weights import read_tensors
 from orthoproxy.runs.config import Config, TrainingConfig
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring

@@ -20,7 +20,7 @@ from orthoproxy.runs.study_runner import StudyRunner
 from orthoproxy.runs.study_trials import StudyPaths
 from orthoproxy.studies.plan import Study, Trial, read_study
 from orthoproxy.studies.results import TrialResult, read_results, write_trial
-from orthoproxy.training import Interrupted
+from orthoproxy.training.signals import Interrupted
 
 TUNING = [f"off_seed{seed}" for seed in range(3)] + [
     f"on_weight-{w}_seed{s}" for w in ("0.1", "1", "9") for s in (0, 1)

@@ -10,7 +10,7 @@ import torch
 from errors import error_of
 from torch import nn
 
-from orthoproxy.training import Checkpoints, TrainingState
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 
 
 def make(folder: Path, width: int = 3) -> tuple[Checkpoints, nn.Linear, nn.Linear]:

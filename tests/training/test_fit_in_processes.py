@@ -13,13 +13,8 @@ from training_job import Job
 
 from orthoproxy.core.distributed import gather_to_main, process_count, process_index
 from orthoproxy.data import BatchSampler
-from orthoproxy.losses import (
-    Objective,
-    ProxyAnchorLoss,
-    ShardedProxyAnchorLoss,
-    ShardedSoftOrthogonality,
-    SoftOrthogonality,
-)
+from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
 from orthoproxy.models import Encoder
 
 CLASSES, DIM = 7, 8  # not divisible by 2 or 4

@@ -13,8 +13,10 @@ from orthoproxy.core.errors import DivergedError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.datasets import TrainingFeatures
 from orthoproxy.losses import Objective, SoftOrthogonality
-from orthoproxy.training import Checkpoints, Interrupted, TrainingState, make_optimizer
+from orthoproxy.training import make_optimizer
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 from orthoproxy.training.nonfinite import require_finite_weights
+from orthoproxy.training.signals import Interrupted
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def run(options: Any) -> int:
     from orthoproxy.runs.study_runner import StudyRunner
     from orthoproxy.runs.study_trials import StudyPaths, check_splits
     from orthoproxy.studies.plan import read_study
-    from orthoproxy.training import Interrupted
+    from orthoproxy.training.signals import Interrupted
 
     study = read_study(options.study)
     study = study.model_copy(update={"set": {**study.set, **config_overrides(options)}})

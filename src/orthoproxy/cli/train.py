@@ -27,7 +27,7 @@ def run(options: Any) -> int:
     from orthoproxy.core.distributed import is_main
     from orthoproxy.runs.recipes import read_config
     from orthoproxy.runs.train import train
-    from orthoproxy.training import Interrupted
+    from orthoproxy.training.signals import Interrupted
 
     config = read_config(*options.config, overrides=config_overrides(options))
     if options.print_config:

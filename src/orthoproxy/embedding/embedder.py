@@ -28,8 +28,8 @@ from orthoproxy.core.progress import Progress
 from orthoproxy.data import EvaluationImages, evaluation_transform, loading
 from orthoproxy.data.transforms import Resize, Transform, evaluation_size
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
-from orthoproxy.models import Encoder, read_tensors
-from orthoproxy.models.weights import cache_alone_without_network
+from orthoproxy.models import Encoder
+from orthoproxy.models.weights import cache_alone_without_network, read_tensors
 
 FILES = ("config.json", "model.safetensors", "classes.json", "README.md", "proxies.safetensors")
 HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")

@@ -4,18 +4,15 @@ from orthoproxy.evaluation.bootstrap import Estimate
 from orthoproxy.evaluation.evaluate import Evaluation, Scoring, evaluate, score
 from orthoproxy.evaluation.metrics import normalized_mutual_information, query_metrics
 from orthoproxy.evaluation.no_match import NoMatchCalibration, calibrate_no_match
-from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.evaluation.retrieval import Retrieval, nearest_neighbors
 
 __all__ = [
-    "ClassScores",
     "Estimate",
     "Evaluation",
     "NoMatchCalibration",
     "Retrieval",
     "Scoring",
     "calibrate_no_match",
-    "class_scores",
     "evaluate",
     "nearest_neighbors",
     "normalized_mutual_information",

@@ -1,6 +1,6 @@
 """The encoder and where its starting weights come from."""
 
 from orthoproxy.models.encoder import Encoder
-from orthoproxy.models.weights import load_weights, read_tensors
+from orthoproxy.models.weights import load_weights
 
-__all__ = ["Encoder", "load_weights", "read_tensors"]
+__all__ = ["Encoder", "load_weights"]

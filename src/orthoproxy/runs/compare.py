@@ -11,7 +11,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, score
-from orthoproxy.models import read_tensors
+from orthoproxy.models.weights import read_tensors
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.run_folder import RunFolder

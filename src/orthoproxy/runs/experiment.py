@@ -35,7 +35,8 @@ from orthoproxy.runs.config import Config, EncoderConfig, LossConfig
 from orthoproxy.runs.dataset import check_images, read_readable_images, user_cache, warn
 from orthoproxy.runs.device import Precision, evaluation_precision, make_scoring
 from orthoproxy.runs.run_folder import RunFolder
-from orthoproxy.training import Checkpoints, FitOptions, TrainingState, make_optimizer
+from orthoproxy.training import FitOptions, make_optimizer
+from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 from orthoproxy.training.optimizer import lr_factor
 
 Inputs = Callable[[Sequence[str]], Images]

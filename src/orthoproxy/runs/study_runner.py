@@ -25,7 +25,7 @@ from orthoproxy.studies.page import write_page
 from orthoproxy.studies.plan import Options, Study, Trial, choose_setting
 from orthoproxy.studies.results import TrialResult, read_results, read_trial, write_results
 from orthoproxy.studies.table import format_setting, list_names
-from orthoproxy.training import Interrupted
+from orthoproxy.training.signals import Interrupted
 
 Task = Callable[..., TrialResult]
 

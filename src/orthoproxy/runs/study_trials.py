@@ -18,7 +18,7 @@ import torch
 from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import ClassScores, class_scores
+from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
 from orthoproxy.runs.dataset import split_table

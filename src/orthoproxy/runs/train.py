@@ -38,7 +38,8 @@ from orthoproxy.runs.evaluate import evaluate_run, write_report
 from orthoproxy.runs.experiment import Experiment
 from orthoproxy.runs.model_card import baseline_card
 from orthoproxy.runs.run_folder import RunFolder
-from orthoproxy.training import TrainingState, fit, pca_projection, second_moment
+from orthoproxy.training import fit, pca_projection, second_moment
+from orthoproxy.training.checkpoint import TrainingState
 from orthoproxy.training.initialization import class_sums
 
 EMBED_BATCH_SIZE = 128  # images embedded at a time

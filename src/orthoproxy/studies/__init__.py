@@ -1,15 +1,11 @@
 """Compare training methods over several seeds, with intervals over seeds and classes."""
 
-from orthoproxy.studies.plan import Method, Study, read_study
-from orthoproxy.studies.results import TrialResult, read_results
-from orthoproxy.studies.statistics import Difference, compare, crossed_bootstrap, holm, sign_flip_p
+from orthoproxy.studies.plan import read_study
+from orthoproxy.studies.results import read_results
+from orthoproxy.studies.statistics import compare, crossed_bootstrap, holm, sign_flip_p
 from orthoproxy.studies.table import summarize_methods, to_frame, to_markdown
 
 __all__ = [
-    "Difference",
-    "Method",
-    "Study",
-    "TrialResult",
     "compare",
     "crossed_bootstrap",
     "holm",

@@ -20,7 +20,7 @@ from torch import nn
 from orthoproxy.core.distributed import gather_objects, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.losses import ShardedProxyAnchorLoss
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 from orthoproxy.training.checkpoint_shards import CheckpointShards
 
 FORMAT_VERSION = 2

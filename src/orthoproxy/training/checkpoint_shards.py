@@ -11,7 +11,7 @@ from torch import nn
 
 from orthoproxy.core.distributed import process_count, process_index
 from orthoproxy.core.errors import InputError
-from orthoproxy.losses import ShardedProxyAnchorLoss
+from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 Content = dict[str, Any]
 
