@@ -79,23 +79,23 @@ def test_the_regularizer_reaches_the_class_vectors(name: str, args: dict, num_cl
     x, labels = unit_rows(7, dim, seed=1), torch.arange(7) % num_classes
     parts = made(x, labels)
     (parameter,) = made.loss.parameters()
-    (gradient,) = torch.autograd.grad(parts["orthogonality"], parameter, retain_graph=True)
+    (gradient,) = torch.autograd.grad(parts["regularizer"], parameter, retain_graph=True)
     vectors = made.class_vectors().detach().requires_grad_()
     expected = soft_orthogonality(vectors)
     expected.backward()
-    assert float(parts["orthogonality"].detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(parts["regularizer"].detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
     per_class = gradient if CLASS_VECTORS[type(made.loss).__name__][1] == "rows" else gradient.T
     torch.testing.assert_close(per_class.reshape(num_classes, -1, dim).sum(dim=1), vectors.grad, rtol=1e-4, atol=1e-5)
     assert vectors.grad.abs().max() > 1e-3
-    torch.testing.assert_close(parts["loss"], parts["metric_loss"] + 0.25 * parts["orthogonality"])
+    torch.testing.assert_close(parts["loss"], parts["metric_loss"] + 0.25 * parts["regularizer"])
 
 
 def test_weight_zero_leaves_the_regularizer_out_but_reports_it() -> None:
     made = objective("proxy_anchor", 5, 8, weight=0.0)
     parts = made(unit_rows(4, 8, seed=1), torch.tensor([0, 0, 1, 2]))
     assert torch.equal(parts["loss"], parts["metric_loss"])
-    assert float(parts["orthogonality"]) == pytest.approx(float(soft_orthogonality(made.loss.proxies.detach())))
-    assert not parts["orthogonality"].requires_grad
+    assert float(parts["regularizer"]) == pytest.approx(float(soft_orthogonality(made.loss.proxies.detach())))
+    assert not parts["regularizer"].requires_grad
 
 
 def test_pair_losses_have_no_class_vectors_and_take_no_weight() -> None:

@@ -181,10 +181,10 @@ def test_each_reaches_the_loss_with_its_weight(name: str, loss: str) -> None:
     objective = Objective(make_loss(loss, 9, 5), 9, regularizer, weight=0.25)
     objective.set_class_vectors(torch.randn(9, 5) + 0.5)
     parts = objective(torch.randn(6, 5), torch.tensor([0, 0, 1, 2, 8, 8]))
-    torch.testing.assert_close(parts["orthogonality"].detach(), FUNCTIONS[name](objective.class_vectors().detach()))
-    torch.testing.assert_close(parts["loss"], parts["metric_loss"] + 0.25 * parts["orthogonality"])
+    torch.testing.assert_close(parts["regularizer"].detach(), FUNCTIONS[name](objective.class_vectors().detach()))
+    torch.testing.assert_close(parts["loss"], parts["metric_loss"] + 0.25 * parts["regularizer"])
     (parameter,) = objective.parameters()
-    (gradient,) = torch.autograd.grad(parts["orthogonality"], parameter)
+    (gradient,) = torch.autograd.grad(parts["regularizer"], parameter)
     assert gradient.abs().sum() > 0
 
 

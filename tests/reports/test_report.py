@@ -40,7 +40,7 @@ def synthetic_run(folder: Path, groups: bool = False, **changes: Any) -> RunResu
 
     trained, untrained = around_centers(0.5), around_centers(1.1)
     step = np.arange(1, 41)
-    log = {"step": step, "epoch": step // 10, "loss": 9 / step, "metric_loss": 8 / step, "orthogonality": 1 / step}
+    log = {"step": step, "epoch": step // 10, "loss": 9 / step, "metric_loss": 8 / step, "regularizer": 1 / step}
     log |= {"lr/backbone": 1e-4, "lr/projection": 0.0, "lr/proxies": 1e-2, "images_per_second": 100.0}
     validation = {"step": [10, 40], "validation/recall@1": [0.4, 0.7], "validation/map@r": 0.2}
     results = RunResults(

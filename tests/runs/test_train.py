@@ -163,7 +163,7 @@ def test_a_loss_with_several_centers_starts_from_class_means_and_is_regularized(
     overrides = {"loss.name": "SoftTripleLoss", "loss.args": {"centers_per_class": 2}}
     run = orthoproxy.train(short.with_overrides(overrides), tmp_path / "run")
     assert run.load_model().proxies.shape == (4, 8)
-    assert run.records()["orthogonality"].notna().any()
+    assert run.records()["regularizer"].notna().any()
 
 
 def test_starting_from_a_run_keeps_its_projection_and_known_proxies(finished, short, tmp_path):

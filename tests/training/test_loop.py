@@ -39,7 +39,7 @@ def test_records_hold_losses_learning_rates_and_throughput(job):
     assert [record["step"] for record in job.records] == [1, 2, 3, 4, 5, 6]
     assert [record["epoch"] for record in job.records] == [1, 1, 1, 2, 2, 2]
     record = job.records[2]
-    assert record["loss"] == pytest.approx(record["metric_loss"] + 0.1 * record["orthogonality"], rel=1e-6)
+    assert record["loss"] == pytest.approx(record["metric_loss"] + 0.1 * record["regularizer"], rel=1e-6)
     assert record["lr/backbone"] == pytest.approx(1e-3 / 3)
     assert record["lr/proxies"] == pytest.approx(1e-2 / 3)
     assert record["images_per_second"] > 0

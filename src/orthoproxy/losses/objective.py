@@ -28,7 +28,7 @@ TAKES_NO_MINER = {"InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss"}
 
 
 class Objective(nn.Module):
-    """``loss(embeddings, labels) + weight * orthogonality(class vectors)``.
+    """``loss(embeddings, labels) + weight * regularizer(class vectors)``.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         Called with (embeddings, labels); see `make_loss`.
     num_classes
         C.
-    orthogonality
+    regularizer
         A regularizer of class vectors; see `make_regularizer`. With `ShardedProxyAnchorLoss`,
         `ShardedSoftOrthogonality`.
     weight
@@ -52,21 +52,21 @@ class Objective(nn.Module):
     Examples
     --------
     >>> from orthoproxy.losses import ProxyAnchorLoss, SoftOrthogonality
-    >>> objective = Objective(ProxyAnchorLoss(4, 8), num_classes=4, orthogonality=SoftOrthogonality(), weight=0.1)
+    >>> objective = Objective(ProxyAnchorLoss(4, 8), num_classes=4, regularizer=SoftOrthogonality(), weight=0.1)
     >>> sorted(objective(torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 3])))
-    ['loss', 'metric_loss', 'orthogonality']
+    ['loss', 'metric_loss', 'regularizer']
     """
 
     def __init__(
         self,
         loss: nn.Module,
         num_classes: int,
-        orthogonality: nn.Module,
+        regularizer: nn.Module,
         weight: float = 0.0,
         miner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.loss, self.miner, self.orthogonality = loss, miner, orthogonality
+        self.loss, self.miner, self.regularizer = loss, miner, regularizer
         self.num_classes, self.weight = num_classes, weight
         name, bases = type(loss).__name__, [base.__name__ for base in type(loss).__mro__]
         self._location = next((CLASS_VECTORS[base] for base in bases if base in CLASS_VECTORS), None)
@@ -83,7 +83,7 @@ class Objective(nn.Module):
         return self.loss if isinstance(self.loss, ShardedProxyAnchorLoss) else None
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """Return ``loss`` (to minimize) and its parts ``metric_loss`` and, with class vectors, ``orthogonality``."""
+        """Return ``loss`` (to minimize) and its parts ``metric_loss`` and, with class vectors, ``regularizer``."""
         # pytorch-metric-learning casts its parameters to the embeddings' type: never let that be half precision
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -92,8 +92,8 @@ class Objective(nn.Module):
             vectors = self.class_vectors()
             if vectors is not None:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 0):
-                    parts["orthogonality"] = self.orthogonality(vectors)
-        penalty = self.weight * parts["orthogonality"] if self.weight != 0 else 0.0
+                    parts["regularizer"] = self.regularizer(vectors)
+        penalty = self.weight * parts["regularizer"] if self.weight != 0 else 0.0
         return {"loss": parts["metric_loss"] + penalty, **parts}
 
     def class_vectors(self) -> Float[Tensor, "C D"] | None:

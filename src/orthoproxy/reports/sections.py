@@ -31,7 +31,7 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
         return []
     losses = {"loss": "total loss", "metric_loss": "metric loss"}
     losses = {column: name for column, name in losses.items() if len(finite_values(log, column))}
-    regularizer = ["orthogonality"] if len(finite_values(log, "orthogonality")) else []
+    regularizer = ["regularizer"] if len(finite_values(log, "regularizer")) else []
     rates = [name for name in figures.logged_columns(log, "lr/") if (finite_values(log, name) > 0).any()]
     scores = figures.validation_columns(log)
     plots = []
@@ -39,7 +39,7 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
         figure = figures.loss_figure(log, losses)
         plots.append(_curve_plot("Loss", "Running mean; single steps pale.", figure, log, [*losses]))
     if regularizer:
-        figure = figures.loss_figure(log, {"orthogonality": "regularizer"}, "green")
+        figure = figures.loss_figure(log, {"regularizer": "regularizer"}, "green")
         caption = "Orthogonality regularizer of the proxies, before its weight. Lower is more orthogonal."
         plots.append(_curve_plot("Regularizer", caption, figure, log, regularizer))
     if rates:
