@@ -15,14 +15,7 @@ def add_options(parser: Parser) -> None:
     add("--host", default="127.0.0.1", help="Address to listen on; any but this machine needs a token.")
     add("--port", type=int, default=7860, help="Port; 0 for any free one (default: 7860).")
     add("--token", help="Token that clients must send; better set in ORTHOPROXY_TOKEN.")
-    add(
-        "--name",
-        action="append",
-        default=[],
-        dest="names",
-        metavar="HOST",
-        help="Host name that clients use, behind a proxy.",
-    )
+    add("--name", action="append", default=[], dest="names", metavar="HOST", help="Host name behind a proxy.")
     add("--model", action="append", default=[], dest="models", metavar="MODEL", help="A model that was moved.")
     add("--upload-megabytes", type=float, default=20.0, metavar="MB", help="Largest uploaded file (default: 20).")
     add("--megapixels", type=float, default=50.0, metavar="MP", help="Largest uploaded image (default: 50).")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_RESULTS = 100
+DATA_URL = re.compile(r"\Adata:image/[^,]*;base64,")
+WITHOUT_DATA_URL = BeforeValidator(lambda text: DATA_URL.sub("", text).encode() if isinstance(text, str) else text)
 ID_PATTERN = r"^[0-9a-f]{32}$"
 CatalogName = Annotated[str | None, Field(description="Name of a catalog; default: the first one.", max_length=200)]
-
-
-def _without_data_url(image: Any) -> Any:
-    return re.sub(r"\Adata:image/[^,]*;base64,", "", image).encode() if isinstance(image, str) else image
 
 
 class SearchOptions(BaseModel):
@@ -42,7 +40,7 @@ class SearchRequest(SearchOptions):
         json_schema_extra={"oneOf": [{"required": [name]} for name in ("image", "id", "embedding")]},
     )
 
-    image: Annotated[Base64Bytes | None, BeforeValidator(_without_data_url)] = Field(
+    image: Annotated[Base64Bytes | None, WITHOUT_DATA_URL] = Field(
         default=None, min_length=1, description="An image file in base64; a data: URL, too."
     )
     id: str | None = Field(

@@ -38,9 +38,9 @@ HEADERS = {
 def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
     """List the names that a Host header may give; any name where the server listens on all addresses without names."""
     for name in names:
-        if not re.fullmatch(r"(\*\.)?[\w.-]+|\[[\da-f:.]+\]", name, re.ASCII | re.IGNORECASE):
-            expected = "the host alone, without scheme, port and path, such as search.example.org"
-            raise InputError(name, field="names", expected=expected)
+        match = HOST.fullmatch(name.lower().removeprefix("*."))
+        if match is None or match[2]:
+            raise InputError(name, field="names", expected="a host without scheme, port and path")
     if host in ("0.0.0.0", "::", "[::]"):
         return [*LOOPBACK, socket.gethostname(), *names] if names else ["*"]  # the token protects it
     own = f"[{host}]" if ":" in host and not host.startswith("[") else host
