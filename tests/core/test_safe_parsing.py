@@ -1,12 +1,9 @@
 """Untrusted JSON, YAML and arrays come out as plain values or as a ValueError, in bounded time."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import yaml
 
-from orthoproxy.core.safe_parsing import MAX_CHARACTERS, _Loader, open_npy, parse_json, parse_yaml
+from orthoproxy.core.safe_parsing import MAX_CHARACTERS, _Loader, parse_json, parse_yaml
 
 
 def test_plain_values() -> None:
@@ -56,30 +53,3 @@ def test_duplicate_keys_are_found_with_linear_work(size: int) -> None:
 def test_json_that_is_none(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
-
-
-def test_an_array_is_mapped_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    np.save(path, np.arange(1000))
-    whole, found = path.read_bytes(), open_npy(path)
-    assert isinstance(found, np.memmap) and found[-1] == 999
-    np.savez(tmp_path / "archive.npz", a=np.arange(3))
-    np.save(tmp_path / "objects.npy", np.array([object()]), allow_pickle=True)
-    archives = [(tmp_path / name).read_bytes() for name in ("archive.npz", "objects.npy")]
-    for content in (b"", b"words", whole[:100], whole[:-1], *archives):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="array"):
-            open_npy(path)
-    with pytest.raises(FileNotFoundError):
-        open_npy(tmp_path / "nowhere.npy")
-
-
-def test_too_little_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.save(tmp_path / "a.npy", np.arange(3))
-
-    def no_memory(*_: object, **__: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(np, "load", no_memory)
-    with pytest.raises(MemoryError):
-        open_npy(tmp_path / "a.npy")

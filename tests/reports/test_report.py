@@ -19,7 +19,7 @@ from orthoproxy.reports.html import load_thumbnail
 from orthoproxy.reports.report import render_report
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.sections import describe_proxies
-from orthoproxy.reports.text import interval, mean, score_rows
+from orthoproxy.reports.text import interval, mean, metric_name
 
 CLASSES, IMAGES, DIM = 8, 5, 6
 
@@ -81,11 +81,12 @@ def bare(run: RunResults) -> RunResults:
 
 def test_scores_stand_beside_the_baseline_with_intervals(run: RunResults, page: str) -> None:
     rows = ParsedPage(page).tables[0][1:]
-    for shown, row in zip(rows, score_rows(run.evaluation), strict=True):
-        assert row.baseline is not None and row.difference is not None
-        estimates = (row.model, row.baseline)
-        expected = [row.name, *(f"{mean(x)} {interval(x)}" for x in estimates)]
-        assert shown[:4] == [*expected, f"{mean(row.difference, sign=True)} {interval(row.difference)}"]
+    scores = run.evaluation
+    assert scores is not None and scores.baseline is not None and scores.difference is not None
+    for shown, (name, value) in zip(rows, scores.model.items(), strict=True):
+        expected = [metric_name(name), *(f"{mean(x)} {interval(x)}" for x in (value, scores.baseline[name]))]
+        difference = scores.difference[name]
+        assert shown[:4] == [*expected, f"{mean(difference, sign=True)} {interval(difference)}"]
 
 
 def test_geometry_configuration_and_notes_are_shown(run: RunResults, page: str) -> None:
@@ -131,10 +132,10 @@ def test_own_group_excluded_and_included(tmp_path: Path) -> None:
     run = synthetic_run(tmp_path, groups=True, log=pd.DataFrame(), proxies=None)
     head, *rows = render(run).tables[0][1:]
     assert head[-2:] == ["Trained", "Untrained"]
-    for shown, row in zip(rows, score_rows(run.evaluation), strict=True):
-        plain, baseline = row.own_group_included, row.baseline_own_group_included
-        assert plain is not None and baseline is not None
-        assert shown[-2:] == [f"{mean(plain)} {interval(plain)}", f"{mean(baseline)} {interval(baseline)}"]
+    plain = run.evaluation.with_same_group if run.evaluation else None
+    assert plain is not None and plain.baseline is not None
+    for shown, (name, value) in zip(rows, plain.model.items(), strict=True):
+        assert shown[-2:] == [f"{mean(x)} {interval(x)}" for x in (value, plain.baseline[name])]
 
 
 NOTHING = make_table(["x"], ["x"]).iloc[:0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.evaluation import Estimate, Evaluation
-from orthoproxy.reports.text import number, points, score_rows, summarize
+from orthoproxy.reports.text import number, points, summarize
 
 
 def evaluation(difference: Estimate, metric: str = "recall@1") -> Evaluation:
@@ -30,7 +30,6 @@ def test_the_summary_depends_on_the_interval_of_the_difference(difference: Estim
 def test_the_summary_without_recall_at_1_and_without_evaluation() -> None:
     assert summarize(evaluation(Estimate(0.1, 0.1, 0.1), "recall@10"))[1].startswith("Recall@10")
     assert summarize(None)[0] == "none"
-    assert score_rows(None) == []
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign() -> None:

@@ -193,10 +193,6 @@ def _value(key: str, text: str) -> Any:
     if annotation is str or (get_origin(annotation) is UnionType and str in get_args(annotation)):
         return None if text == "null" and annotation is not str else text
     try:
-        value = parse_yaml(text)
+        return parse_yaml(text)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(" ".join(str(error).split()), field=key, expected="a YAML value") from error
-    try:  # YAML 1.1 takes 1e-4 for a string
-        return float(value) if isinstance(value, str) and value[:1] in "+-.0123456789" else value
-    except ValueError:
-        return value

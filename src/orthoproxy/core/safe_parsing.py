@@ -1,12 +1,12 @@
-"""Safe parsing of untrusted JSON, YAML and .npy files: plain values or an error, in bounded time and memory."""
+"""Safe parsing of untrusted JSON and YAML: plain values or an error, in bounded time and memory."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from orthoproxy.core.errors import InputError
@@ -23,20 +23,6 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def open_npy(path: Path) -> np.ndarray:
-    """Map a .npy file into memory, read-only; raises ValueError for anything else, objects included."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a malformed header makes NumPy raise exceptions of many types
-        raise ValueError(f"not a NumPy array: {error}") from error
-    if not isinstance(array, np.ndarray):  # np.load also opens zip archives
-        array.close()
-        raise ValueError("not a NumPy array")
-    return array
 
 
 def parse_yaml(text: str) -> Any:
@@ -80,6 +66,11 @@ class _Loader(_SafeLoader):
                 raise ValueError(f"line {key.start_mark.line + 1}: duplicate key {key.value!r}")
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+# numbers such as 1e-3, which YAML 1.1 reads as text
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
 
 
 def _check_events(text: str) -> None:

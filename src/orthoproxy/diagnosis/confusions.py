@@ -9,8 +9,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
-from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit, mean_over_images
+from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate, Retrieval, nearest_neighbors, query_metrics
+from orthoproxy.evaluation.bootstrap import mean_estimate
 from orthoproxy.reports.text import percent
 
 NAME = "confusions"
@@ -104,7 +105,7 @@ def find_confusions(retrieval: Retrieval, names: list[str]) -> Confusions | None
     for i, (a, b) in enumerate(zip(own, other, strict=True)):
         if (a, b) in confused:
             lost[i], examples[names[a], names[b]] = 1, (int(queries[i]), int(neighbors[i]))
-    return Confusions(pairs, mean_over_images(lost, own), mean_over_images(wrong.astype(float), own), examples)
+    return Confusions(pairs, mean_estimate(lost, own), mean_estimate(wrong.astype(float), own), examples)
 
 
 def _thumbnails(pair: Confusion, found: Confusions, unseen: EmbeddedSplit) -> list[Thumbnail]:

@@ -75,7 +75,7 @@ def score_sizes(model: DiagnosisInput) -> SizeScores | None:
     counted = ~np.isnan(values[0])
     if not counted.any():
         return None
-    _, classes = np.unique(retrievals[0].labels[retrievals[0].queries][counted], return_inverse=True)
+    classes = retrievals[0].labels[retrievals[0].queries][counted]
     hits = np.stack([value[counted] for value in values])
     means, drawn = hits.mean(axis=1), bootstrap_means(hits, classes)
     return SizeScores(

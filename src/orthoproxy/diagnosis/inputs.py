@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Estimate, Retrieval
-from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
+from orthoproxy.evaluation import Retrieval
 from orthoproxy.evaluation.evaluate import build_retrieval
 
 
@@ -25,11 +24,6 @@ class EmbeddedSplit:
     embeddings, baseline_embeddings
         Embeddings of the rows by the model, N x D, and by the untrained encoder, N x F.
 
-    Raises
-    ------
-    ValueError
-        If the numbers of images and embeddings differ.
-
     Examples
     --------
     >>> from orthoproxy.data import make_table
@@ -40,11 +34,6 @@ class EmbeddedSplit:
     table: pd.DataFrame
     embeddings: Float[np.ndarray, "N D"]
     baseline_embeddings: Float[np.ndarray, "N F"]
-
-    def __post_init__(self) -> None:
-        counts = len(self.table), len(self.embeddings), len(self.baseline_embeddings)
-        if len(set(counts)) > 1:
-            raise ValueError("{} images, {} embeddings and {} baseline embeddings".format(*counts))
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
@@ -97,9 +86,3 @@ class DiagnosisInput:
     def retrieval(self, split: EmbeddedSplit, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
         """Build the retrieval problem of a split with the given embeddings of its rows."""
         return build_retrieval(embeddings, split.table, self.exclude_group)
-
-
-def mean_over_images(values: Float[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Estimate:
-    """Average over images, with an interval by the class bootstrap."""
-    _, classes = np.unique(labels, return_inverse=True)
-    return estimate(float(values.mean()), bootstrap_means(values, classes))

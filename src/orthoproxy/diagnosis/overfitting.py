@@ -88,7 +88,7 @@ def recall_gap(
         scored = ~np.isnan(values[0])
         if not scored.any():
             return None
-        _, classes = np.unique(np.concatenate(labels[side])[scored], return_inverse=True)
+        classes = np.concatenate(labels[side])[scored]
         means.append(values[:, scored].mean(axis=1))
         # the sides are resampled independently, both encoders with the same classes
         drawn.append(bootstrap_means(values[:, scored], classes, seed=side))

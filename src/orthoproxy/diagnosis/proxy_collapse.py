@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
-from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit, mean_over_images
+from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate
+from orthoproxy.evaluation.bootstrap import mean_estimate
 from orthoproxy.reports.figures import spectrum_figure
 from orthoproxy.reports.geometry import (
     Pair,
@@ -93,8 +94,8 @@ def measure_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str], train
         close_classes=int((neighbors.nearest >= CLOSE_COSINE).sum()),
         distance=orthogonality_distance(proxies),
         floor=welch_floor(*proxies.shape),
-        astray=mean_over_images(wrong.astype(float), own),
-        astray_close=mean_over_images((wrong & close).astype(float), own),
+        astray=mean_estimate(wrong.astype(float), own),
+        astray_close=mean_estimate((wrong & close).astype(float), own),
     )
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+import safetensors.torch
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from orthoproxy.core.distributed import (
@@ -25,58 +24,39 @@ from orthoproxy.core.distributed import (
 )
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.safe_parsing import open_npy
 from orthoproxy.embedding.embedder import BATCH_SIZE, Embedder, EmbedOptions
 
 FORMAT_VERSION = 2
 
 
-@dataclass(frozen=True)
-class FrozenFeatures:
-    """Pooled features of images, looked up by path; `Embedder.embed` takes them in place of the images."""
-
-    rows: Float[Tensor, "N F"]
-    paths: pd.Index
-
-    @classmethod
-    def compute(cls, model: Embedder, paths: Sequence[str], folder: Path, workers: int = 0) -> FrozenFeatures:
-        """Compute the features of these images, or read them from the cache folder."""
-        return cls(pooled_features(model, paths, folder, workers), pd.Index(paths))
-
-    def __call__(self, paths: Sequence[str]) -> Float[Tensor, "n F"]:
-        return self.rows[torch.from_numpy(self.paths.get_indexer_for(pd.Index(paths)))]
-
-
-def pooled_features(
-    model: Embedder, paths: Sequence[str], folder: Path, workers: int = 0, precision: str = "32-true"
-) -> Float[Tensor, "N F"]:
+def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers: int = 0) -> Float[Tensor, "N F"]:
     """Return float32 pooled features of images under the evaluation transform, from the cache folder if possible.
 
-    Every process must call it, and computes its part. A cache entry is valid for one model, transform and precision,
+    Every process must call it, and computes its part. A cache entry is valid for one model and transform,
     and for the paths, sizes and modification times of the images. Cache files may be deleted at any time.
     """
     with raise_together():
-        key = _cache_key(model, paths, precision) if is_main() else None
-    path = folder / f"{broadcast_object(key)}.npy"
+        key = _cache_key(model, paths) if is_main() else None
+    path = folder / f"{broadcast_object(key)}.safetensors"
     features = _read(path, (len(paths), model.encoder.feature_dim))
     missing = any_process(features is None)
     if features is not None and not missing:
         return features
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
     with raise_together(), torch.random.fork_rng(devices=[]):  # the loader draws a seed, on a cache miss only
-        options = EmbedOptions(batch_size=BATCH_SIZE, workers=workers, progress="features", precision=precision)
+        options = EmbedOptions(batch_size=BATCH_SIZE, workers=workers, progress="features")
         blocks = model.iterate_features(paths[local_slice(sizes)], **options)
         own = torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for _, block in blocks)])
     features = all_gather_rows(own, sizes)
     with raise_together(), os_errors_as_input_errors(folder, "run it again"):
         if is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, lambda file: np.save(file, features.numpy()))
+            atomic_write(path, safetensors.torch.save({"features": features}))
     return features
 
 
-def _cache_key(model: Embedder, paths: Sequence[str], precision: str) -> str:
-    digest = hashlib.blake2b(precision.encode(), digest_size=8)
+def _cache_key(model: Embedder, paths: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
     for path in paths:
         try:
             stat = os.stat(path)  # noqa: PTH116 -- many files; Path takes twice as long
@@ -89,7 +69,7 @@ def _cache_key(model: Embedder, paths: Sequence[str], precision: str) -> str:
 def _read(path: Path, shape: tuple[int, int]) -> Float[Tensor, "N F"] | None:
     """Read a cache file; None if it is missing, damaged or of another shape."""
     try:
-        features = open_npy(path)
-    except (OSError, ValueError):
+        features = safetensors.torch.load_file(path).get("features")
+    except (OSError, SafetensorError):
         return None
-    return torch.from_numpy(np.array(features)) if features.shape == shape and features.dtype == np.float32 else None
+    return features if features is not None and features.shape == shape and features.dtype == torch.float32 else None

@@ -43,7 +43,7 @@ def bootstrap_means(
     values: Float[np.ndarray, "*M Q"], classes: Int[np.ndarray, " Q"], samples: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, "*M W"]:
     """Average values of queries, one row per metric, over bootstrap samples of their classes."""
-    rows = np.atleast_2d(values)
+    rows, (_, classes) = np.atleast_2d(values), np.unique(classes, return_inverse=True)
     sizes = np.bincount(classes)
     sums = np.stack([*(np.bincount(classes, weights=row) for row in rows), sizes.astype(np.float64)], axis=1)  # C M+1
     totals = np.concatenate([counts @ sums for counts in class_counts(len(sizes), samples, seed)])  # W M+1
@@ -56,3 +56,8 @@ def estimate(value: float, resampled: Float[np.ndarray, " W"], confidence: float
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def mean_estimate(values: Float[np.ndarray, " Q"], classes: Int[np.ndarray, " Q"], samples: int = 1000) -> Estimate:
+    """Average values of queries, with the interval over classes."""
+    return estimate(float(values.mean()), bootstrap_means(values, classes, samples))

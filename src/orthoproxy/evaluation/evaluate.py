@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from pydantic import TypeAdapter
 
 from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
@@ -71,12 +72,7 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Invert `to_dict`; other keys are ignored."""
-        known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        for name in ("model", "baseline", "difference"):
-            scores = known[name]
-            known[name] = scores and {metric: Estimate(**value) for metric, value in scores.items()}
-        nested = known.get("with_same_group")
-        return cls(**{**known, "with_same_group": nested and cls.from_dict(nested)})
+        return TypeAdapter(cls).validate_python(values)
 
 
 @dataclass(frozen=True)
@@ -317,7 +313,7 @@ def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> 
     retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
     metrics = score_queries(retrieval, table, scoring)
     scored = ~np.isnan(metrics["mrr"])
-    _, classes = np.unique(retrieval.labels[retrieval.queries][scored], return_inverse=True)
+    classes = retrieval.labels[retrieval.queries][scored]
     kept = np.stack([value[scored] for value in metrics.values()])
     means = dict(zip(metrics, kept.mean(axis=1).tolist(), strict=True))
     samples = dict(zip(metrics, bootstrap_means(kept, classes, scoring.bootstrap_samples), strict=True))
@@ -328,7 +324,7 @@ def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> 
         chunks = class_counts(num_classes, scoring.bootstrap_samples)
         parts = [normalized_mutual_information(retrieval.labels, clusters, counts) for counts in chunks]
         samples["nmi"] = np.concatenate(parts)
-    return _Resampled(means, samples, int(scored.sum()), int(classes.max()) + 1, int((~scored).sum()))
+    return _Resampled(means, samples, int(scored.sum()), len(np.unique(classes)), int((~scored).sum()))
 
 
 def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
+from orthoproxy.evaluation.bootstrap import Estimate, mean_estimate
 from orthoproxy.evaluation.evaluate import Scoring, build_retrieval, for_all_queries
 from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
 
@@ -106,8 +106,7 @@ class NoMatchCalibration:
     def _rate(self, similarity: Float[np.ndarray, " Q"], threshold: float, samples: int) -> Estimate:
         known = ~np.isnan(similarity)
         answered = (similarity[known] >= threshold).astype(np.float64)
-        _, classes = np.unique(self.classes[known], return_inverse=True)
-        return estimate(float(answered.mean()), bootstrap_means(answered, classes, samples))
+        return mean_estimate(answered, self.classes[known], samples)
 
 
 def calibrate_no_match(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import entropy, mannwhitneyu
-from torch import Tensor
 
-from orthoproxy.evaluation import Retrieval
+from orthoproxy.evaluation import Retrieval, nearest_neighbors
+from orthoproxy.losses.soft_orthogonality import gram_of_dims, soft_orthogonality
 
 BLOCK_MB = 64  # memory of a block of cosines, in MiB
 BLOCK_ROWS = 8192
@@ -49,12 +49,8 @@ def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
 
     Their squares sum to C. Proxies that are as orthogonal as possible have equal values ``sqrt(C / M)``.
     """
-    count, dim = proxies.shape
-    gram = np.zeros((dim, dim))
-    for start in range(0, count, BLOCK_ROWS):
-        units = unit_rows(proxies[start : start + BLOCK_ROWS])
-        gram += units.T @ units
-    return np.sqrt(np.linalg.eigvalsh(gram)[::-1][: min(count, dim)].clip(min=0))
+    gram = gram_of_dims(torch.from_numpy(proxies).double(), normalize=True)
+    return np.sqrt(np.linalg.eigvalsh(gram.numpy())[::-1][: min(proxies.shape)].clip(min=0))
 
 
 def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
@@ -77,8 +73,7 @@ def welch_floor(num_classes: int, dim: int) -> float:
 
 def orthogonality_distance(proxies: Float[np.ndarray, "C D"]) -> float:
     """Compute ``||P P^T - I||_F^2`` of the proxies, scaled to unit rows: the sum of all squared cosines of two."""
-    energy = spectrum(proxies) ** 2  # ||P P^T||^2 is the sum of its squares, the trace of P P^T its sum
-    return max(0.0, round(float((energy**2).sum() - 2 * energy.sum() + len(proxies)), 9))
+    return float(soft_orthogonality(torch.from_numpy(proxies).double()))
 
 
 def closest_pairs(proxies: Float[np.ndarray, "C D"], classes: Sequence[str], k: int = 10) -> list[Pair]:
@@ -94,67 +89,41 @@ def compare_proxies(
     block_mb: float = BLOCK_MB,
     seed: int = 0,
 ) -> ProxyNeighbors:
-    """Compare each proxy, or a random sample of them, with all others, in blocks of at most `block_mb` MiB."""
+    """Compare each proxy, or a random sample of them, with all others."""
     count = len(proxies)
     if count < 2:
         return ProxyNeighbors([], np.empty(0))
-    rows = torch.arange(count)
+    rows = np.arange(count)
     if count**2 > max_cosines:
-        sample = np.random.default_rng(seed).choice(count, size=max(1, max_cosines // count), replace=False)
-        rows = torch.from_numpy(np.sort(sample))
-    units = _unit_tensor(proxies)
-    best, first, second = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    nearest = []
-    for start, cosines in iterate_cosines(units[rows], units, block_mb):
-        row = rows[start : start + len(cosines)]
-        cosines[torch.arange(len(row)), row] = -torch.inf
-        nearest.append(cosines.amax(dim=1))
-        # only rows that reach the k-th best pair so far; a pair may be found twice, once from either end
-        full = len(best) == 2 * k
-        promising = torch.nonzero(nearest[-1] >= best[-1]).flatten() if full else torch.arange(len(row))
-        values, columns = cosines[promising].topk(min(k, count - 1), dim=1)
-        first = torch.cat([first, row[promising].repeat_interleave(values.shape[1])])
-        second = torch.cat([second, columns.flatten()])
-        best, order = torch.cat([best, values.flatten()]).topk(min(2 * k, len(first)))
-        first, second = first[order], second[order]
-    found = {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
-    a, b = (np.array(side) for side in zip(*sorted(found), strict=True))
-    exact = row_cosines(proxies, a, proxies, b)  # the float32 comparison only selects
-    order = np.lexsort((b, a, -exact.round(9)))[:k]
-    pairs = [Pair(classes[int(a[i])], classes[int(b[i])], round(float(exact[i]), 12)) for i in order]
-    return ProxyNeighbors(pairs, torch.cat(nearest).numpy())
+        rows = np.sort(np.random.default_rng(seed).choice(count, size=max(1, max_cosines // count), replace=False))
+    retrieval = Retrieval(proxies, np.zeros(count, dtype=int), rows, np.arange(count))
+    others, cosines = nearest_neighbors(retrieval, min(k, count - 1), block_mb)
+    pairs = np.sort(np.stack([rows.repeat(others.shape[1]), others.ravel()], axis=1), axis=1)
+    pairs, first = np.unique(pairs, axis=0, return_index=True)  # a pair may be found twice, once from either end
+    cosine = cosines.ravel()[first]
+    best = np.argsort(-cosine.round(9), kind="stable")[:k]
+    found = [
+        Pair(classes[int(a)], classes[int(b)], round(float(x), 12))
+        for (a, b), x in zip(pairs[best], cosine[best], strict=True)
+    ]
+    return ProxyNeighbors(found, cosines[:, 0])
 
 
 def nearest_rows(
     x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "C D"], block_mb: float = BLOCK_MB
 ) -> Int[np.ndarray, " N"]:
     """Return for each row of `x` the row of `y` with the largest cosine."""
-    blocks = iterate_cosines(_unit_tensor(x), _unit_tensor(y), block_mb)
-    return np.concatenate([np.empty(0, dtype=np.int64), *(cosines.argmax(dim=1).numpy() for _, cosines in blocks)])
+    both = np.concatenate([x, y])
+    queries, gallery = np.arange(len(x)), np.arange(len(x), len(both))
+    retrieval = Retrieval(both, np.zeros(len(both), dtype=int), queries, gallery)
+    return nearest_neighbors(retrieval, 1, block_mb)[0][:, 0] - len(x)
 
 
-def iterate_cosines(
-    x: Float[Tensor, "N D"], y: Float[Tensor, "C D"], block_mb: float = BLOCK_MB
-) -> Iterator[tuple[int, Float[Tensor, "b C"]]]:
-    """Yield the cosines of unit rows `x` with all of `y` in blocks of at most `block_mb` MiB, or of one row."""
-    size = max(1, int(block_mb * 2**20) // (y.element_size() * max(1, len(y))))
-    for start in range(0, len(x), size):
-        yield start, x[start : start + size] @ y.T
-
-
-def _unit_tensor(x: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
-    return torch.nn.functional.normalize(torch.from_numpy(x.astype(np.float32)), dim=1)
-
-
-def pair_cosines(proxies: Float[np.ndarray, "C D"], max_pairs: int = 500_000, seed: int = 0) -> Float[np.ndarray, " P"]:
-    """Return the cosines of all pairs of proxies, or of `max_pairs` random pairs where there are more."""
-    count = len(proxies)
-    if count * (count - 1) // 2 <= max_pairs:
-        units = unit_rows(proxies)
-        return (units @ units.T)[np.triu_indices(count, k=1)]
-    generator = np.random.default_rng(seed)
-    first, step = generator.integers(count, size=max_pairs), generator.integers(1, count, size=max_pairs)
-    return row_cosines(proxies, first, proxies, (first + step) % count)
+def pair_cosines(proxies: Float[np.ndarray, "C D"], max_proxies: int = 1000, seed: int = 0) -> Float[np.ndarray, " P"]:
+    """Return the cosines of all pairs of proxies, or of `max_proxies` random ones where there are more."""
+    rows = np.random.default_rng(seed).permutation(len(proxies))[:max_proxies]
+    units = unit_rows(proxies[rows])
+    return (units @ units.T)[np.triu_indices(len(units), k=1)]
 
 
 def row_cosines(

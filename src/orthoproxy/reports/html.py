@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_image
 from orthoproxy.reports.figures import COLORS, report_style
-from orthoproxy.reports.text import interval, mean, number
+from orthoproxy.reports.text import interval, mean, metric_name, number
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ def load_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=interval, mean=mean, number=number, unbroken=_keep_scores_on_one_line)
+    environment.filters.update(
+        interval=interval, mean=mean, number=number, metric_name=metric_name, unbroken=_keep_scores_on_one_line
+    )
     environment.globals["colors"] = COLORS
     return environment.get_template(name)
 

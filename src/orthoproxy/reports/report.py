@@ -8,18 +8,17 @@ from orthoproxy.reports.examples import choose_examples
 from orthoproxy.reports.html import load_template, thumbnail_uri
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.sections import describe_distances, describe_matching, describe_proxies, plot_training
-from orthoproxy.reports.text import DEFINITIONS, run_facts, score_rows, summarize
+from orthoproxy.reports.text import DEFINITIONS, metric_name, run_facts, summarize
 
 
 def render_report(results: RunResults) -> str:
     """Render the report of a run as self-contained HTML."""
-    rows = score_rows(results.evaluation)
+    names = [metric_name(name) for name in results.evaluation.model] if results.evaluation else []
     return load_template("report.html.j2").render(
         run=results,
         facts=run_facts(results),
         summary=summarize(results.evaluation),
-        rows=rows,
-        definitions=[term for start, term in DEFINITIONS.items() if any(row.name.startswith(start) for row in rows)],
+        definitions=[term for start, term in DEFINITIONS.items() if any(name.startswith(start) for name in names)],
         examples=choose_examples(results),
         training=plot_training(results.log),
         proxies=describe_proxies(results.proxies, results.classes),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from orthoproxy.core.progress import duration
@@ -21,18 +19,6 @@ DEFINITIONS = {
 }
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """A metric's row in the table of scores; None where there is nothing to compare with."""
-
-    name: str
-    model: Estimate
-    baseline: Estimate | None
-    difference: Estimate | None
-    own_group_included: Estimate | None
-    baseline_own_group_included: Estimate | None
-
-
 def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
     """Return the kind of result (``better``, ``worse``, ``unclear``, ``alone``, ``none``) and one or two sentences."""
     if evaluation is None:
@@ -48,24 +34,6 @@ def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
     if gain.low > 0:
         return "better", f"{compared} Training gained {points(gain)}."
     return "unclear", f"{compared} The difference, {points(gain, sign=True)}, is not significant."
-
-
-def score_rows(evaluation: Evaluation | None) -> list[ScoreRow]:
-    """Arrange the scores for the table, one metric a row."""
-    if evaluation is None:
-        return []
-    plain = evaluation.with_same_group
-    return [
-        ScoreRow(
-            metric_name(name),
-            score,
-            evaluation.baseline[name] if evaluation.baseline else None,
-            evaluation.difference[name] if evaluation.difference else None,
-            plain.model.get(name) if plain else None,
-            plain.baseline.get(name) if plain and plain.baseline else None,
-        )
-        for name, score in evaluation.model.items()
-    ]
 
 
 def run_facts(results: RunResults) -> list[str]:

@@ -27,7 +27,7 @@ from orthoproxy.data.datasets import TrainingFeatures
 from orthoproxy.data.loading import loader_options
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder, Images
-from orthoproxy.embedding.feature_cache import FrozenFeatures
+from orthoproxy.embedding.feature_cache import pooled_features
 from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.models import Encoder, load_weights
@@ -113,7 +113,9 @@ def make_inputs(config: Config, baseline: Embedder, table: pd.DataFrame) -> Inpu
     if not config.encoder.freeze:
         return list
     paths = table["path"].tolist()
-    return FrozenFeatures.compute(baseline, paths, user_cache() / "features", config.data.workers)
+    features = pooled_features(baseline, paths, user_cache() / "features", config.data.workers)
+    rows = pd.Index(paths)
+    return lambda images: features[torch.from_numpy(rows.get_indexer_for(pd.Index(images)))]
 
 
 def make_sampler(config: Config, labels: np.ndarray) -> BatchSampler:

@@ -50,15 +50,6 @@ def _without_seed(options: Options) -> Options:
     return options
 
 
-def _parse_scientific(value: Any) -> Any:
-    """Convert 1e-3 to a number; YAML 1.1 reads it as text because it has no point."""
-    if isinstance(value, dict):
-        return {key: _parse_scientific(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_parse_scientific(item) for item in value]
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value) else value
-
-
 Seeds = Annotated[list[NonNegativeInt], BeforeValidator(_to_seeds), AfterValidator(_check_distinct)]
 Set = Annotated[Options, AfterValidator(_without_seed)]
 Candidates = Annotated[list[Any], Field(min_length=1), AfterValidator(_check_distinct)]
@@ -243,8 +234,7 @@ def read_study(path: str | Path) -> Study:
     [0, 1]
     """
     path = Path(path)
-    content = _parse_scientific(read_yaml(path, "study"))
-    given = {key: value for key, value in content.items() if value is not None}
+    given = {key: value for key, value in read_yaml(path, "study").items() if value is not None}
     try:
         study = Study.model_validate({**given, "path": path})
     except ValidationError as error:

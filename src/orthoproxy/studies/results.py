@@ -21,7 +21,6 @@ from orthoproxy.core.safe_parsing import parse_json
 FORMAT_VERSION = 2
 Metric = Literal["recall@1", "map@r"]
 METRICS: tuple[Metric, ...] = ("recall@1", "map@r")
-GEOMETRY = ("classes", "dim", "effective_rank", "largest_cosine", "squares", "floor")
 JSON_COLUMNS = ("setting", "options", "environment", "retrained")  # free-form dictionaries
 Split = Literal["validation", "test"]
 Scores = dict[Metric, list[FiniteFloat]]
@@ -163,7 +162,7 @@ def write_results(results: Iterable[TrialResult], path: Path) -> None:
     for row in rows:
         for column in JSON_COLUMNS:
             row[column] = None if row[column] is None else json.dumps(row[column], ensure_ascii=False)
-    table = pa.Table.from_pylist(rows, schema=_schema())
+    table = pa.Table.from_pylist(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: parquet.write_table(table, file, compression="zstd", compression_level=19))
 
@@ -205,18 +204,3 @@ def to_input_error(error: ValidationError, path: Path) -> InputError:
     if isinstance(cause, InputError):
         return replace(cause, field=".".join([*location, *([cause.field] if cause.field else [])]) or None, path=path)
     return InputError(first["msg"], field=".".join(location) or None, path=path)
-
-
-def _schema() -> pa.Schema:
-    scores = pa.struct([(metric, pa.list_(pa.float64())) for metric in METRICS])
-    split = pa.struct(
-        {"classes": pa.list_(pa.string()), "queries": pa.list_(pa.int32()), "trained": scores, "untrained": scores}
-    )
-    point = pa.struct({name: pa.float64() for name in ("epoch", "seconds", "images", *METRICS)})
-    geometry = pa.struct({name: pa.float64() for name in GEOMETRY})
-    columns = {"format_version": pa.int32(), "study": pa.string(), "trial": pa.string(), "method": pa.string()}
-    columns |= {"setting": pa.string(), "seed": pa.int32(), "options": pa.string(), "validation": split, "test": split}
-    columns |= {"curve": pa.list_(point)}
-    columns |= {"geometry": geometry, "seconds": pa.float64(), "images": pa.int64()}
-    columns |= {"elapsed": pa.float64(), "date": pa.string(), "environment": pa.string(), "retrained": pa.string()}
-    return pa.schema(columns | {"failed": pa.string()})
