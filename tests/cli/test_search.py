@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from command_line import input_error, json_of
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
 from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.export.onnx_export import describe, write_metadata, write_onnx
 from orthoproxy.models import Encoder
 
 
@@ -46,6 +49,30 @@ def test_an_image_is_its_own_best_match(catalog: Path, image_folder: Path) -> No
         assert len(similarities) == 4 and similarities == sorted(similarities, reverse=True)
         assert one["results"][0]["path"] == one["image"] and similarities[0] == pytest.approx(1, abs=1e-5)
         assert one["results"][0].keys() == {"id", "path", "label", "group", "similarity"}
+
+
+SEARCH = """
+import sys
+from orthoproxy.cli.main import main
+assert main(sys.argv[1:]) == 0
+print(*sys.modules, sep=chr(10))
+"""
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_search_loads_only_what_it_needs(exported: bool, catalog: Path, image_folder: Path, tmp_path: Path) -> None:
+    unused = {"lightning_fabric", "pytorch_metric_learning", "scipy", "sklearn", "onnx"}
+    model = catalog.parent / "model"
+    if exported:
+        unused |= {"timm", "torchvision", "torch._dynamo", "sympy", "safetensors"}
+        embedder = Embedder.load(model)
+        model = tmp_path / "model.onnx"
+        write_onnx(embedder, model)
+        write_metadata(model, describe(embedder))
+    words = ["search", str(catalog), str(image_folder / "blue" / "0.png"), "--model", str(model)]
+    done = subprocess.run([sys.executable, "-c", SEARCH, *words], capture_output=True, text=True, check=True)
+    assert "blue/0.png" in done.stdout
+    assert not unused & {*done.stdout.splitlines()}
 
 
 def test_filters_groups_and_a_minimum_similarity(catalog: Path, image_folder: Path, capsys) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from orthoproxy.data import evaluation_transform, training_transform
+from orthoproxy.data.transforms import Resize, evaluation_size
 
 SIDE = 256
 
@@ -88,6 +89,17 @@ def test_the_fixed_view_is_resized_about_the_center(size, resize, scales, map_im
     inside = slice(2, -2)  # at a border there is less to interpolate
     for found, scale in zip((pixels[0].mean(dim=0), pixels[1].mean(dim=1)), scales, strict=True):
         assert (found - (127.5 + places * scale)).abs()[inside].max() < 1.5
+
+
+@pytest.mark.parametrize(("size", "resize"), [(64, None), (64, 64), (63, 100), (64, "stretch")])
+@pytest.mark.parametrize("shape", [(200, 131), (37, 90), (73, 73)])
+def test_the_fixed_view_is_that_of_torchvision(
+    size: int, resize: Resize, shape: tuple[int, int], map_image: Image.Image
+) -> None:
+    image, side = map_image.resize(shape), evaluation_size(size, resize)
+    resized = v2.Resize(list(side) if isinstance(side, tuple) else side, interpolation=InterpolationMode.BICUBIC)
+    reference = v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
+    assert torch.equal(evaluation_transform(size, resize)(image), reference(image))
 
 
 def test_a_crop_larger_than_the_resized_image_is_an_error() -> None:

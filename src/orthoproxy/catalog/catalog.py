@@ -7,13 +7,14 @@ import heapq
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel
 
@@ -21,6 +22,10 @@ from orthoproxy.catalog.filters import And, Condition, In, Not, both, parse_filt
 from orthoproxy.catalog.store import TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, validate_json
+from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
+
+if TYPE_CHECKING:
+    from orthoproxy.embedding.embedder import Embedder
 
 MAX_RESULTS = 16_384  # of one search
 INDEX_AGAIN = "update orthoproxy, or index again"
@@ -299,6 +304,27 @@ class Catalog:
             raise InputError(f"shape {embeddings.shape}", field=field, expected=expected)
         if not (np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT_TOLERANCE).all():  # nor NaN
             raise InputError("not all rows have unit length", field=field, hint="divide each by its length")
+
+
+def require_model(catalog: Catalog, identity: str, field: str) -> None:
+    """Raise InputError unless embeddings of this model belong into the catalog."""
+    if identity != catalog.model:
+        problem = f"model {identity}, but {catalog.address} was created with {catalog.model} ({catalog.model_path})"
+        raise InputError(problem, field=field, hint="use that model, or create another catalog")
+
+
+def load_catalog_model(
+    catalog: Catalog, device: str | torch.device = "cpu", place: str | None = None
+) -> Embedder | OnnxEmbedder:
+    """Load the model of a catalog, from another place than it is stored if given."""
+    try:
+        model = load_model(place or catalog.model_path, device)
+    except InputError as error:
+        if place is not None:
+            raise
+        raise replace(error, hint="if the model was moved, add --model PLACE") from error
+    require_model(catalog, model.identity, "model")
+    return model
 
 
 def _store_class(address: str) -> Any:

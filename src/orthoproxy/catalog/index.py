@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
-from orthoproxy.catalog.catalog import Catalog, image_id
+from orthoproxy.catalog.catalog import Catalog, image_id, require_model
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbeddedFiles, File, embed_files
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
+from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
 
 VALUES = ["content", "label", "group"]
@@ -200,11 +199,8 @@ def migrate(
     image cannot be read, as it would be lost.
     """
     address, root, version = catalog.store.migration, catalog.root, catalog.store.version
-    pages = [
-        pd.DataFrame(columns=["id", "path", "label", "group"]),
-        *catalog.iterate_rows(["id", "path", "label", "group"]),
-    ]
-    images = pd.concat(pages, ignore_index=True)
+    names = ["id", "path", "label", "group"]
+    images = pd.concat([pd.DataFrame(columns=names), *catalog.iterate_rows(names)], ignore_index=True)
     exists = Catalog.exists(address)
     arguments = address, embedder.embedding_dim, embedder.identity, model_path, root
     with Catalog.open(address) if exists else Catalog.create(*arguments) as migrated:
@@ -227,27 +223,6 @@ def _nearest_neighbors(catalog: Catalog, ids: list[str]) -> dict[str, str | None
     found = catalog.search(np.array(rows["embedding"].tolist()).reshape(-1, catalog.dim), k=2)
     pairs = zip(rows["id"], found, strict=True)
     return {key: next((hit.id for hit in hits if hit.id != key), None) for key, hits in pairs}
-
-
-def require_model(catalog: Catalog, identity: str, field: str) -> None:
-    """Raise InputError unless embeddings of this model belong into the catalog."""
-    if identity != catalog.model:
-        problem = f"model {identity}, but {catalog.address} was created with {catalog.model} ({catalog.model_path})"
-        raise InputError(problem, field=field, hint="use that model, or create another catalog")
-
-
-def load_catalog_model(
-    catalog: Catalog, device: str | torch.device = "cpu", place: str | None = None
-) -> Embedder | OnnxEmbedder:
-    """Load the model of a catalog, from another place than it is stored if given."""
-    try:
-        model = load_model(place or catalog.model_path, device)
-    except InputError as error:
-        if place is not None:
-            raise
-        raise replace(error, hint="if the model was moved, add --model PLACE") from error
-    require_model(catalog, model.identity, "model")
-    return model
 
 
 def fit_index(catalog: Catalog) -> float | None:

@@ -55,7 +55,7 @@ def run(options: Any) -> None:
 
 def _index(options: Any) -> dict[str, Any]:
     from orthoproxy.catalog import index
-    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.catalog.catalog import Catalog, load_catalog_model, require_model
     from orthoproxy.core.progress import duration
     from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.embedding.parquet_store import META
@@ -72,10 +72,10 @@ def _index(options: Any) -> dict[str, Any]:
             hint = f"if the images were moved, first: orthoproxy index {options.catalog} --root {options.root}"
             raise InputError(options.root, field="root", expected=catalog.root, hint=hint)
         if model is not None:
-            index.require_model(catalog, model.identity, "model")
+            require_model(catalog, model.identity, "model")
         with catalog.store.undoable() if exists else nullcontext():
             if images is not None:
-                model = model or index.load_catalog_model(catalog, device)
+                model = model or load_catalog_model(catalog, device)
                 sizes = options.batch_size, options.workers
                 changes = index.index_images(catalog, images, model, *sizes, _print_progress)
             else:
@@ -135,7 +135,7 @@ def _create(
 def _maintain(options: Any) -> dict[str, Any]:
     """Do what was asked for with a catalog that exists."""
     from orthoproxy.catalog import index
-    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.catalog.catalog import Catalog, require_model
     from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.runs.device import choose_device
 
@@ -146,7 +146,7 @@ def _maintain(options: Any) -> dict[str, Any]:
             print(f"{options.catalog}: {len(catalog)} images, as before the last change")
         if not options.images and (options.root or options.model):
             if options.model:
-                index.require_model(catalog, load_model(options.model).identity, "model")
+                require_model(catalog, load_model(options.model).identity, "model")
             with catalog.store.undoable():
                 catalog.move(options.root and Path(options.root), options.model and _place(options.model))
             print(f"{options.catalog}: images in {catalog.root}, model {catalog.model_path}")

@@ -37,9 +37,8 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> None:
     import numpy as np
 
-    from orthoproxy.catalog.catalog import Catalog, combined_query
+    from orthoproxy.catalog.catalog import Catalog, combined_query, load_catalog_model
     from orthoproxy.catalog.filters import parse_filter
-    from orthoproxy.catalog.index import load_catalog_model
     from orthoproxy.runs.device import choose_device
 
     if options.where is not None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from orthoproxy.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
 Resize = int | Literal["stretch"] | None
@@ -57,6 +60,8 @@ def training_transform(
     >>> training_transform(64)(Image.new("RGB", (100, 80))).shape
     torch.Size([3, 64, 64])
     """
+    from torchvision.transforms import v2  # takes a second or more, and only training needs it
+
     color: list[Callable] = []
     if jitter:
         color.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
@@ -72,6 +77,8 @@ class Augmentation:
         self.size, self.box, self.flip, self.color = [image_size, image_size], box, flip, color
 
     def __call__(self, image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 H W"]:
+        from torchvision.transforms import InterpolationMode, v2
+
         array = np.asarray(image)
         box = self.box.make_params([torch.empty((1, *array.shape[:2]), device="meta")])
         rows, columns = slice(box["top"], box["top"] + box["height"]), slice(box["left"], box["left"] + box["width"])
@@ -88,7 +95,7 @@ class Augmentation:
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         for step in self.color:
             image = step(image)
-        return v2.functional.pil_to_tensor(image)
+        return _to_tensor(image)
 
 
 def evaluation_size(image_size: int, resize: Resize = None) -> int | tuple[int, int]:
@@ -125,5 +132,26 @@ def evaluation_transform(image_size: int, resize: Resize = None) -> Transform:
     size = evaluation_size(image_size, resize)
     if isinstance(size, int) and size < image_size:
         raise InputError(str(size), field="resize", expected=f"at least image_size {image_size}")
-    resized = v2.Resize(list(size) if isinstance(size, tuple) else size, interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([resized, v2.CenterCrop(image_size), v2.PILToTensor()])
+    return ResizeAndCrop(size, image_size)
+
+
+@dataclass(frozen=True)
+class ResizeAndCrop:
+    """What `evaluation_transform` returns; a class, so that workers can unpickle it."""
+
+    resize: int | tuple[int, int]
+    image_size: int
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+        size, short = self.image_size, min(image.size)
+        if isinstance(self.resize, tuple):
+            height, width = self.resize
+        else:
+            width, height = (int(self.resize * side / short) for side in image.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return _to_tensor(resized.crop((left, top, left + size, top + size)))
+
+
+def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

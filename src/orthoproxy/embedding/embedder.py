@@ -16,17 +16,15 @@ import safetensors.torch
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
-from PIL import Image
 from pydantic import BaseModel, RootModel
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.progress import Progress
-from orthoproxy.data import EvaluationImages, evaluation_transform, loading
-from orthoproxy.data.transforms import Resize, Transform, evaluation_size
+from orthoproxy.data import evaluation_transform
+from orthoproxy.data.transforms import Resize, evaluation_size
+from orthoproxy.embedding.batches import Images, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder
 from orthoproxy.models.weights import cache_alone_without_network, read_tensors
@@ -36,7 +34,6 @@ HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
 EXPORT_AGAIN = "update orthoproxy, or train or export the model again"
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BATCH_SIZE = 128
-Images = Sequence[str | Path | Image.Image] | Tensor
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -294,33 +291,6 @@ class Embedder(
             return cls.load(model_id, device)
         names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         return cls.load(_download(model_id, **{name: options[name] for name in names if name in options}), device)
-
-
-def iterate_image_batches(
-    images: Images,
-    transform: Transform,
-    batch_size: int,
-    workers: int,
-    progress: str | None = None,
-    pin_memory: bool = False,
-) -> Iterator[Tensor]:
-    """Yield batches of transformed images, b x 3 x H x W; tensors of pixels or features are only split."""
-    if isinstance(images, Tensor):
-        is_float = images.is_floating_point()
-        if not (images.ndim == 4 and (is_float or images.dtype == torch.uint8)) and not (images.ndim == 2 and is_float):
-            problem = f"a tensor of {images.dtype} and shape {tuple(images.shape)}"
-            expected = "B x 3 x H x W pixels, uint8 or floating point, or N x F features"
-            raise InputError(problem, field="images", expected=expected)
-        batches = images.split(batch_size) if len(images) else []
-    elif isinstance(images, Sequence) and not isinstance(images, str):
-        dataset, options = EvaluationImages(images, transform), loading.loader_options(workers)
-        batches = loading.iterate_batches(DataLoader(dataset, batch_size, pin_memory=pin_memory, **options))
-    else:
-        raise InputError(type(images).__name__, field="images", expected="a list of paths or PIL images, or a tensor")
-    with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
-        for batch in batches:
-            yield batch
-            bar.advance(len(batch), unit="images")
 
 
 def write_threshold(folder: Path, threshold: float | None, false_match_rate: float | None) -> None:

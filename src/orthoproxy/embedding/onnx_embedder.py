@@ -7,7 +7,7 @@ import json
 import os
 import textwrap
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from pydantic import BaseModel
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
-from orthoproxy.embedding.embedder import Embedder, Images, iterate_image_batches
+from orthoproxy.embedding.batches import Images, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, import_optional, validate_json
+
+if TYPE_CHECKING:
+    from orthoproxy.embedding.embedder import Embedder
 
 INPUT, OUTPUT = "images", "embeddings"
 EXPORT_AGAIN = "export the run again with orthoproxy export"
@@ -155,6 +158,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder
     Examples
     --------
     >>> import tempfile
+    >>> from orthoproxy.embedding.embedder import Embedder
     >>> from orthoproxy.models import Encoder
     >>> folder = Path(tempfile.mkdtemp())
     >>> Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(folder)
@@ -163,4 +167,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder
     """
     if str(path).endswith(".onnx"):
         return OnnxEmbedder(path, device)
+    from orthoproxy.embedding.embedder import Embedder  # loads timm, which an exported model does without
+
     return Embedder.load(path, device, with_proxies=False)

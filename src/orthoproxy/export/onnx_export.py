@@ -22,7 +22,8 @@ from torch import Tensor
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
 from orthoproxy.data.transforms import evaluation_size
-from orthoproxy.embedding.embedder import Embedder, Images, iterate_image_batches
+from orthoproxy.embedding.batches import Images, iterate_image_batches
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.file_formats import import_optional
 from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, OnnxEmbedder, OnnxMetadata, read_metadata
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Scoring, calibrate_no_match, score
@@ -129,7 +130,7 @@ def export_onnx(
             path = quantize(path, model, training, workers, "calibrate" if progress else None)
             identity = sha256(path.read_bytes()).hexdigest()[:16]
             metadata = metadata.model_copy(update={"precision": "int8", "identity": identity})
-        _write_metadata(path, metadata)
+        write_metadata(path, metadata)
         paths = images["path"].tolist()
         original = model.embed(paths, workers=workers, progress="embed, original" if progress else None)
         embeddings = OnnxEmbedder(path).embed(paths, workers=workers, progress="embed, ONNX" if progress else None)
@@ -143,7 +144,7 @@ def export_onnx(
         threshold = matching.threshold(false_match_rate) if matching else None
         if threshold is not None:
             metadata = metadata.model_copy(update={"threshold": threshold, "false_match_rate": false_match_rate})
-        _write_metadata(path, metadata)
+        write_metadata(path, metadata)
         path.replace(out)
     return Exported(out, metadata, difference, len(images), scores, matching)
 
@@ -248,7 +249,7 @@ class _CalibrationReader:
         return None if batch is None else {INPUT: batch.numpy()}
 
 
-def _write_metadata(path: Path, metadata: OnnxMetadata) -> None:
+def write_metadata(path: Path, metadata: OnnxMetadata) -> None:
     onnx = import_optional("onnx", "onnx")
     content = onnx.load(path)
     onnx.helper.set_model_props(content, metadata.to_properties())
