@@ -15,13 +15,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 DATASETS = ("icons", "cub", "cars", "sop", "inshop")
-RENAMED = {  # options of version 0.1
-    "--accelerator": "--device",
-    "--most-images": "--max-images",
-    "--no-open": "--lists-only",
-    "--on": "--split",
-    "--print_config": "--print-config",
-}
+# options of version 0.1
+RENAMED = {"--accelerator": "--device", "--most-images": "--max-images", "--no-open": "--lists-only", "--on": "--split"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 READING = ("data.root", "data.csv", "data.allow_paths_outside_root")  # where images are, and which may be read
 MODEL = "A run folder, a model folder, or a name on the Hugging Face Hub."

@@ -95,7 +95,7 @@ class Augmentation:
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         for step in self.color:
             image = step(image)
-        return _to_tensor(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def evaluation_size(image_size: int, resize: Resize = None) -> int | tuple[int, int]:
@@ -150,8 +150,5 @@ class ResizeAndCrop:
             width, height = (int(self.resize * side / short) for side in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return _to_tensor(resized.crop((left, top, left + size, top + size)))
-
-
-def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        square = resized.crop((left, top, left + size, top + size))
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
