@@ -90,6 +90,7 @@ class Embedder(
 
     Examples
     --------
+    >>> from PIL import Image
     >>> embedder = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=16, image_size=32), resize=32)
     >>> embedder.embed([Image.new("RGB", (50, 40)), Image.new("L", (40, 50))]).shape
     (2, 16)
