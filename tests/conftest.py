@@ -1,7 +1,5 @@
 """Shapes are checked while the tests run, examples are the same every time, and small inputs that many tests share."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterator

@@ -1,9 +1,6 @@
 """The documentation is true: its Python prints what it shows, its recipes and commands are valid, its links resolve."""
 
-from __future__ import annotations
-
 import contextlib
-import importlib
 import io
 import re
 import shlex
@@ -115,13 +112,3 @@ def test_links_resolve(page: Path) -> None:
         assert target.exists(), link
         headings = re.findall(r"^#+ (.*)$", prose(target), re.MULTILINE) if anchor else []
         assert not anchor or anchor in {re.sub(r"[^\w\s-]", "", x).lower().replace(" ", "-") for x in headings}, link
-
-
-@pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.md")), ids=lambda page: page.name)
-def test_names_in_the_reference_exist(page: Path) -> None:
-    for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
-        module, _, attribute = name.rpartition(".")
-        try:
-            getattr(importlib.import_module(module), attribute)
-        except (AttributeError, ModuleNotFoundError):
-            importlib.import_module(name)  # a module

@@ -1,7 +1,5 @@
 """The pages with figures are what their generators make of the files of results."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -30,13 +28,3 @@ def test_each_figure_names_its_machine_and_day(benchmarks: Path) -> None:
         record = json.loads(path.read_text(encoding="utf-8"))
         assert record["name"] == path.stem
         assert record["date"] and record["environment"]["processor"] and record["rows"], path
-
-
-def test_times_are_paired_and_the_first_round_does_not_count(benchmarks: Path) -> None:
-    from measure import paired_seconds, times_faster
-
-    calls: list[str] = []
-    seconds = paired_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, runs=3)
-    assert calls == ["a", "b"] * 4
-    assert [len(each) for each in seconds.values()] == [3, 3]
-    assert times_faster({"ours": [1.0, 2.0, 1.0], "theirs": [3.0, 2.0, 4.0]}, "ours", "theirs") == 3.0

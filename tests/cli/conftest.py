@@ -1,7 +1,5 @@
 """A small run for all tests of the command line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from orthoproxy.cli.main import main
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Nobody writes into its folder."""
     return make_files(tmp_path_factory.mktemp("cli"))
 
 

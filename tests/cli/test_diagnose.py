@@ -1,22 +1,15 @@
 """orthoproxy diagnose, and the images it looks at."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
-from command_line import input_error, json_of
+from command_line import RECIPE, input_error, json_of
 from PIL import Image
 
 from orthoproxy.cli.main import main
 
 COLORS = ["red", "green", "blue", "gold", "pink", "navy", "teal", "plum", "peru", "tan", "lime", "aqua", "gray", "snow"]
-RECIPE = """
-data: {test_fraction: 0.3, validation_fraction: 0.2, workers: 0}
-encoder: {name: test_vit, init_from: none, embedding_dim: 8, image_size: 32}
-sampler: {batch_size: 4}
-training: {epochs: 1, precision: 32-true}
-"""
+SPLITS = ["--data.test_fraction", "0.3", "--data.validation_fraction", "0.2"]
 
 
 def draw(root: Path, color: str, count: int) -> None:
@@ -33,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draw(root / "images", color, 3)
     (root / "recipe.yaml").write_text(RECIPE)
     arguments = ["train", str(root / "images"), "--config", str(root / "recipe.yaml"), "--out", str(root / "run")]
-    assert main(arguments) == 0
+    assert main([*arguments, *SPLITS]) == 0
     return root / "run"
 
 

@@ -1,8 +1,5 @@
 """Options: what they parse to, which are rejected, and that --help loads no heavy library."""
 
-from __future__ import annotations
-
-import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,7 +8,7 @@ from typing import Any
 import pytest
 
 from orthoproxy.cli.main import COMMANDS, main, parse
-from orthoproxy.cli.options import config_overrides, json_output
+from orthoproxy.cli.options import config_overrides
 from orthoproxy.core.errors import InputError
 
 
@@ -19,62 +16,39 @@ def overrides(*arguments: str) -> dict[str, Any]:
     return config_overrides(parse(["train", "--out", "x", *arguments])[1])
 
 
-@pytest.mark.parametrize(
-    ("key", "text", "value"),
-    [
-        ("training.epochs", "3", 3),
-        ("optimizer.lr.backbone", "1e-4", 1e-4),
-        ("training.deterministic", "true", True),
-        ("encoder.embedding_dim", "null", None),
-        ("evaluation.recall_at", "[1, 10]", [1, 10]),
-        ("data.resize", "stretch", "stretch"),
-        ("data.root", "2024", "2024"),
-        ("data.root", "null", None),
-        ("encoder.init_from", "none", "none"),
-        ("loss.args", '{"margin": 0.2}', {"margin": 0.2}),
-        ("loss.args.scale", "32", 32),
-        ("loss.miner.args.type_of_triplets", "hard", "hard"),
-    ],
-)
+@pytest.mark.parametrize(("key", "text", "value"), [
+    ("training.epochs", "3", 3), ("optimizer.lr.backbone", "1e-4", 1e-4), ("training.deterministic", "true", True),
+    ("encoder.embedding_dim", "null", None), ("evaluation.recall_at", "[1, 10]", [1, 10]),
+    ("data.resize", "stretch", "stretch"), ("data.root", "2024", "2024"), ("data.root", "null", None),
+    ("encoder.init_from", "none", "none"), ("loss.args", '{"margin": 0.2}', {"margin": 0.2}),
+    ("loss.args.scale", "32", 32), ("loss.miner.args.type_of_triplets", "hard", "hard"),
+])  # fmt: skip
 @pytest.mark.parametrize("joined", [False, True])
 def test_values_are_yaml_except_where_a_string_is_wanted(key: str, text: str, value: Any, joined: bool) -> None:
     arguments = [f"--{key}={text}"] if joined else [f"--{key}", text]
     assert overrides(*arguments) == {key: value}
 
 
-@pytest.mark.parametrize(
-    ("images", "expected"),
-    [
-        ("cub", {"data.name": "cub"}),
-        ("./cub", {"data.name": "folder", "data.root": "./cub"}),
-        ("photos", {"data.name": "folder", "data.root": "photos"}),
-        ("lists/all.csv", {"data.name": "csv", "data.csv": "lists/all.csv"}),
-    ],
-)
+@pytest.mark.parametrize(("images", "expected"), [
+    ("cub", {"data.name": "cub"}), ("./cub", {"data.name": "folder", "data.root": "./cub"}),
+    ("photos", {"data.name": "folder", "data.root": "photos"}),
+    ("lists/all.csv", {"data.name": "csv", "data.csv": "lists/all.csv"}),
+])  # fmt: skip
 def test_images_are_a_dataset_a_folder_or_a_csv_file(images: str, expected: dict[str, str]) -> None:
     assert overrides(images) == expected
-    assert overrides("--training.epochs", "3", images) == expected | {"training.epochs": 3}  # in any order
+    short = overrides("--workers", "2", images, "--device", "cpu")  # in any order
+    assert short == expected | {"data.workers": 2, "training.device": "cpu"}
 
 
-def test_short_options_set_fields_of_the_configuration() -> None:
-    assert overrides("--workers", "2", "--device", "cpu") == {"data.workers": 2, "training.device": "cpu"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        (["train", "--out", "x", "--training.epoch", "3"], "--training.epoch"),
-        (["train", "--out", "x", "--loss.margin", "3"], "--loss.margin"),
-        (["evaluate", "x", "--device", "gpu"], "--device"),
-        (["evaluate", "x", "--workers", "-1"], "--workers"),
-        (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size"),
-        (["diagnose", "x", "--split", "train"], "--split"),
-        (["search", "x", "y.png", "-k", "many"], "-k"),
-        (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity"),
-        (["data", "describe", "x", "--data.rot", "x"], "--data.rot"),
-        (["data", "verfy", "cub"], "action"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "field"), [
+    (["train", "--out", "x", "--training.epoch", "3"], "--training.epoch"),
+    (["train", "--out", "x", "--loss.margin", "3"], "--loss.margin"),
+    (["evaluate", "x", "--device", "gpu"], "--device"), (["evaluate", "x", "--workers", "-1"], "--workers"),
+    (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size"),
+    (["diagnose", "x", "--split", "train"], "--split"), (["search", "x", "y.png", "-k", "many"], "-k"),
+    (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity"),
+    (["data", "describe", "x", "--data.rot", "x"], "--data.rot"), (["data", "verfy", "cub"], "action"),
+])  # fmt: skip
 def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str], field: str) -> None:
     with pytest.raises(InputError) as error:
         parse(arguments)
@@ -88,7 +62,10 @@ def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -
     assert (error.value.field, error.value.expected) == ("--on", "--split, one of validation, test")
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], ["trian"]])
+EXPORT = ["export", "x", "--out", "model.pt"]  # not .onnx
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], ["trian"], EXPORT])
 def test_what_is_missing_or_unknown_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -100,19 +77,6 @@ def test_the_version_and_a_hint_for_a_mistyped_command(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == f"orthoproxy {version('orthoproxy')}\n"
     assert main(["serach"]) == 2
     assert "search?" in capsys.readouterr().err
-
-
-def test_json_goes_to_a_file_in_a_new_folder_or_to_standard_output(tmp_path, capsys) -> None:
-    with json_output(str(tmp_path / "new" / "x.json")) as write:
-        print("for people")
-        write({"a": "é"})
-    assert json.loads((tmp_path / "new" / "x.json").read_text(encoding="utf-8")) == {"a": "é"}
-    assert capsys.readouterr().out == "for people\n"
-    with json_output("-") as write:
-        print("for people")
-        write({"a": 1})
-    captured = capsys.readouterr()
-    assert json.loads(captured.out) == {"a": 1} and captured.err == "for people\n"
 
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "PIL", "matplotlib", "rich", "lightning_fabric", "sklearn")

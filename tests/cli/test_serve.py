@@ -1,7 +1,5 @@
 """orthoproxy serve, as it is started: an address, answers, Ctrl-C; and what it refuses."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os
@@ -85,19 +83,13 @@ def test_ctrl_c_while_it_starts_is_one_line(folder: Path, request: pytest.Fixtur
     assert (process.returncode, out, errors) == (130, "", "orthoproxy: interrupted\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        (["squares", "--host", "0.0.0.0"], "token"),
-        (["squares", "--token", "short"], "token"),
-        (["squares", "--port", "70000"], "port"),
-        (["squares", "--port", "TAKEN"], "port"),
-        (["squares", "--megapixels", "0"], "megapixels"),
-        (["squares", "--name", "https://a.example"], "names"),
-        (["squares", "--port", "0", "--model", "nowhere"], None),
-        (["nowhere", "--port", "0"], None),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "field"), [
+    (["squares", "--host", "0.0.0.0"], "token"), (["squares", "--token", "short"], "token"),
+    (["squares", "--port", "70000"], "port"), (["squares", "--port", "TAKEN"], "port"),
+    (["squares", "--megapixels", "0"], "megapixels"), (["squares", "--name", "https://a.example"], "names"),
+    (["squares", "--port", "0", "--model", "nowhere"], None),
+    (["nowhere", "--port", "0"], None),
+])  # fmt: skip
 def test_what_it_refuses(folder: Path, arguments: list[str], field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("ORTHOPROXY_TOKEN", raising=False)

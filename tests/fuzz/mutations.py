@@ -1,7 +1,5 @@
 """Small changes to valid files, which reach further into a parser than random bytes do."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +22,6 @@ def edits(tokens: Sequence[bytes] = ()) -> st.SearchStrategy[list[Edit]]:
 
 
 def mutate(content: bytes, changes: Sequence[Edit]) -> bytes:
-    """Apply changes, one after the other."""
     for kind, place, length, token in changes:
         start = place * len(content) // 65_536
         end = min(len(content), start + max(1, length * len(content) // 65_536))

@@ -1,7 +1,5 @@
 """Parsers to fuzz, each with valid files to begin with."""
 
-from __future__ import annotations
-
 import io
 import json
 import warnings

@@ -4,8 +4,6 @@ The ordinary tests check a few examples, the same each time. ``make fuzz SECONDS
 seconds each.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -75,9 +73,7 @@ def bounded_memory() -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded by Linux' means")
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_changed_file_is_read_or_an_input_error(
-    name: str, tmp_path: Path, bounded_memory: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_is_read_or_an_input_error(name: str, tmp_path, bounded_memory: None, monkeypatch) -> None:
     target, root = TARGETS[name], tmp_path / "root"
     for folder in (root, tmp_path / "elsewhere", tmp_path / "modules"):
         folder.mkdir()

@@ -1,7 +1,5 @@
 """What runs on a GPU gives what the CPU gives, and does not wait for it. Needs CUDA: `pytest -m gpu`, or `make gpu`."""
 
-from __future__ import annotations
-
 import copy
 import os
 import subprocess
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import RECIPE, make_photos
+from small_runs import make_config
 from torch.utils.data import DataLoader
 from training_job import make_job
 
@@ -96,13 +94,8 @@ def test_a_step_that_is_not_finite_is_skipped_on_the_gpu(tmp_path, tiny_encoder,
     assert all(x.isfinite().all() for x in job.parameters().values())
 
 
-def test_a_run_in_bfloat16_with_evaluation(tmp_path):
-    make_photos(tmp_path / "photos")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.replace("32-true", "bf16-mixed"))
-    config = orthoproxy.read_config(
-        recipe, overrides={"data.root": str(tmp_path / "photos"), "training.device": "cuda"}
-    )
+def test_a_run_in_bfloat16_with_evaluation(tmp_path, photos):
+    config = make_config(photos, {"training.device": "cuda", "training.precision": "bf16-mixed"})
     run = orthoproxy.train(config, tmp_path / "run")
     assert 0 <= run.scores["model"]["recall@1"]["value"] <= 1 and run.has_report
     assert run.config.environment["gpu"] == torch.cuda.get_device_name()
@@ -182,14 +175,11 @@ def test_a_checkpoint_of_the_last_gpu_is_resumed_where_there_is_one(tmp_path):
     assert (devices, step) == ("1", "7") and float(drawn) == expected
 
 
-def test_a_run_on_the_cpu_does_not_initialize_cuda(tmp_path):
-    make_photos(tmp_path / "photos")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
+def test_a_run_on_the_cpu_does_not_initialize_cuda(tmp_path, recipe, photos):
     program = f"""
 import orthoproxy, torch
 config = orthoproxy.read_config({str(recipe)!r}, overrides={{
-    "data.root": {str(tmp_path / "photos")!r}, "training.device": "cpu", "training.precision": "auto"}})
+    "data.root": {str(photos)!r}, "training.device": "cpu", "training.precision": "auto"}})
 orthoproxy.train(config, {str(tmp_path / "run")!r})
 assert not torch.cuda.is_initialized()
 """

@@ -1,7 +1,5 @@
 """Files of a small run, and the results or the error of a command."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import tempfile
@@ -53,7 +51,7 @@ def train_arguments(files: Files, out: Path, *more: object) -> list[str]:
 def json_of(arguments: Sequence[object], code: int = 0) -> Any:
     """Run a command that must end with an exit code; return the results that it wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "results.json"
+        out = Path(folder) / "new" / "results.json"
         assert main([*map(str, arguments), "--json", str(out)]) == code
         return json.loads(out.read_text(encoding="utf-8"))
 

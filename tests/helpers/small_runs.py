@@ -1,7 +1,5 @@
 """Small runs, some of them in processes of their own."""
 
-from __future__ import annotations
-
 import multiprocessing
 import subprocess
 import sys

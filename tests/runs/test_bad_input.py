@@ -1,7 +1,5 @@
 """Invalid input of a training run: the error names field and path, the exit code is 2, and nothing is lost."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 from collections.abc import Callable
@@ -24,7 +22,6 @@ NO_WORKERS = ("--data.workers", 0)
 
 @pytest.fixture
 def arguments(recipe: Path, photos: Path) -> Callable[..., list[str]]:
-    """The command line of a run, given its folder and options."""
     return lambda out, *more: training(recipe, photos, out, *NO_WORKERS, *more)
 
 
@@ -38,7 +35,6 @@ def finished(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def images(photos: Path, tmp_path: Path) -> Path:
-    """A copy of the images, to be damaged."""
     return Path(shutil.copytree(photos, tmp_path / "images"))
 
 
@@ -53,23 +49,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def weights(out: Path) -> bytes:
     return (out / "model" / "model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("field", "options"),
-    [
-        ("data.root", ["--data.root", "nowhere"]),
-        ("data.csv", ["--data.name", "csv", "--data.csv", "nowhere.csv"]),
-        ("data.csv", ["--data.name", "csv", "--data.csv", "outside.csv"]),
-    ],
-)
-def test_images_that_cannot_be_listed(
-    field: str, options: list[str], arguments: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "outside.csv").write_text(f"path,label\n../1.png,{TEST}")
-    monkeypatch.chdir(tmp_path)
-    assert input_error(arguments(tmp_path / "run", *options)).field == field
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_class_with_one_image_is_noted(with_images: Callable, images: Path, tmp_path: Path, capsys) -> None:
@@ -103,9 +82,7 @@ def test_an_unreadable_training_image(spoil, workers: int, with_images: Callable
     assert Path(str(error.path)) == broken and error.hint is not None
 
 
-def test_an_unreadable_test_image_costs_no_training(
-    with_images: Callable, images: Path, photos: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_test_image_costs_no_training(with_images, images, photos, finished, tmp_path) -> None:
     (broken := images / TEST / "1.png").write_bytes(b"")
     out = tmp_path / "run"
     assert Path(str(input_error(with_images(out)).path)) == broken
@@ -115,17 +92,11 @@ def test_an_unreadable_test_image_costs_no_training(
     assert trained in ({}, files(out / "checkpoints")) and weights(out) == weights(finished)
 
 
-@pytest.mark.parametrize(
-    ("more", "field"),
-    [
-        (["--resume", "--training.epochs", 4], "training.epochs"),
-        (["--resume", "--loss.args.margin", 0.2], "loss.args"),
-        ([], "out"),
-    ],
-)
-def test_another_configuration_leaves_a_run_alone(
-    more: list, field: str, arguments: Callable, finished: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("more", "field"), [
+    (["--resume", "--training.epochs", 4], "training.epochs"), (["--resume", "--loss.args.margin", 0.2], "loss.args"),
+    ([], "out"),
+])  # fmt: skip
+def test_another_configuration_leaves_a_run_alone(more, field, arguments, finished, tmp_path) -> None:
     out = tmp_path / "unfinished"  # it has its checkpoints, but no model yet
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("model", "report.html", "evaluation.json"))
     before = files(out)
@@ -165,7 +136,7 @@ def test_a_file_size_limit_costs_nothing(arguments: Callable, finished: Path, tm
         error = input_error(arguments(tmp_path / "run"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert Path(str(error.path)).is_relative_to(tmp_path / "run")
+    assert Path(str(error.path)).is_relative_to(tmp_path / "run") and not list(tmp_path.rglob("*.tmp"))
     assert main(arguments(tmp_path / "run", "--resume")) == 0
     assert weights(tmp_path / "run") == weights(finished)
 
@@ -177,23 +148,18 @@ def test_a_missing_gpu(arguments: Callable, finished: Path, tmp_path: Path) -> N
     assert input_error(["evaluate", str(finished), "--device", "cuda"]).field == "device"
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("encoder.name", "test_vti"),
-        ("encoder.init_from", "FOLDER/other.safetensors"),
-        ("encoder.init_from", "FOLDER/page.pth"),
-        ("encoder.init_from", "FOLDER/nowhere.pth"),
-        ("encoder.init_from", "run:FOLDER/nowhere"),
-        ("encoder.embedding_dim", 0),
-        ("loss.name", "ProxyAnchor"),
-        ("loss.args.margni", 0.2),
-        ("loss.miner.name", "Miner"),
-    ],
-)
-def test_encoders_and_losses_that_do_not_exist(key: str, value: object, arguments: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [
+    ("data.root", "nowhere"), ("data.csv", "FOLDER/nowhere.csv"), ("data.csv", "FOLDER/outside.csv"),
+    ("encoder.name", "test_vti"), ("encoder.init_from", "FOLDER/other.safetensors"),
+    ("encoder.init_from", "FOLDER/page.pth"), ("encoder.init_from", "FOLDER/nowhere.pth"),
+    ("encoder.init_from", "run:FOLDER/nowhere"), ("encoder.embedding_dim", 0), ("loss.name", "ProxyAnchor"),
+    ("loss.args.margni", 0.2), ("loss.miner.name", "Miner"),
+])  # fmt: skip
+def test_images_encoders_and_losses_that_do_not_exist(key: str, value: object, arguments: Callable, tmp_path) -> None:
     safetensors.torch.save_file({"stem.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     web_page(tmp_path / "page.pth")
-    error = input_error(arguments(tmp_path / "run", f"--{key}", str(value).replace("FOLDER", str(tmp_path))))
+    (tmp_path / "outside.csv").write_text(f"path,label\n../1.png,{TEST}")
+    source = ("--data.name", "csv") if key == "data.csv" else ()
+    error = input_error(arguments(tmp_path / "run", *source, f"--{key}", str(value).replace("FOLDER", str(tmp_path))))
     assert error.field is not None and key.startswith(error.field)
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,5 @@
 """Every command in a recipe's header trains: an epoch on a stand-in with the files of the dataset, then evaluation."""
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

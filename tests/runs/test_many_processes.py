@@ -1,14 +1,10 @@
 """Whole runs in several processes: the results of one, one writer, errors that end all, and restarts after a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fault_injection import kill_at
-from many import in_processes
+from many import children, distance, in_processes, torchrun
 from small_runs import make_config
 
 import orthoproxy
@@ -54,12 +50,6 @@ def train(config: Config, folder: Path, resume: bool = False) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def one(photos, tmp_path_factory) -> dict[str, Any]:
     return in_processes(1, train, config_for(photos), tmp_path_factory.mktemp("one") / "run")[0]
-
-
-def distance(model: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
-    """By norm, relative to the second."""
-    squares = sum(float((model[name] - x).square().sum()) for name, x in reference.items())
-    return (squares / sum(float(x.square().sum()) for x in reference.values())) ** 0.5
 
 
 def scores(of: dict[str, Any], name: str = "model") -> dict[str, float]:
@@ -102,9 +92,7 @@ def one_to_the_last(photos, tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
-def test_a_sharded_run_goes_on_with_another_number_of_processes(
-    photos, tmp_path, one_to_the_last, before, after
-) -> None:
+def test_a_sharded_run_goes_on_with_another_number_of_processes(photos, tmp_path, one_to_the_last, before, after):
     config = config_for(photos, sharded=True).with_overrides(KEEP_LAST)
     in_processes(before, train_and_die, config, tmp_path / "run", killed=(0,))
     resumed = in_processes(after, train, config, tmp_path / "run", True)
@@ -155,16 +143,8 @@ class Job:
     """`orthoproxy train` under torchrun, in two processes."""
 
     def __init__(self, recipe: Path, out: Path, *options: str) -> None:
-        program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        verb = ["-m", "orthoproxy", "train", "--config", str(recipe), "--out", str(out), "--resume"]
-        self.metrics = out / "metrics.jsonl"
-        self.job = subprocess.Popen(
-            [*program, *options, *verb],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        verb = ["-m", "orthoproxy", "train", "--config", recipe, "--out", out, "--resume"]
+        self.metrics, self.job = out / "metrics.jsonl", torchrun(2, *options, *verb)
 
     def wait_for_step(self, step: int) -> None:
         for _ in range(8000):  # 400 s, as a busy machine takes minutes to start PyTorch twice
@@ -177,9 +157,8 @@ class Job:
 
     def workers(self) -> list[int]:
         """The processes that train, in the order of their numbers."""
-        children = Path(f"/proc/{self.job.pid}/task/{self.job.pid}/children").read_text().split()
         ranks = {}
-        for child in map(int, children):
+        for child in children(self.job.pid):
             variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
             ranks |= {int(v.removeprefix(b"RANK=")): child for v in variables if v.startswith(b"RANK=")}
         return [ranks[rank] for rank in sorted(ranks)]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from errors import error_of
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.runs.config import RENAMED, Config, fields_by_key
@@ -31,40 +32,28 @@ def test_later_recipes_and_overrides_win_key_by_key(tmp_path):
     assert config.loss.args == {"margin": 0.2}  # arguments of one loss are not those of another
 
 
-@pytest.mark.parametrize(
-    ("text", "field"),
-    [
-        ("training: {epoch: 3}", "training.epoch"),
-        ("training: {epochs: three}", "training.epochs"),
-        ("training: {epochs: 0}", "training.epochs"),
-        ("trainning: {epochs: 3}", "trainning"),
-        ("training: 3", "training"),
-        ("data: {name: csv}", "data.csv"),
-        ("data: {name: folder}", "data.root"),
-        ("data: {resize: crop}", "data.resize"),
-        ("data: {augmentation: {crop_scale: [0.5, 0.2]}}", "data.augmentation.crop_scale"),
-        ("sampler: {batch_size: 5, images_per_class: 2}", "sampler.images_per_class"),
-        ("encoder: {freeze: true, embedding_dim: null}", "encoder.embedding_dim"),
-        ("encoder: {freeze: true, freeze_backbone_epochs: 1}", "encoder.freeze_backbone_epochs"),
-        ("checkpoint_selection: {metric: recall@3}", "checkpoint_selection.metric"),
-        ("evaluation: {recall_at: []}", "evaluation.recall_at"),
-        ("training: {epochs: 3", None),
-        ("training: {epochs: 3, epochs: 4}", None),
-        ("- 1", None),
-    ],
-)
+@pytest.mark.parametrize(("text", "field"), [
+    ("training: {epoch: 3}", "training.epoch"), ("training: {epochs: three}", "training.epochs"),
+    ("training: {epochs: 0}", "training.epochs"), ("trainning: {epochs: 3}", "trainning"), ("training: 3", "training"),
+    ("data: {name: csv}", "data.csv"), ("data: {name: folder}", "data.root"), ("data: {resize: crop}", "data.resize"),
+    ("data: {augmentation: {crop_scale: [0.5, 0.2]}}", "data.augmentation.crop_scale"),
+    ("sampler: {batch_size: 5, images_per_class: 2}", "sampler.images_per_class"),
+    ("encoder: {freeze: true, embedding_dim: null}", "encoder.embedding_dim"),
+    ("encoder: {freeze: true, freeze_backbone_epochs: 1}", "encoder.freeze_backbone_epochs"),
+    ("checkpoint_selection: {metric: recall@3}", "checkpoint_selection.metric"),
+    ("evaluation: {recall_at: []}", "evaluation.recall_at"), ("training: {epochs: 3", None),
+    ("training: {epochs: 3, epochs: 4}", None), ("- 1", None), ("name: \udcff", None),  # not UTF-8
+])  # fmt: skip
 def test_a_mistake_is_named(tmp_path, text, field):
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        read_config(path)
-    assert caught.value.field == field and caught.value.path == path
+    path.write_text(text, errors="surrogateescape")
+    error = error_of(read_config, path)
+    assert error.field == field and error.path == path
 
 
 def test_a_mistake_in_an_override_is_not_blamed_on_the_recipe():
-    with pytest.raises(InputError) as caught:
-        read_config(RECIPES[0], overrides={"training.epochs": 0})
-    assert (caught.value.field, caught.value.path) == ("training.epochs", None)
+    error = error_of(read_config, RECIPES[0], overrides={"training.epochs": 0})
+    assert (error.field, error.path) == ("training.epochs", None)
 
 
 @pytest.mark.parametrize("key", RENAMED)
