@@ -78,17 +78,14 @@ SECTIONS = (
     ),
     (
         "Catalogs",
-        (
-            "catalog",
-            "catalog-1000000",
-        ),
+        ("catalog", "catalog-1000000"),
         "100,000 and 1,000,000 embeddings, D = 384, in a folder: exact search in memory, and an index with 8-bit "
         "embeddings. Search times are medians of 50 single queries; NumPy is one matrix product and a partial sort.",
     ),
     (
         "HTTP search",
-        ("serve",),
-        "`orthoproxy serve` on 100,000 embeddings with default limits, k = 10, for 60 seconds. Each client sends "
+        ("serve", "serve-1000000"),
+        "`orthoproxy serve` on 100,000 and 1,000,000 embeddings with default limits, k = 10, for 60 seconds. Each client sends "
         "its next query when it has the answer. MiB is the memory of the server with its decoding processes.",
     ),
 )

@@ -144,11 +144,11 @@ def measure(
         {"what": "MiB at the end", "value": late},
     ]
     report(
-        "serve",
+        "serve" if len(ids) == 100_000 else f"serve-{len(ids)}",
         f"HTTP search in {len(ids):,} images, D = {D}, for {options.seconds} seconds",
         ["what", "value"],
         table,
-        "Exact, k = 10, embeddings known, default limits. MiB: of the server and its decoding processes.",
+        "k = 10, embeddings known, default limits. MiB: of the server and its decoding processes.",
     )
 
 
