@@ -85,8 +85,8 @@ SECTIONS = (
     (
         "HTTP search",
         ("serve", "serve-1000000"),
-        "`orthoproxy serve` on 100,000 and 1,000,000 embeddings with default limits, k = 10, for 60 seconds. Each client sends "
-        "its next query when it has the answer. MiB is the memory of the server with its decoding processes.",
+        "`orthoproxy serve` on 100,000 and 1,000,000 embeddings with default limits, k = 10, for 60 seconds. Each "
+        "client sends its next query when it has the answer. MiB: of the server and its decoding processes.",
     ),
 )
 

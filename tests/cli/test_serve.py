@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_stopped(folder: Path, request: pytest.FixtureRequest, stop: signal.Signals) -> None:
     environment = {**os.environ, "ORTHOPROXY_TOKEN": TOKEN}
     command = [sys.executable, "-m", "orthoproxy", "serve", str(folder / "squares"), "--port", "0"]
     process = subprocess.Popen(
@@ -55,7 +56,7 @@ def test_it_serves_until_it_is_interrupted(folder: Path, request: pytest.Fixture
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.03  # a small answer does not wait for the client's acknowledgement, 40 ms
     connection.close()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "", "")
 

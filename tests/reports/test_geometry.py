@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from brute_force import allowed_gallery
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Recorded
 
-from orthoproxy.evaluation import Retrieval
 from orthoproxy.reports.geometry import (
     closest_pairs,
     compare_proxies,
@@ -17,9 +15,7 @@ from orthoproxy.reports.geometry import (
     nearest_rows,
     orthogonality_distance,
     pair_cosines,
-    pair_distances,
     row_cosines,
-    separation,
     structured_order,
     unit_rows,
     welch_floor,
@@ -137,39 +133,3 @@ def test_row_cosines_over_blocks() -> None:
     x = generator.standard_normal((60, 3))
     first, second = generator.integers(60, size=20_000), generator.integers(60, size=20_000)
     assert row_cosines(x, first, x, second) == pytest.approx(gram(x)[first, second])
-
-
-def retrieval(count: int = 60, groups: bool = False) -> Retrieval:
-    generator = np.random.default_rng(0)
-    group = generator.integers(-1, 3, size=count) if groups else None
-    queries, gallery = np.arange(0, count, 2), np.arange(count // 3, count)
-    return Retrieval(generator.standard_normal((count, 4)), generator.integers(6, size=count), queries, gallery, group)
-
-
-@pytest.mark.parametrize("groups", [False, True])
-def test_pair_distances_are_those_of_all_valid_pairs_and_no_other(groups: bool) -> None:
-    problem = retrieval(groups=groups)
-    x = unit_rows(problem.embeddings)
-    expected: dict[bool, set[float]] = {True: set(), False: set()}
-    for query in problem.queries:
-        for other in allowed_gallery(problem, query):
-            same = bool(problem.labels[query] == problem.labels[other])
-            expected[same].add(round(1 - x[query] @ x[other], 6))
-    positives, negatives = pair_distances(problem, pairs=30_000)
-    assert (set(positives.round(6)), set(negatives.round(6))) == (expected[True], expected[False])
-
-
-def test_pair_distances_without_positives_or_gallery() -> None:
-    everyone = np.arange(3)
-    positives, negatives = pair_distances(Retrieval(np.eye(3), everyone, everyone, everyone))
-    assert not len(positives) and len(negatives)
-    empty = Retrieval(np.eye(3), everyone, everyone, everyone[:0])
-    assert [len(part) for part in pair_distances(empty)] == [0, 0]
-    assert np.isnan(separation(*pair_distances(empty)))
-
-
-def test_separation_counts_every_pair_of_pairs() -> None:
-    generator = np.random.default_rng(0)
-    a, b = generator.integers(9, size=50) / 9, generator.integers(3, 12, size=40) / 9
-    expected = np.mean([(x < y) + 0.5 * (x == y) for x in a for y in b])
-    assert separation(a, b) == pytest.approx(expected)

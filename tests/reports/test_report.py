@@ -13,7 +13,7 @@ from PIL import Image
 
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import NoMatchCalibration, Scoring, score
-from orthoproxy.reports.figures import learning_rate_figure, validation_figure
+from orthoproxy.reports.figures import loss_figure, validation_figure
 from orthoproxy.reports.geometry import closest_pairs, effective_rank
 from orthoproxy.reports.html import load_thumbnail
 from orthoproxy.reports.report import render_report
@@ -185,7 +185,7 @@ def test_missing_images_leave_a_placeholder(bare: RunResults) -> None:
 
 def test_a_long_log_is_thinned_and_its_best_score_marked() -> None:
     step = np.arange(1, 100_001)
-    figure = learning_rate_figure(pd.DataFrame({"step": step, "lr/backbone": 1e-4 * step}), ["lr/backbone"])
+    figure = loss_figure(pd.DataFrame({"step": step, "loss": 1e-4 * step}), {"loss": "loss"})
     x, y = (np.asarray(values) for values in figure.axes[0].lines[0].get_data())
     assert len(x) == 400
     assert y == pytest.approx(1e-4 * x)

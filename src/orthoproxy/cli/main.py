@@ -107,7 +107,7 @@ def _run(command: str, options: Any) -> int:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its tips are for its own users
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.images rejects such images
     try:
-        with _sigterm_raises(command):
+        with _sigterm_raises():
             return importlib.import_module(f"orthoproxy.cli.{command}").run(options) or 0
     except RemoteProcessError as error:  # the process that failed prints the error
         return 2 if isinstance(error.error, InputError) else 1
@@ -143,14 +143,14 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _sigterm_raises(command: str) -> Iterator[None]:
-    """Let SIGTERM raise, except in a server, which handles it, and in a multi-process job, which may be blocked."""
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise, except in a multi-process job, which may be blocked."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if command == "serve" or not in_main_thread or _started_by_torchrun():
+    if not in_main_thread or _started_by_torchrun():
         yield
         return
     previous = signal.signal(signal.SIGTERM, terminate)

@@ -15,7 +15,7 @@ from orthoproxy.reports.figures import COLORS, SERIES, create_figure, label_axes
 @report_style
 def bar_figure(groups: Mapping[str, Mapping[str, Estimate]], x: str) -> Figure:
     """Plot groups of horizontal bars with intervals, in percent; all groups have the same bars."""
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     kinds = list(next(iter(groups.values())))
     height = 0.8 / len(kinds)
     for number, (kind, color) in enumerate(zip(kinds, SERIES, strict=False)):
@@ -37,7 +37,7 @@ def bar_figure(groups: Mapping[str, Mapping[str, Estimate]], x: str) -> Figure:
 @report_style
 def size_figure(sizes: Sequence[int], scores: Sequence[Estimate], expected: tuple[int, Estimate]) -> Figure:
     """Plot a score over the number of principal components, on a log scale, with the extrapolated next doubling."""
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     for x, estimates, color, marker, label in (
         (list(sizes), list(scores), "blue", "o", "measured"),
         ([expected[0]], [expected[1]], "orange", "D", "expected"),
@@ -57,7 +57,7 @@ def size_figure(sizes: Sequence[int], scores: Sequence[Estimate], expected: tupl
 @report_style
 def margin_figure(margins: Float[np.ndarray, " N"], suspects: int) -> Figure:
     """Plot a histogram of the margins, the `suspects` smallest highlighted, with counts on a log scale."""
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     ordered = np.sort(margins)
     edges = np.histogram_bin_edges(ordered, 40).tolist()
     axes.hist(ordered[suspects:], edges, color=COLORS["blue"], alpha=0.6, label="others")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,10 +66,10 @@ NAMES_MAX_CLASSES = 20
 FALSE_MATCH_RATES = (0.001, 0.01, 0.1)  # marked on the ROC curve
 
 
-def create_figure(rows: int = 1, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
-    """Create a figure with `rows` axes that share the x axis; further rows add 55 % of `height` each."""
-    figure = Figure(figsize=(WIDTH, height + (rows - 1) * 0.55 * height), layout="constrained")
-    return figure, list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
+def create_figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """Create a figure with one pair of axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
 
 
 def label_axes(axes: Axes, x: str, y: str = "", legend: bool = False) -> None:
@@ -84,7 +83,7 @@ def label_axes(axes: Axes, x: str, y: str = "", legend: bool = False) -> None:
 @report_style
 def loss_figure(log: pd.DataFrame, columns: Mapping[str, str], color: str = "blue") -> Figure:
     """Plot columns of the log over the steps, smoothed; the first also unsmoothed, in a pale line behind."""
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     for number, (column, name) in enumerate(columns.items()):
         step, value = _thin(*_finite_points(log, column))
         smooth = pd.Series(value).rolling(max(1, len(value) // 30), min_periods=1, center=True).mean()
@@ -98,21 +97,9 @@ def loss_figure(log: pd.DataFrame, columns: Mapping[str, str], color: str = "blu
 
 
 @report_style
-def learning_rate_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
-    """Plot the learning rate of each parameter group over the steps, on a log scale; a rate of 0 leaves a gap."""
-    figure, (axes,) = create_figure()
-    for column, style in zip(columns, itertools.cycle(("-", (0, (5, 1.5)), (0, (1.5, 1.2)), "-."))):
-        step, rate = _thin(*_finite_points(log, column))
-        axes.plot(step, np.where(rate > 0, rate, np.nan), label=column.removeprefix("lr/"), linestyle=style)
-    axes.set_yscale("log")
-    label_axes(axes, "step", legend=len(columns) > 1)
-    return figure
-
-
-@report_style
 def validation_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """Plot validation scores over the steps in percent, with the best point of each curve marked."""
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     for column, marker in zip(columns, "os^D", strict=False):
         step, score = _finite_points(log, column)
         label = metric_name(column.removeprefix("validation/"))
@@ -125,32 +112,11 @@ def validation_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
 
 
 @report_style
-def distance_figure(distances: Mapping[str, tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]]) -> Figure:
-    """Plot histograms of the distances within and between classes, one panel per model."""
-    figure, panels = create_figure(rows=len(distances))
-    high = max(float(values.max(initial=0.1)) for pair in distances.values() for values in pair)
-    bins = min(_bin_count(values) for pair in distances.values() for values in pair)
-    edges = np.linspace(0, 1.02 * high, bins + 1)
-    for axes, (name, (positives, negatives)) in zip(panels, distances.items(), strict=True):
-        for values, color, label in ((negatives, "orange", "different classes"), (positives, "blue", "same class")):
-            height, _ = np.histogram(values, edges)
-            height = height / max(1, len(values)) / (edges[1] - edges[0])
-            axes.stairs(height, edges, color=COLORS[color], fill=True, alpha=0.22)
-            axes.stairs(height, edges, color=COLORS[color], linewidth=1.5, label=label)
-        axes.set_title(name)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.2)
-    panels[-1].set_xlabel("distance (1 \N{MINUS SIGN} cosine)")
-    return figure
-
-
-@report_style
 def roc_figure(matching: NoMatchCalibration) -> Figure:
     """Plot the match rate over the false-match rate, the latter on a log scale."""
     false, found = (100 * curve for curve in matching.curve())
     lowest = 50 / len(matching.other)  # half a query, in percent
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     axes.step(np.maximum(false, lowest), found, where="post", color=COLORS["blue"])
     for rate in FALSE_MATCH_RATES:
         threshold = matching.threshold(rate)
@@ -171,7 +137,7 @@ def roc_figure(matching: NoMatchCalibration) -> Figure:
 @report_style
 def cosine_matrix_figure(proxies: Float[np.ndarray, "C D"], classes: Sequence[str]) -> Figure:
     """Plot the cosines of all pairs of proxies as a matrix, similar classes adjacent, the diagonal blank."""
-    figure, (axes,) = create_figure(height=3.6)
+    figure, axes = create_figure(height=3.6)
     order = structured_order(proxies)
     units = unit_rows(proxies[order])
     cosines = units @ units.T
@@ -193,7 +159,7 @@ def cosine_matrix_figure(proxies: Float[np.ndarray, "C D"], classes: Sequence[st
 def cosine_histogram_figure(proxies: Float[np.ndarray, "C D"]) -> Figure:
     """Plot the histogram of the cosines of pairs of proxies."""
     cosines = pair_cosines(proxies)
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     low, high = min(-0.1, float(cosines.min(initial=0))), max(0.1, float(cosines.max(initial=0)))
     height, edges = np.histogram(cosines, np.linspace(low, high, _bin_count(cosines) + 1))
     axes.stairs(100 * height / max(1, len(cosines)), edges, color=COLORS["blue"], fill=True, alpha=0.75)
@@ -205,7 +171,7 @@ def cosine_histogram_figure(proxies: Float[np.ndarray, "C D"]) -> Figure:
 @report_style
 def spectrum_figure(values: Float[np.ndarray, " M"], reference: Float[np.ndarray, " M"], name: str) -> Figure:
     """Plot singular values of the proxies beside those of a reference."""
-    figure, (axes,) = create_figure()
+    figure, axes = create_figure()
     marker = "o" if len(values) < 25 else ""
     axes.plot(np.arange(1, len(reference) + 1), reference, color=COLORS["muted"], linestyle="--", label=name)
     axes.plot(np.arange(1, len(values) + 1), values, color=COLORS["blue"], label="proxies", marker=marker, ms=3.5)

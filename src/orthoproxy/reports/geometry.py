@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import entropy, mannwhitneyu
+from scipy.stats import entropy
 
 from orthoproxy.evaluation import Retrieval, nearest_neighbors
 from orthoproxy.losses.soft_orthogonality import gram_of_dims, soft_orthogonality
@@ -149,49 +149,3 @@ def structured_order(proxies: Float[np.ndarray, "C D"]) -> Int[np.ndarray, " C"]
     similarity = 1 + rows @ rows.T
     _, vectors = np.linalg.eigh(np.diag(similarity.sum(axis=1)) - similarity)
     return np.argsort(vectors[:, 1], kind="stable")
-
-
-def pair_distances(
-    retrieval: Retrieval, pairs: int = 50_000, seed: int = 0
-) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]:
-    """Return distances ``1 - cosine`` of random (query, gallery) pairs of the same class, and of different classes."""
-    if not len(retrieval.queries) or not len(retrieval.gallery):
-        return np.empty(0), np.empty(0)
-    generator = np.random.default_rng(seed)
-    query = generator.choice(retrieval.queries, size=pairs)
-    positive = _sample_positives(retrieval, query, generator)
-    other = generator.choice(retrieval.gallery, size=pairs)
-    different = retrieval.labels[query] != retrieval.labels[other]
-    return _distances(retrieval, *positive), _distances(retrieval, query[different], other[different])
-
-
-def separation(positives: Float[np.ndarray, " P"], negatives: Float[np.ndarray, " M"]) -> float:
-    """Return the probability that a positive pair is closer than a negative one: the area under the ROC curve."""
-    if not len(positives) or not len(negatives):
-        return float("nan")
-    wins = mannwhitneyu(negatives, positives, method="asymptotic").statistic
-    return float(wins / (len(positives) * len(negatives)))
-
-
-def _sample_positives(
-    retrieval: Retrieval, query: Int[np.ndarray, " P"], generator: np.random.Generator
-) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """Draw a gallery image of each query's class, for the queries that have one."""
-    gallery = retrieval.gallery[np.argsort(retrieval.labels[retrieval.gallery], kind="stable")]
-    labels = retrieval.labels[gallery]
-    start = np.searchsorted(labels, retrieval.labels[query], side="left")
-    size = np.searchsorted(labels, retrieval.labels[query], side="right") - start
-    query, start, size = query[size > 0], start[size > 0], size[size > 0]
-    return query, gallery[start + generator.integers(size)]
-
-
-def _distances(
-    retrieval: Retrieval, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
-) -> Float[np.ndarray, " Q"]:
-    """Return the distances of the pairs that a search may find."""
-    valid = first != second
-    if retrieval.groups is not None:
-        group = retrieval.groups[first]
-        valid &= (group != retrieval.groups[second]) | (group < 0)
-    x = retrieval.embeddings
-    return (1 - row_cosines(x, first[valid], x, second[valid])).clip(0, 2)

@@ -7,7 +7,7 @@ from functools import cache
 from orthoproxy.reports.examples import choose_examples
 from orthoproxy.reports.html import load_template, thumbnail_uri
 from orthoproxy.reports.results import RunResults
-from orthoproxy.reports.sections import describe_distances, describe_matching, describe_proxies, plot_training
+from orthoproxy.reports.sections import describe_matching, describe_proxies, plot_training
 from orthoproxy.reports.text import DEFINITIONS, metric_name, run_facts, summarize
 
 
@@ -22,7 +22,6 @@ def render_report(results: RunResults) -> str:
         examples=choose_examples(results),
         training=plot_training(results.log),
         proxies=describe_proxies(results.proxies, results.classes),
-        distances=describe_distances(results),
         matching=describe_matching(results.matching),
         thumbnail=cache(thumbnail_uri),
         paths=results.table["path"].tolist(),

@@ -1,4 +1,4 @@
-"""Sections of a report, as values that its template names: curves, geometry, distances, matching."""
+"""Sections of a report, as values that its template names: curves, geometry, matching."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from orthoproxy.reports.geometry import (
     compare_proxies,
     effective_rank,
     orthogonality_distance,
-    pair_distances,
-    separation,
     spectrum,
     welch_floor,
 )
 from orthoproxy.reports.html import Plot, figure_to_svg
-from orthoproxy.reports.results import RunResults, finite_values
+from orthoproxy.reports.results import finite_values
 
 
 def plot_training(log: pd.DataFrame) -> list[Plot]:
@@ -32,7 +30,6 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
     losses = {"loss": "total loss", "metric_loss": "metric loss"}
     losses = {column: name for column, name in losses.items() if len(finite_values(log, column))}
     regularizer = ["regularizer"] if len(finite_values(log, "regularizer")) else []
-    rates = [name for name in figures.logged_columns(log, "lr/") if (finite_values(log, name) > 0).any()]
     scores = figures.validation_columns(log)
     plots = []
     if "loss" in losses:
@@ -42,9 +39,6 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
         figure = figures.loss_figure(log, {"regularizer": "regularizer"}, "green")
         caption = "Orthogonality regularizer of the proxies, before its weight. Lower is more orthogonal."
         plots.append(_curve_plot("Regularizer", caption, figure, log, regularizer))
-    if rates:
-        figure = figures.learning_rate_figure(log, rates)
-        plots.append(_curve_plot("Learning rate", "Learning rate per parameter group (log scale).", figure, log, rates))
     if scores:
         figure = figures.validation_figure(log, scores)
         plots.append(_curve_plot("Validation", "Scores on the validation classes; best marked.", figure, log, scores))
@@ -98,21 +92,6 @@ def _plot_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str]) -> list
     svg = figure_to_svg(figures.spectrum_figure(values, flat, "flat spectrum"), "spectrum", description)
     plots.append(Plot("Spectrum", "Flat: all directions are used equally. Steep: the classes occupy few.", svg))
     return plots
-
-
-def describe_distances(results: RunResults) -> dict[str, Any] | None:
-    """Plot the distances of pairs within and between classes; None if either kind of pair is missing."""
-    if results.table.empty:
-        return None
-    models = {"Untrained encoder": results.baseline_embeddings, "Trained model": results.embeddings}
-    pairs = {name: pair_distances(results.retrieval(x)) for name, x in models.items() if x is not None}
-    areas = {name: separation(*pair) for name, pair in pairs.items()}
-    if np.isnan(list(areas.values())).any():
-        return None
-    description = ", ".join(f"{name} {100 * area:.1f} %" for name, area in areas.items())
-    svg = figure_to_svg(figures.distance_figure(pairs), "distances", f"Distances; area under the ROC: {description}")
-    caption = "The less the histograms overlap, the better one threshold separates same from different classes."
-    return {"plot": Plot("Distances of pairs", caption, svg), "separation": areas}
 
 
 def describe_matching(matching: NoMatchCalibration | None) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orthoproxy.evaluation import Estimate
-from orthoproxy.reports.figures import COLORS, WIDTH, create_figure, label_axes, report_style
+from orthoproxy.reports.figures import COLORS, WIDTH, label_axes, report_style
 from orthoproxy.reports.text import metric_name, shorten
-from orthoproxy.studies.plan import Study, choose_setting, validation_scores
-from orthoproxy.studies.results import TrialResult
+from orthoproxy.studies.plan import Study
 from orthoproxy.studies.table import MethodSummary
 
 MAX_NAME = 26  # characters of a method's name beside the axes
@@ -72,41 +70,3 @@ def _draw_intervals(
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
     return figure, axes
-
-
-@report_style
-def setting_figure(study: Study, results: Sequence[TrialResult], option: str) -> Figure:
-    """Draw the validation score against the values of an option: tuning seeds as dots, their mean as a line."""
-    figure, (axes,) = create_figure()
-    colors = method_colors(study)
-    values = [value for method in study.methods.values() for value in method.choose.get(option, [])]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    for name, method in study.methods.items():
-        groups: dict[str, list[tuple[Any, list[float]]]] = {}  # one line for each combination of the other options
-        for setting in method.settings if option in method.choose else []:
-            others = str({key: value for key, value in setting.items() if key != option})
-            if scores := validation_scores(study, results, name, setting):
-                value = setting[option] if numeric else str(setting[option])
-                groups.setdefault(others, []).append((value, scores))
-        for i, points in enumerate(groups.values()):
-            points = sorted(points) if numeric else points
-            x = [value for value, _ in points]
-            axes.plot(x, [np.mean(y) for _, y in points], color=colors[name], label=None if i else name)
-            for value, scores in points:
-                axes.plot([value] * len(scores), scores, "o", color=colors[name], ms=3.5, alpha=0.5, mew=0)
-    baseline = choose_setting(study, results, study.baseline)
-    scores = [] if baseline is None else validation_scores(study, results, study.baseline, baseline)
-    if scores and option not in study.methods[study.baseline].choose:
-        axes.axhline(float(np.mean(scores)), color=COLORS["ink"], label=study.baseline, **DASHED)
-    positive = [value for value in values if numeric and value > 0]
-    if positive and max(positive) > 5 * min(positive):
-        linear_near_zero = {"linthresh": min(positive), "linscale": 0.6}
-        axes.set_xscale("log" if min(values) > 0 else "symlog", **(linear_near_zero if min(values) <= 0 else {}))
-        axes.minorticks_off()
-    label_axes(axes, option, f"{metric_name(study.metric)} on validation classes, %")
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = int(np.clip(60 // (max(map(len, labels)) + 6), 1, 4))
-        figure.set_figheight(figure.get_figheight() + 0.19 * (math.ceil(len(labels) / columns) - 1))
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, fontsize=8.5)
-    return figure

@@ -56,7 +56,6 @@ def _render(study: Study, results: Sequence[TrialResult], rows: dict[str, list[M
         notes=notes(study, results),
         few_seeds=len(study.seeds) < MIN_SEEDS,
         score_plots=_plot_scores(study, rows[study.metric]),
-        setting_plots=_plot_settings(study, results),
         tried=_tried_settings(study, results),
         environment=_summarize_environments(results),
     )
@@ -72,16 +71,6 @@ def _plot_scores(study: Study, rows: Sequence[MethodSummary]) -> list[Plot]:
     if any(row.mean for row in rows):
         plots.append(_plot("Scores on the test classes", caption, figures.scores_figure(rows, colors), "scores"))
     return plots
-
-
-def _plot_settings(study: Study, results: Sequence[TrialResult]) -> list[Plot]:
-    """Draw the score against each option with several candidate values."""
-    options = [name for method in study.methods.values() for name, values in method.choose.items() if len(values) > 1]
-    caption = "Line: mean over the tuning seeds. Dots: seeds."
-    return [
-        _plot(option, caption, figures.setting_figure(study, results, option), f"setting{i}")
-        for i, option in enumerate(dict.fromkeys(options))
-    ]
 
 
 def _plot(title: str, caption: str, figure: Figure, name: str) -> Plot:
