@@ -111,7 +111,7 @@ def test_the_page_is_self_contained_small_and_deterministic(run: RunResults, pag
 def test_figures_have_descriptions_and_identifiers_are_unique(page: str) -> None:
     parsed = ParsedPage(page)
     figures = parsed.attributes("svg", role="img")
-    assert len(figures) == 8 and all(figure["aria-label"] for figure in figures)
+    assert len(figures) == 6 and all(figure["aria-label"] for figure in figures)
     identifiers = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers))
     targets = [a["href"] for _, a in parsed.elements if a.get("href", "").startswith("#")]

@@ -18,7 +18,7 @@ def test_a_finished_study_has_its_tables_and_figures(tmp_path):
     write_page(study, finished_results(study), tmp_path)
     text = (tmp_path / "index.html").read_text()
     page = ParsedPage(text)
-    assert len(page.attributes("svg")) == 3  # differences, scores, weights
+    assert len(page.attributes("svg")) == 2  # differences and scores
     assert len(page.tables) == 4 and page.loads == []
     assert "<b>Does it help?</b>" not in text
     assert len(pd.read_csv(tmp_path / "table.csv")) == 6
