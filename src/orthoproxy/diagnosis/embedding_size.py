@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Float
 
-from orthoproxy.diagnosis.figures import size_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.inputs import DiagnosisInput
 from orthoproxy.evaluation import Estimate, query_metrics
 from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
 from orthoproxy.reports.geometry import unit_rows
-from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent, points
 
 NAME = "embedding size"
@@ -56,7 +54,6 @@ def check_embedding_size(model: DiagnosisInput) -> Check:
             "of Recall@1 on unseen classes, expected of twice the dimension",
             _advice(dim, width),
             unit="points",
-            plot=_plot(found),
         )
     return Check(NAME, evidence, asdict(found), finding)
 
@@ -108,14 +105,3 @@ def _advice(dim: int, width: int) -> list[str]:
     else:
         larger = f"Use a wider backbone: the embedding already has all {width} features of this one."
     return [larger, "Memory and search time grow in proportion; compare on validation classes."]
-
-
-def _plot(found: SizeScores) -> Plot:
-    last, gain = found.scores[-1], found.next_gain
-    expected = Estimate(last.value + gain.value, last.value + gain.low, last.value + gain.high)
-    description = "; ".join(f"{size}: {percent(score)}" for size, score in zip(found.sizes, found.scores, strict=True))
-    return Plot(
-        "Recall@1 with the leading principal components",
-        "The curve of a sufficient embedding is flat at its end. Dashed: extrapolated.",
-        figure_to_svg(size_figure(found.sizes, found.scores, (2 * found.sizes[-1], expected)), "size", description),
-    )

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from orthoproxy.diagnosis.figures import margin_figure
 from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate
+from orthoproxy.reports.figures import COLORS, create_figure, label_axes, report_style
 from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent
@@ -188,3 +189,17 @@ def _thumbnails(images: EmbeddedSplit, scores: LeaveOneOut, row: int) -> list[Th
         typical = others[np.argmax(scores.margin[others])]
         thumbnails.append(Thumbnail(paths[typical], images.names[label], note))
     return thumbnails
+
+
+@report_style
+def margin_figure(margins: Float[np.ndarray, " N"], suspects: int) -> Figure:
+    """Plot a histogram of the margins, the `suspects` smallest highlighted, with counts on a log scale."""
+    figure, axes = create_figure()
+    ordered = np.sort(margins)
+    edges = np.histogram_bin_edges(ordered, 40).tolist()
+    axes.hist(ordered[suspects:], edges, color=COLORS["blue"], alpha=0.6, label="others")
+    axes.hist(ordered[:suspects], edges, color=COLORS["red"], alpha=0.85, label="suspects")
+    axes.axvline(0, color=COLORS["ink"], linewidth=1, linestyle=(0, (2, 2)))
+    axes.set_yscale("log")
+    label_axes(axes, "margin: cosine with own class \N{MINUS SIGN} cosine with nearest other", "images", legend=True)
+    return figure

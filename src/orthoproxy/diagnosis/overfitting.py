@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Int
 
-from orthoproxy.diagnosis.figures import bar_figure
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate, query_metrics
 from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
 from orthoproxy.evaluation.evaluate import build_retrieval
-from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent, points
 
 NAME = "overfitting"
@@ -61,7 +59,6 @@ def check_overfitting(model: DiagnosisInput) -> Check:
             "of Recall@1 between training and unseen classes",
             ADVICE,
             unit="points",
-            plot=_plot(gap),
         )
     return Check(NAME, evidence, asdict(gap), finding)
 
@@ -116,17 +113,3 @@ def match_class_sizes(
             for label, size in zip(classes, sizes, strict=True)
         ]
         yield np.sort(np.concatenate(rows))
-
-
-def _plot(gap: RecallGap) -> Plot:
-    bars = {
-        "trained": {"training classes": gap.training, "unseen classes": gap.unseen},
-        "untrained": {"training classes": gap.baseline_training, "unseen classes": gap.baseline_unseen},
-    }
-    description = f"Recall@1: training classes {percent(gap.training)}, unseen classes {percent(gap.unseen)}"
-    return Plot(
-        "Recall@1 on training and unseen classes",
-        f"Equally many images of {gap.classes:,} classes each. The untrained encoder's gap shows how much easier the "
-        "training classes are in themselves.",
-        figure_to_svg(bar_figure(bars, "Recall@1, %"), "overfitting", description),
-    )
