@@ -24,6 +24,7 @@ from command_line import input_error
 from errors import error_of
 from PIL import Image
 
+from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.catalog.index import delete_paths, images_to_prune, index_embeddings, index_images, migrate
 from orthoproxy.core.errors import InputError
@@ -248,9 +249,11 @@ def test_embeddings_edited_with_pandas(place: Path, embedder: Embedder, pictures
     folder, part = tmp_path / "embeddings", tmp_path / "embeddings" / "part-00001.parquet"
     embed_collection(embedder, "runs/x", read_collection(pictures), folder, part_size=5)
     rows = pd.read_parquet(part)
-    rows.assign(label=["rose", "3", None, "rose", "rose"])[rows.index != 3].to_parquet(part)
+    edited = rows.assign(label=["rose", "3", None, "rose", "rose"])[rows.index != 3]
+    pd.concat([edited.assign(label="twice"), edited]).to_parquet(part)  # the last of a path counts
     with create(place, embedder, pictures) as catalog:
         assert index_embeddings(catalog, folder).added == 11
+        assert index_embeddings(catalog, folder).unchanged == 11
         kept = catalog.get(rows["path"].map(image_id).tolist(), with_embeddings=True)
     assert kept["label"].tolist() == ["rose", "3", "", "rose"]
     expected = np.stack(rows["embedding"].drop(3).tolist())
@@ -285,6 +288,8 @@ def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
     assert Catalog.open(str(place)).model == embedder.identity
     with pytest.raises(InputError, match="migrat"), catalog.store.undoable():
         pass
+    assert "migrat" in str(error_of(catalog.store.undo))
+    assert error_of(migrate, catalog, embedder, "old").field == "migrate_to"  # to another model
     (pictures / "blue" / "0.png").rename(pictures / "away.png")
     assert "blue/0.png" in error_of(migrate, catalog, new, "new", batch_size=2).problem
     (pictures / "away.png").rename(pictures / "blue" / "0.png")
@@ -306,14 +311,44 @@ def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
         pd.testing.assert_frame_equal(everything(undone), before)
 
 
-def test_rows_written_during_a_migration_are_not_lost(place: Path, embedder: Embedder, pictures: Path) -> None:
+def test_rows_written_during_a_migration_are_not_lost(
+    place: Path, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with create(place, embedder, pictures) as catalog, Catalog.open(str(place)) as other:
         index_images(catalog, read_collection(pictures / "red", pictures), embedder)
         blue = read_collection(pictures / "blue", pictures)
         error = error_of(migrate, catalog, embedder, "new", report=lambda *_: index_images(other, blue, embedder))
         assert error.path == str(place) and len(catalog) == 8
+        with catalog.store.undoable(deletes=True):
+            catalog.delete([image_id("red/0.png")])
+        connect = lance._connect
+
+        def write_during_the_copy(address: str) -> object:
+            monkeypatch.setattr(lance, "_connect", connect)
+            index_images(other, read_collection(pictures / "green", pictures), embedder)
+            return connect(address)
+
+        version = catalog.store.version
+        with Catalog.open(catalog.store.migration) as migrated:
+            monkeypatch.setattr(lance, "_connect", write_during_the_copy)
+            error = error_of(catalog.store.replace_by, migrated.store, migrated.meta.model_dump_json(), version)
+        assert error.path == str(place) and len(catalog) == 11
         migrate(catalog, embedder, "new")
-        assert len(catalog) == 8
+        assert len(catalog) == 11
+
+
+def test_moves_and_reads_after_another_process_has_migrated_are_errors(
+    place: Path, embedder: Embedder, pictures: Path
+) -> None:
+    new = Embedder(Encoder("test_vit", embedding_dim=8, image_size=32))
+    with create(place, embedder, pictures) as catalog, Catalog.open(str(place)) as other:
+        index_images(catalog, read_collection(pictures), embedder)
+        ids = everything(catalog)["id"].tolist()
+        migrate(other, new, "new")
+        for call in (partial(catalog.move, pictures), partial(catalog.get, ids, with_embeddings=True)):
+            assert error_of(call).path == str(place)
+    with Catalog.open(str(place)) as catalog:
+        assert catalog.model == new.identity
 
 
 def test_moved_images_are_found_below_the_new_root(place: Path, embedder: Embedder, pictures: Path) -> None:
@@ -368,7 +403,7 @@ def test_killed_at_any_moment_what_was_told_is_there(
     place, moments = tmp_path / "catalog", random.Random(0)
     command = [sys.executable, "-m", "orthoproxy", "index", str(place), str(folder)]
     unfinished = 0
-    for kill in range(20):
+    for kill in range(30):
         before_work = kill % 5 == 4  # while the catalog is made or opened
         told = killed(command, 0 if before_work else moments.randint(1, 4), moments.uniform(0, 3 if before_work else 1))
         if not Catalog.exists(str(place)):

@@ -171,6 +171,7 @@ def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path)
     assert index("--undo", "--info")["info"]["dim"] == 8
     assert index("--undo", "--info")["info"]["images"] == 12
     assert input_error(["index", place, "--undo"]).path == str(place)
+    assert input_error(["index", place, "--undo", "--delete", "red"]).field == "undo"
 
     moved = shutil.copytree(image_folder, tmp_path / "pictures")
     (catalog.parent / "model").rename(tmp_path / "model")

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from orthoproxy.core.safe_parsing import MAX_CHARACTERS, _Loader, parse_json, parse_yaml
+from orthoproxy.core.safe_parsing import MAX_CHARACTERS, _Loader, dump_yaml, parse_json, parse_yaml
 
 
 def test_plain_values() -> None:
@@ -53,3 +53,9 @@ def test_duplicate_keys_are_found_with_linear_work(size: int) -> None:
 def test_json_that_is_none(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+def test_text_that_looks_like_a_number_stays_text() -> None:
+    values = {"a": "1e5", "b": "1e-3", "c": 1e-3, "d": "2024", "e": [2e10, "on"], "f": "3.e2"}
+    assert parse_yaml(dump_yaml(values)) == values
+    assert parse_yaml("[1e-3, 1.e4, .5e1, -2E+3]") == [1e-3, 1e4, 5.0, -2e3]

@@ -405,7 +405,7 @@ def test_a_catalog_without_its_model_is_searched_by_id(service: Service, root: P
 def test_a_model_that_has_changed_is_an_error(tmp_path: Path, root: Path) -> None:
     make_model(5).save(tmp_path / "model")
     with make_catalog(tmp_path / "catalog", make_model(4), root, ["green/0.png"]) as catalog:
-        catalog.model_path = str(tmp_path / "model")
+        catalog.move(model_path=str(tmp_path / "model"))
         with pytest.raises(InputError) as caught:
             Service({"catalog": catalog}, [], QUICK)
         assert caught.value.field == "models"

@@ -300,7 +300,7 @@ class Catalog:
 
     def _check(self, embeddings: np.ndarray, field: str) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            expected = f"rows of {self.dim}, the dimension of {self.address}"
+            expected = f"rows of {self.dim}, the dimension of the catalog"
             raise InputError(f"shape {embeddings.shape}", field=field, expected=expected)
         if not (np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT_TOLERANCE).all():  # nor NaN
             raise InputError("not all rows have unit length", field=field, hint="divide each by its length")
@@ -320,7 +320,7 @@ def load_catalog_model(
     try:
         model = load_model(place or catalog.model_path, device)
     except InputError as error:
-        if place is not None:
+        if place is not None or Path(catalog.model_path).exists():
             raise
         raise replace(error, hint="if the model was moved, add --model PLACE") from error
     require_model(catalog, model.identity, "model")

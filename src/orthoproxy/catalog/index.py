@@ -24,6 +24,7 @@ from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unrea
 
 VALUES = ["content", "label", "group"]
 COLUMNS = ["id", "path", *VALUES]
+RESTORE = "restore the files, or --delete these images"
 Report = Callable[[int, int], None]
 
 
@@ -135,6 +136,8 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
     with Progress("index", meta.images) as progress:
         for table, embeddings in read_parts(folder):
             rows = _rows(table, Path(meta.root), Path(catalog.root))
+            last = ~rows["id"].duplicated(keep="last").to_numpy()  # in parts edited with other tools
+            rows, embeddings = rows[last].reset_index(drop=True), embeddings[last]
             stored = _stored(catalog, rows)
             changed = stored["content"].to_numpy() != rows["content"].to_numpy()
             files = EmbeddedFiles(embeddings[changed], rows["content"].tolist(), [""] * len(rows))
@@ -201,14 +204,20 @@ def migrate(
     address, root, version = catalog.store.migration, catalog.root, catalog.store.version
     names = ["id", "path", "label", "group"]
     images = pd.concat([pd.DataFrame(columns=names), *catalog.iterate_rows(names)], ignore_index=True)
+    missing = [path for path in images["path"] if not Path(root, path).is_file()]
+    if missing:
+        raise InputError(f"{missing[0]} and others are missing: {len(missing)} images", path=root, hint=RESTORE)
     exists = Catalog.exists(address)
     arguments = address, embedder.embedding_dim, embedder.identity, model_path, root
     with Catalog.open(address) if exists else Catalog.create(*arguments) as migrated:
+        if migrated.model != embedder.identity:
+            hint = f"finish it with {migrated.model_path}, or delete {address}"
+            raise InputError("a migration to another model is unfinished", field="migrate_to", hint=hint)
         changes = index_images(migrated, Collection(Path(root), images), embedder, batch_size, workers, report)
         if changes.unreadable:
             path, reason = changes.unreadable[0]
             problem = f"{path}: {reason}; {len(changes.unreadable)} images cannot be embedded again"
-            raise InputError(problem, path=catalog.address, hint="restore the files, or --delete these images")
+            raise InputError(problem, path=catalog.address, hint=RESTORE)
         migrated.delete([key for page in migrated.iterate_rows(["id"]) for key in set(page["id"]) - set(images["id"])])
         queries = migrated.sample_ids(200)
         changed = _nearest_neighbors(catalog, queries).items() ^ _nearest_neighbors(migrated, queries).items()

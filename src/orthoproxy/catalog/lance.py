@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -109,6 +110,7 @@ class LanceStore(Store):
         if not ids:
             return pd.DataFrame(columns=list(columns))
         with _lance_errors(self.address):
+            self._require_same_meta()
             query = self._table.search().where(to_sql(In("id", tuple(ids)))).select(list(columns))
             return _to_pandas(query.to_arrow())
 
@@ -204,10 +206,11 @@ class LanceStore(Store):
 
     def optimize(self) -> None:
         with _lance_errors(self.address):
-            if len(self._table.list_versions()) <= MAX_VERSIONS and not self._index_settings():
+            versions = self._table.list_versions()
+            if len(versions) <= MAX_VERSIONS and not self._index_settings():
                 return
             kept = {tag["version"] for tag in self._table.tags.list().values()}
-            times = [version["timestamp"] for version in self._table.list_versions() if version["version"] in kept]
+            times = [version["timestamp"] for version in versions if version["version"] in kept]
             age = datetime.now() - min(times, default=datetime.now())  # LanceDB's times have no zone
             try:
                 self._table.optimize(cleanup_older_than=age + timedelta(hours=1))
@@ -219,12 +222,16 @@ class LanceStore(Store):
         self._version, self._in_memory = -1, None
 
     @contextmanager
-    def undoable(self) -> Iterator[None]:
-        if (folder := _local_folder(self.migration)) and folder.exists():
-            hint = "finish it with --migrate-to MODEL, or delete the folder"
-            raise InputError("the catalog is being migrated to another model", path=folder, hint=hint)
+    def undoable(self, deletes: bool = False) -> Iterator[None]:
+        if not deletes:
+            self._require_no_migration()
         with self._tagged():
             yield
+
+    def _require_no_migration(self) -> None:
+        if LanceStore.open(self.migration):
+            hint = f"finish it with --migrate-to MODEL, or delete {self.migration}"
+            raise InputError("is being migrated to another model", path=self.address, hint=hint)
 
     @contextmanager
     def _tagged(self) -> Iterator[None]:
@@ -248,6 +255,7 @@ class LanceStore(Store):
             return changes
 
     def undo(self) -> None:
+        self._require_no_migration()
         with _lance_errors(self.address):
             tag = max(self._table.tags.list(), default=None)
             if tag is None:
@@ -257,6 +265,7 @@ class LanceStore(Store):
 
     def set_meta(self, meta: str) -> None:
         with _lance_errors(self.address):
+            self._require_same_meta()
             self._table.update_field_metadata({"path": "embedding", "metadata": {META.decode(): meta}})
         self._meta = meta.encode()
 
@@ -271,14 +280,18 @@ class LanceStore(Store):
 
     def replace_by(self, other: Store, meta: str, version: int) -> None:
         assert isinstance(other, LanceStore)
+        changed = InputError("changed during the migration", path=self.address, hint="run the command again")
         with _lance_errors(self.address), self._tagged():
             if self._table.version != version:
-                raise InputError("changed during the migration", path=self.address, hint="run the command again")
+                raise changed
             data = other._table.search().to_batches(PAGE_SIZE)
-            _connect(self.address).create_table(TABLE, data, schema=_schema(other.dim, meta), mode="overwrite")
+            table = _connect(self.address).create_table(TABLE, data, schema=_schema(other.dim, meta), mode="overwrite")
+            if table.version != version + 1:  # another process has written during the copy
+                table.restore(table.version - 1)
+                raise changed
             _connect(other.address).drop_table(TABLE)
         if folder := _local_folder(other.address):
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _schema(dim: int, meta: str) -> pa.Schema:

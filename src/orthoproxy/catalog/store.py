@@ -68,8 +68,11 @@ class Store(ABC):
         """Release files or connections; may be called more than once."""
 
     @contextmanager
-    def undoable(self) -> Iterator[None]:
-        """Keep the present rows for `undo`, if what follows changes them and the store can."""
+    def undoable(self, deletes: bool = False) -> Iterator[None]:
+        """Keep the present rows for `undo`, if what follows changes them and the store can.
+
+        Raises InputError during a migration, unless it only deletes.
+        """
         yield
 
     def history(self) -> list[tuple[str, int]]:
@@ -102,5 +105,4 @@ class Store(ABC):
         raise self._unsupported()
 
     def _unsupported(self) -> InputError:
-        hint = "create another catalog"
-        return InputError("not possible on a Milvus server", path=self.address, hint=hint)
+        return InputError("not possible on a Milvus server", path=self.address)

@@ -48,6 +48,9 @@ def run(options: Any) -> None:
         raise InputError("missing", field="images", expected="IMAGES, or what to do without")
     if options.prune and not options.images:
         raise InputError("missing", field="images", expected="the images to keep, as --prune is given")
+    changes = options.images, options.root, options.model, options.migrate_to, options.delete
+    if options.undo and any(changes):
+        raise InputError("cannot be combined with other changes", field="undo")
     with json_output(options.json) as write, os_errors_as_input_errors(options.catalog, "run the command again"):
         results = _index(options) if options.images else {}
         write(results | (_maintain(options) if any(steps) or not options.images else {}))
@@ -150,7 +153,10 @@ def _maintain(options: Any) -> dict[str, Any]:
             with catalog.store.undoable():
                 catalog.move(options.root and Path(options.root), options.model and _place(options.model))
             print(f"{options.catalog}: images in {catalog.root}, model {catalog.model_path}")
-    with Catalog.open(options.catalog) as catalog:
+        if options.delete:
+            with catalog.store.undoable(deletes=True):
+                results["deleted"] = index.delete_paths(catalog, options.delete)
+            print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
         if options.migrate_to:
             model = load_model(options.migrate_to, choose_device(options.device))
             sizes = options.batch_size, options.workers
@@ -160,10 +166,6 @@ def _maintain(options: Any) -> dict[str, Any]:
     with Catalog.open(options.catalog) as catalog:
         if options.migrate_to:
             index.fit_index(catalog)
-        if options.delete:
-            with catalog.store.undoable():
-                results["deleted"] = index.delete_paths(catalog, options.delete)
-            print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
         if options.history:
             results["history"] = [{"changed": time, "images_before": count} for time, count in catalog.store.history()]
             for change in results["history"]:

@@ -31,9 +31,9 @@ def run(options: Any) -> int:
 
     config = read_config(*options.config, overrides=config_overrides(options))
     if options.print_config:
-        import yaml
+        from orthoproxy.core.safe_parsing import dump_yaml
 
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        print(dump_yaml(config.to_dict()), end="")
         return 0
     try:
         with json_output(options.json) as write, os_errors_as_input_errors(options.out, "continue with --resume"):

@@ -68,9 +68,18 @@ class _Loader(_SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# numbers such as 1e-3, which YAML 1.1 reads as text
-_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` reads as a number."""
+
+
+for _class in (_Loader, _Dumper):  # numbers such as 1e-3, which YAML 1.1 reads as text
+    _scientific = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+.0123456789"))
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Write values so that `parse_yaml` reads the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _check_events(text: str) -> None:

@@ -105,7 +105,8 @@ def _read_part(path: Path, dim: int) -> Iterator[tuple[pd.DataFrame, Float[np.nd
             embeddings = embeddings.astype(np.float32, copy=False)
             unit_length = np.abs(np.linalg.norm(embeddings, axis=1) - 1) < UNIT_TOLERANCE  # nor NaN
             _check_rows(unit_length, "embedding does not have unit length", first)
-            _check_rows(texts[["path", "content"]].notna().all(axis=1).to_numpy(), "no path or content", first)
+            known = (texts[["path", "content"]].fillna("") != "").all(axis=1)
+            _check_rows(known.to_numpy(), "no path or content", first)
             yield texts.fillna(""), embeddings
             first += len(batch)
 

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.core.safe_parsing import read_yaml
+from orthoproxy.core.safe_parsing import dump_yaml, read_yaml
 from orthoproxy.runs.config import Config, parse_config
 
 
@@ -66,4 +64,4 @@ def _merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def write_config(config: Config, path: Path) -> None:
     """Write a configuration as YAML that `read_config` accepts."""
-    atomic_write(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    atomic_write(path, dump_yaml(config.to_dict()))

@@ -69,7 +69,7 @@ class SearchResult(BaseModel):
     label: str
     group: str
     path: str = Field(description="Relative to the catalog's root.")
-    image: str = Field(description="URL of the image.")
+    image: str = Field(description="Path of the image, to append to the server's address.")
 
 
 class SearchResults(BaseModel):

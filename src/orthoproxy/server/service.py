@@ -244,7 +244,7 @@ def _catalog_errors() -> Iterator[None]:
         if error.field is not None:
             raise
         LOG.error("%s", error)
-        raise RequestError("the catalog is unavailable", status=503, hint="try again later") from error
+        raise RequestError("the catalog is unavailable", status=503, hint=error.hint or "try again later") from error
 
 
 def _result(served: ServedCatalog, rank: int, hit: Hit) -> SearchResult:
