@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 from small_runs import difference, message, training, training_images
 
 from orthoproxy.cli.main import main
@@ -31,10 +32,10 @@ def test_non_finite_steps_are_skipped_counted_and_listed(
     sound, out, limited = (tmp_path / name for name in ("sound", "run", "limited"))
     assert main(training(recipe, photos, sound, *FROZEN)) == 0
     damaged = str(training_images(sound)[7])
-    (file,) = (tmp_path / "cache").rglob("*.npy")
-    features = np.load(file)
-    features[split_table(RunFolder(sound).config)["path"].tolist().index(damaged), 0] = np.nan
-    np.save(file, features)
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    tensors = load_file(file)
+    tensors["features"][split_table(RunFolder(sound).config)["path"].tolist().index(damaged), 0] = np.nan
+    save_file(tensors, file)
 
     assert main(training(recipe, photos, out, *FROZEN)) == 0
     records, expected = RunFolder(out).records(), RunFolder(sound).records()
