@@ -61,29 +61,6 @@ def test_it_serves_until_it_is_stopped(folder: Path, request: pytest.FixtureRequ
     assert (process.returncode, out, errors) == (0, "", "")
 
 
-@pytest.mark.slow
-def test_ctrl_c_while_it_starts_is_one_line(folder: Path, request: pytest.FixtureRequest) -> None:
-    command = [sys.executable, "-m", "orthoproxy", "serve", str(folder / "squares"), "--port", "0"]
-    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
-    request.addfinalizer(process.kill)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-
-    def helpers() -> bool:
-        started = [
-            Path(f"/proc/{child}/cmdline")
-            for task in children.parents[1].iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-        return any(b"forkserver" in line.read_bytes() for line in started)
-
-    while not helpers():  # a process that imports libraries to decode images
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, errors = process.communicate(timeout=120)  # until no process has them open
-    assert (process.returncode, out, errors) == (130, "", "orthoproxy: interrupted\n")
-
-
 @pytest.mark.parametrize(("arguments", "field"), [
     (["squares", "--host", "0.0.0.0"], "token"), (["squares", "--token", "short"], "token"),
     (["squares", "--port", "70000"], "port"), (["squares", "--port", "TAKEN"], "port"),

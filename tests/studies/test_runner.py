@@ -166,7 +166,7 @@ from orthoproxy.runs.study_trials import StudyPaths
 from orthoproxy.studies.plan import read_study
 if __name__ == "__main__":
     paths = StudyPaths(Path("out"), Path("s.parquet"))
-    with _sigterm_raises("study"):
+    with _sigterm_raises():
         StudyRunner(read_study("s.yaml"), paths, processes=2, train=study_tasks.{task}).run()
 """
 
