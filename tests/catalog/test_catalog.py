@@ -475,20 +475,20 @@ def test_a_server_that_does_not_answer() -> None:
 
 
 @pytest.mark.server
-def test_another_collection_is_not_taken_for_a_catalog(server: str) -> None:
+def test_another_collection_is_not_taken_for_a_catalog(milvus: str) -> None:
     from pymilvus import MilvusClient
 
-    client = MilvusClient(server)
+    client = MilvusClient(milvus)
     client.create_collection("theirs", dimension=4)
     with pytest.raises(InputError):
-        Catalog.open(f"{server}/theirs")
+        Catalog.open(f"{milvus}/theirs")
     client.close()
 
 
 @pytest.mark.server
-def test_a_second_connection_reads_what_the_first_wrote(server: str) -> None:
+def test_a_second_connection_reads_what_the_first_wrote(milvus: str) -> None:
     rows, embeddings = some(50)
-    address = f"{server}/shared"
+    address = f"{milvus}/shared"
     with Catalog.create(address, DIM, "m", "p") as one, Catalog.open(address) as other:
         one.upsert(rows, embeddings)
         assert ids(other) == set(rows["id"])
