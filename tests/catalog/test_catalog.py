@@ -493,3 +493,20 @@ def test_a_second_connection_reads_what_the_first_wrote(milvus: str) -> None:
         one.upsert(rows, embeddings)
         assert ids(other) == set(rows["id"])
         assert keys(one.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
+
+
+@pytest.mark.server
+def test_what_a_server_cannot_do_is_an_error(milvus: str) -> None:
+    rows, embeddings = some(5)
+    with Catalog.create(f"{milvus}/plain", DIM, "m", "p") as catalog:
+        with catalog.store.undoable():
+            catalog.upsert(rows, embeddings)
+        calls = (
+            catalog.store.history,
+            catalog.store.undo,
+            lambda: catalog.store.migration,
+            partial(catalog.move, None, "q"),
+        )
+        for call in calls:
+            assert error_of(call).path == catalog.address
+        assert ids(catalog) == set(rows["id"]) and catalog.model_path == "p"

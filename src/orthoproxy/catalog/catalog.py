@@ -187,8 +187,9 @@ class Catalog:
         if root is not None and len(sample) and not any((root / path).exists() for path in sample):
             raise InputError(f"{sample[0]} and others are not below it", field="root", path=root)
         moved = {"root": root and str(root.absolute()), "model_path": model_path}
-        self.meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
-        self.store.set_meta(self.meta.model_dump_json())
+        meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
+        self.store.set_meta(meta.model_dump_json())
+        self.meta = meta
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete images by id and return how many existed."""
