@@ -72,9 +72,10 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader` reads as a number."""
 
 
-for _class in (_Loader, _Dumper):  # numbers such as 1e-3, which YAML 1.1 reads as text
-    _scientific = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _scientific, list("-+.0123456789"))
+# numbers such as 1e-3, which YAML 1.1 reads as text
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
