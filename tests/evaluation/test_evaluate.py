@@ -109,11 +109,11 @@ def test_the_difference_is_paired() -> None:
 
 def test_json_holds_fractions_under_the_documented_keys() -> None:
     table = random_table(0, groups=True)
-    scoring = Scoring(recall_at=(1, 10), nmi=True, bootstrap_samples=50)
+    scoring = Scoring(recall_at=(1, 10), bootstrap_samples=50)
     result = score(random_embeddings(table, 1), None, table, scoring)
     written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert {"model", *NUMBERS} <= set(written["with_same_group"]) and set(written) >= NUMBERS
-    assert set(written["model"]) == {"recall@1", "recall@10", "map@r", "r_precision", "mrr", "nmi"}
+    assert set(written["model"]) == {"recall@1", "recall@10", "map@r", "r_precision", "mrr"}
     for value in written["model"].values():
         assert set(value) == {"value", "low", "high"}
         assert all(0 <= number <= 1 for number in value.values())
@@ -161,17 +161,6 @@ def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
 
 def _shared_scores(x: np.ndarray, table: pd.DataFrame, scoring: Scoring) -> dict:
     return score(x, None, table, replace(scoring, shared=True)).model
-
-
-def test_nmi_is_one_for_separate_classes_and_its_interval_is_a_bootstrap() -> None:
-    table = make_table([str(n) for n in range(40)], [f"c{n % 8}" for n in range(40)])
-    apart = np.eye(8)[np.arange(40) % 8] + 0.01 * np.random.default_rng(0).standard_normal((40, 8))
-    assert score(apart, None, table, Scoring(nmi=True, bootstrap_samples=20)).model["nmi"].value == pytest.approx(1)
-    scoring = Scoring(nmi=True, bootstrap_samples=200)
-    mixed = score(random_embeddings(table, 0, spread=2), None, table, scoring).model["nmi"]
-    assert 0 < mixed.low < mixed.high < 1
-    collapsed = score(np.ones((40, 3)), None, table, scoring).model
-    assert collapsed["recall@1"].value == collapsed["nmi"].value == 0
 
 
 def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_model(

@@ -2,7 +2,7 @@
 
 from orthoproxy.evaluation.bootstrap import Estimate
 from orthoproxy.evaluation.evaluate import Evaluation, Scoring, evaluate, score
-from orthoproxy.evaluation.metrics import normalized_mutual_information, query_metrics
+from orthoproxy.evaluation.metrics import query_metrics
 from orthoproxy.evaluation.no_match import NoMatchCalibration, calibrate_no_match
 from orthoproxy.evaluation.retrieval import Retrieval, nearest_neighbors
 
@@ -15,7 +15,6 @@ __all__ = [
     "calibrate_no_match",
     "evaluate",
     "nearest_neighbors",
-    "normalized_mutual_information",
     "query_metrics",
     "score",
 ]

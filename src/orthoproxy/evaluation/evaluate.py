@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, class_counts, estimate
-from orthoproxy.evaluation.metrics import cluster, normalized_mutual_information, query_metrics
+from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
+from orthoproxy.evaluation.metrics import query_metrics
 from orthoproxy.evaluation.retrieval import Retrieval
 
 Embeddings = Float[np.ndarray, "N D"]
@@ -42,7 +42,7 @@ class Evaluation:
     exclude_same_group
         Whether a query's own group was left out of its gallery.
     with_same_group
-        If so, the scores with the group kept, without NMI.
+        If so, the scores with the group kept.
 
     Examples
     --------
@@ -83,8 +83,6 @@ class Scoring:
     ----------
     recall_at
         Values of K for Recall@K.
-    nmi
-        Also cluster by k-means and report NMI; slow on large data.
     exclude_same_group
         Leave a query's own group out of its gallery. None: where the table has groups.
     bootstrap_samples
@@ -105,7 +103,6 @@ class Scoring:
     """
 
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
-    nmi: bool = False
     exclude_same_group: bool | None = None
     bootstrap_samples: int = 1000
     confidence: float = 0.95
@@ -226,7 +223,7 @@ def score(
         if rows is not None and len(rows) != len(table):
             raise InputError(f"{len(rows)} embeddings", field=name, expected=f"one per image, {len(table)}")
     excluded = scoring.excludes_group(table)
-    plain = replace(scoring, exclude_same_group=False, nmi=False)
+    plain = replace(scoring, exclude_same_group=False)
     return Evaluation(
         **_estimates(model, baseline, table, scoring),
         confidence=scoring.confidence,
@@ -317,13 +314,6 @@ def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> 
     kept = np.stack([value[scored] for value in metrics.values()])
     means = dict(zip(metrics, kept.mean(axis=1).tolist(), strict=True))
     samples = dict(zip(metrics, bootstrap_means(kept, classes, scoring.bootstrap_samples), strict=True))
-    if scoring.nmi:
-        num_classes = int(retrieval.labels.max()) + 1
-        clusters = cluster(embeddings, num_classes)
-        means["nmi"] = float(normalized_mutual_information(retrieval.labels, clusters)[0])
-        chunks = class_counts(num_classes, scoring.bootstrap_samples)
-        parts = [normalized_mutual_information(retrieval.labels, clusters, counts) for counts in chunks]
-        samples["nmi"] = np.concatenate(parts)
     return _Resampled(means, samples, int(scored.sum()), len(np.unique(classes)), int((~scored).sum()))
 
 

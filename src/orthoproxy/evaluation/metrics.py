@@ -1,15 +1,12 @@
-"""Retrieval metrics of each query, and NMI of a clustering."""
+"""Retrieval metrics of each query."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array
 from torch import Tensor
 
 from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
@@ -70,56 +67,3 @@ def _metrics(
     values["r_precision"] = within_r.sum(dim=1) / positives.double()
     values["mrr"] = 1 / first
     return {name: value.where(positives > 0, torch.nan) for name, value in values.items()}
-
-
-def cluster(embeddings: Float[np.ndarray, "N D"], clusters: int, seed: int = 0) -> Int[np.ndarray, " N"]:
-    """Cluster embeddings by k-means and return the cluster number of each row."""
-    from sklearn.cluster import KMeans  # takes a second to import, and few ask for NMI
-    from sklearn.exceptions import ConvergenceWarning
-
-    kmeans = KMeans(clusters, random_state=seed)  # one k-means++ start
-    with warnings.catch_warnings():  # fewer distinct embeddings than clusters: a collapsed model, which the score shows
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return kmeans.fit_predict(embeddings).astype(np.int64)
-
-
-def normalized_mutual_information(
-    labels: Int[np.ndarray, " N"], clusters: Int[np.ndarray, " N"], weights: Float[np.ndarray, "W C"] | None = None
-) -> Float[np.ndarray, " W"]:
-    """Compare clusters with classes: ``NMI = 2 I(labels; clusters) / (H(labels) + H(clusters))``.
-
-    Parameters
-    ----------
-    labels
-        Class of each row, 0 to C - 1.
-    clusters
-        Cluster of each row.
-    weights
-        How often each class counts, each time as a class of its own; one row per bootstrap sample (`class_counts`).
-        None: once.
-
-    Returns
-    -------
-    numpy.ndarray
-        One value per row of `weights`, from 0 to 1; 1 where both have a single part.
-
-    Examples
-    --------
-    >>> normalized_mutual_information(np.array([0, 0, 1, 1]), np.array([5, 5, 7, 7])).round(6)
-    array([1.])
-    """
-    table: Any = coo_array((np.ones(len(labels)), (labels, clusters))).tocsr()  # C K: how many of a class in a cluster
-    weights = np.ones((1, table.shape[0])) if weights is None else weights
-    size = table.sum(axis=1)  # C
-    total, in_cluster = weights @ size, weights @ table  # W, W K
-
-    def entropy_sum(counts: np.ndarray) -> np.ndarray:  # sum of n log n, with 0 log 0 = 0
-        return counts * np.log(np.maximum(counts, 1))
-
-    of_labels = np.log(total) - weights @ entropy_sum(size) / total
-    of_clusters = np.log(total) - entropy_sum(in_cluster).sum(axis=1) / total
-    cells = table.copy()
-    cells.data = entropy_sum(cells.data)
-    joint = np.log(total) - weights @ cells.sum(axis=1) / total
-    both = of_labels + of_clusters
-    return np.where(both > 1e-12, 2 * (both - joint) / np.maximum(both, 1e-12), 1.0)

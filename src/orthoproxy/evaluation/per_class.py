@@ -34,7 +34,7 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
     table
         Labels, roles and groups of the rows.
     scoring
-        As in `score`; NMI, which has no value per class, is left out, and nothing is resampled.
+        As in `score`; nothing is resampled.
 
     Returns
     -------

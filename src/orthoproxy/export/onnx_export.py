@@ -116,7 +116,7 @@ def export_onnx(
     100.0 [100.0, 100.0] True
     """
     require_rate(false_match_rate)
-    scoring = replace(scoring or Scoring(), recall_at=(1,), nmi=False)
+    scoring = replace(scoring or Scoring(), recall_at=(1,))
     images = pd.concat([test, validation], ignore_index=True)
     if images.empty or (int8 and test.empty):
         raise InputError("no images to check the model on", field="test")

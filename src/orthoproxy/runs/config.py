@@ -246,8 +246,6 @@ class EvaluationConfig(Section):
 
     recall_at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8)
     """Values of K for Recall@K."""
-    nmi: bool = False
-    """Also report NMI of a k-means clustering."""
     exclude_same_group: bool | None = None
     """Exclude a query's own group from its gallery; null: if the dataset has groups."""
     bootstrap_samples: PositiveInt = 1000
@@ -367,7 +365,7 @@ def _input_error(error: ValidationError) -> InputError:
         field = _dotted(parts)[:-1]
         renamed = next((new for old, new in RENAMED.items() if f"{old}.".startswith(f"{field}.")), None)
         if renamed is not None:
-            return InputError("renamed in version 0.2", field=field, hint=renamed)
+            return InputError("renamed or removed in version 0.2", field=field, hint=renamed)
         close = difflib.get_close_matches(field, keys, n=1)
         return InputError("unknown key", field=field, hint=f"did you mean {close[0]}?" if close else None)
     field = _dotted(parts[: max(known, default=len(parts))])[:-1]
@@ -378,7 +376,7 @@ def _dotted(parts: list[str]) -> str:
     return "".join(f"{part}." for part in parts)
 
 
-# keys of version 0.1, and what to write instead
+# keys of earlier versions, and what to write instead
 RENAMED = {
     "initialisation.projection": "use initialization.projection (pca instead of principal)",
     "initialisation.proxies": "use initialization.proxies (simplex was removed)",
@@ -412,4 +410,5 @@ RENAMED = {
     "evaluation.draws": "use evaluation.bootstrap_samples",
     "evaluation.exclude_group": "use evaluation.exclude_same_group",
     "evaluation.memory_mb": "use evaluation.block_memory_mb",
+    "evaluation.nmi": "remove the key; MAP@R, always reported, also considers all images of a class",
 }

@@ -92,7 +92,7 @@ class Experiment:
             return None
         images = self.inputs(table["path"].tolist())
         embeddings = self.embedder().embed_distributed(images, workers=self.workers, precision=self.precision)
-        scores = mean_scores(embeddings, table, replace(self.scoring, nmi=False))
+        scores = mean_scores(embeddings, table, self.scoring)
         return broadcast_object(scores)  # rounding must not let processes decide differently
 
     @property
