@@ -10,7 +10,6 @@ from constructed import CLASSES, around, centers, healthy, relabel, split
 from orthoproxy.diagnosis import diagnose
 from orthoproxy.diagnosis.confusions import check_confusions
 from orthoproxy.diagnosis.diagnose import summary_lines
-from orthoproxy.diagnosis.embedding_size import check_embedding_size, participation_ratio
 from orthoproxy.diagnosis.findings import Check
 from orthoproxy.diagnosis.label_errors import check_labels, corrupt_labels
 from orthoproxy.diagnosis.overfitting import check_overfitting
@@ -143,29 +142,9 @@ def test_features_without_information_accuse_no_image() -> None:
     assert check.status == "inconclusive" and check.measured["suspects"] == []
 
 
-def test_an_embedding_that_is_too_small() -> None:
-    check = check_embedding_size(healthy(dim=8, latent=48, noise=0.9))
-    assert severity(check) > 0.01
-    scores = [score["value"] for score in check.measured["scores"]]
-    assert check.measured["sizes"] == [2, 4, 8] and scores == sorted(scores)
-    assert check.finding is not None and "16" in check.finding.advice[0]
-
-
-def test_an_embedding_with_room_to_spare() -> None:
-    check = check_embedding_size(healthy(dim=128, latent=6, noise=0.9))
-    assert check.measured["participation_ratio"] < 7
-    assert check.finding is None
-
-
-def test_the_participation_ratio_ignores_the_mean_and_the_scale() -> None:
-    x = np.random.default_rng(0).standard_normal((500, 5))
-    assert participation_ratio(x) == pytest.approx(participation_ratio(7 * x + 100))
-    assert 4.8 < participation_ratio(x) <= 5
-
-
 @pytest.mark.parametrize(("missing", "run"), [
     ({"unseen": None}, ["proxies", "labels"]),
-    ({"proxies": None}, ["overfitting", "confusions", "labels", "embedding size"]),
+    ({"proxies": None}, ["overfitting", "confusions", "labels"]),
     ({"unseen": None, "proxies": np.full((CLASSES, 64), np.nan)}, ["labels"]),
 ])  # fmt: skip
 def test_checks_whose_input_is_missing_are_skipped(missing: dict[str, Any], run: list[str]) -> None:

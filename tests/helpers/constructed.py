@@ -7,7 +7,7 @@ import numpy as np
 from orthoproxy.data import make_table
 from orthoproxy.diagnosis import DiagnosisInput, EmbeddedSplit
 
-CLASSES, IMAGES, LATENT = 40, 8, 16
+CLASSES, IMAGES, LATENT, DIM = 40, 8, 16, 64
 
 
 def centers(seed: int, classes: int = CLASSES, latent: int = LATENT) -> np.ndarray:
@@ -23,27 +23,25 @@ def around(points: np.ndarray, labels: np.ndarray, dim: int, noise: float, seed:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def split(
-    name: str, points: np.ndarray, noise: float, baseline_noise: float, seed: int, dim: int = 64
-) -> EmbeddedSplit:
+def split(name: str, points: np.ndarray, noise: float, baseline_noise: float, seed: int) -> EmbeddedSplit:
     """Images of some classes, with the given noise in the model's and in the untrained encoder's embeddings."""
     labels = np.repeat(np.arange(len(points)), IMAGES)
     paths = [f"{name}/{number}.png" for number in range(len(labels))]
     table = make_table(paths, [f"{name} {label:03}" for label in labels])
-    embeddings = around(points, labels, dim, noise, seed)
+    embeddings = around(points, labels, DIM, noise, seed)
     return EmbeddedSplit(table, embeddings, around(points, labels, 96, baseline_noise, seed + 1))
 
 
-def healthy(dim: int = 64, latent: int = LATENT, noise: float = 0.3) -> DiagnosisInput:
+def healthy(latent: int = LATENT, noise: float = 0.3) -> DiagnosisInput:
     """A model without limitation: classes are separate, unseen ones as much as those trained on."""
     seen, unseen = centers(1, latent=latent), centers(2, latent=latent)
-    training = split("seen", seen, noise, 0.5, 10, dim)
+    training = split("seen", seen, noise, 0.5, 10)
     return DiagnosisInput(
         name="healthy",
         training=training,
-        unseen=split("new", unseen, noise, 0.5, 20, dim),
+        unseen=split("new", unseen, noise, 0.5, 20),
         unseen_split="test",
-        proxies=around(seen, np.arange(len(seen)), dim, 0.0, 0),
+        proxies=around(seen, np.arange(len(seen)), DIM, 0.0, 0),
         classes=training.names,
     )
 

@@ -1,4 +1,4 @@
-"""Diagnosis of a trained model: overfitting, collapsed proxies, confused classes, label errors, embedding dimension."""
+"""Diagnosis of a trained model: overfitting, collapsed proxies, confused classes, label errors."""
 
 from orthoproxy.diagnosis.diagnose import diagnose
 from orthoproxy.diagnosis.findings import Diagnosis

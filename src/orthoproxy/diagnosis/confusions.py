@@ -12,6 +12,7 @@ from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate, Retrieval, nearest_neighbors, query_metrics
 from orthoproxy.evaluation.bootstrap import mean_estimate
+from orthoproxy.evaluation.evaluate import build_retrieval
 from orthoproxy.reports.text import percent
 
 NAME = "confusions"
@@ -52,7 +53,8 @@ def check_confusions(model: DiagnosisInput) -> Check:
     """Check whether pairs of confused classes cost at least `MIN_SEVERITY` of the queries."""
     if model.unseen is None:
         return Check(NAME, reason="there are no unseen classes")
-    found = find_confusions(model.retrieval(model.unseen, model.unseen.embeddings), model.unseen.names)
+    retrieval = build_retrieval(model.unseen.embeddings, model.unseen.table, model.exclude_group)
+    found = find_confusions(retrieval, model.unseen.names)
     if found is None:
         return Check(NAME, reason="no query has a positive")
     evidence = {

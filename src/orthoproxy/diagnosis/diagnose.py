@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from orthoproxy.diagnosis.confusions import check_confusions
-from orthoproxy.diagnosis.embedding_size import check_embedding_size
 from orthoproxy.diagnosis.findings import Check, Diagnosis
 from orthoproxy.diagnosis.inputs import DiagnosisInput
 from orthoproxy.diagnosis.label_errors import check_labels
@@ -20,7 +19,6 @@ CHECKS: tuple[Callable[[DiagnosisInput], Check], ...] = (
     check_proxies,
     check_confusions,
     check_labels,
-    check_embedding_size,
 )
 
 
@@ -35,7 +33,7 @@ def diagnose(model: DiagnosisInput) -> Diagnosis:
     Returns
     -------
     Diagnosis
-        One check each for overfitting, collapsed proxies, confused classes, label errors and the embedding dimension.
+        One check each for overfitting, collapsed proxies, confused classes and label errors.
 
     Examples
     --------
@@ -44,7 +42,7 @@ def diagnose(model: DiagnosisInput) -> Diagnosis:
     >>> from orthoproxy.diagnosis import EmbeddedSplit
     >>> split = EmbeddedSplit(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
     >>> [check.name for check in diagnose(DiagnosisInput("run", split, None, "test", None, [])).checks]
-    ['overfitting', 'proxies', 'confusions', 'labels', 'embedding size']
+    ['overfitting', 'proxies', 'confusions', 'labels']
     """
     classes = 0 if model.unseen is None else len(model.unseen.names)
     return Diagnosis(model.name, model.unseen_split, classes, [check(model) for check in CHECKS])

@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation import Retrieval
-from orthoproxy.evaluation.evaluate import build_retrieval
-
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
@@ -71,8 +68,8 @@ class DiagnosisInput:
     --------
     >>> from orthoproxy.data import make_table
     >>> split = EmbeddedSplit(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
-    >>> DiagnosisInput("run", split, None, "test", None, []).retrieval(split, split.embeddings).queries
-    array([0, 1])
+    >>> DiagnosisInput("run", split, None, "test", None, []).exclude_group
+    False
     """
 
     name: str
@@ -82,7 +79,3 @@ class DiagnosisInput:
     proxies: Float[np.ndarray, "C D"] | None
     classes: list[str]
     exclude_group: bool = False
-
-    def retrieval(self, split: EmbeddedSplit, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
-        """Build the retrieval problem of a split with the given embeddings of its rows."""
-        return build_retrieval(embeddings, split.table, self.exclude_group)

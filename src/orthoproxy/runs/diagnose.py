@@ -73,10 +73,10 @@ def diagnose_runs(
 def load_diagnosis_input(
     run: RunFolder,
     cache: EmbeddingCache,
-    split: str | None = None,
-    max_images: int = 20_000,
-    overrides: Mapping[str, Any] | None = None,
-    name: str | None = None,
+    split: str | None,
+    max_images: int,
+    overrides: Mapping[str, Any] | None,
+    name: str,
 ) -> DiagnosisInput:
     """Embed a run's training images and unseen classes with its model and with the untrained encoder."""
     table = load_table(run, overrides)
@@ -98,7 +98,7 @@ def load_diagnosis_input(
         return EmbeddedSplit(images, embeddings, cache.embed(baseline, images, f"embed, {what}, baseline"))
 
     return DiagnosisInput(
-        name=name or run.folder.resolve().name,
+        name=name,
         training=embed(training, "training images"),
         unseen=embed(unseen, "unseen classes") if len(unseen) else None,
         unseen_split=split,
