@@ -16,7 +16,6 @@ from orthoproxy.reports.geometry import (
     orthogonality_distance,
     pair_cosines,
     row_cosines,
-    structured_order,
     unit_rows,
     welch_floor,
 )
@@ -110,14 +109,6 @@ def test_many_pairs_are_sampled_evenly_and_the_same_each_time() -> None:
     assert [drawn.mean(), drawn.std()] == pytest.approx([every.mean(), every.std()], abs=0.02)
     assert drawn.max() < 1 - 1e-9  # no proxy with itself
     np.testing.assert_array_equal(drawn, pair_cosines(p, max_proxies=200))
-
-
-def test_groups_of_similar_proxies_are_adjacent() -> None:
-    generator = np.random.default_rng(0)
-    group = generator.permutation(np.repeat(np.arange(4), 6))
-    p = np.eye(4)[group] + 0.05 * generator.standard_normal((24, 4))
-    assert (np.diff(group[structured_order(p)]) != 0).sum() == 3
-    assert sorted(structured_order(p)) == list(range(24))
 
 
 def test_zero_and_single_proxies() -> None:

@@ -111,7 +111,7 @@ def test_the_page_is_self_contained_small_and_deterministic(run: RunResults, pag
 def test_figures_have_descriptions_and_identifiers_are_unique(page: str) -> None:
     parsed = ParsedPage(page)
     figures = parsed.attributes("svg", role="img")
-    assert len(figures) == 6 and all(figure["aria-label"] for figure in figures)
+    assert len(figures) == 5 and all(figure["aria-label"] for figure in figures)
     identifiers = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers))
     targets = [a["href"] for _, a in parsed.elements if a.get("href", "").startswith("#")]
@@ -169,11 +169,9 @@ def test_without_a_baseline_only_the_model_is_shown(bare: RunResults) -> None:
     assert table[0] == ["%", "Trained", "0 to 100"]
 
 
-def test_many_classes_have_no_cosine_matrix() -> None:
-    generator = np.random.default_rng(0)
-    few, many = (describe_proxies(generator.standard_normal((count, 6)), ["x"] * count) for count in (200, 3000))
-    assert few is not None and many is not None
-    assert (len(few["plots"]), len(many["plots"])) == (3, 2)
+def test_figures_of_many_classes_are_small() -> None:
+    many = describe_proxies(np.random.default_rng(0).standard_normal((3000, 6)), ["x"] * 3000)
+    assert many is not None
     assert sum(len(plot.svg) for plot in many["plots"]) < 1e5
 
 

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orthoproxy.evaluation import NoMatchCalibration
-from orthoproxy.reports.geometry import pair_cosines, structured_order, unit_rows
+from orthoproxy.reports.geometry import pair_cosines
 from orthoproxy.reports.results import finite_values
-from orthoproxy.reports.text import metric_name, shorten
+from orthoproxy.reports.text import metric_name
 
 # distinguishable with color vision deficiency (after Okabe and Ito); pages override them in dark mode
 COLORS = {
@@ -61,14 +61,12 @@ STYLE: dict[Any, Any] = {
 report_style = matplotlib.rc_context(STYLE)  # decorates each function that draws
 WIDTH, HEIGHT = 4.4, 2.6  # inches; a phone shows a figure at some 85 %, with its text still legible
 MAX_POINTS = 400  # of a curve
-MATRIX_MAX_CLASSES = 200  # with more, the cells of the cosine matrix are smaller than pixels
-NAMES_MAX_CLASSES = 20
 FALSE_MATCH_RATES = (0.001, 0.01, 0.1)  # marked on the ROC curve
 
 
-def create_figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
+def create_figure() -> tuple[Figure, Axes]:
     """Create a figure with one pair of axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -131,27 +129,6 @@ def roc_figure(matching: NoMatchCalibration) -> Figure:
     axes.minorticks_off()
     axes.set(xlim=(lowest, 100), ylim=(0, 108), yticks=[0, 25, 50, 75, 100])
     label_axes(axes, "false-match rate, %", "match rate, %")
-    return figure
-
-
-@report_style
-def cosine_matrix_figure(proxies: Float[np.ndarray, "C D"], classes: Sequence[str]) -> Figure:
-    """Plot the cosines of all pairs of proxies as a matrix, similar classes adjacent, the diagonal blank."""
-    figure, axes = create_figure(height=3.6)
-    order = structured_order(proxies)
-    units = unit_rows(proxies[order])
-    cosines = units @ units.T
-    np.fill_diagonal(cosines, np.nan)
-    limit = max(0.1, float(np.nanmax(np.abs(cosines), initial=0)))
-    image = axes.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
-    bar.ax.spines["outline"].set_visible(False)
-    names = [shorten(classes[i]) for i in map(int, order)] if len(order) <= NAMES_MAX_CLASSES else []
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xticks([])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("class" if names else f"{len(order)} classes")
     return figure
 
 

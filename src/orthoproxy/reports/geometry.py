@@ -136,16 +136,3 @@ def row_cosines(
     blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(rows_a), BLOCK_ROWS)]
     cosines = [np.einsum("pd,pd->p", unit_rows(a[rows_a[block]]), unit_rows(b[rows_b[block]])) for block in blocks]
     return np.concatenate([np.empty(0), *cosines])
-
-
-def structured_order(proxies: Float[np.ndarray, "C D"]) -> Int[np.ndarray, " C"]:
-    """Order classes so that similar proxies are adjacent: by the Fiedler vector of their similarities 1 + cosine.
-
-    Source: Atkins, Boman and Hendrickson, "A spectral algorithm for seriation", SIAM Journal on Computing, 1998.
-    """
-    if len(proxies) < 3:
-        return np.arange(len(proxies))
-    rows = unit_rows(proxies)
-    similarity = 1 + rows @ rows.T
-    _, vectors = np.linalg.eigh(np.diag(similarity.sum(axis=1)) - similarity)
-    return np.argsort(vectors[:, 1], kind="stable")

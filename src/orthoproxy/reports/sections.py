@@ -72,16 +72,12 @@ def describe_proxies(proxies: Float[np.ndarray, "C D"] | None, classes: list[str
         "min_rms_cosine": (floor / pairs) ** 0.5,
         "closest": neighbors.pairs,
         "compared": len(neighbors.nearest),
-        "plots": _plot_proxies(proxies, classes),
+        "plots": _plot_proxies(proxies),
     }
 
 
-def _plot_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str]) -> list[Plot]:
+def _plot_proxies(proxies: Float[np.ndarray, "C D"]) -> list[Plot]:
     plots = []
-    if 1 < len(proxies) <= figures.MATRIX_MAX_CLASSES:
-        caption = "White: orthogonal; red: similar; blue: opposite. Similar classes are adjacent."
-        svg = figure_to_svg(figures.cosine_matrix_figure(proxies, classes), "matrix", "Cosines of proxies as a matrix")
-        plots.append(Plot("Cosine matrix", caption, svg))
     if len(proxies) > 1:
         caption = "Orthogonal proxies have a cosine of 0; the right tail holds the most similar classes."
         svg = figure_to_svg(figures.cosine_histogram_figure(proxies), "cosines", "Histogram of the proxies' cosines")
