@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.options import Parser, at_least, config_overrides
-from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.core.errors import os_errors_as_input_errors
 
 if TYPE_CHECKING:
     from orthoproxy.runs.study_runner import StudyRunner
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 def add_options(parser: Parser) -> None:
     parser.add_argument("study", help="YAML file of the study. Results are written to results/NAME.parquet beside it.")
     parser.add_argument("--out", metavar="DIR", help="Runs and unfinished results (default: runs/studies/NAME).")
-    parser.add_argument("--shard", default="1/1", help="Run a part of the trials: 2/8 on the second of eight machines.")
     parser.add_argument("--processes", type=at_least(1), default=1, metavar="N", help="Trials to run at the same time.")
     parser.add_argument("--dry-run", action="store_true", help="Print all trials and their cost without running them.")
     parser.add_argument("--page", action="store_true", help="Write tables and page from the results so far.")
@@ -34,34 +32,26 @@ def run(options: Any) -> int:
     study = study.model_copy(update={"set": {**study.set, **config_overrides(options)}})
     folder = Path(options.out or Path("runs/studies") / study.name)
     paths = StudyPaths(folder, study.path.parent / "results" / f"{study.name}.parquet")
-    runner = StudyRunner(study, paths, _parse_shard(options.shard), options.processes)
+    runner = StudyRunner(study, paths, options.processes)
     with os_errors_as_input_errors(folder, "run the command again"):
         if options.page:
             runner.load()
             runner.save()
         else:
             check_splits(study)  # finds an invalid option before hours of work
-        if options.dry_run:
-            _print_plan(runner)
-        try:
-            done = options.page or (not options.dry_run and runner.run())
-        except Interrupted as stop:  # the runner has said how to continue
-            return stop.code
-        if done:
-            print(f"results: {paths.parquet}\npage: {folder / 'index.html'}")
+            if options.dry_run:
+                _print_plan(runner)
+                return 0
+            try:
+                runner.run()
+            except Interrupted as stop:  # the runner has said how to continue
+                return stop.code
+        print(f"results: {paths.parquet}\npage: {folder / 'index.html'}")
     return 0
 
 
-def _parse_shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    shard, shards = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= shard <= shards:
-        raise InputError(repr(text), field="shard", expected="a number and a total, for example 2/8")
-    return shard, shards
-
-
 def _print_plan(runner: StudyRunner) -> None:
-    """Print the trials of all shards as a Markdown table, and the cost of this shard."""
+    """Print all trials as a Markdown table, and their cost."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

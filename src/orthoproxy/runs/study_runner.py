@@ -32,42 +32,33 @@ Task = Callable[..., TrialResult]
 
 @dataclass
 class StudyRunner:
-    """A study, its results so far, and the share of the work that belongs to this machine."""
+    """A study, its results so far, and the work that is left."""
 
     study: Study
     paths: StudyPaths
-    shard: tuple[int, int] = (1, 1)  # this machine's number and how many there are; each evaluates what it has trained
     processes: int = 1  # trials that run at the same time
     train: Task = train_trial
     evaluate: Task = evaluate_trial
     results: dict[str, TrialResult] = field(default_factory=dict)
 
-    def run(self) -> bool:
-        """Do this shard's work that is left; return False if results of other shards are missing."""
+    def run(self) -> None:
+        """Do the work that is left."""
         self.load()
         for name, trial in self.study.possible_trials.items():
             if name in self.results:
                 check_options(self.study, trial, self.results[name])
-        tuning = self.study.tuning_trials
-        self._work(self.train, self._missing(self._own(tuning)), "to train")
-        if not self._complete(self._missing(tuning), "a setting can be chosen"):
-            return False
+        self._work(self.train, self._missing(self.study.tuning_trials), "to train")
         for name, setting in self.chosen.items():
             if setting is None:
                 _print(f"{name}: no setting trained with all tuning seeds, so none is chosen")
             elif setting:
                 _print(f"{name}: chosen on validation classes: {format_setting(setting)}")
-        self._work(self.train, self._missing(self._own(self.final_trials)), "to train with the remaining seeds")
-        if not self._complete(self._missing(self.final_trials), "the test classes are evaluated"):
-            return False
-        self._work(self.evaluate, self._own(self._unevaluated()), "to evaluate on the test classes")
-        if not self._complete(self._unevaluated(), "the results are written"):
-            return False
+        self._work(self.train, self._missing(self.final_trials), "to train with the remaining seeds")
+        self._work(self.evaluate, self._unevaluated(), "to evaluate on the test classes")
         self.save()
-        return True
 
     def load(self) -> None:
-        """Read the results of all shards, finished ones from the Parquet file; warn about those of no trial."""
+        """Read the results, finished ones from the Parquet file; warn about those of no trial."""
         found = read_results(self.paths.parquet) if self.paths.parquet.is_file() else []
         found += [read_trial(path) for path in sorted((self.paths.folder / "trials").glob("*.json"))]
         self.results = {}
@@ -98,28 +89,12 @@ class StudyRunner:
         chosen = [(name, setting) for name, setting in self.chosen.items() if setting is not None]
         return [trial for name, setting in chosen for trial in self.study.final_trials(name, setting)]
 
-    def _own(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Select the trials of this shard; the assignment depends on the plan alone."""
-        study, (shard, shards) = self.study, self.shard
-        position = {trial.name: i for i, trial in enumerate(study.tuning_trials)}
-        pairs = [(method, seed) for method in study.methods for seed in study.seeds]
-        rank = {pair: len(position) + i for i, pair in enumerate(pairs)}
-        return [t for t in trials if position.get(t.name, rank.get((t.method, t.seed), 0)) % shards == shard - 1]
-
     def _missing(self, trials: Sequence[Trial]) -> list[Trial]:
         return [trial for trial in trials if trial.name not in self.results]
 
     def _unevaluated(self) -> list[Trial]:
         trained = [trial for trial in self.final_trials if trial.name in self.results]
         return [t for t in trained if not (self.results[t.name].test or self.results[t.name].failed)]
-
-    def _complete(self, missing: Sequence[Trial], step: str) -> bool:
-        """Report trials of other shards that must be done before the next step."""
-        if missing:
-            names = list_names([trial.name for trial in missing])
-            _print(f"before {step}, {len(missing)} trials of other shards are missing: {names}")
-            _print(f"copy their files into {self.paths.folder / 'trials'} and run this again")
-        return not missing
 
     def expected_seconds(self, method: str) -> float | None:
         """Estimate the duration of a trial from the method's trials, from all trials, or from the study."""
