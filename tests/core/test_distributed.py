@@ -18,7 +18,6 @@ from orthoproxy.core.distributed import (
     broadcast_,
     broadcast_object,
     broadcast_rows,
-    is_connection_loss,
     local_slice,
     process_index,
     raise_together,
@@ -97,28 +96,6 @@ def test_other_errors_keep_their_type_where_pickle_can(name: str, expected: type
     remote, _ = in_processes(2, fail_from, 1, name)
     assert isinstance(remote, RemoteProcessError) and type(remote.error) is expected
     assert str(ERRORS[name]) in str(remote.error)
-
-
-def is_loss(errors: list[Exception]) -> list[bool]:
-    return [is_connection_loss(error) for error in errors]
-
-
-def test_only_broken_connections_count_as_a_lost_process() -> None:
-    lost: list[Exception] = [
-        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4711"),
-        RuntimeError("Read error [127.0.1.1]:4711: Connection reset by peer"),
-        RuntimeError("writev [127.0.1.1]:4711: Broken pipe"),
-        dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited, ncclRemoteError: ..."),
-    ]
-    own: list[Exception] = [
-        RuntimeError("NCCL Error 1: unhandled cuda error: out of memory"),
-        RuntimeError("Detected mismatch between collectives on ranks. gloo"),
-        RuntimeError("could not open /data/Socket-Wrenches/1.jpg"),
-        dist.DistBackendError("NCCL error: invalid usage (two ranks on one GPU: Duplicate GPU detected)"),
-        OSError("Connection reset by peer"),  # of a download
-    ]
-    assert in_processes(2, is_loss, [*lost, *own])[0] == [True] * len(lost) + [False] * len(own)
-    assert is_loss(lost) == [False] * len(lost)  # there is no other process
 
 
 @pytest.mark.parametrize("rank", [0, 1])

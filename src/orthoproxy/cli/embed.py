@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.options import DATASETS, MODEL_OR_ONNX, Parser, at_least, config_overrides, json_output
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
     from orthoproxy.data.sources.collection import Collection
-
-T = TypeVar("T")
 
 
 def add_options(parser: Parser) -> None:
@@ -38,15 +34,21 @@ def add_collection(parser: Parser, required: bool = False) -> None:
 def run(options: Any) -> None:
     import torch
 
-    from orthoproxy.core.distributed import init_process_group, is_main
+    from orthoproxy.core.distributed import init_process_group, is_first_of_machine, is_main, raise_together
     from orthoproxy.core.progress import duration
     from orthoproxy.embedding.collections import embed_collection
     from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.embedding.parquet_store import UNREADABLE
+    from orthoproxy.runs.device import own_device
 
     init_process_group(torch.device("cpu"))  # only small objects are exchanged
-    collection = _first_process_first(lambda: read_images(options))
-    model = _first_process_first(lambda: load_model(options.model, _device(options.device)))
+    loaded = None
+    for turn in (True, False):  # one process of each machine fills the caches (icons, the Hub) before the others
+        with raise_together():
+            if is_first_of_machine() == turn:
+                loaded = read_images(options), load_model(options.model, own_device(options.device))
+    assert loaded is not None
+    collection, model = loaded
     with json_output(options.json) as write, os_errors_as_input_errors(options.out, "run the command again"):
         result = embed_collection(
             model, options.model, collection, options.out, options.batch_size, options.workers, options.part_size
@@ -84,31 +86,3 @@ def read_images(options: Any) -> Collection:
     if table.empty:
         raise InputError(f"{options.images} has no {options.split} images", field="split")
     return make_collection(table, collection.root)
-
-
-def _first_process_first(make: Callable[[], T]) -> T:
-    """Call `make` in one process of each machine before the others, to fill caches (icons, the Hub) once."""
-    from orthoproxy.core.distributed import is_first_of_machine, raise_together
-
-    made: list[T] = []
-    for turn in (is_first_of_machine(), True):
-        with raise_together():
-            if turn and not made:
-                made.append(make())
-    return made[0]
-
-
-def _device(name: str) -> str:
-    """Return the device of this process: each has a GPU of its own."""
-    import torch
-
-    from orthoproxy.core.distributed import process_count
-    from orthoproxy.runs.device import choose_device
-
-    device = choose_device(name)
-    if device != "cuda" or process_count() == 1:
-        return device
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if rank >= count:
-        raise InputError(f"{count} GPUs for more processes", field="device", hint="lower --nproc-per-node, or use cpu")
-    return f"cuda:{rank}"

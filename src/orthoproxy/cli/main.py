@@ -73,6 +73,16 @@ def _main(arguments: list[str]) -> int:
     except (DivergedError, WorkerLost) as error:
         _print_error(error)
         return 1
+    except RuntimeError as error:
+        if not _started_by_torchrun():
+            raise
+        from orthoproxy.core.distributed import RemoteProcessError
+
+        if isinstance(error, RemoteProcessError):  # the process that failed prints the error
+            return 2 if isinstance(error.error, InputError) else 1
+        traceback.print_exc()
+        _print_error(f"rank {os.environ.get('RANK')}: see the output of the other processes, too, for the cause")
+        return 1
     except KeyboardInterrupt as interrupt:
         _print_error("interrupted")
         return 143 if isinstance(interrupt, _Terminated) else 130
@@ -102,22 +112,10 @@ def _run(command: str, options: Any) -> int:
         raise InputError(f"{command} runs in one process", hint="start it without torchrun")
     from PIL import Image
 
-    from orthoproxy.core.distributed import RemoteProcessError, is_connection_loss
-
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its tips are for its own users
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.images rejects such images
-    try:
-        with _sigterm_raises():
-            return importlib.import_module(f"orthoproxy.cli.{command}").run(options) or 0
-    except RemoteProcessError as error:  # the process that failed prints the error
-        return 2 if isinstance(error.error, InputError) else 1
-    except RuntimeError as error:
-        if isinstance(error, (DivergedError, WorkerLost)) or not _started_by_torchrun():
-            raise
-        traceback.print_exc()
-        lost = "lost the connection to another process; " if is_connection_loss(error) else ""
-        _print_error(f"rank {os.environ.get('RANK')}: {lost}see the output of the other processes for the cause")
-        return 1
+    with _sigterm_raises():
+        return importlib.import_module(f"orthoproxy.cli.{command}").run(options) or 0
 
 
 def _started_by_torchrun() -> bool:

@@ -9,7 +9,6 @@ import atexit
 import itertools
 import os
 import pickle
-import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -285,17 +284,6 @@ def _picklable(error: Exception) -> Exception:
     except Exception:  # an exception's constructor may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def is_connection_loss(error: BaseException) -> bool:
-    """Whether a collective failed because the connection to another process broke, which most likely has died.
-
-    Other errors of NCCL and gloo, such as a mismatch of shapes or a full GPU, are this process's own.
-    """
-    if process_count() == 1 or not isinstance(error, RuntimeError):
-        return False
-    broken = r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError"
-    return isinstance(error, dist.DistNetworkError) or re.search(broken, str(error)) is not None
 
 
 def _group_for(x: Tensor) -> dist.ProcessGroup | None:

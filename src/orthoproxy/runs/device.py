@@ -55,6 +55,13 @@ def choose_device(name: str) -> str:
     return name
 
 
+def own_device(name: str) -> str:
+    """Return the device of this process: under torchrun, each has a GPU of its own."""
+    device = choose_device(name)
+    several = _launched_processes(device)[0] > 1
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and several else device
+
+
 def choose_precision(training: TrainingConfig) -> Precision:
     """Return the precision of training; ``auto`` is bf16-mixed where the hardware computes it natively."""
     return _native_precision(choose_device(training.device)) if training.precision == "auto" else training.precision
@@ -86,7 +93,7 @@ def _launched_processes(device: str) -> tuple[int, int]:
     if device in devices and local > devices[device]():
         raise InputError(
             f"torchrun started {local} processes for {devices[device]()} {device} devices",
-            hint="lower --nproc-per-node, or set training.device to cpu",
+            hint="lower --nproc-per-node, or use the device cpu",
         )
     return local, total // local
 
