@@ -17,7 +17,7 @@ from loading import photograph
 from measure import arguments, paired_seconds, report, times_faster
 
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import INPUT, make_session, read_metadata
+from orthoproxy.embedding.onnx_embedder import INPUT, make_session
 from orthoproxy.export.onnx_export import quantize, write_onnx
 from orthoproxy.models import Encoder
 from orthoproxy.runs.export import export_run
@@ -78,8 +78,7 @@ def recall(run: str) -> str:
     """Export a run's model in int8, and say how its Recall@1 compares."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model.onnx"
-        list(export_run(run, out, int8=True))
-        about = read_metadata(out)
+        about = export_run(run, out, int8=True).metadata
         return f"The run {Path(run).name} ({about.encoder}) in int8: {about.checked}."
 
 

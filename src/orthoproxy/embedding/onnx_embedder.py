@@ -108,21 +108,6 @@ class OnnxEmbedder:
         return np.asarray(self.session.run([OUTPUT], {INPUT: pixels.contiguous().cpu().numpy()})[0])
 
 
-def read_metadata(path: Path) -> OnnxMetadata:
-    """Read the metadata of an ONNX file without preparing it to run."""
-    onnx, protobuf = import_optional("onnx", "onnx"), import_optional("google.protobuf.message", "onnx")
-    try:
-        content = onnx.load(path, load_external_data=False)
-    except (OSError, protobuf.DecodeError) as error:
-        raise _not_onnx(path, error) from error
-    return OnnxMetadata.from_properties({entry.key: entry.value for entry in content.metadata_props}, path)
-
-
-def _not_onnx(path: Path, error: Exception) -> InputError:
-    reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 160)
-    return InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN)
-
-
 def make_session(path: Path, device: str = "cpu") -> Any:
     """Open an ONNX file with as many threads as PyTorch uses."""
     onnxruntime = import_optional("onnxruntime", "onnx")
@@ -137,7 +122,8 @@ def make_session(path: Path, device: str = "cpu") -> Any:
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise _not_onnx(path, error) from error
+        reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 160)
+        raise InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN) from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder | OnnxEmbedder:

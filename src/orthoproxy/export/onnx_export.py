@@ -8,7 +8,7 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +25,7 @@ from orthoproxy.data.transforms import evaluation_size
 from orthoproxy.embedding.batches import Images, iterate_image_batches
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.file_formats import import_optional
-from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, OnnxEmbedder, OnnxMetadata, read_metadata
+from orthoproxy.embedding.onnx_embedder import INPUT, OUTPUT, OnnxEmbedder, OnnxMetadata
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Scoring, calibrate_no_match, score
 from orthoproxy.evaluation.no_match import require_rate
 
@@ -166,15 +166,6 @@ def describe(model: Embedder, license: str = "unknown") -> OnnxMetadata:
         license=license,
         source=model.identity,
     )
-
-
-def find_exports(folder: Path, source: str) -> Iterator[tuple[Path, OnnxMetadata]]:
-    """Find the ONNX files in a folder that were exported from the model with this identity."""
-    for path in sorted(folder.glob("*.onnx")):
-        with suppress(InputError):  # files of other programs
-            metadata = read_metadata(path)
-            if metadata.source == source:
-                yield path, metadata
 
 
 def write_onnx(model: Embedder, path: Path) -> None:

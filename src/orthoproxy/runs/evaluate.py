@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from orthoproxy.core.files import atomic_write
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
-from orthoproxy.evaluation import Evaluation, calibrate_no_match, score
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match, score
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.text import FEW_CLASSES
 from orthoproxy.runs.config import Config
@@ -83,20 +84,25 @@ def write_report(run: RunFolder, results: RunResults) -> None:
             labels = {"selected_on": run.config.checkpoint_selection.split, "notes": results.notes}
             scores = json.dumps({**results.evaluation.to_dict(), **labels}, indent=2)
             atomic_write(run.folder / "evaluation.json", scores + "\n")
-        _write_card(run, results)
+        folder = run.folder / "model"
+        model = Embedder.load(folder, with_proxies=False)  # license and rate stay as an export chose them
+        rate, license = model.false_match_rate or FALSE_MATCH_RATE, license_of(model.card)
+        write_card(run.config, folder, results.evaluation, results.matching, rate, license)
         atomic_write(run.report, render_report(results))
 
 
-def _write_card(run: RunFolder, results: RunResults) -> None:
-    """Write model card and threshold; license and false-match rate stay as an export chose them."""
-    folder = run.folder / "model"
-    model = Embedder.load(folder, with_proxies=False)
-    rate = model.false_match_rate or FALSE_MATCH_RATE
-    threshold = results.matching and results.matching.threshold(rate)
-    description = no_match_words(results.matching, rate) if results.matching else ""
-    write_threshold(folder, threshold, rate)
-    card = model_card(run.config, results.evaluation, license_of(model.card), description)
-    atomic_write(folder / "README.md", card)
+def write_card(
+    config: Config,
+    folder: Path,
+    evaluation: Evaluation | None,
+    matching: NoMatchCalibration | None,
+    false_match_rate: float,
+    license: str,
+) -> None:
+    """Write the no-match threshold and the card of a model folder."""
+    write_threshold(folder, matching and matching.threshold(false_match_rate), false_match_rate)
+    words = no_match_words(matching, false_match_rate) if matching else ""
+    atomic_write(folder / "README.md", model_card(config, evaluation, license, words))
 
 
 def load_table(run: RunFolder, overrides: Mapping[str, Any] | None = None) -> pd.DataFrame:

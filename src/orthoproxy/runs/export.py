@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, folder_lock
+from orthoproxy.core.files import folder_lock
 from orthoproxy.data.table import rank_by_hash, select_split
-from orthoproxy.embedding.embedder import Embedder, write_threshold
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match
-from orthoproxy.export.onnx_export import Exported, export_onnx, find_exports
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.evaluation import Evaluation, calibrate_no_match
+from orthoproxy.export.onnx_export import Exported, export_onnx
 from orthoproxy.runs.device import make_scoring
-from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, load_table
-from orthoproxy.runs.model_card import license_of, model_card, no_match_words
+from orthoproxy.runs.evaluate import FALSE_MATCH_RATE, load_table, write_card
+from orthoproxy.runs.model_card import license_of
 from orthoproxy.runs.run_folder import RunFolder
 
 CALIBRATION_IMAGES = 256  # for int8
@@ -65,24 +65,11 @@ def export_run(
             matching = calibrate_no_match(
                 model.embed(validation["path"].tolist(), workers=workers), validation, scoring
             )
+        if not own:
+            model.save(folder)
         evaluation = Evaluation.from_dict(run.scores) if run.scores else None
-        words = no_match_words(matching, false_match_rate) if matching else ""
-        card = model_card(run.config, evaluation, license, words, _exported_files(out.parent, model.identity))
-        _write_model(folder, own, model, card, matching, false_match_rate)
+        write_card(run.config, folder, evaluation, matching, false_match_rate, license)
     return exported
-
-
-def _write_model(
-    folder: Path, own: bool, model: Embedder, card: str, matching: NoMatchCalibration | None, false_match_rate: float
-) -> None:
-    """Write the model folder; in the run's own, only the threshold and the card change."""
-    threshold = matching.threshold(false_match_rate) if matching else None
-    if own:
-        write_threshold(folder, threshold, false_match_rate)
-        atomic_write(folder / "README.md", card)
-    else:
-        model.threshold, model.false_match_rate = threshold, None if threshold is None else false_match_rate
-        model.save(folder, card)
 
 
 def _require_same_model(folder: Path, model: Embedder) -> None:
@@ -95,12 +82,3 @@ def _require_same_model(folder: Path, model: Embedder) -> None:
         identity = None if any(folder.iterdir()) else model.identity
     if identity != model.identity:
         raise InputError("holds another model or other files", path=folder, hint="choose a file in another folder")
-
-
-def _exported_files(folder: Path, identity: str) -> str:
-    """Return a section of the model card that lists the files exported from a model."""
-    rows = [
-        f"| `{path.name}` | {metadata.precision} | {metadata.checked} |"
-        for path, metadata in find_exports(folder, identity)
-    ]
-    return "\n".join(["## Exported files", "", "| file | precision | check |", "|---|---|---|", *rows])

@@ -41,9 +41,7 @@ embeddings = model.embed(["one.jpg", "another.jpg"])
 """
 
 
-def model_card(
-    config: Config, evaluation: Evaluation | None, license: str = UNKNOWN, no_match: str = "", exported: str = ""
-) -> str:
+def model_card(config: Config, evaluation: Evaluation | None, license: str, no_match: str) -> str:
     """Return the model card as Markdown; `license` is a hub identifier such as ``apache-2.0``."""
     title, regularizer = f"{config.encoder.name} for {config.data.name}", config.loss.proxy_regularizer
     scores = evaluation.model if evaluation else {}
@@ -75,7 +73,7 @@ def model_card(
         loss=config.loss.name + (f" + {regularizer.weight:g} * {term}" if regularizer.weight else ""),
         license=license,
         version=config.environment.get("orthoproxy", ""),
-        body="\n\n".join(part for part in (_score_table(evaluation), no_match, exported) if part),
+        body="\n\n".join(part for part in (_score_table(evaluation), no_match) if part),
     )
     return card.content
 
