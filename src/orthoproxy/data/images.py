@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from orthoproxy.data.loading import REPLACE_FILE, UnreadableImageError, noting_file
+from orthoproxy.core.errors import InputError
+from orthoproxy.data.loading import REPLACE_FILE, noting_file
 
 try:
     from simplejpeg import decode_jpeg
@@ -27,8 +28,8 @@ JPEG_START = b"\xff\xd8\xff"
 def read_image(path: str | Path, data: bytes | None = None) -> Image.Image:
     """Read an image file as upright RGB, as `to_rgb` converts it; `data` is its content, if that was read before.
 
-    Any format that Pillow reads but EPS, whatever the file's name. Raises UnreadableImageError, an `InputError`, if the
-    file is missing, is not a readable image, or has more than 89 megapixels.
+    Any format that Pillow reads but EPS, whatever the file's name. Raises InputError if the file
+    is missing, is not a readable image, or has more than 89 megapixels.
     """
     with noting_file(path):
         try:
@@ -39,18 +40,18 @@ def read_image(path: str | Path, data: bytes | None = None) -> Image.Image:
         except MemoryError:
             raise
         except Exception as error:  # damaged files make Pillow raise almost any type
-            raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+            raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
 
 def read_image_bytes(path: str | Path) -> bytes:
-    """Return the content of an image file; raises UnreadableImageError as `read_image` does."""
+    """Return the content of an image file; raises InputError as `read_image` does."""
     with noting_file(path):
         try:
             if _require_regular(path).st_size > MAX_FILE_SIZE:
                 raise ValueError(f"larger than {MAX_FILE_SIZE >> 20} MiB")
             return Path(path).read_bytes()
         except (OSError, ValueError) as error:
-            raise UnreadableImageError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+            raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
 
 def _require_regular(path: str | Path) -> os.stat_result:

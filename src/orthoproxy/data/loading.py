@@ -22,13 +22,9 @@ T = TypeVar("T")
 
 TIMEOUT_VARIABLE = "ORTHOPROXY_READ_SECONDS"
 DEFAULT_TIMEOUT = 120.0  # seconds
-REPLACE_FILE = "replace the file, or leave it out"
+REPLACE_FILE = "replace the file, or leave it out (train and evaluate: --data.on_unreadable_image skip)"
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 LONGEST_PATH = 4096  # bytes
-
-
-class UnreadableImageError(InputError):
-    """An image file that cannot be read; others can be, so a caller may skip it."""
 
 
 _current_file: np.ndarray | None = None  # of a worker: memory shared with the main process
@@ -145,7 +141,7 @@ def _find_cause(loader: Any, batches: Any, waited: float) -> InputError | Worker
         code = worker.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if file and -code in CRASH_SIGNALS:
-            return UnreadableImageError(f"the image decoder crashed ({name})", path=file, hint=REPLACE_FILE)
+            return InputError(f"the image decoder crashed ({name})", path=file, hint=REPLACE_FILE)
         if code:
             return WorkerLost(
                 f"a data loading worker was killed ({name}){f' while it read {file}' if file else ''}. "

@@ -17,16 +17,11 @@ from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 OWN: dict[str, type[nn.Module]] = {"proxy_anchor": ProxyAnchorLoss}
 SHARDED: dict[str, type[nn.Module]] = {"proxy_anchor": ShardedProxyAnchorLoss}
 
-_BASE_CLASSES = ("BaseLossWrapper", "BaseMetricLossFunction", "GenericPairLoss", "BaseMiner", "BaseDistance")
-_MIXINS = ("EmbeddingRegularizerMixin", "WeightRegularizerMixin")
-_WRAPPERS = ("CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss", "BatchedDistance")
-UNSUPPORTED = {
-    **dict.fromkeys(_BASE_CLASSES + _MIXINS, "it is a base class without a formula of its own"),
-    **dict.fromkeys(_WRAPPERS, "it wraps another object instead of taking arguments"),
-    "ManifoldLoss": "it draws its own proxies, unrelated to the classes, and takes no labels",
-    "VICRegLoss": "it compares two views of each image and takes no labels",
-    "EmbeddingsAlreadyPackagedAsTriplets": "it expects batches already laid out as triplets",
-}
+# base classes, wrappers of other objects, and what takes no labels or other batches
+UNSUPPORTED = {"BaseLossWrapper", "BaseMetricLossFunction", "GenericPairLoss", "BaseMiner", "BaseDistance"}
+UNSUPPORTED |= {"EmbeddingRegularizerMixin", "WeightRegularizerMixin"}
+UNSUPPORTED |= {"CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss", "BatchedDistance"}
+UNSUPPORTED |= {"ManifoldLoss", "VICRegLoss", "EmbeddingsAlreadyPackagedAsTriplets"}
 EMBEDDING_DIM = ("embedding_dim", "embedding_size", "descriptors_dim")  # what the losses call it
 # arguments that take Python objects, which a configuration cannot name, or weigh such objects
 OBJECTS = {
@@ -108,9 +103,8 @@ def _library(part: str, required: bool = True) -> dict[str, type[nn.Module]]:
 def _find(field: str, name: str, classes: Mapping[str, type[nn.Module]]) -> type[nn.Module]:
     if name in classes:
         return classes[name]
-    reason = UNSUPPORTED.get(name)
-    problem = f"{name} cannot be used: {reason}" if reason else f"unknown {name!r}{_did_you_mean(name, classes)}"
-    raise InputError(problem, field=field, expected=f"one of {', '.join(classes)}")
+    problem = "cannot be used" if name in UNSUPPORTED else f"unknown{_did_you_mean(name, classes)}"
+    raise InputError(f"{name!r} {problem}", field=field, expected=f"one of {', '.join(classes)}")
 
 
 def _construct(

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +28,6 @@ from orthoproxy.core.distributed import (
 )
 from orthoproxy.core.environment import DATA, environment, file_versions, fingerprint
 from orthoproxy.core.errors import field_prefix
-from orthoproxy.data.loading import UnreadableImageError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config
 from orthoproxy.runs.dataset import warn
@@ -99,7 +97,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     run = RunFolder(out or Path("runs") / config.data.name)
     fabric = launch_fabric(config.training, run.folder)
     kernels = _deterministic_kernels() if config.training.deterministic else nullcontext()
-    with run.open(config, resume), kernels, suggest_skipping():
+    with run.open(config, resume), kernels:
         if not broadcast_object(run.has_model):
             job = Experiment(config, run, fabric)
             state = job.resume(run) if broadcast_object(run.has_state) else initialize(job, run, config)
@@ -208,15 +206,6 @@ def _warn_about_changed_images(job: Experiment) -> None:
         changed = (file_versions(paths) != job.file_versions).any(axis=1).nonzero()[0]
         if len(changed):
             warn(f"{len(changed)} images were modified or deleted during training, for example {paths[changed[0]]}")
-
-
-@contextmanager
-def suggest_skipping() -> Iterator[None]:
-    """Extend the hint of an unreadable image: it can be skipped."""
-    try:
-        yield
-    except UnreadableImageError as error:
-        raise replace(error, hint=f"{error.hint}, or set data.on_unreadable_image to skip") from error
 
 
 @contextmanager
