@@ -64,27 +64,15 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the positives of a block of queries stand among the gallery; see `rank_positives`.
+    """Where the positives of a block of queries stand among the gallery; see `rank_positives`."""
 
-    Parameters
-    ----------
-    ranks
-        Best positive first, from 1, ties against the query; P is the block's largest number of positives. Exact for
-        the best positive and for those within the first R, the number of the query's positives; others are above R.
-        Filled with 0.
-    positives
-        R of each query, possibly 0.
-    best_positive, best_negative
-        Largest cosine with an image of the query's class, and of another class; -inf without one.
-    best_of_other_class
-        The same as `best_negative`, but with the query's own group kept in the gallery.
-    """
-
+    # Best positive first, from 1, ties against the query; exact for the best positive and those within the first R,
+    # others are above R. Filled with 0.
     ranks: Int[Tensor, "b P"]
-    positives: Int[Tensor, " b"]
-    best_positive: Float[Tensor, " b"]
+    positives: Int[Tensor, " b"]  # R of each query, possibly 0
+    best_positive: Float[Tensor, " b"]  # largest cosine; -inf without one
     best_negative: Float[Tensor, " b"]
-    best_of_other_class: Float[Tensor, " b"]
+    best_of_other_class: Float[Tensor, " b"]  # as best_negative, but with the query's own group kept in the gallery
 
 
 def rank_positives(retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranking]:

@@ -14,56 +14,20 @@ from orthoproxy.evaluation.evaluate import build_retrieval
 
 @dataclass(frozen=True)
 class RunResults:
-    """A training run and the evaluation of its model.
-
-    Parameters
-    ----------
-    name
-        Name of the run.
-    evaluation
-        Scores on the test classes; None if the dataset has none.
-    table
-        The evaluated images, from `orthoproxy.data.make_table`; may be empty.
-    embeddings, baseline_embeddings
-        Embeddings of the table's rows by the model (N x D) and by the untrained encoder (N x F, or None).
-    log
-        One row per line of ``metrics.jsonl``: `step`, `loss`, `metric_loss`, `orthogonality`, ``lr/...``,
-        `images_per_second` and `seconds` since the start, or ``validation/...``. Every column except `step` is
-        optional.
-    proxies
-        One row per training class; None for a loss without proxies.
-    classes
-        Names of the training classes, in the order of `proxies`.
-    config
-        Configuration of the run as YAML.
-    machine
-        Hardware and software of the run, name to value.
-    notes
-        Warnings to show at the top of the report.
-    matching
-        Similarities of true and false matches on the validation classes; None without validation classes.
-
-    Examples
-    --------
-    >>> from orthoproxy.data import make_table
-    >>> table = make_table(["a.png", "b.png"], ["cat", "cat"])
-    >>> results = RunResults("example", None, table, np.eye(2), None, pd.DataFrame(), None, [], "", {}, [])
-    >>> results.retrieval(results.embeddings).queries
-    array([0, 1])
-    """
+    """A training run and the evaluation of its model."""
 
     name: str
-    evaluation: Evaluation | None
-    table: pd.DataFrame
-    embeddings: Float[np.ndarray, "N D"]
-    baseline_embeddings: Float[np.ndarray, "N F"] | None
-    log: pd.DataFrame
-    proxies: Float[np.ndarray, "C D"] | None
-    classes: list[str]
-    config: str
+    evaluation: Evaluation | None  # on the test classes; None if the dataset has none
+    table: pd.DataFrame  # the evaluated images; may be empty
+    embeddings: Float[np.ndarray, "N D"]  # of the table's rows, by the model
+    baseline_embeddings: Float[np.ndarray, "N F"] | None  # by the untrained encoder
+    log: pd.DataFrame  # a row per line of metrics.jsonl; every column except `step` is optional
+    proxies: Float[np.ndarray, "C D"] | None  # None for a loss without
+    classes: list[str]  # names of the training classes, in the order of the proxies
+    config: str  # YAML
     machine: dict[str, str]
-    notes: list[str]
-    matching: NoMatchCalibration | None = None
+    notes: list[str]  # to show at the top of the report
+    matching: NoMatchCalibration | None = None  # on the validation classes, if there are any
 
     def retrieval(self, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
         """Build the retrieval problem of the evaluation: the same queries, gallery and excluded groups."""

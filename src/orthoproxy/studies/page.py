@@ -30,15 +30,7 @@ from orthoproxy.studies.table import (
 
 
 def write_page(study: Study, results: Sequence[TrialResult], folder: Path) -> None:
-    """Write ``index.html``, ``table.md`` and ``table.csv`` to a folder.
-
-    Parameters
-    ----------
-    study, results
-        The plan, and the results of its trials. The page lists missing ones.
-    folder
-        Created if missing; existing files are replaced.
-    """
+    """Write ``index.html``, ``table.md`` and ``table.csv`` to a folder; the page lists missing trials."""
     rows = {metric: summarize_methods(study, results, metric) for metric in ordered_metrics(study)}
     with os_errors_as_input_errors(folder, "write the page again"):
         folder.mkdir(parents=True, exist_ok=True)

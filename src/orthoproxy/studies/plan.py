@@ -264,17 +264,9 @@ def validation_scores(study: Study, results: Sequence[TrialResult], method: str,
 
 
 def choose_setting(study: Study, results: Sequence[TrialResult], method: str) -> Options | None:
-    """Return the setting with the best mean score on the validation classes over the tuning seeds.
+    """Return the first of the settings with the best mean score on the validation classes over the tuning seeds.
 
-    Parameters
-    ----------
-    study, results, method
-        The plan, results of any of its trials, and the name of the method.
-
-    Returns
-    -------
-    dict or None
-        The first of the best settings. None if a tuning trial is missing, or every setting failed with some seed.
+    None if a tuning trial is missing, or every setting failed with some seed.
     """
     settings = study.methods[method].settings
     if not study.methods[method].choose:

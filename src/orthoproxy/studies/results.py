@@ -47,25 +47,7 @@ class SplitScores(_Record):
 
 
 class TrialResult(_Record):
-    """Scores, cost, configuration and environment of a trial.
-
-    Parameters
-    ----------
-    options
-        Configuration by dotted keys, without what depends on the machine.
-    validation, test
-        Scores of each class; `test` is None until the trial is evaluated at the end of the study.
-    curve
-        Epoch, seconds, images and validation scores after each epoch.
-    geometry
-        Arrangement of the proxies, see `orthoproxy.reports.geometry`; None for losses without proxies.
-    seconds, images, elapsed
-        Cost of the training, and the seconds of the whole trial.
-    retrained
-        Date and environment of a second training, if the run folder was gone when the test classes were evaluated.
-    failed
-        Reason why the training diverged; None if it did not.
-    """
+    """Scores, cost, configuration and environment of a trial."""
 
     format_version: Literal[2] = FORMAT_VERSION
     study: str
@@ -73,18 +55,18 @@ class TrialResult(_Record):
     method: str
     setting: dict[str, Any]
     seed: int
-    options: dict[str, Any]
+    options: dict[str, Any]  # configuration by dotted keys, without what depends on the machine
     validation: SplitScores | None = None
-    test: SplitScores | None = None
-    curve: list[dict[str, FiniteFloat]] = []
-    geometry: dict[str, FiniteFloat | None] | None = None
-    seconds: FiniteFloat | None = None
+    test: SplitScores | None = None  # None until the trial is evaluated at the end of the study
+    curve: list[dict[str, FiniteFloat]] = []  # epoch, seconds, images and validation scores after each epoch
+    geometry: dict[str, FiniteFloat | None] | None = None  # of the proxies, see reports.geometry; None without
+    seconds: FiniteFloat | None = None  # of the training
     images: int | None = None
-    elapsed: FiniteFloat
+    elapsed: FiniteFloat  # of the whole trial
     date: str
     environment: dict[str, str]
-    retrained: dict[str, Any] | None = None
-    failed: str | None = None
+    retrained: dict[str, Any] | None = None  # date and environment of a second training, to evaluate on test classes
+    failed: str | None = None  # why the training diverged
 
     @model_validator(mode="after")
     def _check_complete(self) -> TrialResult:
@@ -119,20 +101,7 @@ def check_same_split(results: Sequence[TrialResult], split: Split) -> None:
 def score_matrix(
     results: Sequence[TrialResult], metric: str, model: Literal["trained", "untrained"] = "trained"
 ) -> tuple[Float[np.ndarray, "S C"], Int[np.ndarray, " C"]]:
-    """Arrange test scores for `orthoproxy.studies.compare`.
-
-    Parameters
-    ----------
-    results
-        At least one result, each with test scores of the same classes.
-    metric, model
-        ``recall@1`` or ``map@r``; ``trained`` or ``untrained``.
-
-    Returns
-    -------
-    values, queries
-        Mean score of each class with one row per result, and the number of queries of each class.
-    """
+    """Return the mean test score of each class, with one row per result, and the number of queries of each class."""
     check_same_split(results, "test")
     splits = [result.split("test") for result in results]
     return np.array([getattr(split, model)[metric] for split in splits]), np.array(splits[0].queries)

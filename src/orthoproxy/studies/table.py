@@ -21,46 +21,24 @@ SEEDS_LISTED = 12  # scores of more seeds are in the CSV file only
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """A method with its chosen setting, scored by one metric; missing values are None, NaN or empty.
-
-    Parameters
-    ----------
-    against
-        Method it is compared with, if that is not the baseline.
-    options
-        Options on top of the study's, chosen ones included.
-    seeds, scores
-        Seeds evaluated on the test classes, and the score of each as a fraction.
-    mean, deviation
-        Mean over the seeds with its interval over seeds and classes; standard deviation over the seeds.
-    untrained, gain
-        Score of the untrained encoder, and the difference to it.
-    validation
-        Mean score of the same runs on the validation classes.
-    difference
-        Difference to the baseline or to `against`.
-    p, holm_p
-        P value of a planned comparison, plain and corrected.
-    seconds, images
-        Cost of a training, median over the seeds.
-    """
+    """A method with its chosen setting, scored by one metric; missing values are None, NaN or empty."""
 
     method: str
     metric: str
     is_baseline: bool
-    against: str | None = None
-    options: Options = field(default_factory=dict)
+    against: str | None = None  # what it is compared with, if that is not the baseline
+    options: Options = field(default_factory=dict)  # on top of the study's, chosen ones included
     seeds: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    mean: Estimate | None = None
-    deviation: float = math.nan
+    scores: list[float] = field(default_factory=list)  # of each seed, as fractions
+    mean: Estimate | None = None  # over the seeds, with its interval over seeds and classes
+    deviation: float = math.nan  # over the seeds
     untrained: float = math.nan
-    gain: Estimate | None = None
-    validation: float = math.nan
-    difference: Difference | None = None
-    p: float = math.nan
-    holm_p: float = math.nan
-    seconds: float = math.nan
+    gain: Estimate | None = None  # over the untrained encoder
+    validation: float = math.nan  # mean of the same runs on the validation classes
+    difference: Difference | None = None  # to the baseline or to `against`
+    p: float = math.nan  # of a planned comparison
+    holm_p: float = math.nan  # corrected
+    seconds: float = math.nan  # of a training, median over the seeds
     images: float = math.nan
 
 
