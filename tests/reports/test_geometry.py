@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from recorded import Recorded
 
 from orthoproxy.reports.geometry import (
-    closest_pairs,
     compare_proxies,
     effective_rank,
     nearest_rows,
@@ -78,7 +77,7 @@ def test_with_too_many_classes_a_sample_of_proxies_is_compared_with_all() -> Non
     largest = (gram(p) - 2 * np.eye(400)).max(axis=1)
     assert all(np.isclose(largest, value, atol=1e-5).any() for value in found.nearest)
     assert found.pairs[0].cosine == pytest.approx(found.nearest.max(), abs=1e-5)
-    assert closest_pairs(p, numbered(400), k=1)[0][:2] == ("123", "321")
+    assert compare_proxies(p, numbered(400), k=1).pairs[0][:2] == ("123", "321")
 
 
 def test_memory_and_work_are_bounded(unchecked: None) -> None:
@@ -114,7 +113,7 @@ def test_many_pairs_are_sampled_evenly_and_the_same_each_time() -> None:
 def test_zero_and_single_proxies() -> None:
     assert (unit_rows(np.zeros((3, 2))) == 0).all()
     assert effective_rank(np.zeros((3, 2))) == 0
-    assert closest_pairs(np.ones((1, 4)), ["only"]) == []
+    assert compare_proxies(np.ones((1, 4)), ["only"]).pairs == []
     assert len(pair_cosines(np.ones((1, 4)))) == 0
     assert orthogonality_distance(np.ones((1, 4))) == 0
 

@@ -14,7 +14,7 @@ from PIL import Image
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import NoMatchCalibration, Scoring, score
 from orthoproxy.reports.figures import loss_figure, validation_figure
-from orthoproxy.reports.geometry import closest_pairs, effective_rank
+from orthoproxy.reports.geometry import compare_proxies, effective_rank
 from orthoproxy.reports.html import load_thumbnail
 from orthoproxy.reports.report import render_report
 from orthoproxy.reports.results import RunResults
@@ -94,7 +94,7 @@ def test_geometry_configuration_and_notes_are_shown(run: RunResults, page: str) 
     assert run.proxies is not None
     assert f"{effective_rank(run.proxies):.1f} of 6" in parsed.text
     closest = next(table for table in parsed.tables if table[0] == ["Class", "Class", "Cosine"])
-    pairs = closest_pairs(run.proxies, run.classes)
+    pairs = compare_proxies(run.proxies, run.classes).pairs
     assert closest[1:] == [[first, second, f"{cosine:.3f}"] for first, second, cosine in pairs]
     shown = ("first run", "seed: 3", "a made-up one", *run.notes, "40 steps in 1:00")
     assert all(part in parsed.text for part in shown)

@@ -24,7 +24,7 @@ from orthoproxy.core.distributed import (
 )
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
-from orthoproxy.embedding.embedder import BATCH_SIZE, Embedder, EmbedOptions
+from orthoproxy.embedding.embedder import BATCH_SIZE, Embedder
 
 FORMAT_VERSION = 2
 
@@ -44,8 +44,7 @@ def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers
         return features
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
     with raise_together(), torch.random.fork_rng(devices=[]):  # the loader draws a seed, on a cache miss only
-        options = EmbedOptions(batch_size=BATCH_SIZE, workers=workers, progress="features")
-        blocks = model.iterate_features(paths[local_slice(sizes)], **options)
+        blocks = model.iterate_features(paths[local_slice(sizes)], workers=workers, progress="features")
         own = torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for _, block in blocks)])
     features = all_gather_rows(own, sizes)
     with raise_together(), os_errors_as_input_errors(folder, "run it again"):

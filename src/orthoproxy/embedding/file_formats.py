@@ -22,12 +22,11 @@ ResizeField = Annotated[int, Field(ge=1, le=MAX_DIM)] | Literal["stretch"] | Non
 
 
 def validate_json(schema: type[T], text: str | bytes, path: str | Path, hint: str) -> T:
-    """Parse and validate JSON; raises InputError with the first invalid field, the format version before others."""
+    """Parse and validate JSON; raises InputError with the first invalid field."""
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as invalid:
-        errors: list[Any] = invalid.errors(include_url=False)
-        error = next((error for error in errors if error["loc"] == ("format_version",)), errors[0])
+        error: Any = invalid.errors(include_url=False)[0]
         field, problem, expected = ".".join(map(str, error["loc"])) or None, f"damaged: {error['msg']}", None
         if field == "format_version":
             problem = f"unknown format version {None if error['type'] == 'missing' else error['input']!r}"

@@ -159,13 +159,9 @@ def spectrum_figure(values: Float[np.ndarray, " M"], reference: Float[np.ndarray
 
 def validation_columns(log: pd.DataFrame) -> list[str]:
     """Choose the validation scores to plot: Recall@1 and MAP@R, or else the first three."""
-    scores = logged_columns(log, "validation/")
+    columns = [column for column in map(str, log.columns) if column.startswith("validation/")]
+    scores = [column for column in columns if len(finite_values(log, column))]
     return [column for column in ("validation/recall@1", "validation/map@r") if column in scores] or scores[:3]
-
-
-def logged_columns(log: pd.DataFrame, prefix: str) -> list[str]:
-    """Return the columns with a prefix that have at least one finite value."""
-    return [column for column in map(str, log.columns) if column.startswith(prefix) and len(finite_values(log, column))]
 
 
 def _finite_points(log: pd.DataFrame, column: str) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:

@@ -76,11 +76,6 @@ def orthogonality_distance(proxies: Float[np.ndarray, "C D"]) -> float:
     return float(soft_orthogonality(torch.from_numpy(proxies).double()))
 
 
-def closest_pairs(proxies: Float[np.ndarray, "C D"], classes: Sequence[str], k: int = 10) -> list[Pair]:
-    """List the k pairs of classes with the largest cosine between their proxies; see `compare_proxies`."""
-    return compare_proxies(proxies, classes, k).pairs
-
-
 def compare_proxies(
     proxies: Float[np.ndarray, "C D"],
     classes: Sequence[str],

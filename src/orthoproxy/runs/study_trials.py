@@ -19,7 +19,7 @@ from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.per_class import ClassScores, class_scores
-from orthoproxy.reports.geometry import closest_pairs, effective_rank, orthogonality_distance, welch_floor
+from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import choose_device, choose_precision, make_scoring
@@ -229,7 +229,7 @@ def _geometry(run: RunFolder) -> dict[str, Any] | None:
     if model.proxies is None:
         return None
     proxies = model.proxies.float().cpu().numpy()
-    pairs = closest_pairs(proxies, model.classes, k=1)
+    pairs = compare_proxies(proxies, model.classes, k=1).pairs
     return {
         "classes": len(proxies),
         "dim": proxies.shape[1],

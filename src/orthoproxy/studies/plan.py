@@ -60,17 +60,6 @@ Text = Annotated[str, Field(min_length=1)]
 class Method(BaseModel):
     """A method of a study: options on top of the base recipe, some with several candidate values.
 
-    Parameters
-    ----------
-    set
-        Options of all settings.
-    choose
-        Candidate values per option; each combination is one setting.
-    recipe
-        Partial recipe applied after the base recipe and before all options, for example one of ``recipes/losses``.
-    against
-        Method to compare with; the baseline of the study by default.
-
     Examples
     --------
     >>> Method(choose={"loss.margin": [0.1, 1], "training.epochs": [8]}).settings
@@ -79,10 +68,10 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    set: Set = {}
-    choose: Annotated[dict[str, Candidates], AfterValidator(_without_seed)] = {}
-    recipe: Path | None = None
-    against: str | None = None
+    set: Set = {}  # options of all settings
+    choose: Annotated[dict[str, Candidates], AfterValidator(_without_seed)] = {}  # each combination is one setting
+    recipe: Path | None = None  # partial recipe after the base recipe and before all options
+    against: str | None = None  # method to compare with; by default the baseline of the study
 
     @property
     def settings(self) -> list[Options]:
@@ -120,27 +109,6 @@ class Study(BaseModel):
     Each setting of a method is trained with each tuning seed. The setting that is best on the validation classes is
     then trained with all seeds, and only these runs are evaluated on the test classes.
 
-    Parameters
-    ----------
-    title, question
-        Heading and research question.
-    base, set
-        Recipe and options of all trials.
-    seeds, tuning_seeds
-        Seeds of the final runs, and of the runs that choose a setting. A number n means 0 to n - 1.
-    metric
-        Score that chooses settings and is compared, ``recall@1`` or ``map@r``.
-    baseline
-        Method that others are compared with, unless `Method.against` names another.
-    compare
-        Methods whose comparison was planned; their p values are corrected together.
-    methods
-        Methods by name.
-    expected_seconds
-        Estimated duration of a trial.
-    path
-        File of the study.
-
     Examples
     --------
     >>> study = Study(title="SO", base="icons.yaml", baseline="off", compare=["on"], seeds=3, tuning_seeds=[0],
@@ -155,15 +123,15 @@ class Study(BaseModel):
 
     title: Text
     question: str = ""
-    base: Path
-    set: Set = {}
-    seeds: Annotated[Seeds, Field(min_length=1)]
-    tuning_seeds: Seeds = []
-    metric: Literal["recall@1", "map@r"] = "recall@1"
-    baseline: str
-    compare: Annotated[list[str], AfterValidator(_check_distinct)] = []
+    base: Path  # recipe of all trials
+    set: Set = {}  # options of all trials
+    seeds: Annotated[Seeds, Field(min_length=1)]  # of the final runs; a number n means 0 to n - 1
+    tuning_seeds: Seeds = []  # of the runs that choose a setting
+    metric: Literal["recall@1", "map@r"] = "recall@1"  # chooses settings and is compared
+    baseline: str  # method that others are compared with, unless `Method.against` names another
+    compare: Annotated[list[str], AfterValidator(_check_distinct)] = []  # planned; p values are corrected together
     methods: dict[MethodName, Method]
-    expected_seconds: PositiveFloat | None = None
+    expected_seconds: PositiveFloat | None = None  # of a trial
     path: Path = Field(default=Path("study.yaml"), repr=False)
 
     @model_validator(mode="after")
