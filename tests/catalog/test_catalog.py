@@ -1,7 +1,5 @@
 """A catalog keeps what it is given and finds what is nearest: in a folder, and on a server."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import tempfile
@@ -271,21 +269,6 @@ def catalog_rows(rows: pd.DataFrame, where: str) -> np.ndarray:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
-
-
-def test_several_open_catalogs_of_a_folder_write_and_see_each_others_rows(folder: Path) -> None:
-    rows, embeddings = some(60)
-    with Catalog.create(str(folder), DIM, "m", "p") as one, Catalog.open(str(folder)) as other:
-        one.upsert(rows[:20], embeddings[:20])
-        assert keys(other.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
-        other.upsert(rows[20:40], embeddings[20:40])
-        other.delete(rows["id"][:10].tolist())
-        one.upsert(rows[40:], embeddings[40:])
-        for catalog in (one, other):
-            assert ids(catalog) == set(rows["id"][10:])
-            assert keys(catalog.search(embeddings[5:6], 60)[0]) == nearest(
-                rows[10:], embeddings[10:], embeddings[5], 60
-            )
 
 
 def test_processes_write_at_the_same_time_and_no_row_is_lost(folder: Path) -> None:

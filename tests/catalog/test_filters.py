@@ -1,7 +1,5 @@
 """Filters mean what was written, in memory, in LanceDB's SQL and in Milvus's expressions."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A catalog follows the images on disk; what was told to be safe is there after a kill."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

@@ -1,7 +1,5 @@
 """index and search."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A whole evaluation: roles, groups, queries without positive, the paired difference, and its JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Runs to which something happens, and one that nothing happened to."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

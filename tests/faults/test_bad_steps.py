@@ -1,7 +1,5 @@
 """Steps with a non-finite loss are skipped and counted; one too many ends training with the run saved."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

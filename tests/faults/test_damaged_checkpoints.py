@@ -1,7 +1,5 @@
 """A damaged checkpoint is detected: the run goes on from the one before."""
 
-from __future__ import annotations
-
 import random
 import zipfile
 from functools import partial

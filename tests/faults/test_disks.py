@@ -1,7 +1,5 @@
 """Disks that run full while something is written, and folders that are read-only."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

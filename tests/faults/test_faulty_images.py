@@ -1,7 +1,5 @@
 """Images that hang, vanish or change, and the processes that read them killed, while a run trains."""
 
-from __future__ import annotations
-
 import collections
 import itertools
 import os

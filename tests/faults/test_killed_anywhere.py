@@ -1,7 +1,5 @@
 """A run killed at any moment and resumed comes to the same bits as one that nothing happened to."""
 
-from __future__ import annotations
-
 import signal
 from functools import partial
 from pathlib import Path

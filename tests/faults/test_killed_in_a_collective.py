@@ -1,7 +1,5 @@
 """One of four processes is killed while the others wait for it; the resumed job comes to the same bits."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

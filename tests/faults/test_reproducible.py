@@ -1,7 +1,5 @@
 """Runs with the same configuration are bit-identical."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

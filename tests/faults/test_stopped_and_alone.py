@@ -1,7 +1,5 @@
 """Runs stopped by SIGTERM, as clusters do, and a run folder wanted by two."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Rows for catalogs, and a process that writes some."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

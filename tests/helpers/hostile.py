@@ -1,7 +1,5 @@
 """Files that would run a program if anything in them were unpickled or imported."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import zipfile

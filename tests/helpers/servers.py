@@ -1,7 +1,5 @@
 """Servers for the tests marked `server`: installed once into the user's cache, started on free ports."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """A small catalog of colored squares, indexed with a model of random weights, and clients of a server for it."""
 
-from __future__ import annotations
-
 import hashlib
 import socket
 import threading

@@ -1,7 +1,5 @@
 """Lists, collections and models name files inside their folder only; an image is not a program."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A file that would run a program when unpickled, in the place of every file of tensors, arrays or values."""
 
-from __future__ import annotations
-
 import ast
 import json
 import pickle

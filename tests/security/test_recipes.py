@@ -1,7 +1,5 @@
 """A recipe holds values: nothing that it names is imported, nothing in it is run."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Search over HTTP, on catalogs in folders."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json
@@ -241,21 +239,6 @@ def test_a_client_with_many_uploads_leaves_places_for_others(
             return [answer.status_code for answer in [*answers, *await asyncio.gather(*many)]]
 
     assert asyncio.run(ask()) == [200] * 302
-
-
-ODD_COOKIES = [
-    '{"a": [1, 2], "b": "x;y"}',
-    "no-equals-sign; =nameless; bracket[0]=(1)",
-    'seen=Wed, 09 Jun 2027 10:18:14 GMT; sum=a=b==; quoted="open',
-]
-
-
-def test_cookies_of_other_applications_change_nothing(client: TestClient) -> None:
-    headers = [("cookie", value) for value in ODD_COOKIES]
-    for path in (f"{PAGE}/", f"{PAGE}/config", "/catalogs", f"/images/{GREEN}"):
-        assert client.get(path, headers=headers).content == client.get(path).content
-    asked = {"data": [None] * 7, "fn_index": 0, "session_hash": "cookies", "trigger_id": None}
-    assert client.post(f"{PAGE}/gradio_api/queue/join", json=asked, headers=headers).status_code == 200
 
 
 def test_head_is_answered_as_get(client: TestClient) -> None:

@@ -1,7 +1,5 @@
 """The page in a real browser: upload, click, filter, compare; by keyboard, on a phone, and asking this server alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Host, origin, token, path and body size are checked before a request reaches the application."""
 
-from __future__ import annotations
-
 import base64
 
 import pytest

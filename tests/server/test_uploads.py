@@ -1,7 +1,5 @@
 """Uploaded images: decoded to the pixels of the file, or rejected; hangs, crashes and bombs do no harm."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal
