@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import Parser, at_least, config_overrides
+from orthoproxy.cli.options import Parser, at_least, config_overrides, print_table
 from orthoproxy.core.errors import os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -51,11 +50,7 @@ def run(options: Any) -> int:
 
 
 def _print_plan(runner: StudyRunner) -> None:
-    """Print all trials as a Markdown table, and their cost."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print all trials and their cost."""
     from orthoproxy.core.progress import duration
     from orthoproxy.studies.table import format_setting
 
@@ -66,16 +61,13 @@ def _print_plan(runner: StudyRunner) -> None:
         words = "the chosen one" if setting is None else format_setting(setting)
         finals = study.final_trials(name, study.methods[name].settings[0] if setting is None else setting)
         rows |= {trial.name: (trial, words) for trial in finals if trial.name not in rows}
-    table = Table(box=box.MARKDOWN)
-    for column in ("method", "setting", "seed", "state", "seconds"):
-        table.add_column(column, justify="right" if column in ("seed", "seconds") else "left")
+    table = []
     for trial, words in rows.values():
         result = runner.results.get(trial.name)
         state = "to do" if result is None else "failed" if result.failed else "evaluated" if result.test else "trained"
         seconds = result.elapsed if result else runner.expected_seconds(trial.method)
-        cost = "?" if seconds is None else f"{seconds:.0f}"
-        table.add_row(trial.method, words or "-", str(trial.seed), state, cost)
-    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+        table.append([trial.method, words or "-", str(trial.seed), state, "?" if seconds is None else f"{seconds:.0f}"])
+    print_table(["method", "setting", "seed", "state", "seconds"], table, right=["seed", "seconds"])
     left = [runner.expected_seconds(trial.method) for trial, _ in rows.values() if trial.name not in runner.results]
     cost = "unknown until one has finished" if None in left else f"about {duration(sum(x or 0 for x in left))}"
     print(f"{len(rows)} trials, {len(left)} to train; time one after the other: {cost}")

@@ -235,7 +235,8 @@ def score(
 
 def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> dict[str, float]:
     """Return the mean of each metric over the queries, without intervals."""
-    return _resample(embeddings, table, replace(scoring, bootstrap_samples=1)).values
+    names, values, *_ = _resample(embeddings, table, replace(scoring, bootstrap_samples=1))
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
@@ -276,45 +277,34 @@ def build_retrieval(embeddings: Embeddings, table: pd.DataFrame, exclude_same_gr
     )
 
 
-@dataclass(frozen=True)
-class _Resampled:
-    """Each metric's value on the data and on the bootstrap samples of its classes."""
-
-    values: dict[str, float]
-    samples: dict[str, Float[np.ndarray, " W"]]
-    queries: int
-    classes: int
-    queries_without_positive: int
-
-
 def _estimates(model: np.ndarray, baseline: np.ndarray | None, table: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
     """The estimates and counts of an `Evaluation`; both models' samples draw the same classes."""
+    names, own, own_samples, counts = _resample(model, table, scoring)
 
-    def intervals(values: dict[str, float], samples: dict[str, np.ndarray]) -> dict[str, Estimate]:
-        return {name: estimate(value, samples[name], scoring.confidence) for name, value in values.items()}
+    def intervals(values: np.ndarray, samples: np.ndarray) -> dict[str, Estimate]:
+        pairs = zip(values, samples, strict=True)
+        return dict(zip(names, (estimate(*pair, scoring.confidence) for pair in pairs), strict=True))
 
-    own = _resample(model, table, scoring)
-    counts = {name: getattr(own, name) for name in ("queries", "classes", "queries_without_positive")}
-    scores: dict[str, Any] = {"model": intervals(own.values, own.samples), "baseline": None, "difference": None}
+    scores: dict[str, Any] = {"model": intervals(own, own_samples), "baseline": None, "difference": None}
     if baseline is not None:
-        other = _resample(baseline, table, scoring)
-        scores["baseline"] = intervals(other.values, other.samples)
-        scores["difference"] = intervals(
-            {name: value - other.values[name] for name, value in own.values.items()},
-            {name: drawn - other.samples[name] for name, drawn in own.samples.items()},
-        )
+        _, other, other_samples, _ = _resample(baseline, table, scoring)
+        scores["baseline"] = intervals(other, other_samples)
+        scores["difference"] = intervals(own - other, own_samples - other_samples)
     return {**scores, **counts}
 
 
-def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Resampled:
+def _resample(
+    embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring
+) -> tuple[list[str], Float[np.ndarray, " M"], Float[np.ndarray, "M W"], dict[str, int]]:
+    """The M metrics' names, values on the data and on the bootstrap samples of its classes, and what they count."""
     retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
     metrics = score_queries(retrieval, table, scoring)
     scored = ~np.isnan(metrics["mrr"])
     classes = retrieval.labels[retrieval.queries][scored]
-    kept = np.stack([value[scored] for value in metrics.values()])
-    means = dict(zip(metrics, kept.mean(axis=1).tolist(), strict=True))
-    samples = dict(zip(metrics, bootstrap_means(kept, classes, scoring.bootstrap_samples), strict=True))
-    return _Resampled(means, samples, int(scored.sum()), len(np.unique(classes)), int((~scored).sum()))
+    values = np.stack([value[scored] for value in metrics.values()])
+    counts = {"queries": int(scored.sum()), "classes": len(np.unique(classes))}
+    counts["queries_without_positive"] = len(scored) - counts["queries"]
+    return list(metrics), values.mean(axis=1), bootstrap_means(values, classes, scoring.bootstrap_samples), counts
 
 
 def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:

@@ -27,18 +27,16 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
     """Plot the training curves for which the log has data."""
     if "step" not in log:
         return []
-    losses = {"loss": "total loss", "metric_loss": "metric loss"}
-    losses = {column: name for column, name in losses.items() if len(finite_values(log, column))}
-    regularizer = ["regularizer"] if len(finite_values(log, "regularizer")) else []
-    scores = figures.validation_columns(log)
-    plots = []
-    if "loss" in losses:
-        figure = figures.loss_figure(log, losses)
-        plots.append(_curve_plot("Loss", "Running mean; single steps pale.", figure, log, [*losses]))
-    if regularizer:
-        figure = figures.loss_figure(log, {"regularizer": "regularizer"}, "green")
-        caption = "Orthogonality regularizer of the proxies, before its weight. Lower is more orthogonal."
-        plots.append(_curve_plot("Regularizer", caption, figure, log, regularizer))
+    caption = "Orthogonality regularizer of the proxies, before its weight. Lower is more orthogonal."
+    drawn = [
+        ("Loss", "Running mean; single steps pale.", {"loss": "total loss", "metric_loss": "metric loss"}, "blue"),
+        ("Regularizer", caption, {"regularizer": "regularizer"}, "green"),
+    ]
+    plots, scores = [], figures.validation_columns(log)
+    for title, caption, names, color in drawn:
+        if columns := {column: name for column, name in names.items() if len(finite_values(log, column))}:
+            figure = figures.loss_figure(log, columns, color)
+            plots.append(_curve_plot(title, caption, figure, log, [*columns]))
     if scores:
         figure = figures.validation_figure(log, scores)
         plots.append(_curve_plot("Validation", "Scores on the validation classes; best marked.", figure, log, scores))
