@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -34,15 +34,6 @@ HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
 EXPORT_AGAIN = "update orthoproxy, or train or export the model again"
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BATCH_SIZE = 128
-
-
-class EmbedOptions(TypedDict, total=False):
-    """Options of `Embedder.embed`."""
-
-    batch_size: int
-    workers: int
-    progress: str | None
-    precision: str
 
 
 class ModelConfig(BaseModel, frozen=True):
@@ -166,8 +157,8 @@ class Embedder(
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
         return np.concatenate(rows + [batch.cpu().numpy() for _, batch in batches])
 
-    def embed_distributed(self, images: Images, **options: Unpack[EmbedOptions]) -> Float[np.ndarray, "N D"]:
-        """Embed images as `embed` does, with all processes of a distributed job.
+    def embed_distributed(self, images: Images, **options: Any) -> Float[np.ndarray, "N D"]:
+        """Embed images as `embed` does, with its options, with all processes of a distributed job.
 
         Every process must call it and gets all rows. Batches, and so results, do not depend on the number of processes.
         """
@@ -176,9 +167,7 @@ class Embedder(
             rows = self.embed(images[local_slice(sizes)], **options)
         return all_gather_rows(torch.from_numpy(rows), sizes).numpy()
 
-    def iterate_features(
-        self, images: Images, **options: Unpack[EmbedOptions]
-    ) -> Iterator[tuple[int, Float[Tensor, "b F"]]]:
+    def iterate_features(self, images: Images, **options: Any) -> Iterator[tuple[int, Float[Tensor, "b F"]]]:
         """Yield the backbone's pooled features, before projection and normalization, batch by batch.
 
         Each item is the index of the batch's first image and its float32 rows, on the model's device. Rows of an N x F

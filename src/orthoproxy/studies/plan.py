@@ -239,17 +239,15 @@ def choose_setting(study: Study, results: Sequence[TrialResult], method: str) ->
     settings = study.methods[method].settings
     if not study.methods[method].choose:
         return settings[0]
-    tuned = [list(tuning_results(study, results, method, setting).values()) for setting in settings]
-    if any(result is None for of_setting in tuned for result in of_setting):
+    tuned = [result for setting in settings for result in tuning_results(study, results, method, setting).values()]
+    if any(result is None for result in tuned):
         return None
-    trained = [[result for result in of_setting if result and not result.failed] for of_setting in tuned]
-    check_same_split([result for of_setting in trained for result in of_setting], "validation")
+    check_same_split([result for result in tuned if result and not result.failed], "validation")
     best, best_score = None, -np.inf
-    for setting, of_setting in zip(settings, trained, strict=True):
-        if len(of_setting) == len(study.tuning_seeds):
-            score = float(np.mean([result.score("validation", study.metric) for result in of_setting]))
-            if score > best_score + SCORE_TOLERANCE:
-                best, best_score = setting, score
+    for setting in settings:
+        scores = validation_scores(study, results, method, setting)
+        if len(scores) == len(study.tuning_seeds) and np.mean(scores) > best_score + 100 * SCORE_TOLERANCE:
+            best, best_score = setting, float(np.mean(scores))
     return best
 
 
