@@ -53,7 +53,6 @@ def test_collapsed_proxies() -> None:
     flat = around(centers(1)[:, :2], np.arange(CLASSES), dim=64, noise=0.0, seed=0)
     check = check_proxies(replace(healthy(), proxies=flat))
     assert check.measured["effective_rank"] < 2.1 < 0.5 * check.measured["random_rank"]
-    assert check.finding is not None and check.finding.plot
     assert severity(check) > 0.5  # the images are where they were, and mostly nearest to another proxy
 
 

@@ -11,7 +11,6 @@ from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate
 from orthoproxy.evaluation.bootstrap import mean_estimate
-from orthoproxy.reports.figures import spectrum_figure
 from orthoproxy.reports.geometry import (
     Pair,
     compare_proxies,
@@ -19,10 +18,8 @@ from orthoproxy.reports.geometry import (
     nearest_rows,
     orthogonality_distance,
     row_cosines,
-    spectrum,
     welch_floor,
 )
-from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import number, percent
 
 NAME = "proxies"
@@ -74,7 +71,7 @@ def check_proxies(model: DiagnosisInput) -> Check:
         "of these within 60° of the right proxy": percent(found.astray_close),
     }
     measured = {**asdict(found), "closest": [pair._asdict() for pair in found.closest]}
-    return Check(NAME, evidence, measured, _find(found, proxies, model.training))
+    return Check(NAME, evidence, measured, _find(found, model.training))
 
 
 def measure_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str], training: EmbeddedSplit) -> ProxyGeometry:
@@ -104,7 +101,7 @@ def _random_directions(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "
     return np.random.default_rng(0).standard_normal((min(count, MAX_RANDOM_ROWS), dim))
 
 
-def _find(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"], training: EmbeddedSplit) -> Finding | None:
+def _find(found: ProxyGeometry, training: EmbeddedSplit) -> Finding | None:
     """Return a finding where the geometry does harm: enough training images are nearest to a wrong proxy."""
     collapsed = found.effective_rank < COLLAPSED * found.random_rank
     if collapsed and found.astray.low > 0 and found.astray.value >= MIN_SEVERITY:
@@ -121,7 +118,6 @@ def _find(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"], training: Emb
         severity,
         scope,
         advice,
-        plot=_plot(found, proxies) if collapsed else None,
         columns=["Class", "Class", "Cosine of the proxies"],
         rows=[[pair.first, pair.second, number(pair.cosine, digits=3)] for pair in found.closest],
         thumbnails=_thumbnails(found.closest, training),
@@ -133,15 +129,3 @@ def _thumbnails(pairs: list[Pair], training: EmbeddedSplit) -> list[list[Thumbna
     first = training.table.drop_duplicates("label").set_index("label")["path"]
     known = [pair[:2] for pair in pairs if set(pair[:2]) <= set(first.index)]
     return [[Thumbnail(first[name], name) for name in pair] for pair in known]
-
-
-def _plot(found: ProxyGeometry, proxies: Float[np.ndarray, "C D"]) -> Plot:
-    random = spectrum(_random_directions(proxies))
-    random *= (found.classes / (random**2).sum()) ** 0.5  # the scale of one unit-length row per proxy
-    figure = spectrum_figure(spectrum(proxies), random, "random directions")
-    description = f"Singular values; effective rank {found.effective_rank:.1f}, random {found.random_rank:.1f}"
-    return Plot(
-        "Spectrum of the proxies",
-        "The sooner the curve falls, the fewer directions separate the classes.",
-        figure_to_svg(figure, "spectrum", description),
-    )

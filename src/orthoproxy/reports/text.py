@@ -29,7 +29,8 @@ def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
     gain = evaluation.difference[metric]
     compared = f"{score}, untrained encoder {percent(evaluation.baseline[metric])}."
     if gain.high < 0:
-        return "worse", f"Training made retrieval worse, by {points(negate(gain))}. {compared}"
+        loss = Estimate(-gain.value, -gain.high, -gain.low)
+        return "worse", f"Training made retrieval worse, by {points(loss)}. {compared}"
     if gain.low > 0:
         return "better", f"{compared} Training gained {points(gain)}."
     return "unclear", f"{compared} The difference, {points(gain, sign=True)}, is not significant."
@@ -85,11 +86,6 @@ def number(value: float, sign: bool = False, digits: int = 1) -> str:
     """Format a number with a typographic minus; a number that rounds to zero has no sign."""
     value = round(value, digits) + 0.0  # turns -0.0 into 0.0
     return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", MINUS)
-
-
-def negate(estimate: Estimate) -> Estimate:
-    """Return the estimate of the opposite difference."""
-    return Estimate(-estimate.value, -estimate.high, -estimate.low)
 
 
 def shorten(name: str, max_length: int = 18) -> str:
