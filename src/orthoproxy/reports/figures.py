@@ -146,11 +146,11 @@ def cosine_histogram_figure(proxies: Float[np.ndarray, "C D"]) -> Figure:
 
 
 @report_style
-def spectrum_figure(values: Float[np.ndarray, " M"], reference: Float[np.ndarray, " M"], name: str) -> Figure:
-    """Plot singular values of the proxies beside those of a reference."""
+def spectrum_figure(values: Float[np.ndarray, " M"]) -> Figure:
+    """Plot singular values of the proxies beside a flat spectrum of the same sum of squares."""
     figure, axes = create_figure()
     marker = "o" if len(values) < 25 else ""
-    axes.plot(np.arange(1, len(reference) + 1), reference, color=COLORS["muted"], linestyle="--", label=name)
+    axes.axhline(np.sqrt(np.square(values).mean()), color=COLORS["muted"], linestyle="--", label="flat spectrum")
     axes.plot(np.arange(1, len(values) + 1), values, color=COLORS["blue"], label="proxies", marker=marker, ms=3.5)
     axes.set_ylim(bottom=0)
     label_axes(axes, "direction, by decreasing singular value", "singular value", legend=True)

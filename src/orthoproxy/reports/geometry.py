@@ -82,7 +82,6 @@ def compare_proxies(
     k: int = 10,
     max_cosines: int = MAX_COSINES,
     block_mb: float = BLOCK_MB,
-    seed: int = 0,
 ) -> ProxyNeighbors:
     """Compare each proxy, or a random sample of them, with all others."""
     count = len(proxies)
@@ -90,7 +89,7 @@ def compare_proxies(
         return ProxyNeighbors([], np.empty(0))
     rows = np.arange(count)
     if count**2 > max_cosines:
-        rows = np.sort(np.random.default_rng(seed).choice(count, size=max(1, max_cosines // count), replace=False))
+        rows = np.sort(np.random.default_rng(0).choice(count, size=max(1, max_cosines // count), replace=False))
     retrieval = Retrieval(proxies, np.zeros(count, dtype=int), rows, np.arange(count))
     others, cosines = nearest_neighbors(retrieval, min(k, count - 1), block_mb)
     pairs = np.sort(np.stack([rows.repeat(others.shape[1]), others.ravel()], axis=1), axis=1)

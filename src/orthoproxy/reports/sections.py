@@ -81,9 +81,8 @@ def _plot_proxies(proxies: Float[np.ndarray, "C D"]) -> list[Plot]:
         svg = figure_to_svg(figures.cosine_histogram_figure(proxies), "cosines", "Histogram of the proxies' cosines")
         plots.append(Plot("Cosines of all pairs", caption, svg))
     values = spectrum(proxies)
-    flat = np.full(len(values), np.sqrt(len(proxies) / len(values)))
     description = f"Singular values of the proxies, falling from {values[0]:.2f} to {values[-1]:.2f}"
-    svg = figure_to_svg(figures.spectrum_figure(values, flat, "flat spectrum"), "spectrum", description)
+    svg = figure_to_svg(figures.spectrum_figure(values), "spectrum", description)
     plots.append(Plot("Spectrum", "Flat: all directions are used equally. Steep: the classes occupy few.", svg))
     return plots
 
