@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def test_options_override_recipes_and_later_recipes_earlier_ones(files: Files, t
     assert (config.training.epochs, config.training.seed, config.sampler.batch_size) == (3, 7, 6)
     assert config.encoder.name == "test_vit" and config.loss.args == {"scale": 16}
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "embed"])
+def test_results_are_written_before_they_are_printed(command: str, files: Files, run: Path, tmp_path: Path) -> None:
+    more = {"evaluate": [], "diagnose": ["--out", tmp_path], "embed": [files.unseen, "--out", tmp_path / "out"]}
+    results = tmp_path / "results.json"
+    with Path("/dev/full").open("w", buffering=1) as full, redirect_stdout(full), suppress(OSError):
+        main([*map(str, [command, run, *more[command], "--json", results])])
+    assert json.loads(results.read_text())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_places_that_cannot_be_written_are_found_before_the_work(command: str, run: Path, tmp_path: Path) -> None:
+    error = input_error([command, run, "--data.root", tmp_path / "nowhere", "--json", tmp_path])
+    assert (error.field, error.path) == ("json", str(tmp_path))
 
 
 def test_evaluate_other_images(files: Files, run: Path) -> None:

@@ -1,15 +1,22 @@
 """Options: what they parse to, which are rejected, and that --help loads no heavy library."""
 
+import math
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import input_error
+from errors import error_of
 
 from orthoproxy.cli.main import COMMANDS, main, parse
 from orthoproxy.cli.options import config_overrides
 from orthoproxy.core.errors import InputError
+from orthoproxy.evaluation import Scoring
+from orthoproxy.runs.config import Config
+from orthoproxy.runs.recipes import read_config
 
 
 def overrides(*arguments: str) -> dict[str, Any]:
@@ -54,6 +61,40 @@ def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str
         parse(arguments)
     assert error.value.field == field
     assert field != "--training.epoch" or "--training.epochs" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(("arguments", "field", "hint"), [
+    (["evaluate", "x", "--data.resize", "squash"], "--data.resize", "orthoproxy train"),
+    (["embed", "x", "y", "--out", "z", "--encoder.image_size=64"], "--encoder.image_size", "orthoproxy train"),
+    (["diagnose", "x", "--loss.args.margin", "1"], "--loss.args.margin", "orthoproxy train"),
+    (["evaluate", "x", "--evaluation.draws", "0"], "--evaluation.draws", "evaluation.bootstrap_samples"),
+])  # fmt: skip
+def test_options_of_training_are_named_as_such(arguments: list[str], field: str, hint: str) -> None:
+    error = error_of(parse, arguments)
+    assert error.field == field and hint in str(error.hint)
+
+
+@pytest.mark.parametrize(("recipe", "arguments", "field"), [
+    ("", ["--data.test_classes", "[001, 010]"], "data.test_classes"), ("data: {root: 2024}", [], "data.root"),
+    ("data: {csv: no}", [], "data.csv"), ("encoder: {name: 2024-01-02}", [], "encoder.name"),
+])  # fmt: skip
+def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(
+    recipe: str, arguments: list[str], field: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    error = input_error(["train", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "x", *arguments])
+    assert error.field == field and "quotes" in str(error.hint)
+    (tmp_path / "recipe.yaml").write_text("data: {root: '2024', test_classes: ['001', '010']}")
+    assert read_config(tmp_path / "recipe.yaml").data.test_classes == ["001", "010"]
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("recall_at", [0]), ("recall_at", []), ("bootstrap_samples", 0), ("confidence", 95), ("confidence", math.nan),
+    ("block_memory_mb", 0), ("block_memory_mb", math.inf),
+])  # fmt: skip
+def test_an_evaluation_protocol_out_of_range_is_an_error(key: str, value: Any) -> None:
+    assert error_of(Config().with_overrides, {f"evaluation.{key}": value}).field.startswith(f"evaluation.{key}")
+    assert error_of(Scoring, **{key: tuple(value) if isinstance(value, list) else value}).field == key
 
 
 def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -> None:

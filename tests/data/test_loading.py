@@ -1,6 +1,10 @@
 """Workers that run out of memory, persistent workers, and the time limit; tests/faults kills and crashes them."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +32,26 @@ def test_persistent_workers_serve_several_epochs() -> None:
     loader = DataLoader(torch.arange(6), batch_size=3, **loader_options(1, persistent_workers=True))
     for _ in range(2):
         assert [batch.tolist() for batch in iterate_batches(loader)] == [[0, 1, 2], [3, 4, 5]]
+
+
+SCRIPT = """
+import multiprocessing, sys
+import torch
+from orthoproxy.data.loading import iterate_batches, loader_options
+if multiprocessing.get_start_method(allow_none=True) is None:
+    multiprocessing.set_start_method(sys.argv[1])
+print(list(iterate_batches(torch.utils.data.DataLoader(torch.arange(6), **loader_options(1)))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_script_without_a_main_guard_is_told_so(method: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, tmp_path / "script.py", method], capture_output=True, text=True)
+    assert done.returncode == 1 and "__main__" in done.stderr.splitlines()[-1] and "bootstrapping" not in done.stderr
+    assert time.monotonic() - start < 110  # before the time limit of a batch
 
 
 def test_the_timeout_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

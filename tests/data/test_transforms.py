@@ -1,6 +1,12 @@
 """Views of an image, checked with a picture whose pixels say where they were."""
 
+import multiprocessing
+import os
 import pickle
+import resource
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +106,29 @@ def test_the_fixed_view_is_that_of_torchvision(
     resized = v2.Resize(list(side) if isinstance(side, tuple) else side, interpolation=InterpolationMode.BICUBIC)
     reference = v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
     assert torch.equal(evaluation_transform(size, resize)(image), reference(image))
+
+
+@pytest.mark.parametrize("shape", [(2000, 131), (90, 1800)])
+def test_of_a_strip_only_what_the_crop_keeps_is_resized(shape: tuple[int, int], map_image: Image.Image) -> None:
+    image = map_image.resize(shape)
+    reference = v2.Compose([v2.Resize(73, InterpolationMode.BICUBIC), v2.CenterCrop(64), v2.PILToTensor()])
+    assert (evaluation_transform(64)(image).int() - reference(image).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(400_000, 1), (1, 400_000)])
+def test_a_strip_takes_little_memory(shape: tuple[int, int]) -> None:
+    def work(transform: Callable) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, [int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 10**8] * 2)
+        pixels = transform(Image.new("RGB", shape, (10, 20, 30)))
+        os._exit(0 if pixels.float().mean(dim=(1, 2)).tolist() == [10, 20, 30] else 1)
+
+    for transform in (evaluation_transform(224), evaluation_transform(224, "stretch"), training_transform(224)):
+        transform(Image.new("RGB", (300, 200)))  # its imports
+        process = multiprocessing.get_context("fork").Process(target=work, args=(transform,))
+        with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of forking beside threads
+            process.start()
+        process.join()
+        assert process.exitcode == 0
 
 
 def test_a_crop_larger_than_the_resized_image_is_an_error() -> None:

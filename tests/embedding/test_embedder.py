@@ -51,6 +51,51 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(embedder: Embedder, 
         np.testing.assert_allclose(embedder.embed(paths, batch_size, workers), files, atol=1e-5)
 
 
+def test_arrays_and_single_images_embed_as_their_files_do(embedder: Embedder, paths: list[Path]) -> None:
+    files, images = embedder.embed(paths), [np.asarray(Image.open(path)) for path in paths]
+    pixels = evaluation_transform(32, 36)(read_image(paths[0]))
+    for given in (images, np.stack(images), images[0], Image.open(paths[0]), paths[0], str(paths[0]), pixels):
+        embeddings = embedder.embed(given)
+        np.testing.assert_allclose(embeddings, files[: len(embeddings)], atol=1e-6)
+        np.testing.assert_array_equal(embedder.embed_distributed(given), embeddings)
+
+
+UNFIT = {
+    "0 to 255 in floating point": lambda x: x * 255, "normalized": lambda x: (x - 0.485) / 0.229,
+    "-1 to 1": lambda x: 2 * x - 1, "not finite": lambda x: torch.where(x == x.max(), torch.nan, x),
+    "infinite features": lambda x: torch.full((2, 64), torch.inf), "half size": lambda x: x[..., ::2, ::2],
+    "one channel": lambda x: x[:, :1], "features of another model": lambda x: x[:, 0, 0],
+    "channels last": lambda x: x.permute(0, 2, 3, 1), "float array": lambda x: x[0].permute(1, 2, 0).numpy(),
+    "gray array": lambda x: (255 * x[0, 0].numpy()).astype(np.uint8), "tensors": lambda x: list(x), "nothing": int,
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", UNFIT)
+def test_images_that_the_model_would_misread_are_errors(kind: str, embedder: Embedder, paths: list[Path]) -> None:
+    pixels = torch.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths[::4]]) / 255
+    ran = []
+    embedder.encoder.register_forward_pre_hook(lambda *_: ran.append(1))
+    given = 3 if kind == "nothing" else UNFIT[kind](pixels)
+    assert error_of(embedder.embed, given).field == "images" and not ran
+    embedder.embed(1.1 * pixels - 0.05)  # what bicubic interpolation overshoots
+    for option, value in {"batch_size": 0, "workers": -1}.items():
+        assert error_of(embedder.embed, paths, **{option: value}).field == option
+
+
+def test_embedding_leaves_training_mode_and_random_state_alone(paths: list[Path]) -> None:
+    encoder = Encoder(VIT, embedding_dim=8, image_size=32, drop_path=0.5)
+    embedder = Embedder(encoder)
+    expected = embedder.embed(paths)
+    encoder.train()
+    encoder.projection.eval()
+    modes, state = [module.training for module in encoder.modules()], torch.get_rng_state()
+    for workers in (0, 1):
+        np.testing.assert_allclose(embedder.embed(paths, workers=workers), expected, atol=1e-6)
+    assert [module.training for module in encoder.modules()] == modes and True in modes and False in modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_features_come_batch_by_batch_without_gradients(embedder: Embedder, paths: list[Path]) -> None:
     pixels = torch.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths])
     with torch.inference_mode():

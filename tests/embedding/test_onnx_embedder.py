@@ -61,7 +61,9 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
     for given in ([Image.open(path) for path in paths], pixels, pixels / 255):
         np.testing.assert_array_equal(ours.embed(given), files)
     assert ours.embed([]).shape == (0, 8)
-    assert error_of(ours.embed, "one.png").field == "images"
+    np.testing.assert_array_equal(ours.embed(str(paths[0])), files[:1])
+    for unfit in (pixels.float(), pixels[..., ::2, ::2], torch.rand(2, 8)):
+        assert error_of(ours.embed, unfit).field == "images"
 
 
 @pytest.mark.parametrize(("backbone", "dim", "resize", "expected"), [

@@ -1,5 +1,7 @@
 """Disks that run full while something is written, and folders that are read-only."""
 
+import ctypes
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +118,22 @@ def test_a_disk_full_while_a_catalog_is_written(
     assert main(index) == 0
     with Catalog.open(index[1]) as catalog:
         assert len(catalog) == 50
+
+
+@pytest.mark.parametrize("size", ["4k", "24k", "48k"])  # too small for what workers share, for queues, for batches
+def test_too_little_shared_memory(size: str, run: Run) -> None:
+    def shrink() -> None:
+        if ctypes.CDLL(None).unshare(0x20000):  # CLONE_NEWNS
+            os._exit(77)
+        made = mount("--make-rprivate", "/") and mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm")
+        if not made:
+            os._exit(77)
+
+    code, error = run.start(shrink, "--data.workers", 2).end()
+    if code == 77:
+        pytest.skip("this user may not mount a file system")
+    assert code == 1 and "--shm-size" in message(error) and "data.workers" in message(error)
+    assert message(error).count("\n") == 0
 
 
 def test_a_read_only_disk(interrupted: Run, whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,11 @@ def test_figures_of_many_classes_are_small() -> None:
     assert sum(len(plot.svg) for plot in many["plots"]) < 1e5
 
 
+def test_names_in_a_script_that_the_font_of_figures_lacks() -> None:
+    proxies = describe_proxies(np.eye(2, 4), ["猫", "犬"])  # warnings are errors here
+    assert proxies is not None and "猫" in proxies["plots"][0].svg
+
+
 def test_missing_images_leave_a_placeholder(bare: RunResults) -> None:
     gone = bare.table.assign(path=[f"{path}.gone" for path in bare.table["path"]])
     parsed = render(replace(bare, table=gone))

@@ -1,7 +1,10 @@
 """Invalid input of a training run: the error names field and path, the exit code is 2, and nothing is lost."""
 
+import multiprocessing
+import os
 import resource
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,10 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 from command_line import input_error
+from errors import error_of
 from PIL import Image
 from small_runs import training
 
 from orthoproxy.cli.main import main
+from orthoproxy.runs.dataset import user_cache
 from orthoproxy.runs.run_folder import RunFolder
 
 TRAINING, TEST = "class 5", "class 1"  # by the hash of the name
@@ -61,6 +66,25 @@ def test_a_class_with_one_image_is_noted(with_images: Callable, images: Path, tm
     assert [scores[name] for name in ("queries", "classes", "queries_without_positive")] == [15, 3, 1]
     error = capsys.readouterr().err
     assert TRAINING in error or TEST in error
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nobody"])  # of a user whom the system does not know; read-only
+def test_no_folder_for_caches(home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False) if home is None else monkeypatch.setenv("HOME", home)
+
+    def work() -> None:
+        if home is None:
+            os.setuid(12345)
+        os._exit("XDG_CACHE_HOME" not in str(error_of(user_cache).hint))
+
+    if home is None and os.getuid():
+        pytest.skip("only root can become another user")
+    process = multiprocessing.get_context("fork").Process(target=work)
+    with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of forking beside threads
+        process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def cut(path: Path) -> None:

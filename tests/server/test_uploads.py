@@ -4,9 +4,12 @@ import io
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +162,21 @@ def test_a_worker_that_dies_or_hangs_is_replaced(number: int) -> None:
         assert time.monotonic() < end
         time.sleep(0.1)
     pool.close()
+
+
+SERVER = """
+import time
+from orthoproxy.server.limits import Limits
+from orthoproxy.server.uploads import DecoderPool
+pool = DecoderPool(Limits(decode_workers=2))
+print(*(worker.pid.result() for worker in pool._idle.queue), flush=True)
+time.sleep(3600)
+"""
+
+
+def test_nothing_is_left_of_a_server_that_is_killed(request: pytest.FixtureRequest) -> None:
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, start_new_session=True)
+    request.addfinalizer(lambda: suppress(ProcessLookupError)(os.killpg)(server.pid, signal.SIGKILL))
+    assert server.stdout is not None and len(server.stdout.readline().split()) == 2
+    server.kill()
+    server.communicate(timeout=60)  # until no process has the pipe open

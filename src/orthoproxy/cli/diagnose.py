@@ -43,7 +43,7 @@ def run(options: Any) -> None:
             options.workers,
             choose_device(options.device),
         )
+        write({"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]})
         for diagnosis in diagnoses:
             print(*summary_lines(diagnosis), sep="\n")
         print(f"page: {out / PAGE}")
-        write({"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]})

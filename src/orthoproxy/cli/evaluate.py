@@ -53,13 +53,13 @@ def run(options: Any) -> None:
         evaluation = evaluate(embedder, table, scoring=scoring, workers=workers, progress=True)
         training_classes = len(set(table["label"]) & set(embedder.classes))
         scores = evaluation.to_dict() | {"training_classes": training_classes, "unreadable": unreadable}
+        write(scores)
         print_scores(scores)
         if unreadable:
             print(f"note: {len(unreadable)} unreadable images left out, for example {unreadable[0]['path']}")
         if training_classes:
             print(f"note: {training_classes} classes have the name of a training class; scores on training classes are")
             print("note: no estimate for unseen classes")
-        write(scores)
 
 
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:

@@ -39,6 +39,9 @@ def run(options: Any) -> None:
         overrides = config_overrides(options)
         exported = export_run(options.run, out, options.int8, rate, options.license, overrides, options.workers)
         metadata, matching = exported.metadata, exported.matching
+        scores = exported.scores and exported.scores.to_dict()
+        check = {"images": exported.images, "max_difference": exported.difference, "scores": scores}
+        write({"path": options.out, **metadata.model_dump(), "check": check})
         print(f"{out}: {metadata.precision}, {out.stat().st_size / 1e6:.1f} MB, model {metadata.identity}")
         print(f"checked: {metadata.checked}")
         if matching is None:
@@ -49,6 +52,3 @@ def run(options: Any) -> None:
         else:
             print(no_match_words(matching, rate))
         print(f"{out.parent / 'model'}: the model and its card")
-        scores = exported.scores and exported.scores.to_dict()
-        check = {"images": exported.images, "max_difference": exported.difference, "scores": scores}
-        write({"path": options.out, **metadata.model_dump(), "check": check})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -41,7 +42,9 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise InputError(error.message, field=error.argument_name) from error
         if unknown:
-            renamed = RENAMED.get(unknown[0].partition("=")[0])
+            name = unknown[0].partition("=")[0]
+            self._require_no_key(name)
+            renamed = RENAMED.get(name)
             if action := self._option_string_actions.get(renamed or ""):
                 expected = f"{renamed}, one of {', '.join(action.choices)}" if action.choices else renamed
                 raise InputError("renamed in version 0.2", field=unknown[0], expected=expected)
@@ -49,6 +52,17 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists the options"
             raise InputError("unknown argument", field=unknown[0], hint=hint)
         return options
+
+    def _require_no_key(self, name: str) -> None:
+        """Raise InputError for an option of `train`, under its present name or an old one."""
+        from orthoproxy.runs.config import RENAMED, fields_by_key
+
+        key = name.removeprefix("--")
+        if any(f"{key}.".startswith(f"{known}.") for known, _, _ in fields_by_key()):
+            problem = f"not an option of {self.prog}: it is decided when a model is trained"
+            raise InputError(problem, field=name, hint="give it to orthoproxy train")
+        if key in RENAMED:
+            raise InputError("renamed in version 0.2", field=name, hint=RENAMED[key])
 
     def add_device(self) -> None:
         self.add_argument("--device", choices=DEVICES, default="auto", help="Device to compute on (default: auto).")
@@ -143,6 +157,8 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
     if place not in (None, "-"):  # before hours of work
         with os_errors_as_input_errors(place, "run the command again"):
             Path(place).parent.mkdir(parents=True, exist_ok=True)
+            if Path(place).is_dir() or not os.access(Path(place).parent, os.W_OK):
+                raise InputError("cannot be written", field="json", path=place, hint="choose another path")
     with redirect_stdout(sys.stderr if place == "-" else stdout):
         yield write
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from orthoproxy.cli.index import CATALOG
@@ -22,7 +26,32 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
-    from orthoproxy.server.serve import serve
+    with _keeping_interrupts() as raise_lost:
+        from orthoproxy.server.serve import serve
 
-    arguments = vars(options) | {"token": options.token or os.environ.get("ORTHOPROXY_TOKEN") or None}
-    serve(**arguments)
+        arguments = vars(options) | {"token": options.token or os.environ.get("ORTHOPROXY_TOKEN") or None}
+        serve(**arguments, before_start=raise_lost)
+
+
+@contextmanager
+def _keeping_interrupts() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises a Ctrl-C again which was lost, as in a callback of the garbage collector."""
+    received: list[int] = []
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        handlers[number](number, frame)
+
+    def raise_lost() -> None:
+        if received:
+            handlers[received[0]](received[0], None)
+
+    for number in handlers:
+        signal.signal(number, handle)
+    try:
+        yield raise_lost
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.data.images import read_image, read_pixels, to_rgb
 from orthoproxy.data.samplers import SampleSeed
 from orthoproxy.data.transforms import Augmentation, Transform
-
-T = TypeVar("T")
-
 
 class TrainingImages(Dataset):
     """Augmented images: maps (row, seed), as drawn by `BatchSampler`, to (pixels, class number).
@@ -96,11 +93,11 @@ class TrainingFeatures(Dataset):
 class EvaluationImages(Dataset):
     """Images in a fixed transform, in the order given: maps a row to pixels.
 
-    `images` are files or PIL images of any mode. An image that cannot be read is returned as its `InputError`, which
+    `images` are files, PIL images of any mode, or arrays of RGB pixels. An image that cannot be read is returned as its `InputError`, which
     `iterate_batches` raises.
     """
 
-    def __init__(self, images: Sequence[str | Path | Image.Image], transform: Transform) -> None:
+    def __init__(self, images: Sequence[Any] | np.ndarray, transform: Transform) -> None:
         self.images, self.transform = _shareable(images), transform
 
     def __len__(self) -> int:
@@ -108,10 +105,21 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"] | InputError:
         try:
-            image = self.images[row]
-            return self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_image(image))
+            return self.transform(_open_image(self.images[row]))
         except InputError as error:
             return error
+
+
+def _open_image(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(image)
+    shape = f" of {image.dtype} and shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
+    expected = "a path, a PIL image, or an array H x W x 3 of uint8"
+    raise InputError(f"{type(image).__name__}{shape}", field="images", expected=expected)
 
 
 class PathList:
@@ -130,7 +138,7 @@ class PathList:
         return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
 
 
-def _shareable(images: Sequence[T]) -> Sequence[T] | PathList:
+def _shareable(images: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray | PathList:
     if not isinstance(images, list | tuple):
         return images
     paths = [image for image in images if isinstance(image, str | Path)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +28,9 @@ DEFAULT_TIMEOUT = 120.0  # seconds
 REPLACE_FILE = "replace the file, or leave it out (train and evaluate: --data.on_unreadable_image skip)"
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 LONGEST_PATH = 4096  # bytes
+POLL_SECONDS = 5.0  # between looks for dead workers
+SHARED_MEMORY = "shared memory (/dev/shm) is full. Hint: in Docker, give the container more (--shm-size=2g); "
+SHARED_MEMORY += "or use no workers (data.workers 0)"
 
 
 _current_file: np.ndarray | None = None  # of a worker: memory shared with the main process
@@ -41,8 +47,10 @@ def loader_options(
     process as text only. Such an error takes the place of its batch. Without workers there is no time limit.
     """
     options: dict[str, Any] = {"num_workers": workers, "collate_fn": partial(_collate_or_error, collate_fn)}
+    if workers and getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)  # a worker that runs its script again, which has no main guard: the main process says so
     if workers:
-        options |= {"timeout": read_timeout(), "worker_init_fn": _CurrentFiles(workers)}
+        options |= {"timeout": min(POLL_SECONDS, read_timeout()), "worker_init_fn": _CurrentFiles(workers)}
     return {**options, "persistent_workers": persistent_workers and workers > 0}
 
 
@@ -58,17 +66,28 @@ def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
             batches = iter(loader)
         while True:
             started = time.monotonic()
-            batch = next(batches)
+            batch = _next_batch(batches)
             if isinstance(batch, InputError):
                 raise batch
             yield batch
     except StopIteration:
         return
     except (RuntimeError, OSError, EOFError) as error:
-        found = _find_cause(loader, batches, time.monotonic() - started)
+        found = _find_cause(loader, batches, time.monotonic() - started, error)
         if found is None:
             raise
         raise found from error
+
+
+def _next_batch(batches: Iterator[T]) -> T:
+    """Wait in turns, as PyTorch looks for dead workers only at the end of one."""
+    started = time.monotonic()
+    while True:
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error) or time.monotonic() - started >= read_timeout():
+                raise
 
 
 def read_timeout() -> float:
@@ -103,7 +122,10 @@ class _CurrentFiles:
     """The file that each worker is reading; a `worker_init_fn`, so that workers know where to write it."""
 
     def __init__(self, workers: int) -> None:
-        self.shared = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
+        try:
+            self.shared = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
+        except RuntimeError as error:
+            raise WorkerLost(SHARED_MEMORY) from error
 
     def __call__(self, worker: int) -> None:
         global _current_file
@@ -130,7 +152,7 @@ def _unchanged_sigchld_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def _find_cause(loader: Any, batches: Any, waited: float) -> InputError | WorkerLost | None:
+def _find_cause(loader: Any, batches: Any, waited: float, error: Exception) -> InputError | WorkerLost | None:
     """Return the error for a dead or stuck worker of a `DataLoader`; None if there is none."""
     workers = getattr(batches or getattr(loader, "_iterator", None), "_workers", [])
     for worker in workers:
@@ -140,15 +162,23 @@ def _find_cause(loader: Any, batches: Any, waited: float) -> InputError | Worker
     for worker, file in zip(workers, names, strict=True):
         code = worker.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if name == "SIGBUS":
+            return WorkerLost(SHARED_MEMORY)
         if file and -code in CRASH_SIGNALS:
             return InputError(f"the image decoder crashed ({name})", path=file, hint=REPLACE_FILE)
+        if code == 1 and not file and multiprocessing.get_start_method() != "fork":
+            guard = 'put the code of a script under if __name__ == "__main__":, or use no workers'
+            return WorkerLost(f"a data loading worker could not start. Hint: {guard}")
         if code:
             return WorkerLost(
                 f"a data loading worker was killed ({name}){f' while it read {file}' if file else ''}. "
                 "Hint: if the machine ran out of memory, use fewer workers or a smaller batch size"
             )
-    if workers and 0 < loader.timeout <= waited:
-        problem = f"no batch was read within {loader.timeout:g} seconds"
+    no_space = "shared memory" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+    if getattr(loader, "num_workers", 0) and no_space:  # of batches, or of the semaphores of queues
+        return WorkerLost(SHARED_MEMORY)
+    if workers and 0 < read_timeout() <= waited:
+        problem = f"no batch was read within {read_timeout():g} seconds"
         hint = f"{REPLACE_FILE}, or set {TIMEOUT_VARIABLE} to more seconds"
         return InputError(problem, path=next(filter(None, names), None), hint=hint)
     return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 H W"]]
 Resize = int | Literal["stretch"] | None
+MAX_RESIZED = 8  # sides of the output; a strip one pixel high would be resized to gigabytes
 
 
 def training_transform(
@@ -103,7 +104,7 @@ def evaluation_size(image_size: int, resize: Resize = None) -> int | tuple[int, 
     return (image_size, image_size) if resize == "stretch" else resize or round(image_size * 256 / 224)
 
 
-def evaluation_transform(image_size: int, resize: Resize = None) -> Transform:
+def evaluation_transform(image_size: int, resize: Resize = None) -> ResizeAndCrop:
     """Return the fixed transform for evaluation and search: resize, bicubic, and crop the center square.
 
     Parameters
@@ -116,7 +117,7 @@ def evaluation_transform(image_size: int, resize: Resize = None) -> Transform:
 
     Returns
     -------
-    Callable
+    ResizeAndCrop
         Maps an RGB image to uint8 pixels.
 
     Raises
@@ -149,6 +150,12 @@ class ResizeAndCrop:
         else:
             width, height = (int(self.resize * side / short) for side in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        square = resized.crop((left, top, left + size, top + size))
+        if max(width, height) > MAX_RESIZED * size:  # resize only what the crop keeps
+            across, down = image.width / width, image.height / height
+            right, bottom = min((left + size) * across, image.width), min((top + size) * down, image.height)
+            box = (left * across, top * down, right, bottom)
+            square = image.resize((size, size), Image.Resampling.BICUBIC, box)
+        else:
+            resized = image.resize((width, height), Image.Resampling.BICUBIC)
+            square = resized.crop((left, top, left + size, top + size))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)

@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize, evaluation_size
-from orthoproxy.embedding.batches import Images, iterate_image_batches
+from orthoproxy.embedding.batches import Images, as_batch, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder
 from orthoproxy.models.weights import cache_alone_without_network, read_tensors
@@ -142,8 +142,8 @@ class Embedder(
         Parameters
         ----------
         images
-            Paths; PIL images of any mode; a B x 3 x H x W tensor of resized RGB pixels, uint8 or floating point from 0
-            to 1; or an N x F tensor of pooled features.
+            Paths, PIL images of any mode, uint8 arrays H x W x 3, or one of these; resized RGB pixels as a tensor
+            B x 3 x H x W or 3 x H x W, uint8 or floating point from 0 to 1; or an N x F tensor of pooled features.
         batch_size
             Images per forward pass.
         workers
@@ -162,6 +162,7 @@ class Embedder(
 
         Every process must call it and gets all rows. Batches, and so results, do not depend on the number of processes.
         """
+        images = as_batch(images)
         sizes = split_sizes(len(images), unit=options.get("batch_size", BATCH_SIZE))
         with raise_together():
             rows = self.embed(images[local_slice(sizes)], **options)
@@ -188,9 +189,9 @@ class Embedder(
         progress: str | None = None,
         precision: str = "32-true",
     ) -> Iterator[tuple[int, Float[Tensor, "b _"]]]:
-        first, on_gpu = 0, self.device.type == "cuda"
-        for batch in iterate_image_batches(images, self.transform, batch_size, workers, progress, on_gpu):
-            with torch.no_grad(), _autocast(self.device, precision):
+        first, on_gpu, features = 0, self.device.type == "cuda", self.encoder.feature_dim
+        for batch in iterate_image_batches(images, self.transform, batch_size, workers, progress, on_gpu, features):
+            with torch.no_grad(), _evaluating(self.encoder), _autocast(self.device, precision):
                 rows = model(batch.to(self.device, non_blocking=on_gpu))
             yield first, rows.float()
             first += len(batch)
@@ -295,6 +296,18 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
         raise InputError(repr(precision), field="precision", expected=f"one of {', '.join(AUTOCAST)}")
     dtype = AUTOCAST[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def _evaluating(encoder: Encoder) -> Iterator[None]:
+    """Put an encoder into evaluation mode, and each module back into its own."""
+    training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _is_hub_id(path: str | Path) -> bool:

@@ -43,7 +43,7 @@ def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers
     if features is not None and not missing:
         return features
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
-    with raise_together(), torch.random.fork_rng(devices=[]):  # the loader draws a seed, on a cache miss only
+    with raise_together():
         blocks = model.iterate_features(paths[local_slice(sizes)], workers=workers, progress="features")
         own = torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for _, block in blocks)])
     features = all_gather_rows(own, sizes)

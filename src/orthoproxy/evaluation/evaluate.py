@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -116,7 +117,7 @@ class Scoring:
             "recall_at": (min(self.recall_at, default=0) >= 1, "one or more integers, at least 1"),
             "bootstrap_samples": (self.bootstrap_samples >= 1, "at least 1"),
             "confidence": (0 < self.confidence < 1, "above 0 and below 1, such as 0.95"),
-            "block_memory_mb": (self.block_memory_mb > 0, "above 0"),
+            "block_memory_mb": (0 < self.block_memory_mb < math.inf, "above 0, and finite"),
         }
         for name, (valid, expected) in allowed.items():
             if not valid:

@@ -40,7 +40,7 @@ Bounds = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)
 class Section(BaseModel):
     """A group of fields: unknown keys are errors, values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class AugmentationConfig(Section):
@@ -369,6 +369,9 @@ def _input_error(error: ValidationError) -> InputError:
         close = difflib.get_close_matches(field, keys, n=1)
         return InputError("unknown key", field=field, hint=f"did you mean {close[0]}?" if close else None)
     field = _dotted(parts[: max(known, default=len(parts))])[:-1]
+    if first["type"] == "string_type" and not isinstance(first["input"], dict | list | None):
+        problem = f"{type(first['input']).__name__} {first['input']}, as YAML reads it"
+        return InputError(problem, field=field, expected="text", hint="put it in quotes, such as '001'")
     return InputError(f"{first['msg']} (got {first['input']!r})", field=field)
 
 

@@ -177,4 +177,12 @@ def warn(message: str) -> None:
 
 
 def user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthoproxy"
+    """Return the folder for caches, which exists; raise InputError where there can be none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "orthoproxy"
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        hint = "set XDG_CACHE_HOME to a folder that can be written"
+        raise InputError("no folder for caches can be created here", path=folder, hint=hint) from error
+    return folder

@@ -57,6 +57,7 @@ def diagnose_runs(
     can still be evaluated on the test classes; the test classes if there are fewer than `FEW_CLASSES`.
     `overrides` by dotted key say where moved images are now. At most `max_images` training images are used.
     """
+    out.mkdir(parents=True, exist_ok=True)
     cache = EmbeddingCache(workers, device)
     runs = [RunFolder(folder) for folder in folders]
     for run in runs:  # fail before the work begins
@@ -65,7 +66,6 @@ def diagnose_runs(
         diagnose(load_diagnosis_input(run, cache, split, max_images, overrides, name))
         for run, name in zip(runs, _display_names(runs), strict=True)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / PAGE, render_diagnosis(diagnoses))
     return diagnoses
 

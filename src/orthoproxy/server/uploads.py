@@ -8,6 +8,7 @@ import os
 import queue
 import resource
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -29,7 +30,6 @@ from orthoproxy.server.limits import Limits, RequestError
 MEDIA_TYPES = {kind: f"image/{kind.lower()}" for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF")}
 SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
 MAX_SIDE = 30_000  # pixels
-MAX_ASPECT_RATIO = 200  # a strip one pixel high is resized to something enormous
 BYTES_PER_PIXEL = 40  # of decoding, rotating, blending with white and resizing together
 START_SECONDS = 120.0  # for a worker to import its libraries
 WAIT_SECONDS = 30.0  # for a worker to become free
@@ -57,8 +57,6 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise RequestError(f"{width} x {height} pixels", status=413, field="image", expected=expected)
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise RequestError(f"{width} x {height} pixels", field="image", expected="a less elongated image")
     return image
 
 
@@ -88,8 +86,16 @@ def _thumbnail(content: bytes, max_pixels: int, side: int) -> bytes:
     return out.getvalue()
 
 
+def _end_with_server() -> None:
+    """Wait for the end of the server, also if it is killed: this process holds the pipes that it reads from open."""
+    if server := multiprocessing.parent_process():
+        server.join()
+        os._exit(1)
+
+
 def _start_worker(max_pixels: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    threading.Thread(target=_end_with_server, daemon=True).start()
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("ignore")
     with suppress(OSError, ValueError):  # where the system has no such limit, or a lower one
