@@ -71,8 +71,12 @@ def test_ctrl_c_that_a_callback_swallows_ends_the_start(folder: Path, number: si
         gc.callbacks.remove(interrupt)
         signal.raise_signal(number)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     gc.callbacks.append(interrupt)
-    assert main(["serve", str(folder / "squares"), "--port", "0"]) == code
+    try:
+        assert main(["serve", str(folder / "squares"), "--port", "0"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert interrupt not in gc.callbacks
 
 

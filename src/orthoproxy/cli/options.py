@@ -156,8 +156,9 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
 
     if place not in (None, "-"):  # before hours of work
         with os_errors_as_input_errors(place, "run the command again"):
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-            if Path(place).is_dir() or not os.access(Path(place).parent, os.W_OK):
+            path = Path(place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
                 raise InputError("cannot be written", field="json", path=place, hint="choose another path")
     with redirect_stdout(sys.stderr if place == "-" else stdout):
         yield write

@@ -108,6 +108,8 @@ def _from_hub(name: str) -> dict[str, Tensor]:
 @contextmanager
 def cache_alone_without_network() -> Iterator[None]:
     """Without a network, use the Hugging Face cache at once instead of retrying for a minute."""
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise OSError("no home folder for its cache; set HF_HOME to a folder that can be written")
     before = constants.HF_HUB_OFFLINE
     try:
         if not getproxies():  # a proxy resolves names itself
