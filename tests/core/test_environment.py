@@ -26,6 +26,7 @@ def test_a_fingerprint_tells_data_apart(tmp_path: Path) -> None:
     elsewhere = Path(shutil.copytree(tmp_path / "images", tmp_path / "elsewhere"))
     assert print_of([str(elsewhere / "a.png"), str(elsewhere / "b.png")]) == first
     assert print_of(paths, "aa") != first
+    assert fingerprint(make_table(paths, ["a", "b"], category="c"), file_versions(paths)) != first
     before = file_versions(paths)
     os.utime(paths[1], ns=(0, 1))
     assert (file_versions(paths) != before).any(axis=1).tolist() == [False, True]  # but is the same data

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from errors import error_of
-from stand_ins import write_cub, write_inshop, write_sop
+from stand_ins import SUPER_CLASSES, write_cub, write_inshop, write_sop
 
 from orthoproxy.data import cub_table, inshop_table, sop_table
 
@@ -53,6 +53,7 @@ def test_sop_trains_on_its_training_list(tmp_path: Path) -> None:
     lines = [line.split() for path in lists for line in path.read_text().splitlines()[1:]]
     assert table["path"].tolist() == [str(tmp_path / fields[3]) for fields in lines]
     assert table["label"].tolist() == [fields[1] for fields in lines]
+    assert table["category"].tolist() == [SUPER_CLASSES[int(fields[2]) - 1] for fields in lines]
     assert table["split"].tolist() == ["train"] * 30 + ["test"] * 20 and set(table["role"]) == {"both"}
 
 

@@ -44,7 +44,7 @@ def test_a_list_needs_paths_alone(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("path\nb.png\nsub/../a.png\nb.png\n")
     assert rows(path) == [["b.png", ""], ["a.png", ""]]
-    path.write_text("group,path,label\nnorth,b.png,\nsouth,/abs/c.png,gull\n")
+    path.write_text("group,path,label,category\nnorth,b.png,,\nsouth,/abs/c.png,gull,sea\n")
     collection = read_collection(path, root=Path("/"))
     assert collection.images.to_numpy().tolist() == [["b.png", "", "north"], ["abs/c.png", "gull", "south"]]
 

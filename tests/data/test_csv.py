@@ -17,7 +17,7 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
 @pytest.mark.parametrize(("end", "encoding"), [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
 def test_all_columns_are_read_in_the_order_of_the_file(end: str, encoding: str, tmp_path: Path) -> None:
     lines = [
-        "label,extra,path,role,group,split,",
+        "label,category,path,role,group,split,",
         "Möwe,1,b.png,query,north,test,",
         '"gull, herring",2,"sub/a, ""1"".png",,,train,',
         "",
@@ -26,10 +26,10 @@ def test_all_columns_are_read_in_the_order_of_the_file(end: str, encoding: str, 
     ]
     table = csv_table(write(tmp_path, end.join(lines) + end, encoding))
     assert table.to_numpy().tolist() == [
-        [str(tmp_path / "b.png"), "Möwe", "test", "query", "north"],
-        [str(tmp_path / 'sub/a, "1".png'), "gull, herring", "train", "both", ""],
-        [str(tmp_path / "abs/c.png"), "007", "test", "gallery", "NA"],
-        [str(tmp_path / "d.png"), "null", "", "both", "None"],
+        [str(tmp_path / "b.png"), "Möwe", "test", "query", "north", "1"],
+        [str(tmp_path / 'sub/a, "1".png'), "gull, herring", "train", "both", "", "2"],
+        [str(tmp_path / "abs/c.png"), "007", "test", "gallery", "NA", "3"],
+        [str(tmp_path / "d.png"), "null", "", "both", "None", "4"],
     ]
 
 

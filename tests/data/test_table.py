@@ -21,9 +21,10 @@ def table_of(names: list[str], split: list[str] | str = ""):
 
 
 def test_a_table_holds_text_in_the_order_given() -> None:
-    table = make_table(["b.png", "a.png"], [3, 1], ["train", "test"], role=["query", "gallery"], group=["7", ""])
+    table = make_table(["b.png", "a.png"], [3, 1], ["train", "test"], ["query", "gallery"], ["7", ""], ["x", "y"])
     assert tuple(table.columns) == COLUMNS
-    assert table.to_numpy().tolist() == [["b.png", "3", "train", "query", "7"], ["a.png", "1", "test", "gallery", ""]]
+    rows = [["b.png", "3", "train", "query", "7", "x"], ["a.png", "1", "test", "gallery", "", "y"]]
+    assert table.to_numpy().tolist() == rows
     assert table.index.tolist() == [0, 1]
 
 
@@ -33,6 +34,8 @@ def test_a_table_holds_text_in_the_order_given() -> None:
     ({"split": ["train", "trian"]}, "split"), ({"split": "Train"}, "split"), ({"role": ["query", ""]}, "role"),
     ({"label": ["x", "x"], "split": ["train", "test"]}, "split"),
     ({"label": ["x", "x"], "split": ["train", "validation"]}, "split"),
+    ({"label": ["x", "x"], "category": ["fruit", "milk"]}, "category"), ({"category": ["fruit", ""]}, "category"),
+    ({"label": ["x", "x"], "category": ["fruit", ""]}, "category"),
 ])  # fmt: skip
 def test_the_wrong_column_is_named(arguments: dict, field: str | None) -> None:
     assert error_of(make_table, **{"path": ["1.png", "2.png"], "label": ["a", "b"], **arguments}).field == field

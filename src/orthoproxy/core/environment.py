@@ -63,7 +63,8 @@ def fingerprint(table: pd.DataFrame, versions: Int64[np.ndarray, "n 2"]) -> str:
     paths = table["path"].tolist()
     root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 -- of 100,000s
     digest = hashlib.sha256()
-    columns = [table[name].tolist() for name in ("label", "split", "role", "group")]
+    optional = ["category"] if (table["category"] != "").any() else []  # hashes of earlier versions stay valid
+    columns = [table[name].tolist() for name in ("label", "split", "role", "group", *optional)]
     for path, size, *values in zip(paths, versions[:, 0].tolist(), *columns, strict=True):
         digest.update("\0".join([os.path.relpath(path, root), *values, str(size)]).encode() + b"\n")
     return f"{len(paths):,} images, {digest.hexdigest()[:16]}"

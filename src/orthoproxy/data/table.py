@@ -12,7 +12,7 @@ import pandas as pd
 
 from orthoproxy.core.errors import InputError
 
-COLUMNS = ("path", "label", "split", "role", "group")
+COLUMNS = ("path", "label", "split", "role", "group", "category")
 ALLOWED = {"split": ("train", "validation", "test", ""), "role": ("both", "query", "gallery")}
 
 
@@ -22,6 +22,7 @@ def make_table(
     split: Sequence[str] | str = "",
     role: Sequence[str] | str = "both",
     group: Sequence[str] | str = "",
+    category: Sequence[str] | str = "",
 ) -> pd.DataFrame:
     """Make a checked table of images.
 
@@ -38,16 +39,19 @@ def make_table(
     group
         What the image was taken with or belongs to (a camera, a font family), so that it can be excluded from a query's
         gallery; or empty.
+    category
+        What kind of thing the class is (``shoe`` for a model of shoe); one for each class, or empty in the whole table.
 
     Returns
     -------
     pandas.DataFrame
-        Columns `path, label, split, role, group`, all text, with an index from 0.
+        Columns `path, label, split, role, group, category`, all text, with an index from 0.
 
     Raises
     ------
     InputError
-        If the table is empty, a path or label is empty, a split or role is unknown, or a class is in two splits.
+        If the table is empty, a path or label is empty, a split or role is unknown, or a class is in two splits
+        or not in exactly one category.
 
     Examples
     --------
@@ -58,7 +62,7 @@ def make_table(
     1  b.png   dog  train  both
     """
     columns: dict[str, list[object]] = {"path": list(path), "label": list(label)}
-    for name, values in (("split", split), ("role", role), ("group", group)):
+    for name, values in (("split", split), ("role", role), ("group", group), ("category", category)):
         columns[name] = [values] * len(columns["path"]) if isinstance(values, str) else list(values)
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -77,6 +81,7 @@ def make_table(
             expected = " or ".join(value or "nothing" for value in allowed)
             raise InputError(repr(unknown[0]), field=name, expected=expected)
     _require_one_split_per_class(table)
+    _require_one_category_per_class(table)
     return table
 
 
@@ -100,6 +105,17 @@ def _require_one_split_per_class(table: pd.DataFrame) -> None:
             field="split",
             hint="retrieval is evaluated on classes not seen in training, so give each class to one split",
         )
+
+
+def _require_one_category_per_class(table: pd.DataFrame) -> None:
+    if (table["category"] == "").all():
+        return
+    pairs = table[["label", "category"]].drop_duplicates()
+    wrong = pairs.loc[pairs["label"].duplicated() | (pairs["category"] == ""), "label"]
+    if len(wrong):
+        found = " and ".join(sorted(category or "none" for category in pairs.loc[pairs["label"] == wrong.min(), "category"]))
+        problem = f"class {wrong.min()!r} is in {found} ({wrong.nunique()} such classes)"
+        raise InputError(problem, field="category", expected="one for each class")
 
 
 def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:

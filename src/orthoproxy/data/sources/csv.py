@@ -15,7 +15,7 @@ from orthoproxy.data.table import make_table, source_errors
 
 
 def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: bool = False) -> pd.DataFrame:
-    """Read a list of images with the columns ``path,label`` and optionally ``split,role,group``.
+    """Read a list of images with the columns ``path,label`` and optionally ``split,role,group,category``.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: boo
     """
     columns = read_columns(csv, required=("path", "label"), field="csv")
     folder = (root or csv.parent).absolute()
-    optional = {name: columns[name] for name in ("split", "group") if name in columns}
+    optional = {name: columns[name] for name in ("split", "group", "category") if name in columns}
     if "role" in columns:
         optional["role"] = [role or "both" for role in columns["role"]]
     paths = []

@@ -27,7 +27,8 @@ def sop_table(root: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        See `make_table`; training before test, each in the order of its list. A label is the class number.
+        See `make_table`; training before test, each in the order of its list. A label is the class number, a
+        category the name of the image's folder without ``_final``, such as ``bicycle``.
 
     Raises
     ------
@@ -41,4 +42,5 @@ def sop_table(root: Path) -> pd.DataFrame:
     table = pd.concat([read.assign(split=split) for split, read in rows.items()])
     with source_errors("root", root):
         paths = [x for split, path in lists.items() for x in paths_inside(train.parent, rows[split]["path"], path)]
-        return make_table(paths, table["class_id"].tolist(), split=table["split"].tolist())
+        kinds = table["path"].str.rpartition("/")[0].str.removesuffix("_final")
+        return make_table(paths, table["class_id"].tolist(), table["split"].tolist(), category=kinds.tolist())
