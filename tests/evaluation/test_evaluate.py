@@ -15,7 +15,7 @@ from many import in_processes
 
 from orthoproxy.data import folder_table, make_table
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import Scoring, evaluate, score
+from orthoproxy.evaluation import Evaluation, Scoring, evaluate, score
 from orthoproxy.evaluation.bootstrap import bootstrap_means
 from orthoproxy.evaluation.evaluate import build_retrieval, require_scorable
 from orthoproxy.models import Encoder
@@ -63,6 +63,33 @@ def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(grou
         kept = score(x, None, table, Scoring(recall_at=(1, 5), exclude_same_group=False))
         assert not kept.exclude_same_group and kept.with_same_group is None
         assert kept.model == result.with_same_group.model
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_category_has_the_scores_of_its_queries_with_an_interval_over_its_classes(groups: bool) -> None:
+    table = random_table(0, groups)
+    table = table.assign(category=[f"kind {len(name) + ord(name[-1]) % 3}" for name in table.label])
+    x, y = random_embeddings(table, 1), random_embeddings(table, 2, spread=3)
+    result = score(x, y, table, Scoring(recall_at=(1, 5), bootstrap_samples=200))
+    assert Evaluation.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert list(result.model)[-1] == "category_recall@1" and result.by_category is not None
+    assert all(x["category_recall@1"].value >= x["recall@1"].value for x in (result.model, result.baseline))
+    assert list(result.by_category) == sorted(set(table.category[table.label.str.startswith("class")]))
+    retrieval = build_retrieval(x, table, groups)
+    every = {query: query_metrics(retrieval, query, (1, 5)) for query in retrieval.queries}
+    for name, scores in result.by_category.items():
+        queries = [q for q, metrics in every.items() if table.category[q] == name and not np.isnan(metrics["mrr"])]
+        classes = retrieval.labels[queries]
+        assert (scores.queries, scores.classes) == (len(queries), len(set(classes)))
+        for metric, found in scores.model.items():
+            values = np.array([every[query][metric] for query in queries])
+            low, high = np.percentile(bootstrap_means(values, classes, 200), [2.5, 97.5])
+            expected = values.mean(), min(low, values.mean()), max(high, values.mean())
+            assert (found.value, found.low, found.high) == pytest.approx(expected)
+            difference = scores.difference[metric].value
+            assert difference == pytest.approx(found.value - scores.baseline[metric].value)
+    assert sum(x.queries for x in result.by_category.values()) == result.queries
+    assert score(x, None, random_table(0), Scoring(bootstrap_samples=2)).by_category is None
 
 
 def test_roles_and_groups_of_the_table_reach_the_retrieval() -> None:
@@ -149,7 +176,7 @@ def test_another_number_of_embeddings_than_images_is_an_error() -> None:
 def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
     """In two processes, and in four of which one has no query."""
     table = random_table(0)
-    few = make_table(["1", "2", "3"], ["a", "a", "a"])
+    few = make_table(["1", "2", "3"], ["a", "a", "a"], category="kind")
     for count, some in ((2, table), (4, few)):
         x, scoring = random_embeddings(some, 1), Scoring(recall_at=(1, 3), bootstrap_samples=20)
         expected = score(x, None, some, scoring).model

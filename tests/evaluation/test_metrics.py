@@ -22,7 +22,7 @@ NAMES = [*(f"recall@{k}" for k in RECALL_AT), "map@r", "r_precision", "mrr"]
 @given(retrievals(), st.sampled_from([ONE_QUERY_PER_BLOCK, 0.005, 512]))
 def test_every_metric_of_every_query_is_the_definition(retrieval: Retrieval, memory_mb: float) -> None:
     metrics = query_metrics(retrieval, RECALL_AT, memory_mb)
-    assert list(metrics) == NAMES
+    assert list(metrics) == NAMES + ["category_recall@1"] * (retrieval.categories is not None)
     for place, query in enumerate(retrieval.queries):
         expected = brute_force.query_metrics(retrieval, query, RECALL_AT)
         assert {name: values[place] for name, values in metrics.items()} == pytest.approx(expected, nan_ok=True)
@@ -37,6 +37,15 @@ def test_a_tie_across_position_k_never_favors_the_query() -> None:
         "recall@1": 0, "recall@2": 0, "recall@3": 1, "recall@4": 1, "map@r": 0, "r_precision": 0,
         "mrr": pytest.approx(1 / 3),
     }  # fmt: skip
+
+
+def test_a_nearest_neighbor_of_the_category_counts_unless_another_category_ties() -> None:
+    points = np.array([[1, 0], [0, 1], [1, 0.1], [1, 0.2], [0, 1], [1, 0.1]])
+    labels, categories = np.array([0, 0, 1, 2, 3, 4]), np.array([0, 0, 0, 1, 1, 1])
+    for rows, first in (([1, 2, 3], 1.0), ([1, 2, 3, 5], 0.0)):  # row 2 is a sibling, row 5 its copy elsewhere
+        retrieval = Retrieval(points, labels, np.array([0]), np.array(rows), categories=categories)
+        metrics = query_metrics(retrieval, recall_at=(1,))
+        assert (metrics["recall@1"], metrics["category_recall@1"]) == (0, first)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -27,20 +27,26 @@ def allowed_gallery(retrieval: Retrieval, query: int) -> list[int]:
 
 
 def query_metrics(retrieval: Retrieval, query: int, recall_at: Sequence[int]) -> dict[str, float]:
-    x, y = retrieval.embeddings, retrieval.labels
+    x, y, category = retrieval.embeddings, retrieval.labels, retrieval.categories
     rows = allowed_gallery(retrieval, query)
     similarity = {row: cosine(x[query], x[row]) for row in rows}
     positives = sorted((similarity[row] for row in rows if y[row] == y[query]), reverse=True)
     negatives = [similarity[row] for row in rows if y[row] != y[query]]
     r = len(positives)
+    by_category = {}
+    if category is not None:
+        best = max((similarity[row] for row in rows if category[row] == category[query]), default=-np.inf)
+        ahead = [row for row in rows if category[row] != category[query] and similarity[row] >= best]
+        by_category = {"category_recall@1": float(not ahead)}
     if r == 0:
-        return dict.fromkeys([*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "mrr"], np.nan)
+        return dict.fromkeys([*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "mrr", *by_category], np.nan)
     ranks = [j + sum(n >= s for n in negatives) for j, s in enumerate(positives, start=1)]
     return {
         **{f"recall@{k}": float(ranks[0] <= k) for k in recall_at},
         "map@r": sum(j / rank for j, rank in enumerate(ranks, start=1) if rank <= r) / r,
         "r_precision": sum(rank <= r for rank in ranks) / r,
         "mrr": 1 / ranks[0],
+        **by_category,
     }
 
 
@@ -74,7 +80,7 @@ def embeddings_of(kind: str, labels: np.ndarray, generator: np.random.Generator)
 
 @st.composite
 def retrievals(draw: st.DrawFn) -> Retrieval:
-    """Any kind of embeddings, roles, groups and class sizes, a single image and a single class included."""
+    """Any kind of embeddings, roles, groups, categories and class sizes, one image and one class included."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, num_classes = draw(st.integers(1, 40)), draw(st.integers(1, 8))
     labels = generator.integers(num_classes, size=count)
@@ -90,4 +96,5 @@ def retrievals(draw: st.DrawFn) -> Retrieval:
         queries = generator.permutation(count)[: generator.integers(1, count + 1)]
         gallery = generator.permutation(count)[: generator.integers(0, count + 1)]
     groups = generator.integers(-1, 3, size=count) if draw(st.booleans()) else None
-    return Retrieval(x, labels, queries, gallery, groups)
+    categories = generator.integers(3, size=num_classes)[labels] if draw(st.booleans()) else None
+    return Retrieval(x, labels, queries, gallery, groups, categories)

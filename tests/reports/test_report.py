@@ -138,6 +138,15 @@ def test_own_group_excluded_and_included(tmp_path: Path) -> None:
         assert shown[-2:] == [f"{mean(x)} {interval(x)}" for x in (value, plain.baseline[name])]
 
 
+def test_scores_by_category(bare: RunResults) -> None:
+    table = bare.table.assign(category=["<round>" if row < 20 else "square" for row in range(40)])
+    evaluation = score(bare.embeddings, bare.baseline_embeddings, table, Scoring(bootstrap_samples=10))
+    shown = next(x for x in render(replace(bare, table=table, evaluation=evaluation)).tables if "Category" in x[0])
+    for row, (name, scores) in zip(shown[1:], evaluation.by_category.items(), strict=True):
+        found = [x["recall@1"] for x in (scores.model, scores.baseline)]
+        assert row[:5] == [name, "4", "20", *(f"{mean(x)} {interval(x)}" for x in found)]
+
+
 NOTHING = make_table(["x"], ["x"]).iloc[:0]
 NO_TEST_CLASSES = {"table": NOTHING, "embeddings": np.empty((0, 6)), "baseline_embeddings": None, "evaluation": None}
 STEP_WITHOUT_SCORES = {"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]}

@@ -91,6 +91,14 @@ def print_scores(scores: dict[str, Any]) -> None:
         metric = next(iter(plain["model"]))
         rows += [[f"{metric}, same group included", *(str(Estimate(**plain[name][metric])) for name in columns)]]
     print_table(["percent [interval]", *columns], rows, title, right=columns)
+    if by_category := scores.get("by_category"):
+        metric = next(iter(scores["model"]))
+        rows = []
+        for category, x in by_category.items():
+            cells = [str(Estimate(**x[name][metric])) for name in columns]
+            bare = [cell.partition(" ")[0] for cell in cells]  # a single class has no interval
+            rows.append([f"{category} ({x['classes']})", *(bare if x["classes"] == 1 else cells)])
+        print_table(["category (classes)", *columns], rows, f"{metric} by category", right=columns)
     if without := scores["queries_without_positive"]:
         print(f"note: {without} queries have no other image of their class in the gallery and are left out")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import TypeAdapter
 
 from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
@@ -44,6 +44,9 @@ class Evaluation:
         Whether a query's own group was left out of its gallery.
     with_same_group
         If so, the scores with the group kept.
+    by_category
+        If the table has categories, the scores of the queries of each, without duration; a category without a scored
+        query is left out.
 
     Examples
     --------
@@ -61,14 +64,16 @@ class Evaluation:
     queries: int
     classes: int
     queries_without_positive: int
-    seconds: float
+    seconds: float = 0.0
     confidence: float = 0.95
     exclude_same_group: bool = False
     with_same_group: Evaluation | None = None
+    by_category: dict[str, Evaluation] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as `evaluate --json` writes it."""
-        return {name: value for name, value in asdict(self).items() if name != "with_same_group" or value}
+        optional = ("with_same_group", "by_category")
+        return asdict(self, dict_factory=lambda items: {name: x for name, x in items if name not in optional or x})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
@@ -225,10 +230,16 @@ def score(
             raise InputError(f"{len(rows)} embeddings", field=name, expected=f"one per image, {len(table)}")
     excluded = scoring.excludes_group(table)
     plain = replace(scoring, exclude_same_group=False)
+    own, other = _resample(model, table, scoring), None if baseline is None else _resample(baseline, table, scoring)
+    protocol = {"confidence": scoring.confidence, "exclude_same_group": excluded}
+    by_category = {
+        name: Evaluation(**_estimates(part, other and other.by_category[name], scoring.confidence), **protocol)
+        for name, part in own.by_category.items()
+    }
     return Evaluation(
-        **_estimates(model, baseline, table, scoring),
-        confidence=scoring.confidence,
-        exclude_same_group=excluded,
+        **_estimates(own, other, scoring.confidence),
+        **protocol,
+        by_category=by_category or None,
         with_same_group=score(model, baseline, table, plain) if excluded else None,
         seconds=time.monotonic() - start,
     )
@@ -236,8 +247,8 @@ def score(
 
 def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> dict[str, float]:
     """Return the mean of each metric over the queries, without intervals."""
-    names, values, *_ = _resample(embeddings, table, replace(scoring, bootstrap_samples=1))
-    return dict(zip(names, values.tolist(), strict=True))
+    means = _resample(embeddings, table, replace(scoring, bootstrap_samples=1))
+    return dict(zip(means.metrics, means.values.tolist(), strict=True))
 
 
 def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
@@ -275,37 +286,56 @@ def build_retrieval(embeddings: Embeddings, table: pd.DataFrame, exclude_same_gr
         queries=np.flatnonzero(table["role"] != "gallery"),
         gallery=np.flatnonzero(table["role"] != "query"),
         groups=groups if exclude_same_group else None,
+        categories=pd.factorize(table["category"])[0] if (table["category"] != "").any() else None,
     )
 
 
-def _estimates(model: np.ndarray, baseline: np.ndarray | None, table: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Resampled:
+    """The M metrics' values on the data and on the bootstrap samples of its classes; the same for each category."""
+
+    metrics: list[str]
+    values: Float[np.ndarray, " M"]
+    samples: Float[np.ndarray, "M W"]
+    counts: dict[str, int]
+    by_category: dict[str, _Resampled] = field(default_factory=dict)
+
+
+def _estimates(own: _Resampled, other: _Resampled | None, confidence: float) -> dict[str, Any]:
     """The estimates and counts of an `Evaluation`; both models' samples draw the same classes."""
-    names, own, own_samples, counts = _resample(model, table, scoring)
 
     def intervals(values: np.ndarray, samples: np.ndarray) -> dict[str, Estimate]:
         pairs = zip(values, samples, strict=True)
-        return dict(zip(names, (estimate(*pair, scoring.confidence) for pair in pairs), strict=True))
+        return dict(zip(own.metrics, (estimate(*pair, confidence) for pair in pairs), strict=True))
 
-    scores: dict[str, Any] = {"model": intervals(own, own_samples), "baseline": None, "difference": None}
-    if baseline is not None:
-        _, other, other_samples, _ = _resample(baseline, table, scoring)
-        scores["baseline"] = intervals(other, other_samples)
-        scores["difference"] = intervals(own - other, own_samples - other_samples)
-    return {**scores, **counts}
+    scores: dict[str, Any] = {"model": intervals(own.values, own.samples), "baseline": None, "difference": None}
+    if other is not None:
+        scores["baseline"] = intervals(other.values, other.samples)
+        scores["difference"] = intervals(own.values - other.values, own.samples - other.samples)
+    return {**scores, **own.counts}
 
 
-def _resample(
-    embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring
-) -> tuple[list[str], Float[np.ndarray, " M"], Float[np.ndarray, "M W"], dict[str, int]]:
-    """The M metrics' names, values on the data and on the bootstrap samples of its classes, and what they count."""
+def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Resampled:
     retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
     metrics = score_queries(retrieval, table, scoring)
+    labels = retrieval.labels[retrieval.queries]
+    whole = _resample_queries(metrics, labels, scoring.bootstrap_samples)
+    category = table["category"].to_numpy()[retrieval.queries]
+    for name in sorted(set(category[~np.isnan(metrics["mrr"])]) - {""}):
+        own = category == name
+        part = {metric: value[own] for metric, value in metrics.items()}
+        whole.by_category[name] = _resample_queries(part, labels[own], scoring.bootstrap_samples)
+    return whole
+
+
+def _resample_queries(metrics: dict[str, np.ndarray], labels: Int[np.ndarray, " Q"], samples: int) -> _Resampled:
+    """Average the metrics of queries, those without a positive left out."""
     scored = ~np.isnan(metrics["mrr"])
-    classes = retrieval.labels[retrieval.queries][scored]
+    classes = labels[scored]
     values = np.stack([value[scored] for value in metrics.values()])
     counts = {"queries": int(scored.sum()), "classes": len(np.unique(classes))}
     counts["queries_without_positive"] = len(scored) - counts["queries"]
-    return list(metrics), values.mean(axis=1), bootstrap_means(values, classes, scoring.bootstrap_samples), counts
+    return _Resampled(list(metrics), values.mean(axis=1), bootstrap_means(values, classes, samples), counts)
 
 
 def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
@@ -23,11 +23,13 @@ def query_metrics(
     - ``map@r`` = 1/R * sum over j with r_j <= R of j / r_j
     - ``r_precision`` = number of r_j <= R, divided by R
     - ``mrr`` = 1 / r_1
+    - ``category_recall@1`` = 1 if an image of the query's category is more similar than all others, else 0; only with
+      categories
 
     Parameters
     ----------
     retrieval
-        Embeddings, labels, queries, gallery.
+        Embeddings, labels, queries, gallery, and possibly categories.
     recall_at
         The values of K.
     block_memory_mb, device
@@ -48,14 +50,18 @@ def query_metrics(
     >>> query_metrics(Retrieval(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    no_queries = _metrics(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), recall_at)
+    first = None if retrieval.categories is None else torch.zeros(0, dtype=torch.bool)
+    no_queries = _metrics(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), first, recall_at)
     rankings = rank_positives(retrieval, block_memory_mb, device)
-    blocks = [no_queries, *(_metrics(ranking.ranks, ranking.positives, recall_at) for ranking in rankings)]
+    blocks = [no_queries, *(_metrics(x.ranks, x.positives, x.category_first, recall_at) for x in rankings)]
     return {name: torch.cat([block[name] for block in blocks]).numpy() for name in no_queries}
 
 
 def _metrics(
-    ranks: Int[Tensor, "b P"], positives: Int[Tensor, " b"], recall_at: Sequence[int]
+    ranks: Int[Tensor, "b P"],
+    positives: Int[Tensor, " b"],
+    category_first: Bool[Tensor, " b"] | None,
+    recall_at: Sequence[int],
 ) -> dict[str, Float[Tensor, " b"]]:
     if ranks.shape[1] == 0:
         ranks = ranks.new_zeros(len(ranks), 1)
@@ -66,4 +72,6 @@ def _metrics(
     values["map@r"] = precision.where(within_r, 0.0).sum(dim=1) / positives
     values["r_precision"] = within_r.sum(dim=1) / positives.double()
     values["mrr"] = 1 / first
+    if category_first is not None:
+        values["category_recall@1"] = category_first.double()
     return {name: value.where(positives > 0, torch.nan) for name, value in values.items()}

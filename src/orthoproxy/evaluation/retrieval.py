@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orthoproxy.core.errors import InputError
@@ -34,6 +34,8 @@ class Retrieval:
         Row numbers, each at most once; a row may be in both, and is never its own neighbor.
     groups
         Group number of each row, -1 for none: a query's own group is left out of its gallery. None keeps all groups.
+    categories
+        Category number of each row, the same for all rows of a class; None without categories.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class Retrieval:
     queries: Int[np.ndarray, " Q"]
     gallery: Int[np.ndarray, " G"]
     groups: Int[np.ndarray, " N"] | None = None
+    categories: Int[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
         finite = np.isfinite(self.embeddings).all(axis=1)
@@ -73,6 +76,7 @@ class Ranking:
     best_positive: Float[Tensor, " b"]  # largest cosine; -inf without one
     best_negative: Float[Tensor, " b"]
     best_of_other_class: Float[Tensor, " b"]  # as best_negative, but with the query's own group kept in the gallery
+    category_first: Bool[Tensor, " b"] | None = None  # is the nearest of the query's category, ties against it
 
 
 def rank_positives(retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranking]:
@@ -109,7 +113,7 @@ def _rank(
     max_count = int(counts.max())
     none = negative.new_full((len(rows), 1), -torch.inf)
     positive = positive[:, :max_count].contiguous() if max_count else none
-    best_of_other_class = torch.cat([negative, none], dim=1).amax(dim=1) if blocks.groups is not None else None
+    best_of_other_class = None if blocks.groups is None else _row_max(negative)
     blocks.mask_groups(rows, negative)
     kept = min(positive.shape[1], negative.shape[1])
     rivals = largest(negative, kept)[0] if kept else none  # enough to tell every rank up to R
@@ -120,7 +124,8 @@ def _rank(
     ranks = (order + ahead).masked_fill(order > counts[:, None], 0)[:, :max_count]
     best_negative = rivals[:, 0]
     other = best_negative if best_of_other_class is None else best_of_other_class
-    return Ranking(*(x.cpu() for x in (ranks, counts, positive[:, 0], best_negative, other)))
+    first = blocks.category_first(rows, negative, positive[:, 0])
+    return Ranking(*(x.cpu() for x in (ranks, counts, positive[:, 0], best_negative, other)), category_first=first)
 
 
 def nearest_neighbors(
@@ -189,6 +194,8 @@ class _SimilarityBlocks:
         self.place = torch.full((len(retrieval.labels),), -1)  # of a row in the gallery
         self.place[torch.from_numpy(self.gallery)] = torch.arange(len(self.gallery))
         self.groups = None if retrieval.groups is None else torch.from_numpy(retrieval.groups).to(self.device)
+        own = retrieval.categories
+        self.categories = None if own is None else torch.from_numpy(own).to(self.device)
         self.gallery_rows = torch.from_numpy(self.gallery).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b G"]]]:
@@ -215,6 +222,21 @@ class _SimilarityBlocks:
         if self.groups is not None:
             own = self.groups[torch.from_numpy(rows).to(self.device)][:, None]
             similarity.masked_fill_((own >= 0) & (own == self.groups[self.gallery_rows]), -torch.inf)
+
+    def category_first(
+        self, rows: Int[np.ndarray, " b"], negative: Float[Tensor, "b G"], best_positive: Float[Tensor, " b"]
+    ) -> Bool[Tensor, " b"] | None:
+        """Tell whether the best image of a query's category is more similar than any other; overwrites `negative`."""
+        if self.categories is None:
+            return None
+        other = self.categories[torch.from_numpy(rows).to(self.device)][:, None] != self.categories[self.gallery_rows]
+        best_of_category = torch.maximum(best_positive, _row_max(negative.masked_fill(other, -torch.inf)))
+        return (best_of_category > _row_max(negative.masked_fill_(~other, -torch.inf))).cpu()
+
+
+def _row_max(x: Float[Tensor, "b G"]) -> Float[Tensor, " b"]:
+    """Return the largest of each row, -inf without columns."""
+    return x.amax(dim=1) if x.shape[1] else x.new_full((len(x),), -torch.inf)
 
 
 def largest(x: Float[Tensor, "b G"], k: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:

@@ -15,6 +15,7 @@ DEFINITIONS = {
     "MAP@R": ("MAP@R", "mean average precision over the R nearest neighbors, R being the images of the query's class"),
     "R-precision": ("R-precision", "share of the R nearest neighbors that are of the query's class"),
     "Reciprocal rank": ("Reciprocal rank", "mean of 1 / rank of the first match"),
+    "Category": ("Category Recall@1", "share of queries whose nearest neighbor is of their category"),
 }
 
 
@@ -53,7 +54,7 @@ def run_facts(results: RunResults) -> list[str]:
 def metric_name(name: str) -> str:
     """Return the display name of a metric; an unknown name stays as it is."""
     known = {"map@r": "MAP@R", "r_precision": "R-precision", "mrr": "Reciprocal rank"}
-    return known.get(name, name.replace("recall@", "Recall@"))
+    return known.get(name, name.replace("category_", "Category ").replace("recall@", "Recall@"))
 
 
 def percent(estimate: Estimate) -> str:
