@@ -12,12 +12,14 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from command_line import Files, input_error, json_of, make_files, train_arguments
 
 from orthoproxy.cli import search
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import DivergedError, WorkerLost
+from orthoproxy.runs.experiment import make_sampler
 from orthoproxy.runs.recipes import read_config, write_config
 
 METRICS = {"recall@1", "recall@2", "map@r", "r_precision", "mrr"}
@@ -33,6 +35,26 @@ def test_train_prints_scores_and_report(files: Files, run: Path, capsys) -> None
     assert json.loads(printed.out) == scores_of(run)
     assert "6 queries of 2 classes" in printed.err
     assert printed.err.rstrip().endswith(f"report: {run / 'report.html'}")
+
+
+def test_categories_reach_batches_scores_and_the_printed_result(files: Files, tmp_path: Path, capsys) -> None:
+    head, *lines = files.training.read_text().split()
+    warm = ("red", "gold")
+    kinds = ["warm" if line.endswith(warm) else "cold" for line in lines]
+    (tmp_path / "kinds.csv").write_text(
+        "\n".join(map(",".join, zip([head, *lines], ["category", *kinds], strict=True)))
+    )
+    more = ["--data.root", files.folder, "--sampler.images_per_class", 2, "--sampler.by_category", "true"]
+    arguments = train_arguments(files._replace(training=tmp_path / "kinds.csv"), tmp_path / "run", *more)
+    assert main(arguments) == 0
+    by_category = scores_of(tmp_path / "run")["by_category"]
+    assert sum(scores["queries"] for scores in by_category.values()) == 6 and set(by_category) <= {"warm", "cold"}
+    assert all(set(scores["model"]) == METRICS | {"category_recall@1"} for scores in by_category.values())
+    printed = capsys.readouterr().out
+    assert all(f"{name} ({scores['classes']})" in printed for name, scores in by_category.items())
+    labels = pd.factorize(pd.Series(lines).str.split(",").str[1])[0]
+    batches = list(make_sampler(read_config(tmp_path / "run" / "config.yaml"), labels, pd.Series(kinds)))
+    assert [len({kinds[row] for row, _ in batch}) for batch in batches] == [1, 1, 1]
 
 
 def test_options_override_recipes_and_later_recipes_earlier_ones(files: Files, tmp_path: Path, capsys) -> None:

@@ -89,9 +89,51 @@ def test_epochs_and_seeds_differ(images_per_class: int | None) -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 6), SEEDS)
+def test_batches_by_category(sizes: list[int], classes_a_batch: int, seed: int) -> None:
+    """One category a batch, small ones share; as many batches as without, and no class far ahead of another."""
+    category = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.arange(12 * len(category)) % len(category)
+    arguments = labels, 2 * classes_a_batch, 2, seed
+    sampler = BatchSampler(*arguments, categories=[f"kind {number}" for number in category[labels]])
+    batches = epoch_of(sampler, epoch=3)
+    turns = np.zeros(len(category), dtype=int)
+    small = [number for number, size in enumerate(sizes) if size < classes_a_batch]
+    if sum(sizes[number] for number in small) < classes_a_batch:  # these and the smallest of the others
+        small = np.argsort(sizes, kind="stable")[: len(small) + bool(small)].tolist()
+    for batch in batches:
+        classes = labels[rows_of([batch])[::2]]
+        assert set(Counter(labels[rows_of([batch])].tolist()).values()) == {2}
+        assert len(set(category[classes])) == 1 or set(category[classes]) <= set(small)
+        turns[classes] += 1
+    assert [len(batch) for batch in batches] == [len(batch) for batch in BatchSampler(*arguments)]
+    assert np.ptp(turns) <= 2 and turns.sum() == len(batches) * min(classes_a_batch, len(category))
+    assert epoch_of(sampler, epoch=3, batch=2) == batches[2:]
+    parts = [BatchSampler(*arguments, rank, 3, category[labels]) for rank in range(3)]
+    for rank in range(3):
+        parts[rank].set_position(3)
+    if 2 * len(category) >= 3 and classes_a_batch >= 2:  # each process has an image
+        assert [sum(batch, []) for batch in zip(*parts, strict=True)] == batches
+
+
+def test_small_categories_stay_together_and_every_category_gets_its_share() -> None:
+    category = np.repeat(np.arange(12), [3] * 10 + [100, 200])
+    sampler = BatchSampler(np.arange(len(category)), 6, 1, categories=category)
+    counts, mixed = Counter(), []
+    for epoch in range(60):
+        for batch in epoch_of(sampler, epoch):
+            found = set(category[rows_of([batch])])
+            counts[max(found) if len(found) == 1 else -1] += 1
+            mixed += [len(found)] if len(found) > 1 else []
+    assert np.mean(mixed) < 2.5  # two whole categories, but where a round of all ends
+    share = {number: count / counts.total() for number, count in counts.items()}
+    assert share == pytest.approx({-1: 30 / 330, 10: 100 / 330, 11: 200 / 330}, abs=0.01)
+
+
 def test_images_per_class_must_divide_the_batch_size() -> None:
     for batch_size, images_per_class in ((8, 3), (2, 4)):
         assert error_of(BatchSampler, LABELS, batch_size, images_per_class).field == "images_per_class"
+    assert error_of(BatchSampler, LABELS, 4, categories=LABELS).field == "images_per_class"
 
 
 @pytest.mark.parametrize("images_per_class", [None, 2])

@@ -172,6 +172,13 @@ def test_a_missing_gpu(arguments: Callable, finished: Path, tmp_path: Path) -> N
     assert input_error(["evaluate", str(finished), "--device", "cuda"]).field == "device"
 
 
+@pytest.mark.parametrize(("images_per_class", "field"), [(2, "by_category"), ("null", "images_per_class")])
+def test_batches_by_category_of_images_without(images_per_class, field, arguments: Callable, tmp_path: Path) -> None:
+    more = ("--sampler.by_category", "true", "--sampler.images_per_class", images_per_class)
+    assert input_error(arguments(tmp_path / "run", *more)).field == f"sampler.{field}"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("key", "value"), [
     ("data.root", "nowhere"), ("data.csv", "FOLDER/nowhere.csv"), ("data.csv", "FOLDER/outside.csv"),
     ("encoder.name", "test_vti"), ("encoder.init_from", "FOLDER/other.safetensors"),

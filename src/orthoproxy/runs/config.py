@@ -92,6 +92,9 @@ class SamplerConfig(Section):
     """Images per batch, over all processes."""
     images_per_class: PositiveInt | None = None
     """Images of each class in a batch; null for shuffled batches."""
+    by_category: bool = False
+    """Draw the classes of a batch from one category, as hard negatives; requires images_per_class and images with
+    categories."""
 
 
 class EncoderConfig(Section):
@@ -294,6 +297,9 @@ class Config(Section):
         if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
             expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
             raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)
+        if sampler.by_category and not sampler.images_per_class:
+            expected = "a number, as sampler.by_category is true"
+            raise InputError("null", field="sampler.images_per_class", expected=expected)
         if encoder.freeze and encoder.embedding_dim is None:
             expected = "a dimension, as encoder.freeze trains the projection"
             raise InputError("null", field="encoder.embedding_dim", expected=expected)

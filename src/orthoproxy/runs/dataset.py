@@ -107,6 +107,10 @@ def read_splits(config: Config) -> pd.DataFrame:
 def read_readable_images(config: Config, run: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Read the table; leave out unreadable images if wanted, as found when the run started."""
     table = read_splits(config)
+    with raise_together():
+        if config.sampler.by_category and (table["category"] == "").all():
+            hint = "add a column category to a CSV file, or set it to false"
+            raise InputError("the images have no categories", field="sampler.by_category", hint=hint)
     if config.data.on_unreadable_image == "raise":
         return table, None
     unreadable = run.unreadable if broadcast_object(run.has_state) else _find_unreadable(table, config.data.workers)

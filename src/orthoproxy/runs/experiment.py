@@ -65,7 +65,7 @@ class Experiment:
         self.inputs = make_inputs(config, self.baseline, self.table)
         self.initialization = config.initialization
 
-        self.sampler = make_sampler(config, self.labels)
+        self.sampler = make_sampler(config, self.labels, training["category"])
         paths = training["path"].tolist()
         self.loader = make_loader(config, self.inputs, paths, self.labels, self.sampler, fabric.device)
         lr, decay = config.optimizer.lr, config.optimizer.weight_decay
@@ -118,12 +118,11 @@ def make_inputs(config: Config, baseline: Embedder, table: pd.DataFrame) -> Inpu
     return lambda images: features[torch.from_numpy(rows.get_indexer_for(pd.Index(images)))]
 
 
-def make_sampler(config: Config, labels: np.ndarray) -> BatchSampler:
+def make_sampler(config: Config, labels: np.ndarray, categories: pd.Series) -> BatchSampler:
     """Return the sampler of this process's part of each batch."""
-    sampler = config.sampler
-    return BatchSampler(
-        labels, sampler.batch_size, sampler.images_per_class, config.training.seed, process_index(), process_count()
-    )
+    sampler, part = config.sampler, (config.training.seed, process_index(), process_count())
+    by = categories.tolist() if sampler.by_category else None
+    return BatchSampler(labels, sampler.batch_size, sampler.images_per_class, *part, categories=by)
 
 
 def make_loader(

@@ -210,7 +210,7 @@ def _round(scores: ClassScores) -> Scores:
 
 def _images_per_epoch(config: Config, training: pd.DataFrame) -> int:
     """Count the images of an epoch; an incomplete last batch is dropped."""
-    sampler = make_sampler(config, pd.factorize(training["label"])[0])
+    sampler = make_sampler(config, pd.factorize(training["label"])[0], training["category"])
     return len(sampler) * sum(sampler.sizes)
 
 
