@@ -1,5 +1,6 @@
 """Lists of images as people write them: byte-order marks, line ends, quotes, columns too many or too few."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ def test_an_unusable_list_is_an_error_that_names_it(content: str | bytes, tmp_pa
 @pytest.mark.parametrize("name", ["../a.png", "x/..", "/database/a.png"])
 def test_paths_stay_inside_the_root_unless_the_list_is_trusted(name: str, tmp_path: Path) -> None:
     path, root = write(tmp_path, f"path,label\na.png,cat\n{name},cat\n"), Path("/data")
-    assert f"row 2 lists {name!r}" in error_of(csv_table, path, root).problem
-    assert csv_table(path, root, allow_paths_outside_root=True)["path"].tolist() == ["/data/a.png", str(root / name)]
+    assert f"line 3 lists {name!r}" in error_of(csv_table, path, root).problem
+    assert csv_table(path, root, allow_paths_outside_root=True)["path"].tolist() == ["/data/a.png", os.path.normpath(root / name)]
 
 
 def test_what_was_checked_is_what_is_read(tmp_path: Path) -> None:
@@ -82,3 +83,10 @@ def test_a_root_that_is_a_link_has_two_names(tmp_path: Path) -> None:
     names = [f"{tmp_path}/{folder}/a.png" for folder in ("real", "root")]
     path = write(tmp_path, "path,label\n" + "".join(f"{name},cat\n" for name in names))
     assert csv_table(path, root=tmp_path / "root").path.tolist() == names
+
+
+@pytest.mark.parametrize("row", ["../x.png,cat", "x.png,", "x.png,cat,", ",cat"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_are_numbered_as_the_lines_of_the_file(row: str, end: str, tmp_path: Path) -> None:
+    lines = ["", "path,label", "", 'a.png,"herring', 'gull"', "b.png,cat", "", row]
+    assert error_of(csv_table, write(tmp_path, end.join(lines) + end)).problem.startswith("line 8")

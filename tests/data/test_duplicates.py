@@ -1,13 +1,15 @@
 """Groups of images that are there more than once, against comparing all with all."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthoproxy.data.audit.duplicates import hash_components
+from orthoproxy.core.environment import file_versions
+from orthoproxy.data.audit.duplicates import duplicates_across_splits, hash_components
 
 
 def groups_by_brute_force(hashes: list[int], distance: int) -> set[frozenset[int]]:
@@ -48,3 +50,17 @@ def test_memory_is_not_that_of_all_pairs(hashes: np.ndarray) -> None:
     assert len(hash_components(hashes)) == len(hashes)
     assert tracemalloc.get_traced_memory()[1] < 10e6  # all pairs would be 0.5 GB and more
     tracemalloc.stop()
+
+
+def test_the_same_bytes_in_several_splits_are_found(tmp_path: Path) -> None:
+    """Beside files of the same size, and with the same bytes in the middle."""
+    one, end, middle = (b"a" * 9000, b"a" * 8999 + b"b", b"a" * 4500 + b"b" * 4500)
+    files = [one, end, middle, one, end, b"short", one, middle, b"", b"", b"of its own"]
+    splits = ["train", "train", "train", "test", "train", "test", "validation", "test", "train", "test", "test"]
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        Path(path).write_bytes(content)
+    sizes = file_versions(paths)[:, 0]
+    assert sorted(duplicates_across_splits(paths, splits, sizes)) == [[0, 3, 6], [2, 7]]
+    assert duplicates_across_splits(paths, ["train"] * len(paths), sizes) == []
+    assert duplicates_across_splits([*paths[:2], "gone", *paths[3:]], splits, sizes) == [[0, 3, 6]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from errors import error_of
 
-from orthoproxy.data import folder_table
+from orthoproxy.data import folder_table, read_collection
 from orthoproxy.data.sources.folder import labelled_files
 
 
@@ -67,3 +67,25 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "scandir", failing)
     assert error_of(labelled_files, tmp_path).path == str(tmp_path / "gull" / "winter")
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "Train/gull/a.png", "Train/tern/deep/b.png", "val/auk/c.png", "test/wren/d.png", "test/.x/e.png")
+    touch(tmp_path, "test/loose.png", ".cache/gull/f.png", "top.png")
+    table = folder_table(tmp_path, allow_empty=False)
+    assert table[["label", "split"]].to_numpy().tolist() == [
+        ["gull", "train"], ["tern", "train"], ["wren", "test"], ["auk", "validation"],
+    ]  # fmt: skip
+    assert read_collection(tmp_path).images["label"].tolist() == ["gull", "tern", "", "wren", "", "auk"]
+    (tmp_path / "val" / "owl").mkdir()
+    assert error_of(folder_table, tmp_path, allow_empty=False).path == tmp_path / "val" / "owl"
+    touch(tmp_path, "test/gull/g.png")
+    error = error_of(folder_table, tmp_path)
+    assert (error.field, error.path) == ("root", tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train/a.png", "test/b.png"), ("train/x/a.png", "gull/y/b.png")])
+def test_classes_may_be_called_train_and_test(names: tuple[str, str], tmp_path: Path) -> None:
+    touch(tmp_path, *names)
+    table = folder_table(tmp_path)
+    assert sorted(table["label"]) == sorted(name.split("/")[0] for name in names) and set(table["split"]) == {""}

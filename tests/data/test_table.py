@@ -92,3 +92,19 @@ def test_test_classes_are_named_instead_of_drawn():
     table = table_of(["a", "b", "c"])
     assert assign_split(table, 0.9, ["c", "a"]).split.tolist() == ["test", "train", "test"] * 2
     assert error_of(assign_split, table, 0.9, ["c", "d"]).field == "test_classes"
+
+
+def test_an_image_has_one_row_however_many_name_it() -> None:
+    paths = ["x/a.png", "b.png", "./x//a.png", "x/../b.png", "c.png", "b.png", "a.jpg#xywh=1,2,3,4", "a.jpg#xywh=5,6,7,8"]
+    roles = ["query", "both", "gallery", "query", "gallery", "gallery", "query", "query"]
+    table = make_table(paths, ["x"] * 8, role=roles)
+    assert table.path.tolist() == ["x/a.png", "b.png", "c.png", *paths[6:]]
+    assert table.role.tolist() == ["both", "both", "gallery", "query", "query"]
+    assert table.index.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("column", ["label", "split", "group"])
+def test_an_image_with_two_labels_splits_or_groups_is_named(column: str) -> None:
+    values = {"label": ["x", "x"], "split": ["train", "train"], "group": ["1", "1"], column: ["train", "test"]}
+    error = error_of(make_table, ["a.png", "./a.png"], **values)
+    assert (error.field, error.path) == (column, "a.png")

@@ -150,16 +150,18 @@ def test_json_holds_fractions_under_the_documented_keys() -> None:
 @pytest.mark.parametrize("table", [
     make_table(["1", "2"], ["a", "b"]), make_table(["1", "2"], ["a", "a"], role="query"),
     make_table(["1", "2"], ["a", "a"], role="gallery"),
-    make_table(["1", "2", "3"], ["a", "a", "b"], group="one camera"),
-], ids=["single images", "no gallery", "no query", "one group"])  # fmt: skip
+    make_table(["1", "2", "3"], ["a", "a", "b"], group="one camera"), make_table(["1", "2"], ["a", "a"]),
+    make_table(["1", "2", "3"], ["a", "a", "b"], role=["query", "gallery", "query"]),
+], ids=["single images", "no gallery", "no query", "one group", "one class", "one class in the gallery"])  # fmt: skip
 def test_without_a_query_with_a_positive_scoring_is_an_error(table: pd.DataFrame) -> None:
     assert error_of(score, np.eye(len(table)), None, table, Scoring()).field in ("table", "exclude_same_group")
 
 
 @pytest.mark.parametrize("table", [
-    make_table(["1", "2"], ["a", "a"], role=["query", "gallery"]), make_table(["1", "2", "3"], ["b", "a", "a"]),
-    make_table(["1", "2", "3"], ["a", "a", "a"], group=["x", "x", "y"]),
-    make_table(["1", "2"], ["a", "a"], group=["x", ""]),
+    make_table(["1", "2", "3"], ["a", "a", "b"], role=["query", "gallery", "gallery"]),
+    make_table(["1", "2", "3"], ["b", "a", "a"]),
+    make_table(["1", "2", "3", "4"], ["a", "a", "a", "b"], group=["x", "x", "y", "z"]),
+    make_table(["1", "2", "3"], ["a", "a", "b"], group=["x", "", ""]),
 ])  # fmt: skip
 def test_one_query_with_a_positive_can_be_scored_and_labels_alone_tell(table: pd.DataFrame) -> None:
     require_scorable(table, Scoring(), "these")
@@ -176,7 +178,7 @@ def test_another_number_of_embeddings_than_images_is_an_error() -> None:
 def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
     """In two processes, and in four of which one has no query."""
     table = random_table(0)
-    few = make_table(["1", "2", "3"], ["a", "a", "a"], category="kind")
+    few = make_table(["1", "2", "3"], ["a", "a", "b"], category="kind")
     for count, some in ((2, table), (4, few)):
         x, scoring = random_embeddings(some, 1), Scoring(recall_at=(1, 3), bootstrap_samples=20)
         expected = score(x, None, some, scoring).model

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from brute_force import retrievals
+from errors import error_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.distances import CosineSimilarity
@@ -67,3 +68,19 @@ def test_without_ties_the_values_are_those_of_pytorch_metric_learning(seed: int)
     for name, other in names.items():
         assert 0.2 < reference[other] < 0.98
         assert np.nanmean(metrics[name]) == pytest.approx(reference[other], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.uint64])
+def test_labels_may_be_of_any_integer_type(dtype: type) -> None:
+    generator, everyone = np.random.default_rng(0), np.arange(40)
+    points, labels = generator.standard_normal((40, 4)), everyone % 5
+    expected = query_metrics(Retrieval(points, labels, everyone, everyone))
+    found = query_metrics(Retrieval(points, labels.astype(dtype), everyone, everyone))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_labels_of_no_integer_type_are_an_error(dtype: type) -> None:
+    labels = np.array([0, 1, 1])
+    assert error_of(Retrieval, np.eye(3), labels.astype(dtype), labels, labels).field == "labels"

@@ -1,6 +1,7 @@
 """Proxy Anchor against the published formula, written out in loops, and against pytorch-metric-learning."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses as peers
+from torch import Tensor
 
-from orthoproxy.losses import ProxyAnchorLoss, proxy_anchor_loss
+from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 
@@ -129,6 +131,38 @@ def test_proxies_start_as_kaiming_normal_fan_out() -> None:
     proxies = ProxyAnchorLoss(400, 100).proxies.detach()
     assert float(proxies.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
     assert float(proxies.mean()) == pytest.approx(0, abs=2e-3)
+
+
+INTEGERS = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    """With as many images as classes and no label 0, uint8 would index as a mask."""
+    generator = np.random.default_rng(0)
+    x, y, p = generator.standard_normal((4, 8)), np.array([1, 2, 3, 3]), generator.standard_normal((4, 8))
+    module = ProxyAnchorLoss(4, 8).double()
+    sharded, objective = ShardedProxyAnchorLoss(4, 8).double(), Objective(module, 4, SoftOrthogonality())
+    module.proxies.data = sharded.proxies.data = torch.from_numpy(p)
+    expected = published_formula(x, y, p, 32, 0.1)
+
+    def loss_and_gradient(loss: Callable[..., Tensor], labels: Tensor) -> tuple[float, Tensor]:
+        embeddings = torch.from_numpy(x).requires_grad_()
+        value = loss(embeddings, labels)
+        return value.item(), torch.autograd.grad(value, embeddings)[0]
+
+    _, gradient = loss_and_gradient(module, torch.from_numpy(y))
+    for loss in (module, sharded, lambda *batch: objective(*batch)["loss"]):
+        value, found = loss_and_gradient(loss, torch.from_numpy(y).to(dtype))
+        assert value == pytest.approx(expected, rel=1e-10) and torch.equal(found, gradient)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+def test_labels_of_no_integer_type_are_an_error(dtype: torch.dtype) -> None:
+    labels, module = torch.tensor([0, 1]).to(dtype), ProxyAnchorLoss(3, 3)
+    assert error_of(proxy_anchor_loss, torch.ones(2, 3), labels, torch.eye(3)).field == "labels"
+    assert error_of(Objective(module, 3, SoftOrthogonality()), torch.ones(2, 3), labels).field == "labels"
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -15,11 +15,13 @@ import torch
 from command_line import input_error
 from errors import error_of
 from PIL import Image
-from small_runs import training
+from small_runs import make_config, training
 
 from orthoproxy.cli.main import main
-from orthoproxy.runs.dataset import user_cache
+from orthoproxy.data import folder_table
+from orthoproxy.runs.dataset import check_images, user_cache
 from orthoproxy.runs.run_folder import RunFolder
+from orthoproxy.runs.train import train
 
 TRAINING, TEST = "class 5", "class 1"  # by the hash of the name
 NO_WORKERS = ("--data.workers", 0)
@@ -194,3 +196,49 @@ def test_images_encoders_and_losses_that_do_not_exist(key: str, value: object, a
     error = input_error(arguments(tmp_path / "run", *source, f"--{key}", str(value).replace("FOLDER", str(tmp_path))))
     assert error.field is not None and key.startswith(error.field)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "out"), [("IMAGES", "IMAGES"), ("IMAGES", "IMAGES/runs/first"), (".", "runs/first")])
+def test_a_run_among_its_images_is_an_error_before_any_work(name, out, recipe, images, monkeypatch) -> None:
+    monkeypatch.chdir(images)
+    before = files(images)
+    place, out = (Path(text.replace("IMAGES", str(images))) for text in (name, out))
+    assert input_error(training(recipe, place, out)).field == "out"
+    assert error_of(train, make_config(place), out).field == "out"
+    assert files(images) == before and not (images / "runs").exists()
+
+
+@pytest.mark.parametrize(("command", "field"), [
+    ("embed RUN IMAGES --out IMAGES/x", "out"), ("index IMAGES/x IMAGES --model RUN", "catalog"),
+    ("diagnose RUN --data.root IMAGES --out IMAGES/x", "out"),
+    ("export RUN --data.root IMAGES --out IMAGES/x.onnx", "out"),
+    ("evaluate RUN IMAGES --json IMAGES/x/y.json", "json"), ("report RUN --data.root FOLDER", "run"),
+    ("data describe IMAGES --json IMAGES/x", "json"), ("embed RUN IMAGES --out FOLDER/x --json IMAGES/x", "json"),
+])  # fmt: skip
+def test_no_command_writes_among_the_images(command: str, field: str, finished: Path, images: Path) -> None:
+    names = {"RUN": finished, "IMAGES": images, "FOLDER": finished.parent if field == "run" else images.parent}
+    before = files(finished)
+    words = [next((word.replace(k, str(v)) for k, v in names.items() if k in word), word) for word in command.split()]
+    assert input_error(words).field == field
+    assert len(list(images.iterdir())) == 10 and files(finished) == before
+
+
+@pytest.mark.parametrize(("fraction", "split"), [(0.1, "test"), (0.9, "train")])
+def test_one_class_is_neither_trained_on_nor_evaluated(fraction: float, split: str, arguments, tmp_path) -> None:
+    error = input_error(arguments(tmp_path / "run", "--data.test_fraction", fraction))
+    assert error.field == "data.test_fraction" and f"one {split} class" in error.problem
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_makes_scores_wrong_is_noted_in_a_line_each(images: Path, capsys) -> None:
+    (images / "class 0").rename(images / "gu\u0308ll")
+    (images / "class 1").rename(images / "g\u00fcll")
+    shutil.copy(images / "class 2" / "0.png", images / "g\u00fcll" / "0.png")
+    table = folder_table(images)
+    table["split"] = ["test" if label in ("class 2", "class 3") else "train" for label in table["label"]]
+    table["group"] = table["path"]
+    config = make_config(images, {"checkpoint_selection.split": "none", "data.test_fraction": 0})
+    check_images(table, None, config)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(lines) == 3
+    assert "'gu\\u0308ll'" in lines[0] and "'g\\xfcll'" in lines[0]

@@ -37,13 +37,14 @@ def run(options: Any) -> int:
     from orthoproxy.data.audit.scan import scan_images
     from orthoproxy.data.audit.verify import verify_images
     from orthoproxy.runs.config import Config
-    from orthoproxy.runs.dataset import read_table
+    from orthoproxy.runs.dataset import read_table, require_outside
 
     overrides = config_overrides(options)
     if options.action == "download":
         _download(options.images, overrides.get("data.root"))
         return 0
     data = Config().with_overrides(overrides).with_absolute_paths().data
+    require_outside(data, json=options.json)
     with json_output(options.json) as write:
         table = read_table(data)
         verify, scan = options.action == "verify", None

@@ -27,12 +27,17 @@ def add_options(parser: Parser) -> None:
 
 def run(options: Any) -> None:
     from orthoproxy.diagnosis.diagnose import summary_lines
+    from orthoproxy.runs.dataset import require_outside
     from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.diagnose import FORMAT_VERSION, PAGE, diagnose_runs
+    from orthoproxy.runs.run_folder import RunFolder
 
     if len(options.runs) > 1 and not options.out:
         raise InputError("missing", field="out", expected="a folder for the page, as there are several runs")
     out = Path(options.out or options.runs[0])
+    for run in options.runs:
+        data = RunFolder(run).config.with_overrides(config_overrides(options)).data
+        require_outside(data, out=out, json=options.json)
     with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
         diagnoses = diagnose_runs(
             options.runs,

@@ -46,7 +46,10 @@ def run(options: Any) -> None:
     for turn in (True, False):  # one process of each machine fills the caches (icons, the Hub) before the others
         with raise_together():
             if is_first_of_machine() == turn:
-                loaded = read_images(options), load_model(options.model, own_device(options.device))
+                loaded = (
+                    read_images(options, out=options.out, json=options.json),
+                    load_model(options.model, own_device(options.device)),
+                )
     assert loaded is not None
     collection, model = loaded
     with json_output(options.json) as write, os_errors_as_input_errors(options.out, "run the command again"):
@@ -63,14 +66,16 @@ def run(options: Any) -> None:
             print(f"note: {len(result.unreadable)} unreadable images left out, see {Path(options.out) / UNREADABLE}")
 
 
-def read_images(options: Any) -> Collection:
-    """Return the images that the options of `add_collection` name."""
+def read_images(options: Any, **outputs: str | None) -> Collection:
+    """Return the images that the options of `add_collection` name; raises InputError for outputs among them."""
     from orthoproxy.data import read_collection
     from orthoproxy.data.sources.collection import make_collection
     from orthoproxy.data.table import select_split
-    from orthoproxy.runs.config import Config
-    from orthoproxy.runs.dataset import read_table
+    from orthoproxy.runs.config import Config, DataConfig
+    from orthoproxy.runs.dataset import read_table, require_outside
 
+    if options.images not in DATASETS and Path(options.images).is_dir():
+        require_outside(DataConfig(name="folder", root=options.images), **outputs)
     overrides = config_overrides(options)
     root = Path(overrides["data.root"]) if "data.root" in overrides else None
     if options.images not in DATASETS and not options.split:

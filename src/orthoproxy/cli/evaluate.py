@@ -33,6 +33,7 @@ def run(options: Any) -> None:
     from orthoproxy.embedding.embedder import Embedder
     from orthoproxy.evaluation import evaluate
     from orthoproxy.runs.config import Config
+    from orthoproxy.runs.dataset import require_outside, warn_about_table
     from orthoproxy.runs.device import choose_device, make_scoring
     from orthoproxy.runs.run_folder import RunFolder
 
@@ -41,10 +42,12 @@ def run(options: Any) -> None:
     if options.images:  # not in the folder of the run's images
         overrides = {"data.root": None, "data.csv": None} | overrides
     config = (run_folder.config if run_folder else Config()).with_overrides(overrides)
+    require_outside(config.data, json=options.json)
     workers = config.data.workers if options.workers is None else options.workers
     with json_output(options.json) as write:
         embedder = Embedder.load(options.model, choose_device(options.device))
         table = _read_images(None if options.images else run_folder, config, overrides)
+        warn_about_table(table, config.data)
         unreadable = []
         if config.data.on_unreadable_image == "skip":
             found = find_unreadable(table, workers)

@@ -27,16 +27,20 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
+    from orthoproxy.runs.dataset import require_outside
     from orthoproxy.runs.evaluate import FALSE_MATCH_RATE
     from orthoproxy.runs.export import export_run
     from orthoproxy.runs.model_card import no_match_words
+    from orthoproxy.runs.run_folder import RunFolder
 
     out, rate = Path(options.out), options.false_match_rate
     rate = FALSE_MATCH_RATE if rate is None else rate
     if out.suffix != ".onnx":
         raise InputError(options.out, field="out", expected="a file that ends in .onnx")
+    overrides = config_overrides(options)
+    if run := RunFolder.find(options.run):
+        require_outside(run.config.with_overrides(overrides).data, out=out, json=options.json)
     with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
-        overrides = config_overrides(options)
         exported = export_run(options.run, out, options.int8, rate, options.license, overrides, options.workers)
         metadata, matching = exported.metadata, exported.matching
         scores = exported.scores and exported.scores.to_dict()

@@ -67,8 +67,9 @@ def _index(options: Any) -> dict[str, Any]:
     start = time.monotonic()
     embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
     device = choose_device(options.device)
+    outputs = {"catalog": options.catalog, "json": options.json}
+    images = read_images(options, **outputs) if embeddings is None else None
     model = load_model(options.model, device) if options.model else None
-    images = read_images(options) if embeddings is None else None
     exists = Catalog.exists(options.catalog)
     with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
         if options.root and Path(options.root).absolute() != Path(catalog.root):

@@ -18,11 +18,14 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> None:
     from orthoproxy.cli.evaluate import print_run
     from orthoproxy.core.files import folder_lock
+    from orthoproxy.runs.dataset import require_outside
     from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.evaluate import evaluate_run, write_report
     from orthoproxy.runs.run_folder import RunFolder
 
     run_folder = RunFolder(options.run)
+    data = run_folder.config.with_overrides(config_overrides(options)).data
+    require_outside(data, run=run_folder.folder, json=options.json)
     device = choose_device(options.device)
     with json_output(options.json) as write, os_errors_as_input_errors(run_folder.folder, "run the command again"):
         with folder_lock(run_folder.folder):

@@ -37,7 +37,7 @@ def run(options: Any) -> int:
             runner.load()
             runner.save()
         else:
-            check_splits(study)  # finds an invalid option before hours of work
+            check_splits(study, paths)  # finds an invalid option before hours of work
             if options.dry_run:
                 _print_plan(runner)
                 return 0

@@ -25,6 +25,7 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> int:
     from orthoproxy.cli.evaluate import print_run
     from orthoproxy.core.distributed import is_main
+    from orthoproxy.runs.dataset import require_outside
     from orthoproxy.runs.recipes import read_config
     from orthoproxy.runs.train import train
     from orthoproxy.training.signals import Interrupted
@@ -35,6 +36,7 @@ def run(options: Any) -> int:
 
         print(dump_yaml(config.to_dict()), end="")
         return 0
+    require_outside(config.data, out=options.out, json=options.json)
     try:
         with json_output(options.json) as write, os_errors_as_input_errors(options.out, "continue with --resume"):
             run_folder = train(config, options.out, options.resume)

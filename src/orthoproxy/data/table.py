@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +30,8 @@ def make_table(
     Parameters
     ----------
     path
-        Image files, one a row.
+        Image files, one a row. They are normalized as text, and rows that name the same image are merged: an image
+        that is a query in one row and part of the gallery in another becomes ``both``.
     label
         Class name of each image; numbers are taken as names.
     split
@@ -50,8 +52,8 @@ def make_table(
     Raises
     ------
     InputError
-        If the table is empty, a path or label is empty, a split or role is unknown, or a class is in two splits
-        or not in exactly one category.
+        If the table is empty, a path or label is empty, a split or role is unknown, an image has several labels, splits
+        or groups, or a class is in two splits or not in exactly one category.
 
     Examples
     --------
@@ -80,6 +82,8 @@ def make_table(
         if unknown := sorted(set(table[name]) - set(allowed)):
             expected = " or ".join(value or "nothing" for value in allowed)
             raise InputError(repr(unknown[0]), field=name, expected=expected)
+    table["path"] = table["path"].map(os.path.normpath)
+    table = _merge_rows(table)
     _require_one_split_per_class(table)
     _require_one_category_per_class(table)
     return table
@@ -93,6 +97,22 @@ def source_errors(field: str, path: Path) -> Iterator[None]:
     except InputError as error:
         column = f"column {error.field!r}: " if error.field else ""
         raise replace(error, problem=column + error.problem, field=field, path=error.path or path) from error
+
+
+def _merge_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep one row of each image, which would be its own neighbor otherwise."""
+    if table["path"].is_unique:
+        return table
+    table = table.drop_duplicates()
+    table.loc[table["path"].duplicated(keep=False), "role"] = "both"
+    table = table.drop_duplicates(ignore_index=True)
+    repeated = table["path"][table["path"].duplicated()]
+    if len(repeated):
+        rows = table[table["path"] == repeated.iloc[0]]
+        column = next(name for name in ("label", "split", "group") if rows[name].nunique() > 1)
+        values = " and ".join(map(repr, rows[column].unique()))
+        raise InputError(f"{values} for the same image", field=column, path=repeated.iloc[0])
+    return table
 
 
 def _require_one_split_per_class(table: pd.DataFrame) -> None:

@@ -166,7 +166,7 @@ def evaluate(
     Raises
     ------
     InputError
-        If no query has a positive, or an image cannot be read.
+        If no query has a positive, the gallery has one class only, or an image cannot be read.
 
     Examples
     --------
@@ -183,6 +183,7 @@ def evaluate(
     1.0
     """
     start = time.monotonic()
+    require_scorable(table, scoring or Scoring())
     if baseline is None and model.baseline_folder is not None:
         baseline = Embedder.load(model.baseline_folder, model.device)
     paths = table["path"].tolist()
@@ -214,7 +215,7 @@ def score(
     Raises
     ------
     InputError
-        If no query has a positive, or the number of rows is wrong.
+        If no query has a positive, the gallery has one class only, or the number of rows is wrong.
 
     Examples
     --------
@@ -252,7 +253,7 @@ def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -
 
 
 def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
-    """Raise InputError if no query has a positive in its gallery, from labels, roles and groups alone."""
+    """Raise InputError if no query has a positive in its gallery, or none a negative, from the table alone."""
     queries, gallery = table[table["role"] != "gallery"], table[table["role"] != "query"]
     candidates = queries["label"].map(gallery["label"].value_counts()).fillna(0).astype(int) - (
         queries["role"] == "both"
@@ -262,6 +263,12 @@ def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the tab
             f"{what}: no query has another image of its class in the gallery",
             field="table",
             hint="give classes at least two images",
+        )
+    if gallery["label"].nunique() == 1:
+        raise InputError(
+            f"{what}: the gallery has one class only, so that any model would score 100",
+            field="table",
+            expected="at least two classes",
         )
     if not scoring.excludes_group(table):
         return
@@ -339,15 +346,13 @@ def _resample_queries(metrics: dict[str, np.ndarray], labels: Int[np.ndarray, " 
 
 
 def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
-    """Compute the metrics of every query; at least one query has a positive."""
+    """Compute the metrics of every query; raises InputError as `require_scorable`."""
+    require_scorable(table, scoring)
 
     def compute(part: Retrieval) -> dict[str, np.ndarray]:
         return query_metrics(part, scoring.recall_at, scoring.block_memory_mb, scoring.device)
 
-    metrics = for_all_queries(compute, retrieval, scoring.shared)
-    if np.isnan(metrics["mrr"]).all():
-        require_scorable(table, scoring)
-    return metrics
+    return for_all_queries(compute, retrieval, scoring.shared)
 
 
 def for_all_queries(

@@ -44,7 +44,7 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
     Raises
     ------
     InputError
-        If there is no such class.
+        If there is no such class, or the gallery has one class only.
 
     Examples
     --------

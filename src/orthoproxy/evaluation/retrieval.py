@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from orthoproxy.core.errors import InputError
@@ -29,7 +29,7 @@ class Retrieval:
     embeddings
         One row per image, of any length; compared by cosine.
     labels
-        Class number of each row.
+        Class number of each row, of any integer type.
     queries, gallery
         Row numbers, each at most once; a row may be in both, and is never its own neighbor.
     groups
@@ -40,7 +40,7 @@ class Retrieval:
     Raises
     ------
     InputError
-        If an embedding is not finite.
+        If an embedding is not finite, or labels are no integers.
 
     Examples
     --------
@@ -51,13 +51,15 @@ class Retrieval:
     """
 
     embeddings: Float[np.ndarray, "N D"]
-    labels: Int[np.ndarray, " N"]
+    labels: Integer[np.ndarray, " N"]
     queries: Int[np.ndarray, " Q"]
     gallery: Int[np.ndarray, " G"]
     groups: Int[np.ndarray, " N"] | None = None
     categories: Int[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise InputError(f"of type {self.labels.dtype}", field="labels", expected="integers")
         finite = np.isfinite(self.embeddings).all(axis=1)
         if not finite.all():
             raise InputError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.losses.proxy_anchor import class_numbers
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 # the parameter that holds a loss's class vectors, and whether as rows (C D) or as columns (D C*K, K centers per class)
@@ -82,8 +83,9 @@ class Objective(nn.Module):
         """The loss, if it holds only the class vectors of this process."""
         return self.loss if isinstance(self.loss, ShardedProxyAnchorLoss) else None
 
-    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def forward(self, embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> dict[str, Tensor]:
         """Return ``loss`` (to minimize) and its parts ``metric_loss`` and, with class vectors, ``regularizer``."""
+        labels = class_numbers(labels)
         # pytorch-metric-learning casts its parameters to the embeddings' type: never let that be half precision
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         with torch.autocast(embeddings.device.type, enabled=False):

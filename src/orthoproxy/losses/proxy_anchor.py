@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -15,7 +15,7 @@ from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit
 
 def proxy_anchor_loss(
     embeddings: Float[Tensor, "B D"],
-    labels: Int[Tensor, " B"],
+    labels: Integer[Tensor, " B"],
     proxies: Float[Tensor, "C D"],
     scale: float = 32.0,
     margin: float = 0.1,
@@ -36,7 +36,7 @@ def proxy_anchor_loss(
     embeddings
         Shape (B, D); normalized here.
     labels
-        Class of each image, 0 to C - 1, shape (B,).
+        Class of each image, 0 to C - 1, shape (B,), of any integer type.
     proxies
         One per class, shape (C, D); normalized here. A row of zeros has similarity 0 and gets no gradient.
     scale, margin
@@ -47,8 +47,8 @@ def proxy_anchor_loss(
     Raises
     ------
     InputError
-        If the batch is empty, labels and embeddings differ in number, or a label lies outside 0 to C - 1 (checked on
-        the CPU only, since reading labels would make a GPU wait).
+        If the batch is empty, labels and embeddings differ in number, labels are no integers, or a label lies outside
+        0 to C - 1 (checked on the CPU only, since reading labels would make a GPU wait).
 
     References
     ----------
@@ -68,7 +68,7 @@ def proxy_anchor_loss(
 @at_least_float32
 def proxy_anchor_part(
     embeddings: Float[Tensor, "B D"],
-    labels: Int[Tensor, " B"],
+    labels: Integer[Tensor, " B"],
     proxies: Float[Tensor, "c D"],
     first_class: int,
     num_classes: int,
@@ -80,6 +80,7 @@ def proxy_anchor_part(
     if not len(embeddings) or labels.shape != embeddings.shape[:1]:
         expected = f"one for each of {len(embeddings)} embeddings, at least one"
         raise InputError(f"shape {tuple(labels.shape)}", field="labels", expected=expected)
+    labels = class_numbers(labels)
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         problem = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(problem, field="labels", expected=f"0 to {num_classes - 1}")
@@ -87,6 +88,13 @@ def proxy_anchor_part(
     loss = _ProxyAnchor.apply(unit_embeddings, proxies, labels, _Settings(num_classes, scale, margin, memory_mb))
     assert isinstance(loss, Tensor)
     return loss
+
+
+def class_numbers(labels: Integer[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Return labels of any integer type as int64: PyTorch takes uint8 for a mask, and no other short type as index."""
+    if labels.dtype == torch.bool or labels.dtype.is_floating_point:
+        raise InputError(f"of type {labels.dtype}", field="labels", expected="integers")
+    return labels.long()
 
 
 class _Settings(NamedTuple):
@@ -241,7 +249,7 @@ class ProxyAnchorLoss(nn.Module):
         self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
-    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def forward(self, embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> Float[Tensor, ""]:
         """Return the loss of a batch."""
         return proxy_anchor_loss(embeddings, labels, self.proxies, self.scale, self.margin)
 

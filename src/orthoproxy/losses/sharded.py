@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from orthoproxy.core.distributed import all_reduce_sum, local_slice, process_count, split_sizes
@@ -45,7 +45,7 @@ class ShardedProxyAnchorLoss(nn.Module):
         self.classes = range(num_classes)[local_slice(self.sizes)]
         self.proxies = nn.Parameter(_own_rows_of_kaiming_normal(num_classes, embedding_dim, self.classes))
 
-    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def forward(self, embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> Float[Tensor, ""]:
         """Return the loss of a batch gathered from all processes; labels are of all C classes."""
         # the same values, with W times the gradient
         x = embeddings + (process_count() - 1) * (embeddings - embeddings.detach())

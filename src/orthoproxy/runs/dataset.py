@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,9 @@ from orthoproxy.data import (
     inshop_table,
     sop_table,
 )
+from orthoproxy.data.audit.duplicates import duplicates_across_splits
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
+from orthoproxy.data.sources.folder import split_folders
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
@@ -142,21 +145,59 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
         counts = table["label"].value_counts()
         if single := sorted(counts.index[counts == 1]):
             warn(f"{len(single)} classes have a single image, for example {single[0]!r}")
-        versions = file_versions(table["path"].tolist())
+        warn_about_table(table, config.data)
+        paths = table["path"].tolist()
+        versions = file_versions(paths)
         missing = (versions[:, 0] < 0).nonzero()[0]
         if len(missing):
             raise InputError(
                 f"{len(missing)} image files are missing",
                 field="data.csv" if config.data.csv else "data.root",
-                path=table["path"].iloc[missing[0]],
+                path=paths[missing[0]],
                 hint="set data.on_unreadable_image to skip to leave them out",
             )
+        for name, split in {"train": splits["train"], **evaluated}.items():
+            if split["label"].nunique() == 1:
+                hint = "change it, or add classes; 0 trains without evaluation"
+                problem = f"one {name} class, {split['label'].iloc[0]!r}"
+                raise InputError(problem, field="data.test_fraction", expected="at least two classes", hint=hint)
         for name, split in evaluated.items():
             if len(split):
                 require_scorable(split, make_scoring(config.evaluation), f"{name} classes")
         if config.encoder.init_from.startswith("run:"):
             _require_unseen(config.encoder.init_from, evaluated)
+        if copies := duplicates_across_splits(paths, table["split"].tolist(), versions[:, 0]):
+            one, other = table.iloc[copies[0]].drop_duplicates("split").to_dict("records")[:2]
+            pair = " and ".join(f"{x['path']} ({x['split']}, {x['label']})" for x in (one, other))
+            warn(f"{len(copies)} images are in several splits, for example {pair}; scores on them mean little")
         return versions
+
+
+def warn_about_table(table: pd.DataFrame, data: DataConfig) -> None:
+    """Print which folders are splits; warn about labels that look the same and groups that exclude nothing."""
+    if data.name == "folder" and (folders := split_folders(Path(data.root or ""))):
+        print(f"{data.root}: the folders {', '.join(sorted(folders))} are splits, not classes", file=sys.stderr)
+    seen: dict[str, str] = {}
+    labels = sorted(set(table["label"]))
+    normalized = (unicodedata.normalize("NFC", label).strip() for label in labels)
+    pairs = zip(normalized, labels, strict=True)
+    if alike := [(seen[key], label) for key, label in pairs if seen.setdefault(key, label) != label]:
+        example = " and ".join(map(ascii, alike[0]))
+        warn(f"{len(alike)} classes differ from another in blanks or Unicode normalization only, for example {example}")
+    groups = table["group"][table["group"] != ""]
+    if len(groups) and groups.is_unique:
+        warn("every group has a single image, so that none is excluded from a gallery")
+
+
+def require_outside(data: DataConfig, **outputs: str | Path | None) -> None:
+    """Raise InputError, before any work, for an output in the folder whose sub-folders are read as classes."""
+    if data.name != "folder" or data.root is None:
+        return
+    root = Path(data.root).resolve()
+    for field, place in outputs.items():
+        remote = place in (None, "-") or "://" in str(place)
+        if not remote and Path(str(place)).resolve().is_relative_to(root):
+            raise InputError("inside the folder of the images", field=field, path=place, expected=f"outside of {root}")
 
 
 def _require_unseen(init_from: str, splits: dict[str, pd.DataFrame]) -> None:

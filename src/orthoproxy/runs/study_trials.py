@@ -21,7 +21,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
-from orthoproxy.runs.dataset import split_table
+from orthoproxy.runs.dataset import require_outside, split_table
 from orthoproxy.runs.device import choose_device, choose_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.experiment import make_inputs, make_sampler
@@ -69,15 +69,18 @@ def configure_trial(study: Study, trial: Trial) -> Config:
     return config
 
 
-def check_splits(study: Study) -> None:
+def check_splits(study: Study, outputs: StudyPaths | None = None) -> None:
     """Raise InputError unless all trials share their test images, and the settings of a method their validation images.
 
-    Also fails if a recipe or an option is invalid, the images cannot be listed, or a split is empty.
+    Also fails if a recipe or an option is invalid, the images cannot be listed, a split is empty, or `outputs` lie
+    among the images.
     """
     splits: dict[str, dict[str, list[str]]] = {}
     first: dict[tuple[str, str], tuple[Trial, list[str]]] = {}
     for trial in study.tuning_trials:
         config = configure_trial(study, trial)
+        if outputs:
+            require_outside(config.data, out=outputs.folder, study=outputs.parquet)
         key = repr(config.data.model_copy(update={"augmentation": AugmentationConfig()}))
         if key not in splits:
             table = split_table(config)

@@ -30,7 +30,7 @@ from orthoproxy.core.environment import DATA, environment, file_versions, finger
 from orthoproxy.core.errors import field_prefix
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config
-from orthoproxy.runs.dataset import warn
+from orthoproxy.runs.dataset import require_outside, warn
 from orthoproxy.runs.device import launch_fabric
 from orthoproxy.runs.evaluate import evaluate_run, write_report
 from orthoproxy.runs.experiment import Experiment
@@ -67,7 +67,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     Raises
     ------
     InputError
-        If the configuration or the data cannot be used, or `out` holds a run already.
+        If the configuration or the data cannot be used, or `out` holds a run already or lies among the images.
     DivergedError
         If training diverged; the last checkpoint is finite.
     Interrupted
@@ -95,6 +95,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     """
     config = config.with_absolute_paths()
     run = RunFolder(out or Path("runs") / config.data.name)
+    require_outside(config.data, out=run.folder)
     fabric = launch_fabric(config.training, run.folder)
     kernels = _deterministic_kernels() if config.training.deterministic else nullcontext()
     with run.open(config, resume), kernels:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, UInt64
@@ -11,11 +14,37 @@ from scipy.sparse.csgraph import connected_components
 # Of 64 bits. 400 photos all stayed within it when scaled to half size and saved as JPEG of quality 75; of 8 million
 # pairs of photos of cars, 19 were within it, and each was one photo twice
 NEAR_DISTANCE = 4
+SAMPLE = 1024  # bytes that are compared first where files have the same size, as most differ there
 
 
 def exact_duplicates(content: pd.Series) -> list[list[int]]:
     """Group positions of files with the same bytes, from the ``content`` that `scan_images` returns."""
     return _groups(content.to_numpy(), np.flatnonzero(content != ""))
+
+
+def duplicates_across_splits(
+    paths: Sequence[str], splits: Sequence[str], sizes: Int[np.ndarray, " N"]
+) -> list[list[int]]:
+    """Group positions of files with the same bytes in several splits; reads none whose size is in one split only."""
+    files = pd.DataFrame({"path": paths, "split": splits, "size": sizes, "content": sizes})[sizes > 0]
+    for sample in (True, False, None):
+        files = files[files.groupby("content")["split"].transform("nunique") > 1]
+        if sample is not None:
+            pairs = zip(files["path"], files["size"], strict=True)
+            files = files.assign(content=[_hash_file(path, size if sample else None) for path, size in pairs])
+    return [rows.tolist() for rows in files.groupby("content", sort=False).groups.values()]
+
+
+def _hash_file(path: str, size: int | None) -> str:
+    """Hash a file, or given its size a sample from its middle; one that cannot be read is like no other."""
+    try:
+        with open(path, "rb") as file:
+            if size is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(size // 2)
+            return f"{size} {hashlib.sha256(file.read(SAMPLE)).hexdigest()}"
+    except OSError:
+        return path
 
 
 def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.sources.csv import read_columns
+from orthoproxy.data.sources.csv import read_rows
 from orthoproxy.data.sources.folder import labelled_files
 
 
@@ -32,20 +32,18 @@ def read_collection(source: Path, root: Path | None = None) -> Collection:
     for the folder itself, or for that of the CSV file.
     """
     if source.is_dir():
-        files = [(str(path.absolute()), label) for path, label in labelled_files(source)]
+        files = [(str(path.absolute()), label) for path, label, _ in labelled_files(source)]
         if not files:
             raise InputError("no images in this folder or below", field="source", path=source)
         return make_collection(pd.DataFrame(files, columns=["path", "label"], dtype=object), root or source)
     if not source.is_file():
         raise InputError("no such folder or CSV file", field="source", path=source)
-    columns = read_columns(source, required=("path",), field="source")
-    if not columns["path"]:
+    table = read_rows(source, required=("path",), field="source")
+    if table.empty:
         raise InputError("lists no images", field="source", path=source)
-    if "" in columns["path"]:
-        raise InputError(f"empty path in row {columns['path'].index('') + 1}", field="source", path=source)
     folder = (root or source.parent).absolute()
-    columns["path"] = [str(folder / path) for path in columns["path"]]
-    return make_collection(pd.DataFrame(columns), folder)
+    table["path"] = [str(folder / path) for path in table["path"]]
+    return make_collection(table, folder)
 
 
 def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection:

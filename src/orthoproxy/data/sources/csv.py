@@ -45,34 +45,38 @@ def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: boo
                      path label
     0  /images/blue/1.png  blue
     """
-    columns = read_columns(csv, required=("path", "label"), field="csv")
+    rows = read_rows(csv, required=("path", "label"), field="csv")
     folder = (root or csv.parent).absolute()
-    optional = {name: columns[name] for name in ("split", "group", "category") if name in columns}
-    if "role" in columns:
-        optional["role"] = [role or "both" for role in columns["role"]]
+    optional = {name: rows[name].tolist() for name in ("split", "group", "category") if name in rows}
+    if "role" in rows:
+        optional["role"] = [role or "both" for role in rows["role"]]
     paths = []
-    for row, name in enumerate(columns["path"], start=1):
+    for line, name in rows["path"].items():
         path = str(folder / name) if allow_paths_outside_root else path_inside(folder, name)
         if path is None:
             hint = "set root to the folder of all images, or allow_paths_outside_root for a list that you trust"
-            raise InputError(f"row {row} lists {name!r}, outside of {folder}", field="csv", path=csv, hint=hint)
-        paths.append(path if name else "")  # `make_table` names the row
+            raise InputError(f"line {line} lists {name!r}, outside of {folder}", field="csv", path=csv, hint=hint)
+        paths.append(path)
     with source_errors("csv", csv):
-        return make_table(paths, columns["label"], **optional)
+        return make_table(paths, rows["label"].tolist(), **optional)
 
 
-def read_columns(path: Path, required: Sequence[str], field: str) -> dict[str, list[str]]:
-    """Read the columns of a CSV file as stripped text; errors name `field`."""
+def read_rows(path: Path, required: Sequence[str], field: str) -> pd.DataFrame:
+    """Read a CSV file as stripped text, indexed by the line that each row begins in; errors name `field`."""
     if not path.is_file():
         raise InputError("no such file", field=field, path=path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in reader(file, skipinitialspace=True, strict=True) if row]
+            rows, lines, line = reader(file, skipinitialspace=True, strict=True), {}, 1
+            for row in rows:
+                if row:
+                    lines[line] = [value.strip() for value in row]
+                line = rows.line_num + 1
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8: {error}", field=field, path=path) from error
     except CsvError as error:
         raise InputError(f"not CSV: {error}", field=field, path=path, hint="check its quotes") from error
-    names = [name.strip() for name in rows[0]] if rows else []
+    names = lines.pop(min(lines)) if lines else []
     named = [name for name in names if name]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise InputError(f"two columns are called {twice[0]!r}", field=field, path=path)
@@ -80,9 +84,13 @@ def read_columns(path: Path, required: Sequence[str], field: str) -> dict[str, l
         expected = f"a header line with {' and '.join(required)}"
         found = f"no column {missing[0]!r} but {', '.join(names) or 'nothing'}"
         raise InputError(found, field=field, path=path, expected=expected)
-    for number, row in enumerate(rows[1:], start=1):
+    for line, row in lines.items():
         if len(row) != len(names):
             hint = "put fields that contain a comma in quotes"
-            problem = f"row {number} has {len(row)} fields, the header {len(names)}"
+            problem = f"line {line} has {len(row)} fields, the header {len(names)}"
             raise InputError(problem, field=field, path=path, hint=hint)
-    return {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(names)}
+    table = pd.DataFrame(list(lines.values()), index=list(lines), columns=names, dtype=object)
+    for name in required:
+        if (table[name] == "").any():
+            raise InputError(f"line {(table[name] == '').idxmax()}: empty {name}", field=field, path=path)
+    return table
