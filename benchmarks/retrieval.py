@@ -32,10 +32,14 @@ class Candidate:
         self.x = x / np.linalg.norm(x, axis=1, keepdims=True)
         self.work = getattr(self, name)
 
-    def ours(self) -> dict[str, float]:
+    def ours(self, average_precision: bool = False) -> dict[str, float]:
         everyone = np.arange(len(self.x))
-        metrics = query_metrics(Retrieval(self.x, self.labels, everyone, everyone), RECALL_AT)
+        retrieval = Retrieval(self.x, self.labels, everyone, everyone)
+        metrics = query_metrics(retrieval, RECALL_AT, average_precision=average_precision)
         return {metric: float(np.nanmean(values)) for metric, values in metrics.items()}
+
+    def full(self) -> dict[str, float]:
+        return self.ours(average_precision=True)
 
     def faiss(self) -> np.ndarray:
         index = faiss.IndexFlatIP(D)
@@ -55,6 +59,7 @@ class Candidate:
 
 NAMES = {
     "ours": "orthoproxy",
+    "full": "orthoproxy, with mAP and mINP",
     "faiss": "faiss IndexFlatIP, 1,001 neighbors",
     "calculator": "pytorch-metric-learning, AccuracyCalculator",
     "products": "matrix products only",

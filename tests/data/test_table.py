@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthoproxy.data import assign_split, hold_out_validation, make_table
+from orthoproxy.data.audit.describe import count_images, describe_images
 from orthoproxy.data.table import COLUMNS, rank_by_hash, select_split
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
@@ -30,6 +31,7 @@ def test_a_table_holds_text_in_the_order_given() -> None:
 
 @pytest.mark.parametrize(("arguments", "field"), [
     ({"path": [], "label": []}, None), ({"label": ["a"]}, None), ({"label": ["a", ""]}, "label"),
+    ({"label": ["a", ""], "role": "gallery", "split": "train"}, "label"),
     ({"path": ["1.png", ""]}, "path"), ({"path": ["1.png", "2\0.png"]}, "path"),
     ({"split": ["train", "trian"]}, "split"), ({"split": "Train"}, "split"), ({"role": ["query", ""]}, "role"),
     ({"label": ["x", "x"], "split": ["train", "test"]}, "split"),
@@ -66,6 +68,17 @@ def test_given_splits_stay_and_take_the_other_rows_of_their_class_along() -> Non
     for share, rest in ((0.0, "train"), (1.0, "test")):
         assert assign_split(table, share).split.tolist() == ["test", "test", "train", "train", rest, rest]
     assert table.equals(before)
+
+
+def test_distractors_keep_their_split_or_go_to_test_and_are_no_class() -> None:
+    table = make_table(list("12345678"), ["a", "b", "c", "d", "e", *[""] * 3], role="gallery",
+                       split=["test", *["train"] * 4, "", "validation", "test"])  # fmt: skip
+    assigned = assign_split(table, 0.9)
+    assert assigned.split.tolist() == ["test", *["train"] * 4, "test", "validation", "test"]
+    assert (select_split(hold_out_validation(assigned, 0.5), "validation").label != "").sum() == 2
+    assert count_images(assigned)["validation"] == {"images": 1, "classes": 0}
+    assert describe_images(assigned)["images_per_class"]["validation"]["largest"] == 0
+    assert describe_images(assigned)["images_per_class"]["test"]["single"] == 1
 
 
 @given(NAMES, st.floats(0, 1))

@@ -72,7 +72,7 @@ def test_a_split_with_more_classes_is_no_harder_to_search() -> None:
         gap = recall_gap(many, few)
         assert gap is not None and gap.classes == 20
         gaps.append(gap.training.value - gap.unseen.value)
-        retrievals = [build_retrieval(x.embeddings, x.table, False) for x in (many, few)]
+        retrievals = [build_retrieval(x.embeddings, x.table) for x in (many, few)]
         recalls = [np.nanmean(query_metrics(retrieval, [1])["recall@1"]) for retrieval in retrievals]
         unmatched.append(recalls[0] - recalls[1])
     assert np.mean(unmatched) < -0.2

@@ -4,13 +4,15 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from brute_force import query_metrics
 from errors import error_of
+from hypothesis import given
+from hypothesis import strategies as st
 from many import in_processes
 
 from orthoproxy.data import folder_table, make_table
@@ -18,6 +20,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Evaluation, Scoring, evaluate, score
 from orthoproxy.evaluation.bootstrap import bootstrap_means
 from orthoproxy.evaluation.evaluate import build_retrieval, require_scorable
+from orthoproxy.evaluation.retrieval import Exclude
 from orthoproxy.models import Encoder
 
 NUMBERS = {"queries", "classes", "queries_without_positive", "seconds"}
@@ -39,16 +42,16 @@ def random_embeddings(table: pd.DataFrame, seed: int, spread: float = 1.0) -> np
     return centers[pd.factorize(table.label)[0]] + spread * generator.standard_normal((len(table), 9))
 
 
-@pytest.mark.parametrize("groups", [False, True])
-def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(groups: bool) -> None:
-    table = random_table(0, groups)
+@pytest.mark.parametrize(("groups", "asked"), [
+    (False, "own_class_in_group"), (True, "none"), (True, "group"), (True, "own_class_in_group"),
+])  # fmt: skip
+def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(groups: bool, asked: Exclude) -> None:
+    table, rule = random_table(0, groups), asked if groups else "none"
     x = random_embeddings(table, 1)
-    result = score(x, None, table, Scoring(recall_at=(1, 5)))
-    assert result.exclude_same_group == groups
-    for scores, excluded in ((result, groups), (result.with_same_group, False)):
-        if scores is None:
-            continue
-        retrieval = build_retrieval(x, table, excluded)
+    result = score(x, None, table, Scoring(recall_at=(1, 5), map=True, exclude=asked))
+    assert (result.exclude, result.exclude_none is None) == (rule, rule == "none")
+    for scores in (result, result.exclude_none or result):
+        retrieval = build_retrieval(x, table, scores.exclude)
         queries = [row for row in range(90) if table.role[row] in ("query", "both")]
         every = [query_metrics(retrieval, query, (1, 5)) for query in queries]
         scored = [metrics for metrics in every if not np.isnan(metrics["mrr"])]
@@ -58,11 +61,6 @@ def test_scores_are_the_mean_over_queries_with_a_positive_by_the_definition(grou
         for name, value in scores.model.items():
             assert value.value == pytest.approx(np.mean([metrics[name] for metrics in scored]))
             assert 0 <= value.low <= value.value <= value.high <= 1
-    assert (result.with_same_group is not None) == groups
-    if groups:
-        kept = score(x, None, table, Scoring(recall_at=(1, 5), exclude_same_group=False))
-        assert not kept.exclude_same_group and kept.with_same_group is None
-        assert kept.model == result.with_same_group.model
 
 
 @pytest.mark.parametrize("groups", [False, True])
@@ -75,7 +73,7 @@ def test_a_category_has_the_scores_of_its_queries_with_an_interval_over_its_clas
     assert list(result.model)[-1] == "category_recall@1" and result.by_category is not None
     assert all(x["category_recall@1"].value >= x["recall@1"].value for x in (result.model, result.baseline))
     assert list(result.by_category) == sorted(set(table.category[table.label.str.startswith("class")]))
-    retrieval = build_retrieval(x, table, groups)
+    retrieval = build_retrieval(x, table, "group" if groups else "none")
     every = {query: query_metrics(retrieval, query, (1, 5)) for query in retrieval.queries}
     for name, scores in result.by_category.items():
         queries = [q for q, metrics in every.items() if table.category[q] == name and not np.isnan(metrics["mrr"])]
@@ -95,20 +93,28 @@ def test_a_category_has_the_scores_of_its_queries_with_an_interval_over_its_clas
 def test_roles_and_groups_of_the_table_reach_the_retrieval() -> None:
     table = make_table(list("abcde"), ["z", "y", "y", "z", "x"], role=["query", "gallery", "both", "both", "query"],
                        group=["one", "", "two", "one", ""])  # fmt: skip
-    retrieval = build_retrieval(np.eye(5), table, exclude_same_group=True)
+    retrieval = build_retrieval(np.eye(5), table, "own_class_in_group")
     assert retrieval.queries.tolist() == [0, 2, 3, 4]
     assert retrieval.gallery.tolist() == [1, 2, 3]
     assert retrieval.labels.tolist() == [2, 1, 1, 2, 0]
     assert retrieval.groups is not None
     assert retrieval.groups[0] == retrieval.groups[3] != retrieval.groups[2] >= 0
     assert retrieval.groups[[1, 4]].tolist() == [-1, -1]
-    assert build_retrieval(np.eye(5), table, exclude_same_group=False).groups is None
+    assert retrieval.exclude == "own_class_in_group" and build_retrieval(np.eye(5), table, "none").groups is None
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("confidence", 95), ("confidence", math.nan), ("recall_at", (0,)), ("recall_at", ()), ("bootstrap_samples", 0)],
+    [
+        ("confidence", 95),
+        ("confidence", math.nan),
+        ("recall_at", (0,)),
+        ("recall_at", ()),
+        ("bootstrap_samples", 0),
+        ("exclude", "own_class"),
+    ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
     assert error_of(Scoring, **{field: value}).field == field
 
@@ -124,7 +130,7 @@ def test_the_difference_is_paired() -> None:
     assert difference.value == pytest.approx(result.model["mrr"].value - result.baseline["mrr"].value)
     assert 0 < difference.high - difference.low < 0.7 * (result.model["mrr"].high - result.model["mrr"].low)
     # from the definition: both resampled with the same classes
-    retrievals = [build_retrieval(z, table, False) for z in (x, y)]
+    retrievals = [build_retrieval(z, table) for z in (x, y)]
     mrr = np.array([[query_metrics(c, q, (1,))["mrr"] for q in c.queries] for c in retrievals])
     scored = ~np.isnan(mrr[0])
     _, classes = np.unique(retrievals[0].labels[retrievals[0].queries][scored], return_inverse=True)
@@ -137,7 +143,7 @@ def test_json_holds_fractions_under_the_documented_keys() -> None:
     scoring = Scoring(recall_at=(1, 10), bootstrap_samples=50)
     result = score(random_embeddings(table, 1), None, table, scoring)
     written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert {"model", *NUMBERS} <= set(written["with_same_group"]) and set(written) >= NUMBERS
+    assert {"model", *NUMBERS} <= set(written["exclude_none"]) and set(written) >= NUMBERS
     assert set(written["model"]) == {"recall@1", "recall@10", "map@r", "r_precision", "mrr"}
     for value in written["model"].values():
         assert set(value) == {"value", "low", "high"}
@@ -152,9 +158,11 @@ def test_json_holds_fractions_under_the_documented_keys() -> None:
     make_table(["1", "2"], ["a", "a"], role="gallery"),
     make_table(["1", "2", "3"], ["a", "a", "b"], group="one camera"), make_table(["1", "2"], ["a", "a"]),
     make_table(["1", "2", "3"], ["a", "a", "b"], role=["query", "gallery", "query"]),
-], ids=["single images", "no gallery", "no query", "one group", "one class", "one class in the gallery"])  # fmt: skip
+    make_table(["1", "2", "3"], ["a", "", ""], role=["query", "gallery", "gallery"]),
+], ids=["single images", "no gallery", "no query", "one group", "one class", "one class in the gallery",
+        "distractors only"])  # fmt: skip
 def test_without_a_query_with_a_positive_scoring_is_an_error(table: pd.DataFrame) -> None:
-    assert error_of(score, np.eye(len(table)), None, table, Scoring()).field in ("table", "exclude_same_group")
+    assert error_of(score, np.eye(len(table)), None, table, Scoring()).field in ("table", "exclude")
 
 
 @pytest.mark.parametrize("table", [
@@ -166,6 +174,26 @@ def test_without_a_query_with_a_positive_scoring_is_an_error(table: pd.DataFrame
 def test_one_query_with_a_positive_can_be_scored_and_labels_alone_tell(table: pd.DataFrame) -> None:
     require_scorable(table, Scoring(), "these")
     assert score(np.eye(len(table)), None, table, Scoring(bootstrap_samples=2)).queries >= 1
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from(get_args(Exclude)), st.booleans())
+def test_whether_some_query_has_a_positive_is_known_from_the_table(seed, count, exclude, duplicates) -> None:
+    generator = np.random.default_rng(seed)
+    table = make_table(
+        list("123456"[:count]), generator.choice(["a", "b"], count).tolist(),
+        role=generator.choice(["query", "gallery", "both"], count).tolist(),
+        group=generator.choice(["", "x", "y"], count).tolist(),
+    ).assign(copies=generator.integers(-1, 2, count))  # fmt: skip
+    retrieval = build_retrieval(np.eye(count), table, exclude, duplicates)
+    scorable = any(query_metrics(retrieval, query, (1,))["mrr"] > 0 for query in retrieval.queries)
+    scoring = Scoring(exclude=exclude, exclude_duplicates=duplicates, bootstrap_samples=2)
+    if scorable and table["label"][table["role"] != "query"].nunique() > 1:
+        require_scorable(table, scoring)
+        return
+    fields = {error_of(function, *arguments).field for function, arguments in (
+        (require_scorable, (table, scoring)), (score, (np.eye(count), None, table, scoring)),
+    )}  # fmt: skip
+    assert len(fields) == 1 and fields < {"table", "exclude", "exclude_duplicates"}
 
 
 @pytest.mark.usefixtures("unchecked")

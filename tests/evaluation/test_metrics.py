@@ -22,8 +22,12 @@ NAMES = [*(f"recall@{k}" for k in RECALL_AT), "map@r", "r_precision", "mrr"]
 @settings(max_examples=150)
 @given(retrievals(), st.sampled_from([ONE_QUERY_PER_BLOCK, 0.005, 512]))
 def test_every_metric_of_every_query_is_the_definition(retrieval: Retrieval, memory_mb: float) -> None:
-    metrics = query_metrics(retrieval, RECALL_AT, memory_mb)
-    assert list(metrics) == NAMES + ["category_recall@1"] * (retrieval.categories is not None)
+    metrics = query_metrics(retrieval, RECALL_AT, memory_mb, average_precision=True)
+    fast = query_metrics(retrieval, RECALL_AT, memory_mb)
+    assert list(fast) == NAMES + ["category_recall@1"] * (retrieval.categories is not None)
+    assert list(metrics) == [*fast, "map", "minp"]
+    for name, values in fast.items():
+        assert np.array_equal(values, metrics[name], equal_nan=True)
     for place, query in enumerate(retrieval.queries):
         expected = brute_force.query_metrics(retrieval, query, RECALL_AT)
         assert {name: values[place] for name, values in metrics.items()} == pytest.approx(expected, nan_ok=True)

@@ -1,5 +1,7 @@
 """The threshold below which a search has found nothing, against plain counting."""
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import NoMatchCalibration, Scoring, calibrate_no_match
+from orthoproxy.evaluation.retrieval import Exclude
 
 RATES = st.floats(0.01, 0.9)
 
@@ -77,7 +80,7 @@ def test_a_rate_out_of_range_is_an_error(rate: float) -> None:
     assert error_of(matching.threshold, rate).field == "false_match_rate"
 
 
-def plain(points: np.ndarray, table: pd.DataFrame, exclude_group: bool) -> tuple[list[float], list[float]]:
+def plain(points: np.ndarray, table: pd.DataFrame, exclude: Exclude) -> tuple[list[float], list[float]]:
     """For each query, the best cosine to its class and to others: one pair at a time."""
     units = points / np.linalg.norm(points, axis=1, keepdims=True)
     rows = list(table.itertuples())
@@ -90,7 +93,7 @@ def plain(points: np.ndarray, table: pd.DataFrame, exclude_group: bool) -> tuple
             if i == j or image.role == "query":
                 continue
             own = query.label == image.label
-            if own and exclude_group and query.group and query.group == image.group:
+            if own and exclude != "none" and query.group and query.group == image.group:
                 continue
             best[own] = np.fmax(best[own], units[i] @ units[j])
         if not np.isnan(best[False]):
@@ -99,9 +102,9 @@ def plain(points: np.ndarray, table: pd.DataFrame, exclude_group: bool) -> tuple
     return same, other
 
 
-@pytest.mark.parametrize("exclude_group", [True, False])
+@pytest.mark.parametrize("exclude", get_args(Exclude))
 @pytest.mark.parametrize("roles", [False, True])
-def test_best_hits_are_those_of_a_plain_search(exclude_group: bool, roles: bool) -> None:
+def test_best_hits_are_those_of_a_plain_search(exclude: Exclude, roles: bool) -> None:
     generator = np.random.default_rng(3)
     count = 60
     points = generator.standard_normal((count, 5)).astype(np.float32)
@@ -111,9 +114,9 @@ def test_best_hits_are_those_of_a_plain_search(exclude_group: bool, roles: bool)
         group=[("", "a", "b")[group] for group in generator.integers(0, 3, count)],
         role=[("query", "gallery", "both")[role] for role in generator.integers(0, 3, count)] if roles else "both",
     )
-    matching = calibrate_no_match(points, table, Scoring(exclude_same_group=exclude_group, block_memory_mb=0.01))
+    matching = calibrate_no_match(points, table, Scoring(exclude=exclude, block_memory_mb=0.01))
     assert matching is not None
-    same, other = plain(points.astype(np.float64), table, exclude_group)
+    same, other = plain(points.astype(np.float64), table, exclude)
     np.testing.assert_allclose(matching.same, same, atol=1e-12)
     np.testing.assert_allclose(matching.other, other, atol=1e-12)
     assert matching.gallery == (table["role"] != "query").sum()

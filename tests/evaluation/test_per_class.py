@@ -1,5 +1,7 @@
 """Scores of each class, against a plain reading of the definition and against the mean over all queries."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from orthoproxy.data import make_table
 from orthoproxy.evaluation import Scoring
 from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.evaluation.per_class import class_scores
+from orthoproxy.evaluation.retrieval import Exclude
 
 
 def table_and_points(groups: bool = False):
@@ -21,10 +24,10 @@ def table_and_points(groups: bool = False):
     return table, generator.normal(size=(41, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("exclude_group", [False, True])
-def test_their_mean_over_queries_is_the_score(exclude_group):
+@pytest.mark.parametrize("exclude", get_args(Exclude))
+def test_their_mean_over_queries_is_the_score(exclude):
     table, points = table_and_points(groups=True)
-    scoring = Scoring(recall_at=(1, 3), exclude_same_group=exclude_group)
+    scoring = Scoring(recall_at=(1, 3), map=True, exclude=exclude)
     scores, means = class_scores(points, table, scoring), mean_scores(points, table, scoring)
     assert set(scores.values) == set(means)
     for name, mean in means.items():

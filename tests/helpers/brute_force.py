@@ -1,11 +1,13 @@
 """The metrics written out from their definitions, one query and one pair at a time, in float64 NumPy."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
 from orthoproxy.evaluation import Retrieval
+from orthoproxy.evaluation.retrieval import Exclude
 
 KINDS = ["random", "clustered", "duplicated", "one-hot", "signs", "all equal", "zeros"]
 
@@ -17,13 +19,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def allowed_gallery(retrieval: Retrieval, query: int) -> list[int]:
-    """The gallery without the query itself and without its group."""
-    groups = retrieval.groups
-    return [
-        int(row)
-        for row in retrieval.gallery
-        if row != query and (groups is None or groups[query] < 0 or groups[row] != groups[query])
-    ]
+    """The gallery without the query itself, its near copies, and what the rule excludes of its group."""
+    labels = retrieval.labels
+
+    def shared(numbers: np.ndarray | None, row: int) -> bool:
+        return numbers is not None and numbers[query] >= 0 and numbers[row] == numbers[query]
+
+    def in_group(row: int) -> bool:
+        if retrieval.exclude == "own_class_in_group" and labels[row] != labels[query]:
+            return False
+        return retrieval.exclude != "none" and shared(retrieval.groups, row)
+
+    rows = (int(row) for row in retrieval.gallery if row != query)
+    return [row for row in rows if not in_group(row) and not shared(retrieval.copies, row)]
 
 
 def query_metrics(retrieval: Retrieval, query: int, recall_at: Sequence[int]) -> dict[str, float]:
@@ -39,7 +47,8 @@ def query_metrics(retrieval: Retrieval, query: int, recall_at: Sequence[int]) ->
         ahead = [row for row in rows if category[row] != category[query] and similarity[row] >= best]
         by_category = {"category_recall@1": float(not ahead)}
     if r == 0:
-        return dict.fromkeys([*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "mrr", *by_category], np.nan)
+        names = [*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "mrr", *by_category, "map", "minp"]
+        return dict.fromkeys(names, np.nan)
     ranks = [j + sum(n >= s for n in negatives) for j, s in enumerate(positives, start=1)]
     return {
         **{f"recall@{k}": float(ranks[0] <= k) for k in recall_at},
@@ -47,6 +56,8 @@ def query_metrics(retrieval: Retrieval, query: int, recall_at: Sequence[int]) ->
         "r_precision": sum(rank <= r for rank in ranks) / r,
         "mrr": 1 / ranks[0],
         **by_category,
+        "map": sum(j / rank for j, rank in enumerate(ranks, start=1)) / r,
+        "minp": r / ranks[-1],
     }
 
 
@@ -80,7 +91,10 @@ def embeddings_of(kind: str, labels: np.ndarray, generator: np.random.Generator)
 
 @st.composite
 def retrievals(draw: st.DrawFn) -> Retrieval:
-    """Any kind of embeddings, roles, groups, categories and class sizes, one image and one class included."""
+    """Any kind of embeddings, roles, groups, rules, copies, distractors, categories and class sizes.
+
+    A single image and a single class are included.
+    """
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, num_classes = draw(st.integers(1, 40)), draw(st.integers(1, 8))
     labels = generator.integers(num_classes, size=count)
@@ -95,6 +109,8 @@ def retrievals(draw: st.DrawFn) -> Retrieval:
     if roles == "mixed":
         queries = generator.permutation(count)[: generator.integers(1, count + 1)]
         gallery = generator.permutation(count)[: generator.integers(0, count + 1)]
-    groups = generator.integers(-1, 3, size=count) if draw(st.booleans()) else None
+    groups, copies = (generator.integers(-1, 3, size=count) if draw(st.booleans()) else None for _ in range(2))
     categories = generator.integers(3, size=num_classes)[labels] if draw(st.booleans()) else None
-    return Retrieval(x, labels, queries, gallery, groups, categories)
+    if draw(st.booleans()):
+        labels[np.setdiff1d(everyone, queries)[::2]] = -1
+    return Retrieval(x, labels, queries, gallery, groups, draw(st.sampled_from(get_args(Exclude))), copies, categories)

@@ -132,7 +132,7 @@ def test_own_group_excluded_and_included(tmp_path: Path) -> None:
     run = synthetic_run(tmp_path, groups=True, log=pd.DataFrame(), proxies=None)
     head, *rows = render(run).tables[0][1:]
     assert head[-2:] == ["Trained", "Untrained"]
-    plain = run.evaluation.with_same_group if run.evaluation else None
+    plain = run.evaluation.exclude_none if run.evaluation else None
     assert plain is not None and plain.baseline is not None
     for shown, (name, value) in zip(rows, plain.model.items(), strict=True):
         assert shown[-2:] == [f"{mean(x)} {interval(x)}" for x in (value, plain.baseline[name])]

@@ -67,7 +67,7 @@ def run(options: Any) -> None:
 
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:
     """Return the run's test images, or the images given: their test split if they have one."""
-    from orthoproxy.data.table import select_split
+    from orthoproxy.data.table import assign_split, select_split
     from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.evaluate import load_table
 
@@ -75,7 +75,8 @@ def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[s
         raise InputError("missing", field="images", expected="the images to evaluate on, as MODEL is not a run")
     if run_folder is None:
         table = read_table(config.data)
-        return select_split(table, "test") if (table["split"] == "test").any() else table
+        has_test = ((table["split"] == "test") & (table["label"] != "")).any()
+        return select_split(assign_split(table, test_fraction=0), "test") if has_test else table
     table = select_split(load_table(run_folder, overrides), "test")
     if table.empty:
         raise InputError("the run has no test images", path=run_folder.folder, hint="give IMAGES to evaluate on")
@@ -87,12 +88,15 @@ def print_scores(scores: dict[str, Any]) -> None:
     from orthoproxy.evaluation import Estimate
 
     columns = [name for name in ("model", "baseline", "difference") if scores[name]]
-    excluded = ", same group excluded" if scores["exclude_same_group"] else ""
+    words = {"none": "", "group": ", own group excluded", "own_class_in_group": ", own class in own group excluded"}
+    excluded = words[scores["exclude"]]
+    if (pairs := scores.get("duplicate_pairs")) is not None:
+        excluded += f", {pairs} pairs of near copies excluded"
     title = f"{scores['queries']} queries of {scores['classes']} classes{excluded}"
     rows = [[metric, *(str(Estimate(**scores[name][metric])) for name in columns)] for metric in scores["model"]]
-    if plain := scores.get("with_same_group"):
+    if plain := scores.get("exclude_none"):
         metric = next(iter(plain["model"]))
-        rows += [[f"{metric}, same group included", *(str(Estimate(**plain[name][metric])) for name in columns)]]
+        rows += [[f"{metric}, no group excluded", *(str(Estimate(**plain[name][metric])) for name in columns)]]
     print_table(["percent [interval]", *columns], rows, title, right=columns)
     if by_category := scores.get("by_category"):
         metric = next(iter(scores["model"]))

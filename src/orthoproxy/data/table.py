@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from orthoproxy.core.errors import InputError
 
@@ -33,7 +35,8 @@ def make_table(
         Image files, one a row. They are normalized as text, and rows that name the same image are merged: an image
         that is a query in one row and part of the gallery in another becomes ``both``.
     label
-        Class name of each image; numbers are taken as names.
+        Class name of each image; numbers are taken as names. Empty for a distractor: an image of no class, which has
+        role ``gallery`` and is not in the training split.
     split
         ``train``, ``validation`` or ``test``; or empty, for `assign_split` to fill in.
     role
@@ -52,8 +55,9 @@ def make_table(
     Raises
     ------
     InputError
-        If the table is empty, a path or label is empty, a split or role is unknown, an image has several labels, splits
-        or groups, or a class is in two splits or not in exactly one category.
+        If the table is empty, a path is empty, or the label of an image that is no distractor, a split or role is
+        unknown, an image has several labels, splits or groups, or a class is in two splits or not in exactly one
+        category.
 
     Examples
     --------
@@ -72,10 +76,15 @@ def make_table(
     table = pd.DataFrame(columns).fillna("").astype(str)
     if table.empty:
         raise InputError("no images")
-    for name in ("path", "label"):
-        if (empty := (table[name] == "").to_numpy()).any():
+    labeled = (table["role"] != "gallery") | (table["split"] == "train")
+    for name, required, expected in (
+        ("path", True, None),
+        ("label", labeled, "a class, or role gallery outside of the training split, for a distractor"),
+    ):
+        if (empty := ((table[name] == "") & required).to_numpy()).any():
             row = int(empty.argmax())
-            raise InputError(f"empty in row {row + 1}: {table.loc[row, ['path', 'label']].to_dict()}", field=name)
+            problem = f"empty in row {row + 1}: {table.loc[row, ['path', 'label']].to_dict()}"
+            raise InputError(problem, field=name, expected=expected)
     if (invalid := table["path"].str.contains("\0", regex=False)).any():
         raise InputError(f"{table['path'][invalid].iloc[0]!r} contains a NUL character", field="path")
     for name, allowed in ALLOWED.items():
@@ -116,7 +125,7 @@ def _merge_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _require_one_split_per_class(table: pd.DataFrame) -> None:
-    pairs = table.loc[table["split"] != "", ["label", "split"]].drop_duplicates()
+    pairs = table.loc[(table["split"] != "") & (table["label"] != ""), ["label", "split"]].drop_duplicates()
     shared = pairs.loc[pairs["label"].duplicated(), "label"]
     if len(shared):
         splits = " and ".join(sorted(pairs.loc[pairs["label"] == shared.min(), "split"]))
@@ -130,12 +139,18 @@ def _require_one_split_per_class(table: pd.DataFrame) -> None:
 def _require_one_category_per_class(table: pd.DataFrame) -> None:
     if (table["category"] == "").all():
         return
-    pairs = table[["label", "category"]].drop_duplicates()
+    pairs = table.loc[table["label"] != "", ["label", "category"]].drop_duplicates()
     wrong = pairs.loc[pairs["label"].duplicated() | (pairs["category"] == ""), "label"]
     if len(wrong):
-        found = " and ".join(sorted(category or "none" for category in pairs.loc[pairs["label"] == wrong.min(), "category"]))
+        found = " and ".join(sorted(name or "none" for name in pairs.loc[pairs["label"] == wrong.min(), "category"]))
         problem = f"class {wrong.min()!r} is in {found} ({wrong.nunique()} such classes)"
         raise InputError(problem, field="category", expected="one for each class")
+
+
+def class_numbers(table: pd.DataFrame) -> tuple[Int[np.ndarray, " N"], list[str]]:
+    """Return the number of each row's class, -1 for a distractor, and the names of the classes, sorted."""
+    numbers, names = pd.factorize(table["label"].where(table["label"] != ""), sort=True)
+    return numbers, names.tolist()
 
 
 def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
@@ -146,10 +161,13 @@ def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
 def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
     """Assign classes without a split to test or train; rows with a split keep it, as do other rows of their class.
 
+    Distractors go to test.
+
     A fraction of these classes goes to test, chosen by a hash of the class name; or exactly `test_classes`. Raises
     InputError if one of those does not exist, or has a split.
     """
     table = table.copy()
+    table.loc[(table["split"] == "") & (table["label"] == ""), "split"] = "test"
     unassigned = table["split"] == ""
     known = table[~unassigned].drop_duplicates("label").set_index("label")["split"]
     free = set(table.loc[unassigned, "label"]) - set(known.index)
@@ -169,7 +187,7 @@ def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     moved.
     """
     table = table.copy()
-    if (table["split"] == "validation").any():
+    if ((table["split"] == "validation") & (table["label"] != "")).any():
         return table
     ranked = rank_by_hash(table.loc[table["split"] == "train", "label"], salt="validation")
     chosen = ranked[: round(fraction * len(ranked))]

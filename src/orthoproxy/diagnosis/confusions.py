@@ -53,7 +53,7 @@ def check_confusions(model: DiagnosisInput) -> Check:
     """Check whether pairs of confused classes cost at least `MIN_SEVERITY` of the queries."""
     if model.unseen is None:
         return Check(NAME, reason="there are no unseen classes")
-    retrieval = build_retrieval(model.unseen.embeddings, model.unseen.table, model.exclude_group)
+    retrieval = build_retrieval(model.unseen.embeddings, model.unseen.table, model.exclude)
     found = find_confusions(retrieval, model.unseen.names)
     if found is None:
         return Check(NAME, reason="no query has a positive")

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from orthoproxy.data.table import class_numbers
+from orthoproxy.evaluation.retrieval import Exclude
+
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
@@ -34,13 +37,13 @@ class EmbeddedSplit:
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """Index into `names` of each row's class."""
-        return pd.factorize(self.table["label"], sort=True)[0]
+        """Index into `names` of each row's class, -1 for a distractor."""
+        return class_numbers(self.table)[0]
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the classes, sorted."""
-        return sorted(set(self.table["label"]))
+        return class_numbers(self.table)[1]
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,15 @@ class DiagnosisInput:
         C x D, one row per training class; None for a loss without proxies.
     classes
         Names of the training classes, in the order of `proxies`.
-    exclude_group
-        Exclude a query's own group from its gallery, as in the evaluation.
+    exclude
+        What of a query's group leaves its gallery, as in the evaluation.
 
     Examples
     --------
     >>> from orthoproxy.data import make_table
     >>> split = EmbeddedSplit(make_table(["1.png", "2.png"], ["cat", "cat"]), np.eye(2), np.eye(2))
-    >>> DiagnosisInput("run", split, None, "test", None, []).exclude_group
-    False
+    >>> DiagnosisInput("run", split, None, "test", None, []).exclude
+    'none'
     """
 
     name: str
@@ -78,4 +81,4 @@ class DiagnosisInput:
     unseen_split: str
     proxies: Float[np.ndarray, "C D"] | None
     classes: list[str]
-    exclude_group: bool = False
+    exclude: Exclude = "none"

@@ -13,6 +13,7 @@ from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate, query_metrics
 from orthoproxy.evaluation.bootstrap import bootstrap_means, estimate
 from orthoproxy.evaluation.evaluate import build_retrieval
+from orthoproxy.evaluation.retrieval import Exclude
 from orthoproxy.reports.text import percent, points
 
 NAME = "overfitting"
@@ -41,7 +42,7 @@ def check_overfitting(model: DiagnosisInput) -> Check:
     """Check whether training opened a gap of Recall@1 that is significantly above `MIN_GAP`."""
     if model.unseen is None:
         return Check(NAME, reason="there are no unseen classes")
-    gap = recall_gap(model.training, model.unseen, model.exclude_group)
+    gap = recall_gap(model.training, model.unseen, model.exclude)
     if gap is None:
         return Check(NAME, reason="no query has a positive")
     evidence = {
@@ -63,7 +64,7 @@ def check_overfitting(model: DiagnosisInput) -> Check:
     return Check(NAME, evidence, asdict(gap), finding)
 
 
-def recall_gap(training: EmbeddedSplit, unseen: EmbeddedSplit, exclude_group: bool = False) -> RecallGap | None:
+def recall_gap(training: EmbeddedSplit, unseen: EmbeddedSplit, exclude: Exclude = "none") -> RecallGap | None:
     """Measure Recall@1 on subsamples of equal size; None if a split has no query with a positive."""
     generator = np.random.default_rng(0)
     hits: tuple[list[np.ndarray], ...] = [], []  # of each side, with a row per encoder
@@ -72,9 +73,7 @@ def recall_gap(training: EmbeddedSplit, unseen: EmbeddedSplit, exclude_group: bo
         subsamples = match_class_sizes(training.labels, unseen.labels, generator)
         for side, (split, rows) in enumerate(zip((training, unseen), subsamples, strict=True)):
             table = split.table.iloc[rows].assign(role="both")
-            encoders = (
-                build_retrieval(x[rows], table, exclude_group) for x in (split.embeddings, split.baseline_embeddings)
-            )
+            encoders = (build_retrieval(x[rows], table, exclude) for x in (split.embeddings, split.baseline_embeddings))
             hits[side].append(np.stack([query_metrics(retrieval, [1])["recall@1"] for retrieval in encoders]))
             labels[side].append(split.labels[rows])
     means, drawn = [], []
@@ -96,11 +95,11 @@ def recall_gap(training: EmbeddedSplit, unseen: EmbeddedSplit, exclude_group: bo
 def match_class_sizes(
     first: Int[np.ndarray, " N"], second: Int[np.ndarray, " M"], generator: np.random.Generator
 ) -> Iterator[Int[np.ndarray, " K"]]:
-    """Yield random rows of both sides, equally many classes with the same numbers of images."""
-    count = min(len(np.unique(first)), len(np.unique(second)))
+    """Yield random rows of both sides, equally many classes with the same numbers of images and no distractors."""
+    count = min(len(np.unique(labels[labels >= 0])) for labels in (first, second))
     chosen = []
     for labels in (first, second):
-        classes, sizes = np.unique(labels, return_counts=True)
+        classes, sizes = np.unique(labels[labels >= 0], return_counts=True)
         drawn = generator.choice(len(classes), size=count, replace=False)
         drawn = drawn[np.argsort(-sizes[drawn], kind="stable")]  # pair the largest with the largest
         chosen.append((classes[drawn], sizes[drawn]))

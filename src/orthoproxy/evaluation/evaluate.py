@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as dataclass_field
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,12 @@ from pydantic import TypeAdapter
 
 from orthoproxy.core.distributed import gather_objects, local_slice, raise_together, split_sizes
 from orthoproxy.core.errors import InputError
+from orthoproxy.data.audit.duplicates import find_copies
+from orthoproxy.data.table import class_numbers
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
 from orthoproxy.evaluation.metrics import query_metrics
-from orthoproxy.evaluation.retrieval import Retrieval
+from orthoproxy.evaluation.retrieval import Exclude, Retrieval
 
 Embeddings = Float[np.ndarray, "N D"]
 
@@ -40,10 +43,12 @@ class Evaluation:
         Duration, embedding included.
     confidence
         Coverage of the intervals.
-    exclude_same_group
-        Whether a query's own group was left out of its gallery.
-    with_same_group
-        If so, the scores with the group kept.
+    exclude
+        What of a query's group was left out of its gallery, as in `Scoring`; ``none`` without groups.
+    exclude_none
+        Unless that is ``none``, the scores under that rule.
+    duplicate_pairs
+        Number of pairs of a query and a near copy in its gallery that were left out; None if they were kept.
     by_category
         If the table has categories, the scores of the queries of each, without duration; a category without a scored
         query is left out.
@@ -66,13 +71,14 @@ class Evaluation:
     queries_without_positive: int
     seconds: float = 0.0
     confidence: float = 0.95
-    exclude_same_group: bool = False
-    with_same_group: Evaluation | None = None
+    exclude: Exclude = "none"
+    exclude_none: Evaluation | None = None
+    duplicate_pairs: int | None = None
     by_category: dict[str, Evaluation] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as `evaluate --json` writes it."""
-        optional = ("with_same_group", "by_category")
+        optional = ("exclude_none", "by_category")
         return asdict(self, dict_factory=lambda items: {name: x for name, x in items if name not in optional or x})
 
     @classmethod
@@ -89,8 +95,13 @@ class Scoring:
     ----------
     recall_at
         Values of K for Recall@K.
-    exclude_same_group
-        Leave a query's own group out of its gallery. None: where the table has groups.
+    map
+        Also report mAP (``map``) and mINP (``minp``), for which all positives are ranked; takes longer.
+    exclude
+        What leaves a query's gallery: ``group``, its own group; ``own_class_in_group``, only the images of its class
+        in its group, as in re-identification (same person, same camera); or ``none``.
+    exclude_duplicates
+        Leave near copies of a query out of its gallery, as `find_copies` finds them; reads all images.
     bootstrap_samples
         Bootstrap samples of classes.
     confidence
@@ -109,7 +120,9 @@ class Scoring:
     """
 
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
-    exclude_same_group: bool | None = None
+    map: bool = False
+    exclude: Exclude = "group"
+    exclude_duplicates: bool = False
     bootstrap_samples: int = 1000
     confidence: float = 0.95
     block_memory_mb: float = 512
@@ -120,6 +133,7 @@ class Scoring:
         """Raise InputError for a value out of range, before images are embedded."""
         allowed = {
             "recall_at": (min(self.recall_at, default=0) >= 1, "one or more integers, at least 1"),
+            "exclude": (self.exclude in get_args(Exclude), " or ".join(get_args(Exclude))),
             "bootstrap_samples": (self.bootstrap_samples >= 1, "at least 1"),
             "confidence": (0 < self.confidence < 1, "above 0 and below 1, such as 0.95"),
             "block_memory_mb": (0 < self.block_memory_mb < math.inf, "above 0, and finite"),
@@ -128,9 +142,9 @@ class Scoring:
             if not valid:
                 raise InputError(str(getattr(self, name)), field=name, expected=expected)
 
-    def excludes_group(self, table: pd.DataFrame) -> bool:
-        """Return whether a query's own group is left out when this table is scored."""
-        return bool((table["group"] != "").any()) if self.exclude_same_group is None else self.exclude_same_group
+    def rule(self, table: pd.DataFrame) -> Exclude:
+        """Return what of a query's group leaves its gallery when this table is scored; ``none`` without groups."""
+        return self.exclude if (table["group"] != "").any() else "none"
 
 
 def evaluate(
@@ -183,13 +197,15 @@ def evaluate(
     1.0
     """
     start = time.monotonic()
-    require_scorable(table, scoring or Scoring())
     if baseline is None and model.baseline_folder is not None:
         baseline = Embedder.load(model.baseline_folder, model.device)
-    paths = table["path"].tolist()
+    scoring, paths = scoring or Scoring(), table["path"].tolist()
+    if scoring.exclude_duplicates:
+        table = table.assign(copies=find_copies(table, workers))
+    require_scorable(table, scoring)
     embeddings = model.embed(paths, workers=workers, progress="embed, model" if progress else None)
     reference = baseline and baseline.embed(paths, workers=workers, progress="embed, baseline" if progress else None)
-    return score(embeddings, reference, table, replace(scoring or Scoring(), device=str(model.device)), start)
+    return score(embeddings, reference, table, replace(scoring, device=str(model.device)), start)
 
 
 def score(
@@ -229,10 +245,12 @@ def score(
     for name, rows in (("model", model), ("baseline", baseline)):
         if rows is not None and len(rows) != len(table):
             raise InputError(f"{len(rows)} embeddings", field=name, expected=f"one per image, {len(table)}")
-    excluded = scoring.excludes_group(table)
-    plain = replace(scoring, exclude_same_group=False)
+    if scoring.exclude_duplicates:
+        table = table.assign(copies=find_copies(table))
+    rule = scoring.rule(table)
+    plain = replace(scoring, exclude="none")
     own, other = _resample(model, table, scoring), None if baseline is None else _resample(baseline, table, scoring)
-    protocol = {"confidence": scoring.confidence, "exclude_same_group": excluded}
+    protocol: dict[str, Any] = {"confidence": scoring.confidence, "exclude": rule}
     by_category = {
         name: Evaluation(**_estimates(part, other and other.by_category[name], scoring.confidence), **protocol)
         for name, part in own.by_category.items()
@@ -240,8 +258,9 @@ def score(
     return Evaluation(
         **_estimates(own, other, scoring.confidence),
         **protocol,
+        exclude_none=None if rule == "none" else score(model, baseline, table, plain),
+        duplicate_pairs=_duplicate_pairs(table) if scoring.exclude_duplicates else None,
         by_category=by_category or None,
-        with_same_group=score(model, baseline, table, plain) if excluded else None,
         seconds=time.monotonic() - start,
     )
 
@@ -254,45 +273,60 @@ def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -
 
 def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
     """Raise InputError if no query has a positive in its gallery, or none a negative, from the table alone."""
-    queries, gallery = table[table["role"] != "gallery"], table[table["role"] != "query"]
-    candidates = queries["label"].map(gallery["label"].value_counts()).fillna(0).astype(int) - (
-        queries["role"] == "both"
-    )
-    if not (candidates > 0).any():
-        raise InputError(
-            f"{what}: no query has another image of its class in the gallery",
-            field="table",
-            hint="give classes at least two images",
-        )
-    if gallery["label"].nunique() == 1:
+    grouped = replace(scoring, exclude_duplicates=False)
+    for step, wanted, field, hint in (
+        (replace(grouped, exclude="none"), "another image of its class", "table", "give classes at least two images"),
+        (grouped, "an image of its class in another group", "exclude", "set it to none, or give images other groups"),
+        (scoring, "an image of its class that is no near copy of it", "exclude_duplicates", "set it to false"),
+    ):
+        if not (_positives(table, step) > 0).any():
+            raise InputError(f"{what}: no query has {wanted} in the gallery", field=field, hint=hint)
+    if table["label"][table["role"] != "query"].nunique() == 1:
         raise InputError(
             f"{what}: the gallery has one class only, so that any model would score 100",
             field="table",
             expected="at least two classes",
         )
-    if not scoring.excludes_group(table):
-        return
-    grouped = queries["group"] != ""
-    same_group = gallery[gallery["group"] != ""].value_counts(["label", "group"])
-    index = pd.MultiIndex.from_frame(queries[["label", "group"]])
-    own = same_group.reindex(index).fillna(0).to_numpy() - (grouped & (queries["role"] == "both"))
-    if not (candidates - own > 0).any():
-        raise InputError(
-            f"{what}: no query has an image of its class in another group",
-            field="exclude_same_group",
-            hint="set it to false, or give images other groups",
-        )
 
 
-def build_retrieval(embeddings: Embeddings, table: pd.DataFrame, exclude_same_group: bool) -> Retrieval:
-    """Combine embeddings with the labels, roles and groups of a table."""
-    groups = np.where(table["group"] == "", -1, pd.factorize(table["group"])[0])
+def _positives(table: pd.DataFrame, scoring: Scoring) -> Int[np.ndarray, " Q"]:
+    """Count the positives of each query: of its class, and neither of its group nor its copy."""
+    row, number = np.arange(len(table)), pd.DataFrame({"label": table["label"]})
+    # an image without a group or without copies is alone in its own
+    grouped = (table["group"] != "") & (scoring.rule(table) != "none")
+    number["group"] = np.where(grouped, pd.factorize(table["group"])[0], -1 - row)
+    copies = find_copies(table) if scoring.exclude_duplicates else np.full(len(table), -1)
+    number["copies"] = np.where(copies >= 0, copies, -1 - row)
+    queries, gallery = number[table["role"] != "gallery"], number[table["role"] != "query"]
+
+    def shared(*names: str) -> Int[np.ndarray, " Q"]:
+        counts = gallery.value_counts(list(names))
+        return counts.reindex(pd.MultiIndex.from_frame(queries[list(names)]), fill_value=0).to_numpy()
+
+    excluded = shared("label", "group") + shared("label", "copies") - shared("label", "group", "copies")
+    return shared("label") - excluded
+
+
+def _duplicate_pairs(table: pd.DataFrame) -> int:
+    """Count the pairs of a query and a near copy in its gallery."""
+    copied = table[table["copies"] >= 0]
+    queries, gallery = copied[copied["role"] != "gallery"], copied[copied["role"] != "query"]
+    pairs = queries["copies"].map(gallery["copies"].value_counts()).fillna(0).sum()
+    return int(pairs) - int((queries["role"] == "both").sum())  # without an image and itself
+
+
+def build_retrieval(
+    embeddings: Embeddings, table: pd.DataFrame, exclude: Exclude = "none", exclude_duplicates: bool = False
+) -> Retrieval:
+    """Combine embeddings with the labels, roles, groups and copies of a table."""
     return Retrieval(
         embeddings,
-        labels=pd.factorize(table["label"], sort=True)[0],
+        labels=class_numbers(table)[0],
         queries=np.flatnonzero(table["role"] != "gallery"),
         gallery=np.flatnonzero(table["role"] != "query"),
-        groups=groups if exclude_same_group else None,
+        groups=None if exclude == "none" else np.where(table["group"] == "", -1, pd.factorize(table["group"])[0]),
+        exclude=exclude,
+        copies=find_copies(table) if exclude_duplicates else None,
         categories=pd.factorize(table["category"])[0] if (table["category"] != "").any() else None,
     )
 
@@ -305,7 +339,7 @@ class _Resampled:
     values: Float[np.ndarray, " M"]
     samples: Float[np.ndarray, "M W"]
     counts: dict[str, int]
-    by_category: dict[str, _Resampled] = field(default_factory=dict)
+    by_category: dict[str, _Resampled] = dataclass_field(default_factory=dict)
 
 
 def _estimates(own: _Resampled, other: _Resampled | None, confidence: float) -> dict[str, Any]:
@@ -323,7 +357,7 @@ def _estimates(own: _Resampled, other: _Resampled | None, confidence: float) -> 
 
 
 def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Resampled:
-    retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
+    retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
     metrics = score_queries(retrieval, table, scoring)
     labels = retrieval.labels[retrieval.queries]
     whole = _resample_queries(metrics, labels, scoring.bootstrap_samples)
@@ -350,7 +384,7 @@ def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -
     require_scorable(table, scoring)
 
     def compute(part: Retrieval) -> dict[str, np.ndarray]:
-        return query_metrics(part, scoring.recall_at, scoring.block_memory_mb, scoring.device)
+        return query_metrics(part, scoring.recall_at, scoring.block_memory_mb, scoring.device, scoring.map)
 
     return for_all_queries(compute, retrieval, scoring.shared)
 

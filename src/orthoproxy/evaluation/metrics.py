@@ -13,7 +13,11 @@ from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
 
 
 def query_metrics(
-    retrieval: Retrieval, recall_at: Sequence[int] = (1, 2, 4, 8), block_memory_mb: float = 512, device: str = "cpu"
+    retrieval: Retrieval,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    block_memory_mb: float = 512,
+    device: str = "cpu",
+    average_precision: bool = False,
 ) -> dict[str, Float[np.ndarray, " Q"]]:
     r"""Compute Recall@K, MAP@R, R-precision and the reciprocal rank of every query.
 
@@ -25,6 +29,7 @@ def query_metrics(
     - ``mrr`` = 1 / r_1
     - ``category_recall@1`` = 1 if an image of the query's category is more similar than all others, else 0; only with
       categories
+    - with `average_precision`, which takes longer: ``map`` = 1/R * sum over all j of j / r_j, and ``minp`` = R / r_R
 
     Parameters
     ----------
@@ -34,6 +39,8 @@ def query_metrics(
         The values of K.
     block_memory_mb, device
         As in `rank_positives`.
+    average_precision
+        Also compute ``map`` and ``minp``, for which all positives are ranked.
 
     Returns
     -------
@@ -42,7 +49,9 @@ def query_metrics(
 
     References
     ----------
-    Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, for MAP@R and R-precision.
+    Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, for MAP@R and R-precision; Zheng et al., "Scalable
+    Person Re-identification: A Benchmark", ICCV 2015, for mAP; Ye et al., "Deep Learning for Person Re-identification:
+    A Survey and Outlook", TPAMI 2021, for mINP.
 
     Examples
     --------
@@ -51,9 +60,11 @@ def query_metrics(
     array([ 1.,  1., nan])
     """
     first = None if retrieval.categories is None else torch.zeros(0, dtype=torch.bool)
-    no_queries = _metrics(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), first, recall_at)
-    rankings = rank_positives(retrieval, block_memory_mb, device)
-    blocks = [no_queries, *(_metrics(x.ranks, x.positives, x.category_first, recall_at) for x in rankings)]
+    none = torch.zeros(0, 1, dtype=torch.int64)
+    no_queries = _metrics(none, none[:, 0], first, recall_at, average_precision)
+    rankings = rank_positives(retrieval, block_memory_mb, device, full=average_precision)
+    found = (_metrics(x.ranks, x.positives, x.category_first, recall_at, average_precision) for x in rankings)
+    blocks = [no_queries, *found]
     return {name: torch.cat([block[name] for block in blocks]).numpy() for name in no_queries}
 
 
@@ -62,6 +73,7 @@ def _metrics(
     positives: Int[Tensor, " b"],
     category_first: Bool[Tensor, " b"] | None,
     recall_at: Sequence[int],
+    average_precision: bool,
 ) -> dict[str, Float[Tensor, " b"]]:
     if ranks.shape[1] == 0:
         ranks = ranks.new_zeros(len(ranks), 1)
@@ -74,4 +86,7 @@ def _metrics(
     values["mrr"] = 1 / first
     if category_first is not None:
         values["category_recall@1"] = category_first.double()
+    if average_precision:
+        values["map"] = precision.where(ranks > 0, 0.0).sum(dim=1) / positives
+        values["minp"] = positives / ranks.amax(dim=1).double()
     return {name: value.where(positives > 0, torch.nan) for name, value in values.items()}

@@ -137,7 +137,7 @@ def calibrate_no_match(
     >>> calibration.same.round(2), calibration.other.round(2)
     (array([0.8, 0.8, nan]), array([0. , 0.6, 0.6]))
     """
-    retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
+    retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
 
     def best_similarities(part: Retrieval) -> dict[str, np.ndarray]:
         best: dict[str, list[np.ndarray]] = {"same": [np.empty(0)], "other": [np.empty(0)]}

@@ -55,7 +55,7 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
     >>> scores.classes, scores.queries.tolist(), scores.values["recall@1"].tolist()
     (['a', 'b'], [2, 2], [1.0, 0.5])
     """
-    retrieval = build_retrieval(embeddings, table, scoring.excludes_group(table))
+    retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
     metrics = score_queries(retrieval, table, scoring)
     scored = ~np.isnan(metrics["mrr"])
     labels = table["label"].to_numpy()[retrieval.queries][scored]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from orthoproxy.core.errors import InputError
 
 BYTES_PER_PAIR = 24  # of a query and a gallery row: the similarity, a copy of it, a mask and what is selected from it
+Exclude = Literal["none", "group", "own_class_in_group"]  # what of a query's group leaves its gallery
 BUCKET = 32  # neighboring columns whose maximum is looked at first by `largest`
 
 
@@ -29,11 +31,17 @@ class Retrieval:
     embeddings
         One row per image, of any length; compared by cosine.
     labels
-        Class number of each row, of any integer type.
+        Class number of each row, of any integer type; -1 for a distractor, of no class, which may be in the gallery
+        only.
     queries, gallery
         Row numbers, each at most once; a row may be in both, and is never its own neighbor.
     groups
-        Group number of each row, -1 for none: a query's own group is left out of its gallery. None keeps all groups.
+        Group number of each row, -1 for none.
+    exclude
+        What leaves a query's gallery: ``group``, the query's own group; ``own_class_in_group``, only images of the
+        query's class in it; ``none``.
+    copies
+        A number that near copies of each other share, -1 without one: those of a query leave its gallery.
     categories
         Category number of each row, the same for all rows of a class; None without categories.
 
@@ -55,6 +63,8 @@ class Retrieval:
     queries: Int[np.ndarray, " Q"]
     gallery: Int[np.ndarray, " G"]
     groups: Int[np.ndarray, " N"] | None = None
+    exclude: Exclude = "group"
+    copies: Int[np.ndarray, " N"] | None = None
     categories: Int[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
@@ -71,8 +81,8 @@ class Retrieval:
 class Ranking:
     """Where the positives of a block of queries stand among the gallery; see `rank_positives`."""
 
-    # Best positive first, from 1, ties against the query; exact for the best positive and those within the first R,
-    # others are above R. Filled with 0.
+    # Best positive first, from 1, ties against the query. Exact for the best positive and those within the first R, and
+    # for all if `full`; others are above R. Filled with 0.
     ranks: Int[Tensor, "b P"]
     positives: Int[Tensor, " b"]  # R of each query, possibly 0
     best_positive: Float[Tensor, " b"]  # largest cosine; -inf without one
@@ -81,8 +91,10 @@ class Ranking:
     category_first: Bool[Tensor, " b"] | None = None  # is the nearest of the query's category, ties against it
 
 
-def rank_positives(retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu") -> Iterator[Ranking]:
-    """Rank the positives of each query, a block of queries at a time.
+def rank_positives(
+    retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu", full: bool = False
+) -> Iterator[Ranking]:
+    """Rank the positives of each query, a block of queries at a time; `full` also ranks those beyond R exactly.
 
     The j-th best positive has rank j + the number of negatives at least as similar.
     """
@@ -99,10 +111,10 @@ def rank_positives(retrieval: Retrieval, block_memory_mb: float = 512, device: s
         query, number = (place < sizes[:, None]).nonzero(as_tuple=True)
         column = columns[torch.from_numpy(start).to(blocks.device)[query] + number]
         positive = similarity.new_full((len(rows), len(place)), -torch.inf)
-        excluded = blocks.same_group(rows, query, column)
+        excluded = blocks.excluded_positives(rows, query, column)
         positive[query, number] = similarity[query, column].masked_fill(excluded, -torch.inf)
         similarity[query, column] = -torch.inf  # leaves the negatives
-        yield _rank(blocks, rows, similarity, positive.sort(dim=1, descending=True).values)
+        yield _rank(blocks, rows, similarity, positive.sort(dim=1, descending=True).values, full)
 
 
 def _rank(
@@ -110,24 +122,38 @@ def _rank(
     rows: Int[np.ndarray, " b"],
     negative: Float[Tensor, "b G"],
     positive: Float[Tensor, "b P"],
+    full: bool,
 ) -> Ranking:
     counts = (positive > -torch.inf).sum(dim=1)
     max_count = int(counts.max())
     none = negative.new_full((len(rows), 1), -torch.inf)
     positive = positive[:, :max_count].contiguous() if max_count else none
+    blocks.mask_copies(rows, negative)
     best_of_other_class = None if blocks.groups is None else _row_max(negative)
     blocks.mask_groups(rows, negative)
-    kept = min(positive.shape[1], negative.shape[1])
+    kept = min(1 if full else positive.shape[1], negative.shape[1])
     rivals = largest(negative, kept)[0] if kept else none  # enough to tell every rank up to R
-    ahead = rivals.shape[1] - torch.searchsorted(rivals.flip(1), positive)
-    unresolved = (ahead[:, 0] == rivals.shape[1]) & (counts > 0)
-    ahead[unresolved, 0] = (negative[unresolved] >= positive[unresolved, :1]).sum(dim=1)
+    if full:
+        ahead = _count_at_least(negative, positive)
+    else:
+        ahead = rivals.shape[1] - torch.searchsorted(rivals.flip(1), positive)
+        unresolved = (ahead[:, 0] == rivals.shape[1]) & (counts > 0)
+        ahead[unresolved, 0] = (negative[unresolved] >= positive[unresolved, :1]).sum(dim=1)
     order = torch.arange(1, positive.shape[1] + 1, device=negative.device)
     ranks = (order + ahead).masked_fill(order > counts[:, None], 0)[:, :max_count]
     best_negative = rivals[:, 0]
     other = best_negative if best_of_other_class is None else best_of_other_class
     first = blocks.category_first(rows, negative, positive[:, 0])
     return Ranking(*(x.cpu() for x in (ranks, counts, positive[:, 0], best_negative, other)), category_first=first)
+
+
+def _count_at_least(negative: Float[Tensor, "b G"], positive: Float[Tensor, "b P"]) -> Int[Tensor, "b P"]:
+    """Count for each positive, sorted in descending order, the negatives of its row that are at least as large."""
+    bins = positive.shape[1] + 1
+    place = torch.searchsorted(positive.flip(1), negative, right=True)  # the number of positives that it reaches
+    place += bins * torch.arange(len(place), device=place.device)[:, None]
+    histogram = torch.bincount(place.flatten(), minlength=bins * len(place)).view(-1, bins)
+    return histogram[:, 1:].flip(1).cumsum(dim=1)
 
 
 def nearest_neighbors(
@@ -163,6 +189,7 @@ def nearest_neighbors(
         return np.empty((len(retrieval.queries), 0), dtype=np.int64), np.empty((len(retrieval.queries), 0))
     rows, values = [np.empty((0, k), dtype=np.int64)], [np.empty((0, k))]
     for queries, similarity in blocks:
+        blocks.mask_copies(queries, similarity)
         blocks.mask_groups(queries, similarity)
         found, columns = largest(similarity, min(k + 1, similarity.shape[1]))
         columns = columns[:, :k]
@@ -195,9 +222,13 @@ class _SimilarityBlocks:
         self.room = self.units.new_empty(min(self.size, len(self.queries)), len(candidates))
         self.place = torch.full((len(retrieval.labels),), -1)  # of a row in the gallery
         self.place[torch.from_numpy(self.gallery)] = torch.arange(len(self.gallery))
-        self.groups = None if retrieval.groups is None else torch.from_numpy(retrieval.groups).to(self.device)
-        own = retrieval.categories
-        self.categories = None if own is None else torch.from_numpy(own).to(self.device)
+        self.own_class_only = retrieval.exclude == "own_class_in_group"
+        groups = None if retrieval.exclude == "none" else retrieval.groups
+        self.groups, self.copies, self.categories = (
+            None if numbers is None else torch.from_numpy(numbers).to(self.device)
+            for numbers in (groups, retrieval.copies, retrieval.categories)
+        )
+        self.labels = torch.from_numpy(retrieval.labels).to(self.device)
         self.gallery_rows = torch.from_numpy(self.gallery).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b G"]]]:
@@ -212,18 +243,32 @@ class _SimilarityBlocks:
             similarity[query, own[query]] = -torch.inf
             yield rows, similarity
 
-    def same_group(self, rows: Int[np.ndarray, " b"], query: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Tensor:
-        """Tell for pairs of a query and a gallery column whether they share an excluded group."""
-        if self.groups is None:
-            return torch.zeros_like(query, dtype=torch.bool)
-        own = self.groups[torch.from_numpy(rows).to(self.device)][query]
-        return (own >= 0) & (own == self.groups[self.gallery_rows[column]])
+    def excluded_positives(
+        self, rows: Int[np.ndarray, " b"], query: Int[Tensor, " n"], column: Int[Tensor, " n"]
+    ) -> Bool[Tensor, " n"]:
+        """Tell for pairs of a query and a gallery column of its class whether that leaves the query's gallery."""
+        excluded, queries = torch.zeros_like(query, dtype=torch.bool), torch.from_numpy(rows).to(self.device)[query]
+        for numbers in (self.groups, self.copies):
+            if numbers is not None:
+                excluded |= (numbers[queries] >= 0) & (numbers[queries] == numbers[self.gallery_rows[column]])
+        return excluded
 
     def mask_groups(self, rows: Int[np.ndarray, " b"], similarity: Float[Tensor, "b G"]) -> None:
-        """Set the similarity with the query's own group to -inf, in place."""
+        """Set the similarity with what is excluded of the query's own group to -inf, in place."""
         if self.groups is not None:
-            own = self.groups[torch.from_numpy(rows).to(self.device)][:, None]
-            similarity.masked_fill_((own >= 0) & (own == self.groups[self.gallery_rows]), -torch.inf)
+            excluded = self._same(self.groups, rows)
+            if self.own_class_only:
+                excluded &= self._same(self.labels, rows)
+            similarity.masked_fill_(excluded, -torch.inf)
+
+    def mask_copies(self, rows: Int[np.ndarray, " b"], similarity: Float[Tensor, "b G"]) -> None:
+        """Set the similarity with near copies of the query to -inf, in place."""
+        if self.copies is not None:
+            similarity.masked_fill_(self._same(self.copies, rows), -torch.inf)
+
+    def _same(self, numbers: Int[Tensor, " N"], rows: Int[np.ndarray, " b"]) -> Bool[Tensor, "b G"]:
+        own = numbers[torch.from_numpy(rows).to(self.device)][:, None]
+        return (own >= 0) & (own == numbers[self.gallery_rows])
 
     def category_first(
         self, rows: Int[np.ndarray, " b"], negative: Float[Tensor, "b G"], best_positive: Float[Tensor, " b"]

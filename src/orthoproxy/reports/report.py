@@ -25,6 +25,6 @@ def render_report(results: RunResults) -> str:
         matching=describe_matching(results.matching),
         thumbnail=cache(thumbnail_uri),
         paths=results.table["path"].tolist(),
-        label=results.table["label"].tolist(),
+        label=results.table["label"].replace("", "distractor").tolist(),
         group=results.table["group"].tolist(),
     )

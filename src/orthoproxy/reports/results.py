@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval, Scoring
 from orthoproxy.evaluation.evaluate import build_retrieval
 
 
@@ -30,10 +30,11 @@ class RunResults:
     matching: NoMatchCalibration | None = None  # on the validation classes, if there are any
 
     def retrieval(self, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
-        """Build the retrieval problem of the evaluation: the same queries, gallery and excluded groups."""
-        has_groups = bool((self.table["group"] != "").any())
-        exclude_group = has_groups if self.evaluation is None else self.evaluation.exclude_same_group
-        return build_retrieval(embeddings, self.table, exclude_group)
+        """Build the retrieval problem of the evaluation: the same queries, gallery and excluded images."""
+        evaluation, rule = self.evaluation, Scoring().rule(self.table)
+        if evaluation is None:
+            return build_retrieval(embeddings, self.table, rule)
+        return build_retrieval(embeddings, self.table, evaluation.exclude, evaluation.duplicate_pairs is not None)
 
 
 def finite_values(log: pd.DataFrame, column: str) -> Float[np.ndarray, " P"]:

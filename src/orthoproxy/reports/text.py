@@ -15,6 +15,8 @@ DEFINITIONS = {
     "MAP@R": ("MAP@R", "mean average precision over the R nearest neighbors, R being the images of the query's class"),
     "R-precision": ("R-precision", "share of the R nearest neighbors that are of the query's class"),
     "Reciprocal rank": ("Reciprocal rank", "mean of 1 / rank of the first match"),
+    "mAP": ("mAP", "mean of the precision at the rank of each image of the query's class"),
+    "mINP": ("mINP", "number of images of the query's class, divided by the rank of the last of them"),
     "Category": ("Category Recall@1", "share of queries whose nearest neighbor is of their category"),
 }
 
@@ -53,7 +55,7 @@ def run_facts(results: RunResults) -> list[str]:
 
 def metric_name(name: str) -> str:
     """Return the display name of a metric; an unknown name stays as it is."""
-    known = {"map@r": "MAP@R", "r_precision": "R-precision", "mrr": "Reciprocal rank"}
+    known = {"map@r": "MAP@R", "r_precision": "R-precision", "mrr": "Reciprocal rank", "map": "mAP", "minp": "mINP"}
     return known.get(name, name.replace("category_", "Category ").replace("recall@", "Recall@"))
 
 

@@ -249,8 +249,13 @@ class EvaluationConfig(Section):
 
     recall_at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8)
     """Values of K for Recall@K."""
-    exclude_same_group: bool | None = None
-    """Exclude a query's own group from its gallery; null: if the dataset has groups."""
+    map: bool = False
+    """Also report mAP and mINP, for which all images of a query's class are ranked; takes longer."""
+    exclude: Literal["none", "group", "own_class_in_group"] = "group"
+    """What leaves a query's gallery: its own group, only its own class in its group (re-identification: same person,
+    same camera), or none. Without effect where the dataset has no groups."""
+    exclude_duplicates: bool = False
+    """Exclude near copies of a query from its gallery; reads the evaluated images once more."""
     bootstrap_samples: PositiveInt = 1000
     """Bootstrap samples of classes."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -290,6 +295,7 @@ class Config(Section):
     def _fits_together(self) -> Config:
         data, sampler, encoder, metric = self.data, self.sampler, self.encoder, self.checkpoint_selection.metric
         metrics = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
+        metrics += ["map", "minp"] if self.evaluation.map else []
         if data.name == "csv" and not data.csv:
             raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
         if data.name not in ("icons", "csv") and not data.root:
@@ -308,7 +314,9 @@ class Config(Section):
             raise InputError(problem, field="encoder.freeze_backbone_epochs", expected="0, as encoder.freeze is true")
         if metric not in metrics:
             expected = f"one of {', '.join(metrics)}"
-            raise InputError(f"unknown metric {metric!r}", field="checkpoint_selection.metric", expected=expected)
+            hint = "set evaluation.map to true" if metric in ("map", "minp") else None
+            field = "checkpoint_selection.metric"
+            raise InputError(f"unknown metric {metric!r}", field=field, expected=expected, hint=hint)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -417,7 +425,8 @@ RENAMED = {
     "training.log_every": "use training.log_every_n_steps",
     "training.max_bad_batches": "use training.max_nonfinite_steps",
     "evaluation.draws": "use evaluation.bootstrap_samples",
-    "evaluation.exclude_group": "use evaluation.exclude_same_group",
+    "evaluation.exclude_group": "use evaluation.exclude (none, group or own_class_in_group)",
+    "evaluation.exclude_same_group": "use evaluation.exclude (none, group or own_class_in_group)",
     "evaluation.memory_mb": "use evaluation.block_memory_mb",
     "evaluation.nmi": "remove the key; MAP@R, always reported, also considers all images of a class",
 }

@@ -33,10 +33,10 @@ from orthoproxy.data import (
     inshop_table,
     sop_table,
 )
-from orthoproxy.data.audit.duplicates import duplicates_across_splits
+from orthoproxy.data.audit.duplicates import duplicates_across_splits, find_copies
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.sources.folder import split_folders
-from orthoproxy.data.table import select_split
+from orthoproxy.data.table import class_numbers, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
 from orthoproxy.runs.config import Config, DataConfig
@@ -102,6 +102,10 @@ def read_splits(config: Config) -> pd.DataFrame:
     with raise_together():
         if is_first_of_machine():  # on every machine, as icons are rendered on the way
             table = split_table(config)
+            if config.evaluation.exclude_duplicates:
+                evaluated = table["split"] != "train"
+                copies = pd.Series(find_copies(table[evaluated], config.data.workers), table.index[evaluated])
+                table["copies"] = copies.reindex(table.index, fill_value=-1)
     table = broadcast_object(table)
     assert table is not None
     return table
@@ -137,12 +141,12 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
     with raise_together():
         if not is_main():
             return None
-        sizes = [f"{name} {x['label'].nunique()} classes, {len(x)} images" for name, x in splits.items() if len(x)]
+        sizes = [f"{name} {len(class_numbers(x)[1])} classes, {len(x)} images" for name, x in splits.items() if len(x)]
         print(f"{config.data.name}: {'; '.join(sizes)}", file=sys.stderr)
         if unreadable is not None and len(unreadable):
             first = unreadable.iloc[0]
             warn(f"{len(unreadable)} unreadable images left out, for example {first['path']}: {first['reason']}")
-        counts = table["label"].value_counts()
+        counts = table["label"][table["label"] != ""].value_counts()
         if single := sorted(counts.index[counts == 1]):
             warn(f"{len(single)} classes have a single image, for example {single[0]!r}")
         warn_about_table(table, config.data)

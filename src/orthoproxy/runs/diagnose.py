@@ -13,7 +13,7 @@ import torch
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.data.table import rank_by_hash, select_split
+from orthoproxy.data.table import class_numbers, rank_by_hash, select_split
 from orthoproxy.diagnosis import Diagnosis, DiagnosisInput, EmbeddedSplit, diagnose
 from orthoproxy.diagnosis.diagnose import render_diagnosis
 from orthoproxy.embedding.embedder import Embedder
@@ -83,7 +83,8 @@ def load_diagnosis_input(
     model = run.load_model(cache.device)
     baseline = Embedder.load(run.baseline, cache.device)
     if split is None:
-        split = "validation" if select_split(table, "validation")["label"].nunique() >= FEW_CLASSES else "test"
+        classes = class_numbers(select_split(table, "validation"))[1]
+        split = "validation" if len(classes) >= FEW_CLASSES else "test"
     unseen = select_split(table, split)
     if split == "validation" and unseen.empty:
         raise InputError("no validation classes", field="split", path=run.folder, hint="choose test")
@@ -104,7 +105,7 @@ def load_diagnosis_input(
         unseen_split=split,
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,
-        exclude_group=make_scoring(run.config.evaluation).excludes_group(table),
+        exclude=make_scoring(run.config.evaluation).rule(table),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
-from orthoproxy.data.table import select_split
+from orthoproxy.data.table import class_numbers, select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
 from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match, score
 from orthoproxy.reports.results import RunResults
@@ -68,7 +68,7 @@ def evaluate_run(
         classes=model.classes,
         config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         machine=config.environment,
-        notes=_notes(config, validation["label"].nunique(), run.unreadable, evaluation),
+        notes=_notes(config, len(class_numbers(validation)[1]), run.unreadable, evaluation),
         matching=no_match,
     )
 

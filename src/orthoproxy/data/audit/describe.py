@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from orthoproxy.data.table import class_numbers
+
 
 def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Divide a table into splits and roles; rows without a split are ``all`` if no row has one, else ``unassigned``."""
@@ -21,7 +23,7 @@ def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def count_images(table: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Count ``images`` and ``classes`` of each split, and of queries and gallery if the table has roles."""
-    return {name: {"images": len(x), "classes": int(x["label"].nunique())} for name, x in table_parts(table).items()}
+    return {name: {"images": len(x), "classes": len(class_numbers(x)[1])} for name, x in table_parts(table).items()}
 
 
 def describe_images(table: pd.DataFrame, scan: pd.DataFrame | None = None) -> dict[str, Any]:
@@ -46,7 +48,9 @@ def unreadable_images(table: pd.DataFrame, scan: pd.DataFrame) -> list[dict[str,
 
 
 def _images_per_class(part: pd.DataFrame) -> dict[str, float]:
-    sizes = part["label"].value_counts()
+    sizes = part["label"][part["label"] != ""].value_counts()
+    if sizes.empty:  # distractors only
+        sizes = pd.Series([0])
     return {
         "smallest": int(sizes.min()),
         "median": float(sizes.median()),

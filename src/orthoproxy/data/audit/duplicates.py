@@ -11,6 +11,8 @@ from jaxtyping import Bool, Int, UInt64
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from orthoproxy.data.audit.scan import scan_images
+
 # Of 64 bits. 400 photos all stayed within it when scaled to half size and saved as JPEG of quality 75; of 8 million
 # pairs of photos of cars, 19 were within it, and each was one photo twice
 NEAR_DISTANCE = 4
@@ -57,6 +59,22 @@ def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]
     components[readable] = hash_components(appearance.to_numpy()[readable])
     files = content.to_numpy()
     return [group for group in _groups(components, readable) if len(set(files[group])) > 1]
+
+
+def find_copies(table: pd.DataFrame, workers: int = 0) -> Int[np.ndarray, " N"]:
+    """Number the near copies among the images of a table, the same file included; -1 for images without copies.
+
+    Takes them from the column ``copies``, or else reads the images. A chain of images connects any two with a number,
+    as in `near_duplicates`.
+    """
+    if "copies" in table:
+        return table["copies"].to_numpy(copy=True)
+    scan = scan_images(table["path"].tolist(), workers, hashes=True)
+    readable = np.flatnonzero(scan["content"] != "")
+    component = hash_components(scan["appearance"].to_numpy()[readable])
+    copies = np.full(len(table), -1)
+    copies[readable] = np.where(np.bincount(component)[component] > 1, component, -1)
+    return copies
 
 
 def hash_components(hashes: UInt64[np.ndarray, " N"], distance: int = NEAR_DISTANCE) -> Int[np.ndarray, " N"]:

@@ -7,6 +7,7 @@ from csv import Error as CsvError
 from csv import reader
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
@@ -50,6 +51,10 @@ def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: boo
     optional = {name: rows[name].tolist() for name in ("split", "group", "category") if name in rows}
     if "role" in rows:
         optional["role"] = [role or "both" for role in rows["role"]]
+    unlabeled = (rows["label"] == "") & (np.array(optional.get("role", "both")) != "gallery")
+    if unlabeled.any():
+        expected = "a label, except for distractors, whose role is gallery"
+        raise InputError(f"line {unlabeled.idxmax()}: empty label", field="csv", path=csv, expected=expected)
     paths = []
     for line, name in rows["path"].items():
         path = str(folder / name) if allow_paths_outside_root else path_inside(folder, name)
@@ -90,7 +95,6 @@ def read_rows(path: Path, required: Sequence[str], field: str) -> pd.DataFrame:
             problem = f"line {line} has {len(row)} fields, the header {len(names)}"
             raise InputError(problem, field=field, path=path, hint=hint)
     table = pd.DataFrame(list(lines.values()), index=list(lines), columns=names, dtype=object)
-    for name in required:
-        if (table[name] == "").any():
-            raise InputError(f"line {(table[name] == '').idxmax()}: empty {name}", field=field, path=path)
+    if (empty := table["path"] == "").any():
+        raise InputError(f"line {empty.idxmax()}: empty path", field=field, path=path)
     return table
