@@ -46,7 +46,7 @@ def test_an_image_is_its_own_best_match(catalog: Path, image_folder: Path) -> No
         similarities = [hit["similarity"] for hit in one["results"]]
         assert len(similarities) == 4 and similarities == sorted(similarities, reverse=True)
         assert one["results"][0]["path"] == one["image"] and similarities[0] == pytest.approx(1, abs=1e-5)
-        assert one["results"][0].keys() == {"id", "path", "label", "group", "similarity"}
+        assert one["results"][0].keys() == {"id", "path", "label", "group", "similarity", "box"}
 
 
 SEARCH = """

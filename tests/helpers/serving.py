@@ -17,6 +17,8 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orthoproxy.catalog.catalog import Catalog, image_id
+from orthoproxy.catalog.index import index_images
+from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import Encoder
 from orthoproxy.server.app import make_app
@@ -56,6 +58,18 @@ def make_catalog(folder: Path, model: Embedder, root: Path, paths: Sequence[str]
     rows["content"] = [hashlib.sha256(file.read_bytes()).hexdigest()[:32] for file in files]
     catalog = Catalog.create(str(folder), model.embedding_dim, model.identity, place, root)
     catalog.upsert(rows, model.embed([str(file) for file in files]))
+    return catalog
+
+
+def make_halves(root: Path, folder: Path, model: Embedder) -> Catalog:
+    """Index the left half of a picture, which is red; the right half is green. And an image of each color."""
+    halves = Image.new("RGB", (80, 40), COLORS["red"])
+    halves.paste(COLORS["green"], (40, 0, 80, 40))
+    halves.save(root / "halves.png")
+    labels = {"halves.png#xywh=0,0,40,40": "left", "red/0.png": "red", "green/0.png": "green"}
+    images = pd.DataFrame({"path": list(labels), "label": list(labels.values())}).assign(group="")
+    catalog = Catalog.create(str(folder), model.embedding_dim, model.identity, "nowhere", root)
+    index_images(catalog, Collection(root, images), model)
     return catalog
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,8 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from serving import COLORS, HERE, QUICK, TOKEN, client_of, make_catalog, make_images, make_model
+from PIL import Image
+from serving import COLORS, HERE, QUICK, TOKEN, client_of, make_catalog, make_halves, make_images, make_model
 from starlette.testclient import TestClient
 
 from orthoproxy.catalog.catalog import Catalog, image_id
@@ -81,7 +83,7 @@ def test_an_image_finds_itself_and_similar_ones(client: TestClient, root: Path) 
     assert answer.status_code == 200
     assert found["results"][0].pop("similarity") == pytest.approx(1, abs=1e-5)
     image = f"/images/{GREEN}?catalog=first"
-    first = {"rank": 1, "id": GREEN, "label": "green", "group": "0", "path": "green/0.png", "image": image}
+    first = {"rank": 1, "id": GREEN, "label": "green", "group": "0", "path": "green/0.png", "image": image, "box": None}
     assert found["results"][0] == first
     assert {result["label"] for result in found["results"]} == {"green"}
     assert (found["catalog"], found["threshold"], found["matches"]) == ("first", None, 5)
@@ -415,3 +417,29 @@ def test_a_start_counts_labels_and_chooses_samples(tmp_path: Path) -> None:
     assert len(set(served.samples)) == 12 and set(served.samples) <= set(rows["id"])
     assert max(map(len, pages)) < count / 2 and {name for page in pages for name in page} == {"label", "id"}
     service.close()
+
+
+def test_parts_of_images_are_searched_for_and_shown(root: Path, tmp_path: Path) -> None:
+    model = make_model()
+    service = Service({"halves": make_halves(root, tmp_path / "catalog", model)}, [model], QUICK)
+    with client_of(make_app(service)) as client:
+        content, left = file(root, "halves.png"), image_id("halves.png#xywh=0,0,40,40")
+        Image.open(root / "halves.png").crop((0, 0, 40, 40)).save(half := tmp_path / "half.png")
+        found = client.post("/search", files={"image": half.read_bytes()}).json()["results"]
+        assert (found[0]["id"], found[0]["path"], found[0]["box"]) == (left, "halves.png", "0,0,40,40")
+        form = client.post("/search", files={"image": content}, data={"box": "0,0,40,40"})
+        in_json = client.post("/search", json={"image": base64.b64encode(content).decode(), "box": "0,0,40,40"})
+        assert form.json()["results"] == in_json.json()["results"] == found
+        labels = [
+            [hit["label"] for hit in client.post("/search", json={"id": left, **box}).json()["results"]]
+            for box in ({}, {"box": "50,5,20,20"})
+        ]  # of the picture, not of its box
+        assert labels == [["red", "green"], ["green", "red"]]
+        small = Image.open(io.BytesIO(client.get(f"/images/{left}?size=160").content)).convert("RGB")
+        assert small.size == (40, 40) and np.abs(np.asarray(small) - np.array(COLORS["red"])).max() < 12
+        assert client.get(f"/images/{left}").content == content
+        for bad in ("40,0,40", "1.5,0,40,40", "0,0,0,5", "70,0,80,40"):
+            for route in ("/search", "/uploads"):
+                answer = client.post(route, files={"image": content}, data={"box": bad})
+                assert (answer.status_code, answer.json()["error"]["field"]) == (422, "box")
+        assert client.post("/search", json={"embedding": [1.0] * 8, "box": "0,0,4,4"}).status_code == 422

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving import COLORS, QUICK, TOKEN, make_catalog, make_images, make_model, running
+from serving import COLORS, QUICK, TOKEN, make_catalog, make_halves, make_images, make_model, running
 
 from orthoproxy.server.service import Service
 
@@ -283,3 +283,43 @@ def test_a_browser_sends_the_token_as_a_password(browser: Any, root: Path, tmp_p
     with running(service, TOKEN) as address, opened(browser, address, http_credentials=credentials) as page:
         page.set_input_files("#image", str(root / "red" / "3.png"))
         assert searched(page)[0] == "red"
+
+
+def drag(page: Any, box: tuple[float, float, float, float]) -> None:
+    """Mark a part of the query's picture, given by shares of its sides."""
+    page.wait_for_function("document.querySelector('.drop .shown img').naturalWidth === 80")
+    frame = page.locator(".drop .shown img").bounding_box()
+    (x, y), (width, height) = (frame["x"], frame["y"]), (frame["width"], frame["height"])
+    page.mouse.move(x + box[0] * width, y + box[1] * height)
+    page.mouse.down()
+    page.mouse.move(x + box[2] * width, y + box[3] * height, steps=4)
+    page.mouse.up()
+
+
+def outlined(page: Any) -> tuple[float, float]:
+    """Return left and width of the part outlined in the query's picture, as shares of its width."""
+    page.locator(".drop .part").wait_for()
+    part, picture = (page.locator(f".drop .shown {name}").bounding_box() for name in (".part", "img"))
+    return (part["x"] - picture["x"]) / picture["width"], part["width"] / picture["width"]
+
+
+def test_a_part_of_the_query_is_searched_for(browser: Any, root: Path, tmp_path: Path) -> None:
+    model = make_model()
+    catalog = make_halves(root, tmp_path / "catalog", model)
+    with running(Service({"halves": catalog}, [model], QUICK)) as address, opened(browser, address) as page:
+        page.set_input_files("#image", str(root / "halves.png"))
+        searched(page)
+        drag(page, (0.55, 0.1, 0.95, 0.9))
+        wait_for_labels(page, "labels[0] === 'green'")
+        assert outlined(page) == pytest.approx((0.55, 0.4), abs=0.02)
+        drag(page, (0.4, 0.9, 0.05, 0.1))  # from the other corner
+        wait_for_labels(page, "labels[0] === 'left'")
+        card = page.locator(".card button", has_text="left")
+        assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 40
+        card.click()
+        caption(page, "left")
+        assert outlined(page) == pytest.approx((0, 0.5), abs=0.02)  # its own box in the picture
+        drag(page, (0.55, 0.1, 0.95, 0.9))
+        wait_for_labels(page, "labels[0] === 'green'")
+        page.reload()
+        wait_for_labels(page, "labels[0] === 'green'")

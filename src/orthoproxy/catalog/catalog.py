@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from orthoproxy.catalog.filters import And, Condition, In, Not, both, parse_filter
 from orthoproxy.catalog.store import TEXT_FIELDS, Store
+from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, validate_json
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
@@ -45,6 +46,8 @@ class Hit:
         Its class and group, empty if unknown.
     similarity
         Cosine similarity to the query, from -1 to 1.
+    box
+        The image's box in the picture: x, y, width and height in pixels; None for a whole picture.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Hit:
     label: str
     group: str
     similarity: float
+    box: Box | None = None
 
 
 class CatalogMeta(BaseModel, frozen=True):
@@ -165,7 +169,7 @@ class Catalog:
         """Insert images, replacing those with the same id; durable on return.
 
         The columns of `rows` are ``id, path, label, group, content``: the path is relative to the root, the content a
-        hash of the file. The rows of `embeddings`, in the same order, have unit length.
+        hash of the file and the box. The rows of `embeddings`, in the same order, have unit length.
         """
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self._check(embeddings, "embeddings")
@@ -184,7 +188,7 @@ class Catalog:
     def move(self, root: Path | None = None, model_path: str | None = None) -> None:
         """Store where the images or the model are now; raises InputError if no known image is below the new root."""
         sample = self.get(self.sample_ids(100))["path"]
-        if root is not None and len(sample) and not any((root / path).exists() for path in sample):
+        if root is not None and len(sample) and not any((root / split_box(path)[0]).exists() for path in sample):
             raise InputError(f"{sample[0]} and others are not below it", field="root", path=root)
         moved = {"root": root and str(root.absolute()), "model_path": model_path}
         meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
@@ -249,8 +253,8 @@ class Catalog:
         return [[self._hit(row) for row in rows.to_dict("records")] for rows in found]
 
     def _hit(self, row: dict[Any, Any]) -> Hit:
-        path = str(Path(self.root) / row["path"])
-        return Hit(row["id"], path, row["label"], row["group"], float(row["similarity"]))
+        path, box = split_box(Path(self.root) / row["path"])
+        return Hit(row["id"], path, row["label"], row["group"], float(row["similarity"]), box)
 
     def _search_diverse(self, query: np.ndarray, k: int, condition: Condition | None) -> list[Hit]:
         """Search again without the groups found so far, until there are enough results or no more rows."""

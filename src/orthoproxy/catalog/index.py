@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, image_id, require_model
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
@@ -104,7 +105,7 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
     for key, file, reason in zip(part["id"], part["file"], files.reasons, strict=True):
         if reason:
             changes.unreadable.append((file, reason))
-        if not reason or os.path.exists(file):  # noqa: PTH110 -- prune keeps images that exist
+        if not reason or os.path.exists(split_box(file)[0]):  # noqa: PTH110 -- prune keeps images that exist
             changes.ids.append(key)
 
 
@@ -178,7 +179,9 @@ def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
     missing = set(targets)
     for page in catalog.iterate_rows(["id", "path"]):
         for target in targets:
-            matches = page["id"][(page["path"] == target) | page["path"].str.startswith(f"{target}/")]
+            matches = page["id"][
+                (page["path"] == target) | page["path"].str.startswith((f"{target}/", f"{target}#xywh="))
+            ]
             chosen.extend(matches)
             missing -= {target} if len(matches) else set()
     if missing:
@@ -204,7 +207,7 @@ def migrate(
     address, root, version = catalog.store.migration, catalog.root, catalog.store.version
     names = ["id", "path", "label", "group"]
     images = pd.concat([pd.DataFrame(columns=names), *catalog.iterate_rows(names)], ignore_index=True)
-    missing = [path for path in images["path"] if not Path(root, path).is_file()]
+    missing = [path for path in images["path"] if not Path(root, split_box(path)[0]).is_file()]
     if missing:
         raise InputError(f"{missing[0]} and others are missing: {len(missing)} images", path=root, hint=RESTORE)
     exists = Catalog.exists(address)

@@ -29,7 +29,7 @@ def add_options(parser: Parser) -> None:
     add("--lists-only", action="store_true", help="Use lists and file names only; open no image.")
     parser.add_json()
     parser.add_workers()
-    parser.add_config_options(["data.root", "data.allow_paths_outside_root"], "images")
+    parser.add_config_options(["data.root", "data.boxes", "data.allow_paths_outside_root"], "images")
 
 
 def run(options: Any) -> int:

@@ -28,7 +28,7 @@ def add_collection(parser: Parser, required: bool = False) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=128, metavar="N", help="Batch size (default: 128).")
     parser.add_workers()
     parser.add_device()
-    parser.add_config_options(["data.root"], "images")
+    parser.add_config_options(["data.root", "data.boxes"], "images")
 
 
 def run(options: Any) -> None:
@@ -78,10 +78,10 @@ def read_images(options: Any, **outputs: str | None) -> Collection:
         require_outside(DataConfig(name="folder", root=options.images), **outputs)
     overrides = config_overrides(options)
     root = Path(overrides["data.root"]) if "data.root" in overrides else None
-    if options.images not in DATASETS and not options.split:
-        return read_collection(Path(options.images), root)
     # make_collection rejects what lies outside the root
     data = Config().with_overrides(overrides | {"data.allow_paths_outside_root": True}).with_absolute_paths().data
+    if options.images not in DATASETS and not options.split:
+        return read_collection(Path(options.images), root)
     table = read_table(data)
     root = None if data.name == "icons" else Path(data.root or Path(data.csv or "").parent)
     collection = make_collection(table, root)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("catalog", metavar="CATALOG", help=CATALOG)
-    add("images", nargs="+", metavar="IMAGE", help="Image files to search with.")
+    add("images", nargs="+", metavar="IMAGE", help="Image files to search with; FILE#xywh=10,20,64,48 for a box.")
     add("--together", action="store_true", help="Search once, for what is similar to all images.")
     add("--unlike", action="append", default=[], metavar="IMAGE", help="Move away from this image; may be repeated.")
     add("-k", type=at_least(1), default=10, help="Results per image (default: 10).")
@@ -77,4 +77,4 @@ def _print_hits(image: str, hits: list[Hit]) -> None:
     grouped = any(hit.group for hit in hits)
     for rank, hit in enumerate(hits, start=1):
         group = f"  {hit.group}" if grouped else ""
-        print(f"{rank:4}  {hit.similarity:.3f}  {hit.label}{group}  {hit.path}")
+        print(f"{rank:4}  {hit.similarity:.3f}  {hit.label}{group}  {hit.path}{hit.box or ''}")

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from jaxtyping import Int64
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.distributed import process_count
 
 DATA = "data"  # key of the fingerprint beside versions and machine
@@ -50,7 +51,7 @@ def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
     versions = np.full((len(paths), 2), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with suppress(OSError):
-            found = os.stat(path)  # noqa: PTH116 -- of 100,000s
+            found = os.stat(split_box(path)[0])  # noqa: PTH116 -- of 100,000s
             versions[row] = found.st_size, found.st_mtime_ns
     return versions
 

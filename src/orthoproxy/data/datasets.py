@@ -34,6 +34,8 @@ class TrainingImages(Dataset):
     transform
         From `training_transform`, or any function from an RGB image to uint8 pixels; draws from PyTorch's random state,
         which is seeded here.
+    box_margin
+        Share of the size of an image's box that is added on each side, where it has one.
 
     Examples
     --------
@@ -47,8 +49,10 @@ class TrainingImages(Dataset):
         files: Sequence[str | Path],
         labels: Sequence[int] | Int[np.ndarray, " N"],
         transform: Augmentation | Transform,
+        box_margin: float = 0.0,
     ) -> None:
         self.files, self.labels, self.transform = PathList(files), np.asarray(labels), transform
+        self.box_margin = box_margin
 
     def __len__(self) -> int:
         return len(self.files)
@@ -56,7 +60,7 @@ class TrainingImages(Dataset):
     def __getitem__(self, sample: SampleSeed) -> tuple[UInt8[Tensor, "3 H W"], int] | InputError:
         row, seed = sample
         try:
-            image = read_pixels(self.files[row])
+            image = read_pixels(self.files[row], self.box_margin)
         except InputError as error:
             return error
         with torch.random.fork_rng(devices=[]):

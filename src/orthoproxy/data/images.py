@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.loading import REPLACE_FILE, noting_file
 
@@ -25,18 +26,22 @@ MAX_FILE_SIZE = 2**30  # bytes
 JPEG_START = b"\xff\xd8\xff"
 
 
-def read_image(path: str | Path, data: bytes | None = None) -> Image.Image:
+def read_image(path: str | Path, data: bytes | None = None, margin: float = 0.0) -> Image.Image:
     """Read an image file as upright RGB, as `to_rgb` converts it; `data` is its content, if that was read before.
 
-    Any format that Pillow reads but EPS, whatever the file's name. Raises InputError if the file
-    is missing, is not a readable image, or has more than 89 megapixels.
+    Any format that Pillow reads but EPS, whatever the file's name. If the path ends with a box, such as
+    ``#xywh=10,20,100,200``, only this part is returned, with a margin that is a share of the box's size on each side.
+    Raises InputError if the file is missing, is not a readable image, or has more than 89 megapixels, or most of the
+    box is outside of it.
     """
+    file, box = split_box(path)
     with noting_file(path):
         try:
-            _require_regular(path)
-            with Image.open(path if data is None else io.BytesIO(data), formats=readable_formats()) as image:
+            _require_regular(file)
+            with Image.open(file if data is None else io.BytesIO(data), formats=readable_formats()) as image:
                 _require_size(image)
-                return to_rgb(image)
+                image = to_rgb(image)
+            return image.crop(box.edges(image.size, margin)) if box else image
         except MemoryError:
             raise
         except Exception as error:  # damaged files make Pillow raise almost any type
@@ -45,11 +50,12 @@ def read_image(path: str | Path, data: bytes | None = None) -> Image.Image:
 
 def read_image_bytes(path: str | Path) -> bytes:
     """Return the content of an image file; raises InputError as `read_image` does."""
+    file, _ = split_box(path)
     with noting_file(path):
         try:
-            if _require_regular(path).st_size > MAX_FILE_SIZE:
+            if _require_regular(file).st_size > MAX_FILE_SIZE:
                 raise ValueError(f"larger than {MAX_FILE_SIZE >> 20} MiB")
-            return Path(path).read_bytes()
+            return Path(file).read_bytes()
         except (OSError, ValueError) as error:
             raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
 
@@ -70,7 +76,7 @@ def _reason(error: Exception, path: str | Path) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {MAX_MEGAPIXELS} megapixels"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
+        return "not an image of a known format" if Path(split_box(path)[0]).stat().st_size else "the file is empty"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -116,20 +122,21 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
-def read_pixels(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_pixels(path: str | Path, margin: float = 0.0) -> UInt8[np.ndarray, "h w 3"]:
     """Read the pixels that `read_image` gives, faster for plain JPEGs; it raises the same errors."""
     with noting_file(path):
-        pixels = _decode_plain_jpeg(path)
-    return np.asarray(read_image(path)) if pixels is None else pixels
+        pixels = _decode_plain_jpeg(path, margin)
+    return np.asarray(read_image(path, margin=margin)) if pixels is None else pixels
 
 
-def _decode_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
+def _decode_plain_jpeg(path: str | Path, margin: float) -> UInt8[np.ndarray, "h w 3"] | None:
     """Decode a sound JPEG that needs no rotation or conversion; None for all else, which `read_image` reads."""
     if decode_jpeg is None:
         return None
     try:
-        _require_regular(path)
-        with Path(path).open("rb") as file:
+        name, box = split_box(path)
+        _require_regular(name)
+        with Path(name).open("rb") as file:
             content = file.read(len(JPEG_START))
             if content != JPEG_START:
                 return None
@@ -137,7 +144,11 @@ def _decode_plain_jpeg(path: str | Path) -> UInt8[np.ndarray, "h w 3"] | None:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             _require_size(image)
             plain = image.mode == "RGB" and _is_upright(image)
-        return decode_jpeg(content) if plain else None
+        if not plain:
+            return None
+        pixels = decode_jpeg(content)
+        left, top, right, bottom = box.edges(image.size, margin) if box else (0, 0, *image.size)
+        return pixels[top:bottom, left:right]
     except MemoryError:
         raise
     except Exception:  # damaged files make Pillow raise almost any type; `read_image` finds the reason

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.distributed import broadcast_object, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import folder_lock
@@ -196,7 +197,9 @@ class _Files(Dataset):
         try:
             file.path.encode()  # Parquet and catalogs store text
             data = read_image_bytes(file.path)
-            content = hashlib.sha256(data).hexdigest()[:32]
+            digest = hashlib.sha256(data)
+            digest.update(str(split_box(file.path)[1] or "").encode())
+            content = digest.hexdigest()[:32]
             pixels = None if content == file.known_content else self.transform(read_image(file.path, data))
             return pixels, content, ""
         except UnicodeEncodeError:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.distributed import (
     all_gather_rows,
     any_process,
@@ -58,7 +59,7 @@ def _cache_key(model: Embedder, paths: Sequence[str]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
         try:
-            stat = os.stat(path)  # noqa: PTH116 -- many files; Path takes twice as long
+            stat = os.stat(split_box(path)[0])  # noqa: PTH116 -- many files; Path takes twice as long
         except OSError as error:
             raise InputError(f"cannot read the image: {error.strerror}", path=path) from error
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))

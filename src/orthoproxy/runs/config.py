@@ -69,6 +69,10 @@ class DataConfig(Section):
     """The CSV file, if data.name is csv."""
     allow_paths_outside_root: bool = False
     """Allow a CSV file to list images outside data.root (or its own folder). Only for files you trust."""
+    boxes: bool = False
+    """Cut the images of CUB or Cars to the bounding boxes that these datasets contain; published results do not."""
+    box_margin: NonNegativeFloat = 0.1
+    """Share of the size of an image's box that is added on each side in training, where it has one."""
     test_fraction: Fraction = 0.2
     """Fraction of classes held out for testing, chosen by a hash of the class name, if the dataset has no split."""
     test_classes: list[str] | None = None
@@ -300,6 +304,8 @@ class Config(Section):
             raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
         if data.name not in ("icons", "csv") and not data.root:
             raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {data.name}")
+        if data.boxes and data.name not in ("cub", "cars"):
+            raise InputError("true", field="data.boxes", expected=f"false, as data.name is {data.name}")
         if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
             expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
             raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)

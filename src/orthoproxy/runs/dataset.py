@@ -72,7 +72,7 @@ def read_table(data: DataConfig) -> pd.DataFrame:
     'data.root'
     """
     root = Path(data.root) if data.root else None
-    readers = {"cub": cub_table, "cars": cars_table, "sop": sop_table, "inshop": inshop_table}
+    with_boxes = {"cub": cub_table, "cars": cars_table}
     with field_prefix("data"):
         if data.name == "icons":
             return icons_table(root or user_cache() / "icons")
@@ -80,7 +80,9 @@ def read_table(data: DataConfig) -> pd.DataFrame:
             return csv_table(Path(data.csv or ""), root, data.allow_paths_outside_root)
         if data.name == "folder":
             return folder_table(root or Path(), allow_empty=False)
-        return readers[data.name](root or Path())
+        if data.name in with_boxes:
+            return with_boxes[data.name](root or Path(), data.boxes)
+        return {"sop": sop_table, "inshop": inshop_table}[data.name](root or Path())
 
 
 def split_table(config: Config) -> pd.DataFrame:

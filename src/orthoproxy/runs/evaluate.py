@@ -124,6 +124,8 @@ def _notes(
     notes = []
     if config.encoder.freeze:
         notes.append("Frozen backbone: only projection and proxies were trained, on features of unaugmented images.")
+    if config.data.boxes:
+        notes.append("Images were cut to their bounding boxes: not comparable with results on whole images.")
     if unreadable is not None and len(unreadable):
         notes.append(f"Unreadable images left out: {len(unreadable)} (see unreadable_images.csv).")
     if config.checkpoint_selection.split == "test":

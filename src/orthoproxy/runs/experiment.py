@@ -143,7 +143,7 @@ def make_loader(
             augmentation.color_jitter,
             augmentation.grayscale,
         )
-        dataset = TrainingImages(paths, labels, transform)
+        dataset = TrainingImages(paths, labels, transform, config.data.box_margin)
         reading = loader_options(config.data.workers, persistent_workers=True)
     generator = torch.Generator()  # else each epoch would draw from the random state that a resumed run restores
     on_gpu = device.type == "cuda"

@@ -27,6 +27,7 @@ from orthoproxy.server.schemas import (
     CatalogInfo,
     CatalogName,
     ErrorResponse,
+    QueryPart,
     SearchOptions,
     SearchRequest,
     SearchResults,
@@ -104,13 +105,17 @@ async def search(request: Request) -> SearchResults:
     return await anyio.to_thread.run_sync(work)
 
 
-@router.post("/uploads", summary="Upload an image", dependencies=[Depends(_slot)], openapi_extra=_body({}))
+@router.post(
+    "/uploads",
+    summary="Upload an image",
+    dependencies=[Depends(_slot)],
+    openapi_extra=_body(QueryPart.model_json_schema()["properties"]),
+)
 async def uploads(request: Request) -> Upload:
     """Keep the embedding of an image for a while, for the page to search by it with different options."""
     fields, content = await _read_form(request, "multipart/form-data")
-    if fields:
-        raise RequestError("unknown field", field=min(fields), expected="image only")
-    return Upload(upload=await anyio.to_thread.run_sync(_service(request).keep_upload, content))
+    box = QueryPart.model_validate(fields).box
+    return Upload(upload=await anyio.to_thread.run_sync(_service(request).keep_upload, content, box))
 
 
 @router.get(
@@ -125,7 +130,7 @@ async def images(
     catalog: CatalogName = None,
     size: Side | None = None,
 ) -> Response:
-    """Return the file, or with `size` a small copy whose longer side has this many pixels."""
+    """Return the file, or with `size` a small copy, of its box if it has one, whose longer side has these pixels."""
     service = _service(request)
     if size is None:
         content, media_type = await anyio.to_thread.run_sync(service.image, id, catalog)

@@ -14,9 +14,10 @@ import jinja2
 from fastapi import FastAPI
 from pydantic import BaseModel, Field, ValidationError
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.limits import RequestError
-from orthoproxy.server.schemas import ID_PATTERN, MAX_RESULTS, SearchOptions, SearchResults
+from orthoproxy.server.schemas import ID_PATTERN, MAX_RESULTS, BoxText, SearchOptions, SearchResults
 from orthoproxy.server.security import SMALL_BODY
 from orthoproxy.server.service import ServedCatalog, Service
 
@@ -44,12 +45,13 @@ THEME = themes.Base(primary_hue="sky", neutral_hue="slate", radius_size="lg", fo
 
 
 class Query(BaseModel):
-    """What the page searches by: an upload, or an image of a catalog."""
+    """What the page searches by: an upload, or an image of a catalog or a part of it."""
 
     upload: str | None = None
     id: str = Field("", pattern=f"{ID_PATTERN}|^$")
     catalog: str = ""
     label: str = ""
+    box: BoxText | None = None
 
 
 def template(name: str) -> str:
@@ -144,7 +146,7 @@ def render_search(
         problem = str(error) if isinstance(error, RequestError) else "This search is not possible."
         return _render("results.html.j2", lists=[], problem=problem)
     shown = [found.model_dump() | {"places": decimal_places(found)} for found in lists]
-    return _render("results.html.j2", lists=shown, label=asked.label)
+    return _render("results.html.j2", lists=shown, label="" if asked.box else asked.label)
 
 
 def decimal_places(found: SearchResults) -> int:
@@ -159,11 +161,14 @@ def decimal_places(found: SearchResults) -> int:
 def _search(service: Service, asked: Query, options: SearchOptions) -> SearchResults:
     if asked.upload is not None:
         return service.search_upload(asked.upload, options)
-    return service.search_id(asked.id, options, source=asked.catalog)
+    return service.search_id(asked.id, options.model_copy(update={"box": asked.box}), source=asked.catalog)
 
 
 def _render_samples(served: ServedCatalog) -> str:
     rows = served.catalog.get(list(served.samples)).to_dict("records")
+    for row in rows:
+        row["path"], box = split_box(row["path"])
+        row["box"] = box and box.text
     return _render("results.html.j2", lists=[{"catalog": served.name, "results": rows}], samples=True)
 
 

@@ -5,20 +5,32 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
+
+from orthoproxy.core.boxes import PATTERN, Box
 
 MAX_RESULTS = 100
 DATA_URL = re.compile(r"\Adata:image/[^,]*;base64,")
 WITHOUT_DATA_URL = BeforeValidator(lambda text: DATA_URL.sub("", text).encode() if isinstance(text, str) else text)
 ID_PATTERN = r"^[0-9a-f]{32}$"
 CatalogName = Annotated[str | None, Field(description="Name of a catalog; default: the first one.", max_length=200)]
+BoxText = Annotated[Box, BeforeValidator(Box.parse), WithJsonSchema({"type": "string", "pattern": PATTERN})]
 
 
-class SearchOptions(BaseModel):
-    """Where to search, how many images to return, and which ones."""
+class QueryPart(BaseModel):
+    """The part of a picture to search by."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    box: BoxText | None = Field(
+        default=None,
+        description="Search by this part of the upright picture: x,y,width,height in pixels, such as 10,20,64,48.",
+    )
+
+
+class SearchOptions(QueryPart):
+    """Where to search, how many images to return, and which ones."""
 
     k: int = Field(default=10, ge=1, le=MAX_RESULTS, description="Number of results.")
     filter: str | None = Field(
@@ -57,6 +69,8 @@ class SearchRequest(SearchOptions):
     def _exactly_one_query(self) -> SearchRequest:
         if sum(value is not None for value in (self.image, self.id, self.embedding)) != 1:
             raise PydanticCustomError("query", "give exactly one of image, id and embedding")
+        if self.embedding is not None and self.box is not None:
+            raise PydanticCustomError("query", "an embedding has no box")
         return self
 
 
@@ -70,6 +84,7 @@ class SearchResult(BaseModel):
     group: str
     path: str = Field(description="Relative to the catalog's root.")
     image: str = Field(description="Path of the image, to append to the server's address.")
+    box: str | None = Field(default=None, description="Part of the picture, as in the request. Null: all of it.")
 
 
 class SearchResults(BaseModel):

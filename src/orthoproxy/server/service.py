@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, Hit
 from orthoproxy.catalog.filters import Condition, In, Not, both, parse_filter
+from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
@@ -92,19 +93,22 @@ class Service:
         """Search by an image file; raise status 413, 415 or 422 for one that is too large or broken."""
         started = time.perf_counter()
         served = self.served(options.catalog)
-        return self._search(served, self._embed(content, _require_model(served)), options, started)
+        return self._search(served, self._embed(content, _require_model(served), options.box), options, started)
 
     def search_id(self, image_id: str, options: SearchOptions = DEFAULTS, source: str | None = None) -> SearchResults:
-        """Search by an image, which is left out; where only the catalog `source` has it, its file is embedded."""
+        """Search by an image, which is left out; a part, or what only the catalog `source` has, is embedded."""
         started = time.perf_counter()
         served = self.served(options.catalog)
         try:
-            row = self._row(served, image_id, with_embedding=True)
+            query = self._row(served, image_id, with_embedding=True)["embedding"]
         except RequestError as error:
             if error.status != 404 or source is None or source == served.name:
                 raise
-            return self.search_image(self.image(image_id, source)[0], options)
-        return self._search(served, row["embedding"], options, started, excluded=image_id)
+            query = None
+        if query is None or options.box:
+            content, box = self._read_image(image_id, source or served.name)
+            query = self._embed(content, _require_model(served), options.box or box)
+        return self._search(served, query, options, started, excluded=image_id)
 
     def search_upload(self, upload: str, options: SearchOptions = DEFAULTS) -> SearchResults:
         """Search by an image that was uploaded with `keep_upload`; raise status 404 if it is no longer kept."""
@@ -129,9 +133,9 @@ class Service:
             raise RequestError("no direction", field="embedding", expected="a finite length above zero")
         return self._search(served, query / largest, options, started)
 
-    def keep_upload(self, content: bytes) -> str:
-        """Embed an image with every model, and return the key for `search_upload`."""
-        embeddings = {identity: self._embed(content, model) for identity, model in self.models.items()}
+    def keep_upload(self, content: bytes, box: Box | None = None) -> str:
+        """Embed an image or a part of it with every model, and return the key for `search_upload`."""
+        embeddings = {identity: self._embed(content, model, box) for identity, model in self.models.items()}
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._uploads[key] = embeddings
@@ -139,18 +143,23 @@ class Service:
 
     def image(self, image_id: str, catalog: str | None = None) -> tuple[bytes, str]:
         """Return an image's file and media type; its path comes from the catalog and lies below the catalog's root."""
+        content, _ = self._read_image(image_id, catalog)
+        return content, MEDIA_TYPES[image_format(content)]
+
+    def thumbnail(self, image_id: str, catalog: str | None = None, side: int = 320) -> bytes:
+        """Return a small copy of an image or its box, as WebP."""
+        content, box = self._read_image(image_id, catalog)
+        return self.decoders.thumbnail(content, side, box)
+
+    def _read_image(self, image_id: str, catalog: str | None) -> tuple[bytes, Box | None]:
         served = self.served(catalog)
-        path = _inside(Path(served.catalog.root).resolve(), self._row(served, image_id)["path"])
+        file, box = split_box(self._row(served, image_id)["path"])
+        path = _inside(Path(served.catalog.root).resolve(), file)
         if path is None:
             raise RequestError("the image's file is missing", status=404, field="id")
         if path.stat().st_size > self.limits.upload_bytes:
             raise RequestError("the image's file is too large", status=413, field="id")
-        content = path.read_bytes()
-        return content, MEDIA_TYPES[image_format(content)]
-
-    def thumbnail(self, image_id: str, catalog: str | None = None, side: int = 320) -> bytes:
-        """Return a small copy of an image, as WebP."""
-        return self.decoders.thumbnail(self.image(image_id, catalog)[0], side)
+        return path.read_bytes(), box
 
     def close(self) -> None:
         """End the worker processes and close the catalogs."""
@@ -159,8 +168,8 @@ class Service:
         for served in self.catalogs.values():
             served.catalog.close()
 
-    def _embed(self, content: bytes, model: Model) -> Float[np.ndarray, " D"]:
-        pixels = self.decoders.model_input(content, model.image_size, model.resize)
+    def _embed(self, content: bytes, model: Model, box: Box | None) -> Float[np.ndarray, " D"]:
+        pixels = self.decoders.model_input(content, model.image_size, model.resize, box)
         return self._embedding_thread.submit(model.embed, torch.from_numpy(pixels)[None]).result()[0]
 
     def _search(
@@ -257,4 +266,5 @@ def _result(served: ServedCatalog, rank: int, hit: Hit) -> SearchResult:
         group=hit.group,
         path=path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
         image=f"/images/{hit.id}?catalog={quote_url(served.name, safe='')}",
+        box=hit.box and hit.box.text,
     )

@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from orthoproxy.core.boxes import Box
+from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.images import to_rgb
 from orthoproxy.data.transforms import Resize
@@ -61,10 +63,10 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def _in_worker(task: Callable[..., bytes], *arguments: Any) -> bytes:
-    """Run a task in a worker process; anything that a broken image makes it raise becomes a `RequestError`."""
+    """Run a task in a worker process; anything that a broken image makes it raise becomes an `InputError`."""
     try:
         return task(*arguments)
-    except RequestError:
+    except InputError:
         raise
     except MemoryError:
         raise RequestError("decoding the image takes too much memory", status=413, field="image") from None
@@ -72,14 +74,20 @@ def _in_worker(task: Callable[..., bytes], *arguments: Any) -> bytes:
         raise RequestError("the image is broken", field="image") from None
 
 
-def _model_input(content: bytes, max_pixels: int, image_size: int, resize: Resize) -> bytes:
-    return evaluation_transform(image_size, resize)(to_rgb(open_image(content, max_pixels))).numpy().tobytes()
-
-
-def _thumbnail(content: bytes, max_pixels: int, side: int) -> bytes:
-    image = open_image(content, max_pixels)
-    image.draft("RGB", (side, side))  # a JPEG decodes faster to a half, quarter or eighth
+def _decode(image: Image.Image, box: Box | None) -> Image.Image:
     image = to_rgb(image)
+    return image.crop(box.edges(image.size)) if box else image
+
+
+def _model_input(content: bytes, max_pixels: int, image_size: int, resize: Resize, box: Box | None) -> bytes:
+    return evaluation_transform(image_size, resize)(_decode(open_image(content, max_pixels), box)).numpy().tobytes()
+
+
+def _thumbnail(content: bytes, max_pixels: int, side: int, box: Box | None) -> bytes:
+    image = open_image(content, max_pixels)
+    if box is None:
+        image.draft("RGB", (side, side))  # a JPEG decodes faster to a half, quarter or eighth
+    image = _decode(image, box)
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     out = io.BytesIO()
     image.save(out, "WEBP", quality=82, method=2)
@@ -144,14 +152,16 @@ class DecoderPool:
         for _ in range(self.limits.decode_workers):
             self._idle.put(_Worker(self._context, self.limits.pixels))
 
-    def model_input(self, content: bytes, image_size: int, resize: Resize) -> UInt8[np.ndarray, "3 S S"]:
+    def model_input(
+        self, content: bytes, image_size: int, resize: Resize, box: Box | None = None
+    ) -> UInt8[np.ndarray, "3 S S"]:
         """Decode an image to the pixels that a model takes, the same as those of the file."""
-        pixels = self._run(_model_input, content, image_size, resize)
+        pixels = self._run(_model_input, content, image_size, resize, box)
         return np.frombuffer(pixels, dtype=np.uint8).reshape(3, image_size, image_size).copy()
 
-    def thumbnail(self, content: bytes, side: int) -> bytes:
-        """Return a small copy of an image, as WebP without metadata."""
-        return self._run(_thumbnail, content, side)
+    def thumbnail(self, content: bytes, side: int, box: Box | None = None) -> bytes:
+        """Return a small copy of an image or its box, as WebP without metadata."""
+        return self._run(_thumbnail, content, side, box)
 
     def _run(self, task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
         if len(content) > self.limits.upload_bytes:

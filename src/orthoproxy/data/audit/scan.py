@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.datasets import PathList
@@ -23,8 +24,8 @@ def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) ->
     """Decode every image, since a truncated file is only found this way; one row a path, in their order.
 
     Columns are the upright `width` and `height` in pixels and `error`, why the image cannot be read, or empty; with
-    `hashes` also `content`, the SHA-256 of the file, and `appearance`, its 64-bit difference hash (`imagehash.dhash`).
-    Of an unreadable image, all but the error is zero or empty.
+    `hashes` also `content`, the SHA-256 of the file and the box, and `appearance`, the image's 64-bit difference hash
+    (`imagehash.dhash`). Of an unreadable image, all but the error is zero or empty.
     """
     columns = dict(list(COLUMNS.items())[: 5 if hashes else 3])
     loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
@@ -53,9 +54,11 @@ class _Files(Dataset):
             return 0, 0, error.problem, "", 0
         if not self.hashes:
             return *image.size, "", "", 0
-        with Path(path).open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        return *image.size, "", content, hash_appearance(image)
+        name, box = split_box(path)
+        with Path(name).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256")
+        content.update(str(box or "").encode())
+        return *image.size, "", content.hexdigest(), hash_appearance(image)
 
 
 def hash_appearance(image: Image.Image) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.data.audit.describe import count_images, unreadable_images
 from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, relation
 from orthoproxy.data.images import readable_suffixes
@@ -81,14 +82,14 @@ def _counted(images: int, classes: int) -> str:
 
 
 def _check_missing(table: pd.DataFrame) -> CopyCheck:
-    missing = [path for path in table["path"] if not Path(path).is_file()]
+    missing = [path for path in table["path"] if not Path(split_box(path)[0]).is_file()]
     listed = f"of {len(table):,} listed"
     return _check("missing files", missing, f"{len(missing):,} {listed}", "failed", ok=f"none {listed}")
 
 
 def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
     """Find images that are not listed; names that begin with a dot are ignored."""
-    listed = {Path(os.path.normpath(path)) for path in table["path"]}
+    listed = {Path(os.path.normpath(split_box(path)[0])) for path in table["path"]}
     pattern = "*" if name == "csv" else "**/*"  # images of a list may be anywhere on a disk
     unlisted = sorted(
         {
@@ -116,7 +117,7 @@ def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[
 
 
 def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
-    unreadable = [item for item in unreadable_images(table, scan) if Path(item["path"]).is_file()]
+    unreadable = [item for item in unreadable_images(table, scan) if Path(split_box(item["path"])[0]).is_file()]
     return _check("unreadable images", unreadable, f"{len(unreadable):,} of {len(table):,} listed", "failed")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from orthoproxy.core.boxes import add_boxes
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
 from orthoproxy.core.safe_parsing import parse_json
@@ -19,6 +20,7 @@ from orthoproxy.data.table import make_table, source_errors
 
 CLASSES = 196
 TRAIN_CLASSES = 98  # the first ones
+EDGES = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 WRAPPERS = ("stanford_cars", "car_data", "car_data/car_data")  # folders that some copies put everything in
 SLASH_NAME = "Ram C/V Cargo Van Minivan 2012"  # no folder can have this name
 SLASH_FOLDER = re.compile(r"Ram C(.?V Cargo Van Minivan 2012)?")  # C-V, C_V, CV; or C, with the rest a folder in it
@@ -43,7 +45,7 @@ print(json.dumps(lists))
 """
 
 
-def cars_table(root: Path) -> pd.DataFrame:
+def cars_table(root: Path, boxes: bool = False) -> pd.DataFrame:
     """Read Cars-196 in the retrieval split: classes 1 to 98 for training, 99 to 196 for test.
 
     Copies come in three layouts, told apart by their folders:
@@ -60,6 +62,8 @@ def cars_table(root: Path) -> pd.DataFrame:
     ----------
     root
         The folder with one of the layouts, or the one that contains ``stanford_cars`` or ``car_data``.
+    boxes
+        Cut the images to the cars' boxes, which the lists of A and B have.
 
     Returns
     -------
@@ -79,21 +83,22 @@ def cars_table(root: Path) -> pd.DataFrame:
         if (folder / "car_ims").is_dir():
             path = _find_list(folder, "cars_annos.mat")
             lists = _read_mat(path)
-            images = _read_annotations(lists, path, "relative_im_path", folder)
+            images = _read_annotations(lists, path, "relative_im_path", folder, boxes)
             return _make_table(images, _read_names(lists, path), folder)
         if (folder / "cars_train").is_dir():
             images = []
             for part, name in (("cars_train", "cars_train_annos"), ("cars_test", "cars_test_annos_withlabels")):
                 path = _find_list(folder, f"{name}.mat")
-                images += _read_annotations(_read_mat(path), path, "fname", _image_folder(folder / part))
+                images += _read_annotations(_read_mat(path), path, "fname", _image_folder(folder / part), boxes)
             path = _find_list(folder, "cars_meta.mat")
             return _make_table(images, _read_names(_read_mat(path), path), folder)
-        if (folder / "train").is_dir():
+        if (folder / "train").is_dir() and not boxes:
             return _read_class_folders(folder / "train", folder / "test")
-        if len(_sub_folders(folder)) == CLASSES:
+        if len(_sub_folders(folder)) == CLASSES and not boxes:
             return _read_class_folders(folder)
-    expected = f"car_ims and cars_annos.mat, cars_train and its lists, train and test, or {CLASSES} class folders"
-    raise InputError("no known layout of Cars-196", field="root", path=root, expected=expected)
+    by_class = "" if boxes else f", train and test, or {CLASSES} class folders"
+    expected = f"car_ims and cars_annos.mat, cars_train and its lists{by_class}"
+    raise InputError(f"no known layout of Cars-196{' with boxes' * boxes}", field="root", path=root, expected=expected)
 
 
 def _make_table(images: list[tuple[str, int]], names: list[str], folder: Path) -> pd.DataFrame:
@@ -121,10 +126,12 @@ def _read_mat(path: Path) -> dict[str, Any]:
         raise InputError("damaged MATLAB file", field="root", path=path, hint="get it again") from error
 
 
-def _read_annotations(lists: dict[str, Any], path: Path, path_field: str, images: Path) -> list[tuple[str, int]]:
+def _read_annotations(
+    lists: dict[str, Any], path: Path, path_field: str, images: Path, boxes: bool
+) -> list[tuple[str, int]]:
     """Return path and class number of each image."""
     rows = _select(lists, "annotations", path)
-    missing = {path_field, "class"} - set(rows if isinstance(rows, dict) else ())
+    missing = {path_field, "class", *(EDGES if boxes else ())} - set(rows if isinstance(rows, dict) else ())
     if missing:
         raise InputError(f"no field {min(missing)!r}", field="root", path=path, hint=AS_PUBLISHED)
     for row, number in enumerate(rows["class"], start=1):
@@ -132,7 +139,13 @@ def _read_annotations(lists: dict[str, Any], path: Path, path_field: str, images
             problem, expected = f"annotation {row}: class {number!r}", f"1 to {CLASSES}"
             raise InputError(problem, field="root", path=path, expected=expected, hint=AS_PUBLISHED)
     with source_errors("root", path):
-        return list(zip(paths_inside(images, map(str, rows[path_field]), path), rows["class"], strict=True))
+        files = paths_inside(images, map(str, rows[path_field]), path)
+    if boxes:
+        # the first and the last pixels inside, counted from 1 as in MATLAB
+        left, top, right, bottom = (pd.to_numeric(pd.Series(rows[name]), errors="coerce") for name in EDGES)
+        named = {f"annotation {row}": file for row, file in enumerate(files, start=1)}
+        files = add_boxes(named, zip(left - 1, top - 1, right, bottom, strict=True), "root", path)
+    return list(zip(files, rows["class"], strict=True))
 
 
 def _read_names(lists: dict[str, Any], path: Path) -> list[str]:

@@ -10,13 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from orthoproxy.core.boxes import add_boxes
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import path_inside
 from orthoproxy.data.table import make_table, source_errors
 
+EDGES = ("left", "top", "right", "bottom")
+
 
 def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: bool = False) -> pd.DataFrame:
     """Read a list of images with the columns ``path,label`` and optionally ``split,role,group,category``.
+
+    The columns ``left,top,right,bottom`` are an object's box in pixels of the upright picture, or empty for the whole
+    picture. The box becomes a part of the path: ``a.png#xywh=`` and its left, top, width and height.
 
     Parameters
     ----------
@@ -67,7 +73,10 @@ def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: boo
 
 
 def read_rows(path: Path, required: Sequence[str], field: str) -> pd.DataFrame:
-    """Read a CSV file as stripped text, indexed by the line that each row begins in; errors name `field`."""
+    """Read a CSV file as stripped text, indexed by the line that each row begins in; errors name `field`.
+
+    The boxes of `EDGES` become a part of the paths.
+    """
     if not path.is_file():
         raise InputError("no such file", field=field, path=path)
     try:
@@ -97,4 +106,7 @@ def read_rows(path: Path, required: Sequence[str], field: str) -> pd.DataFrame:
     table = pd.DataFrame(list(lines.values()), index=list(lines), columns=names, dtype=object)
     if (empty := table["path"] == "").any():
         raise InputError(f"line {empty.idxmax()}: empty path", field=field, path=path)
+    if edges := [name for name in EDGES if name in names]:
+        paths = {f"line {line}": name for line, name in table["path"].items()}
+        table["path"] = add_boxes(paths, table[edges].to_numpy().tolist(), field, path)
     return table

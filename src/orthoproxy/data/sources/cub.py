@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from orthoproxy.core.boxes import add_boxes
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
 from orthoproxy.data.sources.text_lists import AS_PUBLISHED, check_values, find_file, read_list
@@ -15,7 +17,7 @@ CLASSES = 200
 TRAIN_CLASSES = 100  # the first ones
 
 
-def cub_table(root: Path) -> pd.DataFrame:
+def cub_table(root: Path, boxes: bool = False) -> pd.DataFrame:
     """Read CUB-200-2011 in the retrieval split: classes 1 to 100 for training, 101 to 200 for test.
 
     Joins ``images.txt`` (id, path) and ``image_class_labels.txt`` (id, class) by id. Whether the images exist is not
@@ -25,6 +27,8 @@ def cub_table(root: Path) -> pd.DataFrame:
     ----------
     root
         The folder ``CUB_200_2011``, or the one that contains it.
+    boxes
+        Cut the images to the birds' boxes, in ``bounding_boxes.txt``.
 
     Returns
     -------
@@ -50,29 +54,39 @@ def cub_table(root: Path) -> pd.DataFrame:
     candidates = ("images.txt", "CUB_200_2011/images.txt")
     images = find_file(root, candidates, "give the folder that CUB_200_2011.tgz was unpacked in")
     labels = images.with_name("image_class_labels.txt")
-    paths, classes = _read_by_id(images, "path"), _read_by_id(labels, "class")
-    for one, other, path in ((paths, classes, labels), (classes, paths, images)):
-        if len(missing := one.index.difference(other.index, sort=False)):
+    lists = {images: ["path"], labels: ["class"]}
+    if boxes:
+        lists[images.with_name("bounding_boxes.txt")] = ["x", "y", "width", "height"]
+    columns = {path: _read_by_id(path, names) for path, names in lists.items()}
+    for (path, one), other in product(columns.items(), columns.values()):
+        if len(missing := other.index.difference(one.index, sort=False)):
             raise _mismatch(f"lacks image {missing[0]} of the other list ({len(missing)} such images)", path)
-    numbers = classes[paths.index].astype(int)
+    rows = pd.concat(columns.values(), axis=1).loc[columns[images].index]
+    paths, numbers = rows["path"], rows["class"].astype(int)
     folders = pd.Series([PurePosixPath(path).parent.name for path in paths], index=paths.index)
     if (mixed := numbers.groupby(folders).nunique() > 1).any():
         raise _mismatch(f"images in the folder {mixed.idxmax()!r} have different classes", labels)
     split = ["train" if number <= TRAIN_CLASSES else "test" for number in numbers]
     with source_errors("root", images):
-        return make_table(paths_inside(images.parent / "images", paths, images), folders.tolist(), split=split)
+        files = paths_inside(images.parent / "images", paths, images)
+        if boxes:
+            left, top, width, height = (pd.to_numeric(rows[name], errors="coerce") for name in rows.columns[2:])
+            edges = zip(left, top, left + width, top + height, strict=True)
+            named = {f"image {image}": file for image, file in zip(rows.index, files, strict=True)}
+            files = add_boxes(named, edges, "root", images.with_name("bounding_boxes.txt"))
+        return make_table(files, folders.tolist(), split=split)
 
 
 def _mismatch(problem: str, path: Path) -> InputError:
-    return InputError(problem, field="root", path=path, hint="use both lists of one archive")
+    return InputError(problem, field="root", path=path, hint="use the lists of one archive")
 
 
-def _read_by_id(path: Path, column: str) -> pd.Series:
-    rows = read_list(path, ("id", column))
-    if column == "class":
-        check_values(rows, column, {str(number) for number in range(1, CLASSES + 1)}, f"1 to {CLASSES}", path)
+def _read_by_id(path: Path, columns: list[str]) -> pd.DataFrame:
+    rows = read_list(path, ["id", *columns])
+    if "class" in columns:
+        check_values(rows, "class", {str(number) for number in range(1, CLASSES + 1)}, f"1 to {CLASSES}", path)
     repeated = rows.loc[rows["id"].duplicated(), "id"]
     if len(repeated):
         problem = f"line {repeated.index[0]}: image {repeated.iloc[0]} is listed twice"
         raise InputError(problem, field="root", path=path, hint=AS_PUBLISHED)
-    return rows.set_index("id")[column]
+    return rows.set_index("id")

@@ -4,8 +4,7 @@ element.style.scrollMarginTop = "14px";
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-id]");
   if (!button) return;
-  const { id, catalog, label } = button.dataset;
-  document.dispatchEvent(new CustomEvent("search", { detail: { id, catalog, label } }));
+  document.dispatchEvent(new CustomEvent("search", { detail: { ...button.dataset } }));
 });
 document.addEventListener("search", () => { isNew = true; });
 watch("value", () => {
