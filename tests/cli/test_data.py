@@ -44,11 +44,12 @@ def checks_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in result["checks"]}
 
 
-def draw_all(root: Path) -> None:
-    """Replace each image by noise of its own, so that none is a duplicate."""
+def draw_all(root: Path, *sizes: tuple[int, int]) -> None:
+    """Replace each image by noise of its own, so that none is a duplicate; sizes by turns, height first."""
     for number, path in enumerate(sorted(root.rglob("*.[jJ]*"))):
         if not path.name.startswith("."):
-            pixels = np.random.default_rng(number).integers(0, 256, size=(32, 40, 3), dtype=np.uint8)
+            size = sizes[number % len(sizes)] if sizes else (32 + number % 2, 40)
+            pixels = np.random.default_rng(number).integers(0, 256, size=(*size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path, format="JPEG")
 
 
@@ -87,15 +88,17 @@ def test_published_counts_from_the_lists_alone(name: str, tmp_path: Path) -> Non
 def test_complete_copies_pass_and_missing_and_unlisted_files_are_found(layout: str, tmp_path, monkeypatch) -> None:
     name, folder, write = SMALL[layout]
     write(root := tmp_path / "data")
-    draw_all(root)
+    draw_all(root, *[(256, 256)] * (name == "inshop"))
     publish(monkeypatch, name, root)
     verified = run("verify", name, "--data.root", root)
     assert verified["passed"] and verified["opened"]
+    sized = {"image sizes", "bounding boxes"} & checks_of(verified).keys()
+    assert len(sized) == {"cub": 2, "cars": 2, "sop": 1, "inshop": 1}[name]
     assert {check["status"] for check in verified["checks"]} == {"ok"} and len(verified["checks"]) >= 11
     described = run("describe", name, "--data.root", root)
     assert described["unreadable"] == {"count": 0, "images": []}
-    sides = {side: {"min": x, "median": x, "max": x} for side, x in (("width", 40), ("height", 32))}
-    assert described["sizes"] == {**sides, "megapixels": {"max": 0.00128}}
+    assert described["sizes"]["width"]["max"] == (256 if name == "inshop" else 40)
+    assert described["sizes"]["megapixels"]["max"] == (0.0655 if name == "inshop" else 0.00132)
     missing, kept = sorted(path for path in (root / folder).rglob("*.[jJ]*") if not path.name.startswith("."))[:2]
     missing.unlink()
     for extra in (kept.with_name("extra.png"), kept.with_name("._extra.png")):
@@ -107,6 +110,34 @@ def test_complete_copies_pass_and_missing_and_unlisted_files_are_found(layout: s
     assert not verified["passed"] and checks["missing files"]["items"] == [str(missing)]
     assert checks["unlisted images"]["items"] == [str(kept.with_name("extra.png"))]
     assert checks["unlisted images"]["status"] == "note"
+
+
+@pytest.mark.parametrize(("layout", "sizes", "check"), [
+    ("inshop", [(1101, 750)], "image sizes"), ("inshop", [(256, 256), (256, 170)], "image sizes"),
+    ("sop", [(256, 256)], "image sizes"), ("sop", [(256, 300), (400, 256)], "image sizes"),
+    ("cub", [(224, 224)], "image sizes"), ("cub", [(16, 20), (15, 21)], "bounding boxes"),
+    ("cars in one folder", [(20, 30), (21, 28)], "bounding boxes"),
+    ("cars in two", [(20, 40), (19, 40)], "bounding boxes"),
+])  # fmt: skip
+def test_copies_of_other_sizes_fail(layout, sizes, check, tmp_path, monkeypatch) -> None:
+    name, _, write = SMALL[layout]
+    write(root := tmp_path / "data")
+    draw_all(root, *sizes)
+    publish(monkeypatch, name, root)
+    images = sum(count for part, (count, _) in verify.PUBLISHED[name].items() if part != "test" or name != "inshop")
+    checks = checks_of(run("verify", name, "--data.root", root, code=2))
+    assert {name for name, found in checks.items() if found["status"] == "failed"} == {check}
+    assert checks[check]["count"] == images // (2 if (256, 256) in sizes[:-1] else 1)
+
+
+def test_a_box_that_is_no_number_or_a_little_outside_is_noted(cub: Path) -> None:
+    path = cub / "bounding_boxes.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{lines[0].split()[0]} 0.0 0.0 nan 9.0", *lines[1:], ""]))
+    check = checks_of(run("verify", "cub", "--data.root", cub))["bounding boxes"]
+    assert (check["status"], check["count"]) == ("note", 1)
+    path.unlink()
+    assert "bounding boxes" not in checks_of(run("verify", "cub", "--data.root", cub))
 
 
 def test_wrong_counts_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

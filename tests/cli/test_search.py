@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import input_error, json_of
+from command_line import RECIPE, input_error, json_of
 
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
@@ -181,3 +182,35 @@ def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path)
         assert found["results"][0]["path"] == str(moved / "red" / "0.png")
     finally:
         (tmp_path / "model").rename(catalog.parent / "model")
+
+
+BAD_NAME = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize("arguments", [
+    ["train", "{}", "--out", "x"], ["train", "photos", "--out", "{}"], ["index", "x", "{}", "--model", "y"],
+    ["embed", "y", "{}", "--out", "x"], ["search", "x", "{}"], ["evaluate", "y", "{}"], ["data", "describe", "{}"],
+])  # fmt: skip
+def test_a_name_that_is_not_utf8_is_an_error_of_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main([word.replace("{}", BAD_NAME) for word in arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "caf\\udce9" in line
+
+
+def test_images_whose_names_are_not_utf8_are_left_out(image_folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(image_folder, root := tmp_path / "images")
+    shutil.copy(root / "red" / "0.png", root / "red" / f"{BAD_NAME}.png")
+    shutil.copytree(root / "blue", root / BAD_NAME)
+    Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(model := tmp_path / "model")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    out = {name: str(tmp_path / name) for name in ("catalog", "embedded", "run")}
+    counts = [
+        json_of(["index", out["catalog"], root, "--model", model, "--workers", 0])["added"],
+        json_of(["embed", model, root, "--out", out["embedded"], "--workers", 0])["images"],
+        json_of(["evaluate", model, root, "--workers", 0])["queries"],
+        json_of(["data", "describe", root, "--workers", 0])["all"]["images"],
+    ]
+    assert counts == [12] * 4
+    json_of(["train", root, "--config", recipe, "--out", out["run"]])
+    assert capsys.readouterr().err.count("5 images whose names are not UTF-8 left out") == 1  # of this process

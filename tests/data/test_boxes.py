@@ -71,7 +71,7 @@ def test_lists_to_embed_have_boxes_too(picture: Path) -> None:
     picture.with_name("list.csv").write_text(ROWS + "b.jpg,cat,5,5,5,9\n")
     for read, field in ((read_collection, "source"), (csv_table, "csv")):
         error = error_of(read, picture.with_name("list.csv"))
-        assert error.field == field and "row 4, b.jpg" in error.problem
+        assert error.field == field and "line 5, b.jpg" in error.problem
 
 
 def test_cub_has_a_list_of_boxes(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_cars_have_boxes_that_count_from_one_but_class_folders_have_none(tmp_pat
     write_cars_in_one_folder(tmp_path / "A", (196, 196))
     write_cars_in_two_folders(tmp_path / "B", (196, 196))
     write_cars_by_class(tmp_path / "C", (196, 196))
-    for folder in ("A", "B"):  # the box holds the pixels 30 to 246 and 52 to 147, counted from 1
-        expected = cars_table(tmp_path / folder)["path"] + "#xywh=29,51,217,96"
+    for folder in ("A", "B"):  # the box holds the pixels 3 to 40 and 1 to 30, counted from 1
+        expected = cars_table(tmp_path / folder)["path"] + "#xywh=2,0,38,30"
         assert cars_table(tmp_path / folder, boxes=True)["path"].equals(expected)
     assert error_of(cars_table, tmp_path / "C", True).field == "root"

@@ -106,7 +106,10 @@ def annotation(number: object, **fields: object) -> dict[str, object]:
 def test_the_class_alone_decides_the_split(labels: tuple[int, ...], tmp_path: Path) -> None:
     """Neither the flag of the split for classification nor that a list of one is read as its element matters."""
     (tmp_path / "car_ims").mkdir()
-    rows = [annotation(np.uint8(label), test=np.uint8(label == 98)) for label in labels]
+    rows = [
+        annotation(np.uint8(label), test=np.uint8(label == 98), relative_im_path=f"car_ims/{label}.jpg")
+        for label in labels
+    ]
     write_mat(tmp_path / "cars_annos.mat", rows, CAR_NAMES)
     table = cars_table(tmp_path)
     assert table["split"].tolist() == ["train" if label <= 98 else "test" for label in labels]

@@ -1,11 +1,16 @@
 """A folder with a sub-folder a class: what counts as an image, and what is left out."""
 
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from errors import error_of
 
+from orthoproxy.core.progress import note_once
 from orthoproxy.data import folder_table, read_collection
 from orthoproxy.data.sources.folder import labelled_files
 
@@ -56,17 +61,62 @@ def test_no_folder_no_class_and_an_empty_class_are_named(tmp_path: Path) -> None
     assert (error.field, error.path) == ("root", tmp_path / "dog")
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "gull/1.jpg", "gull/winter/2.jpg")
-    scandir = os.scandir
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root's permission to list everything."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    yield
+    os.seteuid(user)
 
-    def failing(path: str) -> object:
-        if str(path).endswith("winter"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", failing)
-    assert error_of(labelled_files, tmp_path).path == str(tmp_path / "gull" / "winter")
+def test_a_folder_that_cannot_be_listed_is_an_error() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # every user may enter this one, unlike `tmp_path`
+        root = Path(folder)
+        root.chmod(0o755)
+        touch(root, "gull/1.jpg", "gull/winter/2.jpg")
+        (root / "gull" / "winter").chmod(0)
+        with as_nobody():
+            error = error_of(labelled_files, root)
+        assert error.path == str(root / "gull" / "winter")
+        (root / "gull" / "winter").chmod(0o755)
+        root.chmod(0)
+        with as_nobody():
+            assert error_of(folder_table, root).path == str(root)
+        root.chmod(0o755)
+
+
+def notes(capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
+    """Return an example and the number of files of each reason."""
+    lines = capsys.readouterr().err.splitlines()
+    found = [re.search(r": ([\d,]+) .* left out, for example (.*)\. Hint: .", line) for line in lines]
+    return {match[2]: int(match[1]) for match in found if match}
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "tern/1.JPG", "tern/2.MPO", "top.png", "store/x/1.png")
+    touch(tmp_path, *(f"gull/{number}.jxl" for number in range(9)), "gull/a.txt", "gull/IMG_1", "gull/IMG_2")
+    for number in range(4):
+        (tmp_path / "gull" / f"dead{number}.jpg").symlink_to("/nowhere/1.jpg")
+    (tmp_path / "gull" / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gull" / "far").symlink_to(tmp_path / "store" / "x", target_is_directory=True)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/gull/caf\xe9.jpg")).touch()
+    assert listed(tmp_path) == [("store/x/1.png", "store"), ("tern/1.JPG", "tern"), ("tern/2.MPO", "tern")]
+    reasons = {"gull/0.jxl": 10, "gull/IMG_1": 2, "gull/dead0.jpg": 5, "gull/far": 1, "gull/caf\\udce9.jpg": 1}
+    assert notes(capsys) == reasons | {"top.png": 1}
+    note_once.cache_clear()
+    assert len(labelled_files(tmp_path)) == 4  # images of no class, too
+    assert notes(capsys) == reasons
+
+
+def test_system_folders_and_patterns_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "gull/1.png", "gull/Thumbs.db", "gull/@eaDir/1.png", "$RECYCLE.BIN/x.png", "lost+found/1.jpg")
+    touch(tmp_path, "System Volume Information/a.bin", "gull/.picasa/1.jpg", "drafts/1.png", "gull/deep/er/old_1.png")
+    names = {("gull/1.png", "gull"), ("drafts/1.png", "drafts"), ("gull/deep/er/old_1.png", "gull")}
+    assert set(listed(tmp_path)) == names and not notes(capsys)
+    table = folder_table(tmp_path, allow_empty=False, ignore=["drafts", "*/old_*"])
+    assert table["path"].tolist() == [str(tmp_path / "gull" / "1.png")]
+    assert folder_table(tmp_path, ignore=["gull/deep"])["label"].tolist() == ["drafts", "gull"]
 
 
 def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,12 +111,111 @@ def test_exif_orientations_are_turned_upright(suffix: str, tmp_path: Path) -> No
         assert_pixels(read_image(tmp_path / f"turned.{suffix}"), upright(COLORS))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-def test_broken_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
-    for number, exif in enumerate((b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"Exif\x00\x00")):
-        path = tmp_path / f"{number}.jpg"
-        Image.new("RGB", (8, 8), (200, 0, 0)).save(path, exif=exif)
-        assert_pixels(read_image(path), np.full((8, 8, 3), (200, 0, 0)), within=3)
+def photo(size: tuple[int, int] = (75, 50)) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+LOSSLESS = {"tiff": {}, "lzw.tiff": {"compression": "tiff_lzw"}, "png": {}, "webp": {"lossless": True}}
+LOSSY = {"jpg": {"quality": 95}, "mpo": {"quality": 95, "save_all": True}, "avif": {"quality": 95}}
+
+
+@pytest.mark.parametrize(("suffix", "options"), (LOSSLESS | LOSSY).items())
+def test_every_format_is_turned_once(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
+    exif, path = Image.Exif(), tmp_path / f"turned.{suffix}"
+    exif[0x0112] = 6
+    if suffix == "mpo":
+        options = options | {"append_images": [photo()]}
+    photo().save(path, exif=exif, **options)
+    expected = UPRIGHT[6](np.asarray(photo()))
+    assert_pixels(read_image(path), expected, within=0 if suffix in LOSSLESS else 32)
+    assert np.abs(read_pixels(path).astype(float) - expected).mean() < (0.01 if suffix in LOSSLESS else 4)
+
+
+def test_heic_of_a_phone_is_turned_once() -> None:
+    pytest.importorskip("pi_heif", reason="the extra heic is not installed")
+    # `photo()`, its turn both in the container and in the EXIF, as phones write it
+    image = read_image(Path(__file__).with_name("turned.heic"))
+    assert np.abs(np.asarray(image).astype(float) - UPRIGHT[6](np.asarray(photo()))).mean() < 4
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    photo().save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_with(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    checksum = zlib.crc32(kind + data) if checksum is None else checksum
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    content = encoded("PNG")
+    return content[:33] + chunk + content[33:]  # behind the header
+
+
+def with_orientation() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "what it shows"
+    return exif
+
+
+def damaged_mpo() -> bytes:
+    content = encoded("MPO", save_all=True, append_images=[photo()], exif=with_orientation())
+    start = content.index(b"MPF\0") + 4
+    return content[:start] + b"\xff" * 8 + content[start + 8 :]
+
+
+def damaged_tiff() -> bytes:
+    content = bytearray(encoded("TIFF", exif=with_orientation()))
+    start = content.index(struct.pack("<HH", 0x010E, 2))
+    content[start + 4 : start + 12] = b"\xff\xff\xff\x7f" * 2  # its length and its place
+    return bytes(content)
+
+
+BOMB = zlib.compress(bytes(80_000_000), 9)
+DAMAGED_METADATA: dict[str, tuple[Callable[[], bytes], int]] = {  # and the orientation, which is sound
+    "png, checksum of a text": (lambda: png_with(b"tEXt", b"Title\0me", checksum=7), 1),
+    "png, color profile": (lambda: png_with(b"iCCP", b"sRGB\0\0no zlib"), 1),
+    "png, compressed text": (lambda: png_with(b"zTXt", b"Title\0\0" + BOMB), 1),
+    "png, exif": (lambda: png_with(b"eXIf", b"garbage!"), 1),
+    "webp, exif": (lambda: encoded("WEBP", exif=b"Exif\0\0garbage!"), 1),
+    "jpeg, exif": (lambda: encoded("JPEG", exif=b"Exif\0\0garbage!", quality=95), 1),
+    "jpeg, exif that ends": (lambda: encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=95), 1),
+    "mpo, list of its images": (damaged_mpo, 6),
+    "tiff, description": (damaged_tiff, 6),
+    "avif, exif": (lambda: encoded("AVIF", exif=with_orientation()).replace(b"II*\0", b"????").replace(
+        b"MM\0*", b"????"), 6),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own about the metadata
+@pytest.mark.parametrize("name", DAMAGED_METADATA)
+def test_damaged_metadata_do_not_cost_the_picture(name: str, tmp_path: Path) -> None:
+    make, orientation = DAMAGED_METADATA[name]
+    (tmp_path / "image").write_bytes(make())
+    expected = UPRIGHT[orientation](np.asarray(photo()))
+    for image in (read_image(tmp_path / "image"), read_image(tmp_path / "image", make())):
+        assert np.abs(np.asarray(image).astype(float) - expected).mean() < 8
+    assert np.array_equal(read_pixels(tmp_path / "image"), np.asarray(image))
+
+
+def tiff_of(values: list[int], bits: int, *more: tuple[int, int, int, int]) -> bytes:
+    """Encode a row of gray values; 12 bits are packed, two values in three bytes."""
+    packed = "".join(f"{value:0{bits}b}" for value in values)
+    data = int(packed, 2).to_bytes(len(packed) // 8, "big") if bits == 12 else struct.pack(f"<{len(values)}H", *values)
+    tags = [(256, 4, 1, len(values)), (257, 4, 1, 1), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, len(data)), *more]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+@pytest.mark.parametrize(("content", "white"), [
+    (tiff_of([0, 1000, 2048, 4095], 12), 4095), (tiff_of([0, 1000, 2048, 4095], 16, (281, 3, 1, 4095)), 4095),
+    (tiff_of([0, 1000, 2048, 4095], 16), 65535), (tiff_of([0, 1000, 2048, 4095], 16, (281, 3, 1, 4000)), 65535),
+])  # fmt: skip
+def test_twelve_bits_are_scaled_where_the_file_says_so(content: bytes, white: int, tmp_path: Path) -> None:
+    (tmp_path / "gray.tiff").write_bytes(content)
+    expected = np.array([[0, 1000, 2048, 4095]]) * 255 / white
+    assert_pixels(read_image(tmp_path / "gray.tiff"), gray_as_rgb(expected.round()))
 
 
 KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
@@ -144,11 +246,6 @@ def test_what_is_no_image_file_is_an_input_error(tmp_path: Path) -> None:
     assert_unreadable(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
     assert_unreadable(tmp_path / "pipe.png")
-
-
-def photo(size: tuple[int, int] = (75, 50)) -> Image.Image:
-    coarse = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 JPEG_OPTIONS: list[dict[str, object]] = [

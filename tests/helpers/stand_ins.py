@@ -68,6 +68,7 @@ def write_cub(root: Path, images: tuple[int, int] = (5864, 5924), pictures: Coll
     write_lines(root / "images.txt", (f"{image} {path}" for image, _, path in shuffled(rows, seed=1)))
     write_lines(root / "image_class_labels.txt", (f"{image} {label}" for image, label, _ in shuffled(rows, seed=2)))
     write_lines(root / "train_test_split.txt", (f"{image} {image % 2}" for image, _, _ in rows))
+    write_lines(root / "bounding_boxes.txt", (f"{image} 3.0 2.0 35.0 28.0" for image, _, _ in shuffled(rows, seed=7)))
     write_lines(root / "classes.txt", (f"{label} {folder}" for label, folder in folders.items()))
     for folder in (root, root / "images", root / "images" / folders[1]):
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def car_labels(images: tuple[int, int]) -> list[int]:
     return shuffled(spread(images[0], range(1, 99)) + spread(images[1], range(99, 197)), seed=3)
 
 
-BOX = {"bbox_x1": np.uint16(30), "bbox_y1": np.uint16(52), "bbox_x2": np.uint16(246), "bbox_y2": np.uint16(147)}
+BOX = {"bbox_x1": np.uint16(3), "bbox_y1": np.uint16(1), "bbox_x2": np.uint16(40), "bbox_y2": np.uint16(30)}
 
 
 def write_cars_in_one_folder(

@@ -24,7 +24,7 @@ from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.server.app import PAGE, make_app
-from orthoproxy.server.limits import RequestError
+from orthoproxy.server.limits import Limits, RequestError
 from orthoproxy.server.page import decimal_places
 from orthoproxy.server.schemas import SearchOptions, SearchResult, SearchResults
 from orthoproxy.server.service import Service
@@ -265,6 +265,29 @@ def test_images_and_thumbnails(client: TestClient, root: Path) -> None:
     assert client.get(f"/images/{GREEN}", params={"size": 160}).content == small.content
     assert client.get(f"/images/{GREEN}", params={"size": 161}).status_code == 422
     assert client.get(f"/images/{RED}", params={"catalog": "second"}).status_code == 404
+
+
+def test_what_browsers_do_not_show_is_sent_as_jpeg(tmp_path: Path) -> None:
+    root, model = tmp_path / "images", make_model()
+    root.mkdir()
+    pixels = np.asarray(Image.radial_gradient("L").resize((60, 40)).convert("RGB"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(root / "1.tiff", exif=exif)
+    Image.fromarray(pixels).save(root / "2.bmp")
+    Image.fromarray(np.tile(pixels, (25, 25, 1))).save(root / "3.tiff", compression="tiff_lzw")
+    catalog = make_catalog(tmp_path / "catalog", model, root, ["1.tiff", "2.bmp", "3.tiff"])
+    limits = Limits(decode_workers=1, pixels=1_000_000)
+    service = Service({"odd": catalog}, [model], limits)
+    with client_of(make_app(service)) as client:
+        answer = client.get(f"/images/{image_id('1.tiff')}")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+        shown = np.asarray(Image.open(io.BytesIO(answer.content))).astype(float)
+        assert np.abs(shown - pixels[::-1].swapaxes(0, 1)).mean() < 3  # upright
+        assert client.get(f"/images/{image_id('1.tiff')}", params={"size": 160}).headers["content-type"] == "image/webp"
+        assert client.get(f"/images/{image_id('2.bmp')}").headers["content-type"] == "image/bmp"
+        for size in ({}, {"size": 160}):
+            assert client.get(f"/images/{image_id('3.tiff')}", params=size).status_code == 413  # 1.5 megapixels
 
 
 @pytest.mark.parametrize(("path", "status"), OUTSIDE.items())

@@ -176,7 +176,12 @@ time.sleep(3600)
 
 def test_nothing_is_left_of_a_server_that_is_killed(request: pytest.FixtureRequest) -> None:
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, start_new_session=True)
-    request.addfinalizer(lambda: suppress(ProcessLookupError)(os.killpg)(server.pid, signal.SIGKILL))
+
+    def kill_all() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+
+    request.addfinalizer(kill_all)
     assert server.stdout is not None and len(server.stdout.readline().split()) == 2
     server.kill()
     server.communicate(timeout=60)  # until no process has the pipe open

@@ -81,7 +81,7 @@ def read_images(options: Any, **outputs: str | None) -> Collection:
     # make_collection rejects what lies outside the root
     data = Config().with_overrides(overrides | {"data.allow_paths_outside_root": True}).with_absolute_paths().data
     if options.images not in DATASETS and not options.split:
-        return read_collection(Path(options.images), root)
+        return read_collection(Path(options.images), root, data.ignore)
     table = read_table(data)
     root = None if data.name == "icons" else Path(data.root or Path(data.csv or "").parent)
     collection = make_collection(table, root)

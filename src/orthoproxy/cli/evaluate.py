@@ -40,7 +40,7 @@ def run(options: Any) -> None:
     run_folder = RunFolder.find(options.model)
     overrides = config_overrides(options)
     if options.images:  # not in the folder of the run's images
-        overrides = {"data.root": None, "data.csv": None} | overrides
+        overrides = {"data.root": None, "data.csv": None, "data.ignore": []} | overrides
     config = (run_folder.config if run_folder else Config()).with_overrides(overrides)
     require_outside(config.data, json=options.json)
     workers = config.data.workers if options.workers is None else options.workers

@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from typing import Any
 
 from orthoproxy.cli.options import Parser
 from orthoproxy.core.errors import DivergedError, InputError, WorkerLost
+from orthoproxy.core.files import escape
 
 # Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`. Their libraries are
 # imported in `run`, so that --help answers at once.
@@ -64,6 +65,7 @@ def _main(arguments: list[str]) -> int:
         return 0
     written: dict[str, str] = {}
     try:
+        _require_utf8(arguments)
         parser, options = parse(arguments)
         written = parser.option_names()
         return _run(arguments[0], options)
@@ -86,6 +88,14 @@ def _main(arguments: list[str]) -> int:
     except KeyboardInterrupt as interrupt:
         _print_error("interrupted")
         return 143 if isinstance(interrupt, _Terminated) else 130
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Raise InputError for a name of other bytes: catalogs, Parquet files and configurations cannot hold it."""
+    with suppress(FileNotFoundError):  # a working directory that was deleted
+        for name in (*arguments, os.getcwd()):  # noqa: PTH109
+            if name != escape(name):
+                raise InputError("the name is not UTF-8", path=escape(name), hint="rename it, for example with convmv")
 
 
 def usage() -> str:

@@ -78,6 +78,8 @@ class Parser(argparse.ArgumentParser):
         """Add the positional IMAGES, which `config_overrides` reads."""
         text = f"A folder (labels are the names of its subfolders), a CSV file, or a dataset: {', '.join(DATASETS)}."
         self.add_argument("images", metavar="IMAGES", nargs=None if required else "?", help=text)
+        text = "Leave out files and folders of the folder IMAGES, such as '*/drafts'; may be repeated."
+        self.add_argument("--ignore", action="append", metavar="PATTERN", help=text)
 
     def add_moved_images(self) -> None:
         """Add the options that say where the images of a run are now."""
@@ -167,6 +169,8 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
 def config_overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Return the configuration that IMAGES and the options name, by dotted key."""
     values = {key: _value(key, text) for key, text in vars(options).items() if "." in key}
+    if ignore := getattr(options, "ignore", None):
+        values["data.ignore"] = ignore
     images = getattr(options, "images", None)
     if images is None:
         return values

@@ -78,8 +78,8 @@ def add_boxes(
 ) -> list[str]:
     """Add a box to each path, from left, top, right and bottom, or empty text for the whole picture.
 
-    The keys say where a path is from, such as ``line 2``. Raises InputError, which names that, `field` and `source`, for
-    a box that is empty or incomplete.
+    The keys say where a path is from, such as ``line 2``. Raises InputError, which names that, `field` and `source`,
+    for a box that is empty or incomplete.
     """
     boxed = []
     for (place, path), values in zip(paths.items(), edges, strict=True):

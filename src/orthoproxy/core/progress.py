@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from types import TracebackType
 from typing import TypeVar
 
@@ -13,8 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from orthoproxy.core.distributed import is_main
+from orthoproxy.core.files import escape
 
 T = TypeVar("T")
+
+
+@cache
+def note_once(text: str) -> None:
+    """Print a note on standard error, in the main process, unless it was printed before."""
+    if is_main():
+        print(f"note: {escape(text)}", file=sys.stderr)
 
 
 class Progress:

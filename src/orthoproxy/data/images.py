@@ -10,20 +10,38 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.loading import REPLACE_FILE, noting_file
+from orthoproxy.data.metadata import despite_metadata
 
 try:
     from simplejpeg import decode_jpeg
 except ImportError:  # no wheel for this Python; Pillow decodes to the same pixels, only slower
     decode_jpeg = None
 
+try:  # the extra heic: decoders only, since the wheels of pillow-heif contain an encoder under the GPL
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
+except ImportError:
+    pass
+
 MAX_MEGAPIXELS = 89  # Pillow warns above; decoding and conversion would take gigabytes
 MAX_FILE_SIZE = 2**30  # bytes
 JPEG_START = b"\xff\xd8\xff"
+TURNS = {  # to upright, by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BIT_DEPTHS = {2**bits - 1 for bits in (10, 12, 14)}  # brightest values of cameras that store them in 16 bits
 
 
 def read_image(path: str | Path, data: bytes | None = None, margin: float = 0.0) -> Image.Image:
@@ -38,14 +56,21 @@ def read_image(path: str | Path, data: bytes | None = None, margin: float = 0.0)
     with noting_file(path):
         try:
             _require_regular(file)
-            with Image.open(file if data is None else io.BytesIO(data), formats=readable_formats()) as image:
-                _require_size(image)
-                image = to_rgb(image)
+            image = despite_metadata(
+                lambda plain: _decode(file if data is None and plain is None else io.BytesIO(plain or data or b"")),
+                lambda: Path(file).read_bytes() if data is None else data,
+            )
             return image.crop(box.edges(image.size, margin)) if box else image
         except MemoryError:
             raise
         except Exception as error:  # damaged files make Pillow raise almost any type
             raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+
+
+def _decode(source: str | Path | io.BytesIO) -> Image.Image:
+    with Image.open(source, formats=readable_formats()) as image:
+        _require_size(image)
+        return to_rgb(image)
 
 
 def read_image_bytes(path: str | Path) -> bytes:
@@ -90,7 +115,8 @@ def readable_formats() -> tuple[str, ...]:
 @cache
 def readable_suffixes() -> frozenset[str]:
     """Return the file name suffixes of these formats, such as ``.jpg``, in lower case."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable_formats())
+    formats = (*readable_formats(), "MPO")  # several JPEGs in a file; Pillow opens it as JPEG
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -99,24 +125,38 @@ def to_rgb(image: Image.Image) -> Image.Image:
     It is rotated as its EXIF orientation says; transparent parts become white; 16-bit gray is scaled to 8 bits, as is
     32-bit gray with values above 255, or floating point values from 0 to 1.
     """
-    if not _is_upright(image):  # exif_transpose would copy it
-        image = ImageOps.exif_transpose(image)
+    brightest = _brightest(image)
+    image.load()  # Pillow turns a TIFF here, and removes its orientation
+    if (turn := _turn(image)) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, brightest)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF makes Pillow raise many types
+        return None
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _brightest(image: Image.Image) -> int:
+    """Return the value of white in 16-bit gray: 65535, unless the bit depth or maximum in a TIFF says otherwise."""
+    tags = getattr(image, "tag_v2", {})
+    bits, maximum = tags.get(ExifTags.Base.BitsPerSample, (16,)), tags.get(ExifTags.Base.MaxSampleValue)
+    return next((value for value in BIT_DEPTHS if value == 2 ** bits[0] - 1 or maximum == (value,)), 65535)
+
+
+def _to_8_bits(image: Image.Image, brightest: int) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-        values = values / 257  # 65535 -> 255
+        values = values * (255 / brightest)
     elif image.mode == "F" and values.max(initial=0) <= 1:
         values = values * 255
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
@@ -143,7 +183,7 @@ def _decode_plain_jpeg(path: str | Path, margin: float) -> UInt8[np.ndarray, "h 
             content += file.read()
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             _require_size(image)
-            plain = image.mode == "RGB" and _is_upright(image)
+            plain = image.mode == "RGB" and _turn(image) is None
         if not plain:
             return None
         pixels = decode_jpeg(content)

@@ -34,6 +34,12 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _relative(pattern: str) -> str:
+    if not pattern or pattern.startswith("/"):
+        raise ValueError("expected a pattern for paths relative to the folder, such as '*/drafts/*'")
+    return pattern
+
+
 Bounds = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
 
 
@@ -73,6 +79,9 @@ class DataConfig(Section):
     """Cut the images of CUB or Cars to the bounding boxes that these datasets contain; published results do not."""
     box_margin: NonNegativeFloat = 0.1
     """Share of the size of an image's box that is added on each side in training, where it has one."""
+    ignore: list[Annotated[str, AfterValidator(_relative)]] = []
+    """Files and folders of an image folder to leave out: patterns such as drafts or '*/old_*', where * matches
+    slashes, too."""
     test_fraction: Fraction = 0.2
     """Fraction of classes held out for testing, chosen by a hash of the class name, if the dataset has no split."""
     test_classes: list[str] | None = None
@@ -306,6 +315,9 @@ class Config(Section):
             raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {data.name}")
         if data.boxes and data.name not in ("cub", "cars"):
             raise InputError("true", field="data.boxes", expected=f"false, as data.name is {data.name}")
+        if data.ignore and data.name != "folder":
+            problem, expected = str(data.ignore), f"nothing, as data.name is {data.name}, not folder"
+            raise InputError(problem, field="data.ignore", expected=expected)
         if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
             expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
             raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)

@@ -79,7 +79,7 @@ def read_table(data: DataConfig) -> pd.DataFrame:
         if data.name == "csv":
             return csv_table(Path(data.csv or ""), root, data.allow_paths_outside_root)
         if data.name == "folder":
-            return folder_table(root or Path(), allow_empty=False)
+            return folder_table(root or Path(), allow_empty=False, ignore=data.ignore)
         if data.name in with_boxes:
             return with_boxes[data.name](root or Path(), data.boxes)
         return {"sop": sop_table, "inshop": inshop_table}[data.name](root or Path())

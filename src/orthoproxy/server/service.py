@@ -106,7 +106,7 @@ class Service:
                 raise
             query = None
         if query is None or options.box:
-            content, box = self._read_image(image_id, source or served.name)
+            content, _, box = self._read_image(image_id, source or served.name)
             query = self._embed(content, _require_model(served), options.box or box)
         return self._search(served, query, options, started, excluded=image_id)
 
@@ -142,16 +142,19 @@ class Service:
         return key
 
     def image(self, image_id: str, catalog: str | None = None) -> tuple[bytes, str]:
-        """Return an image's file and media type; its path comes from the catalog and lies below the catalog's root."""
-        content, _ = self._read_image(image_id, catalog)
-        return content, MEDIA_TYPES[image_format(content)]
+        """Return an image's file and media type; as JPEG if browsers do not show it.
+
+        Its path comes from the catalog and lies below the catalog's root.
+        """
+        content, media_type, _ = self._read_image(image_id, catalog)
+        return content, media_type
 
     def thumbnail(self, image_id: str, catalog: str | None = None, side: int = 320) -> bytes:
         """Return a small copy of an image or its box, as WebP."""
-        content, box = self._read_image(image_id, catalog)
+        content, _, box = self._read_image(image_id, catalog)
         return self.decoders.thumbnail(content, side, box)
 
-    def _read_image(self, image_id: str, catalog: str | None) -> tuple[bytes, Box | None]:
+    def _read_image(self, image_id: str, catalog: str | None) -> tuple[bytes, str, Box | None]:
         served = self.served(catalog)
         file, box = split_box(self._row(served, image_id)["path"])
         path = _inside(Path(served.catalog.root).resolve(), file)
@@ -159,7 +162,11 @@ class Service:
             raise RequestError("the image's file is missing", status=404, field="id")
         if path.stat().st_size > self.limits.upload_bytes:
             raise RequestError("the image's file is too large", status=413, field="id")
-        return path.read_bytes(), box
+        content = path.read_bytes()
+        try:
+            return content, MEDIA_TYPES[image_format(content)], box
+        except RequestError:
+            return self.decoders.jpeg(content), "image/jpeg", box
 
     def close(self) -> None:
         """End the worker processes and close the catalogs."""

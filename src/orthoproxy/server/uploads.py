@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from orthoproxy.core.boxes import Box
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
-from orthoproxy.data.images import to_rgb
+from orthoproxy.data.images import readable_formats, to_rgb
+from orthoproxy.data.metadata import despite_metadata
 from orthoproxy.data.transforms import Resize
 from orthoproxy.server.limits import Limits, RequestError
 
@@ -49,11 +50,15 @@ def image_format(content: bytes) -> str:
     raise RequestError("not an image in a supported format", status=415, field="image", expected=", ".join(MEDIA_TYPES))
 
 
-def open_image(content: bytes, max_pixels: int) -> Image.Image:
-    """Open an image of a supported format and size without decoding its pixels."""
+def open_image(content: bytes, max_pixels: int, formats: tuple[str, ...] = ()) -> Image.Image:
+    """Open an image of a supported size, and format unless some are given, without decoding its pixels."""
     expected = f"at most {max_pixels:,} pixels"
     try:
-        image = Image.open(io.BytesIO(content), formats=[image_format(content)])
+        image = Image.open(io.BytesIO(content), formats=formats or (image_format(content),))
+    except UnidentifiedImageError as error:
+        if not formats:  # broken behind its first bytes
+            raise
+        raise RequestError("not an image of a known format", status=415, field="image") from error
     except Image.DecompressionBombError as error:
         raise RequestError("too many pixels", status=413, field="image", expected=expected) from error
     width, height = image.size
@@ -62,10 +67,10 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _in_worker(task: Callable[..., bytes], *arguments: Any) -> bytes:
+def _in_worker(task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
     """Run a task in a worker process; anything that a broken image makes it raise becomes an `InputError`."""
     try:
-        return task(*arguments)
+        return despite_metadata(lambda plain: task(plain or content, *arguments), lambda: content)
     except InputError:
         raise
     except MemoryError:
@@ -91,6 +96,12 @@ def _thumbnail(content: bytes, max_pixels: int, side: int, box: Box | None) -> b
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     out = io.BytesIO()
     image.save(out, "WEBP", quality=82, method=2)
+    return out.getvalue()
+
+
+def _jpeg(content: bytes, max_pixels: int) -> bytes:
+    out = io.BytesIO()
+    to_rgb(open_image(content, max_pixels, readable_formats())).save(out, "JPEG", quality=90)
     return out.getvalue()
 
 
@@ -163,11 +174,16 @@ class DecoderPool:
         """Return a small copy of an image or its box, as WebP without metadata."""
         return self._run(_thumbnail, content, side, box)
 
+    def jpeg(self, content: bytes) -> bytes:
+        """Return an image of any format that `read_image` reads as JPEG, upright and without metadata."""
+        return self._run(_jpeg, content)
+
     def _run(self, task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
         if len(content) > self.limits.upload_bytes:
             expected = f"at most {self.limits.upload_bytes:,} bytes"
             raise RequestError(f"{len(content):,} bytes", status=413, field="image", expected=expected)
-        image_format(content)  # what needs no worker takes none
+        if task is not _jpeg:
+            image_format(content)  # what needs no worker takes none
         try:
             worker = self._idle.get(timeout=WAIT_SECONDS)
         except queue.Empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Int, UInt64
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from orthoproxy.core.boxes import split_box
 from orthoproxy.data.audit.scan import scan_images
 
 # Of 64 bits. 400 photos all stayed within it when scaled to half size and saved as JPEG of quality 75; of 8 million
@@ -38,13 +40,14 @@ def duplicates_across_splits(
 
 
 def _hash_file(path: str, size: int | None) -> str:
-    """Hash a file, or given its size a sample from its middle; one that cannot be read is like no other."""
+    """Hash a file and box, or given its size a sample from its middle; one that cannot be read is like no other."""
+    name, box = split_box(path)
     try:
-        with open(path, "rb") as file:
+        with Path(name).open("rb") as file:
             if size is None:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                return f"{hashlib.file_digest(file, 'sha256').hexdigest()}{box}"
             file.seek(size // 2)
-            return f"{size} {hashlib.sha256(file.read(SAMPLE)).hexdigest()}"
+            return f"{size} {hashlib.sha256(file.read(SAMPLE)).hexdigest()}{box}"
     except OSError:
         return path
 

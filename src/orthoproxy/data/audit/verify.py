@@ -11,9 +11,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from orthoproxy.core.boxes import split_box
+from orthoproxy.core.errors import InputError
 from orthoproxy.data.audit.describe import count_images, unreadable_images
 from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, relation
 from orthoproxy.data.images import readable_suffixes
+from orthoproxy.data.sources.cars import cars_table
+from orthoproxy.data.sources.cub import cub_table
+from orthoproxy.data.sources.folder import is_ignored
 
 # Images and classes of each part in the retrieval protocol, as published
 PUBLISHED = {
@@ -25,6 +29,11 @@ PUBLISHED = {
 # The folder that contains only images of the dataset; for other sources, each folder with a listed image
 IMAGE_FOLDERS = {"cub": "images", "inshop": "img"}
 Status = Literal["ok", "note", "failed"]
+# Width and height; the dataset's README says "Images are centered and resized to 256*256"; `img_highres` is larger
+PUBLISHED_SIZES = {"inshop": (256, 256)}
+PHOTOS_OF_MANY_SIZES = ("cub", "cars", "sop")
+READERS = {"cub": cub_table, "cars": cars_table}  # of bounding boxes
+TOLERATED = 0.01  # of the images; beyond, the copy is not what was published
 # What duplicates mean, by their relation
 MEANINGS = {
     "within a class": "",
@@ -57,7 +66,8 @@ def verify_images(
     """
     checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root)]
     if scan is not None:
-        checks += [_check_readable(table, scan), *_check_duplicates(table, scan)]
+        checks += [_check_readable(table, scan), *_check_sizes(name, table, scan, root)]
+        checks += _check_duplicates(table, scan)
     return checks
 
 
@@ -88,7 +98,7 @@ def _check_missing(table: pd.DataFrame) -> CopyCheck:
 
 
 def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
-    """Find images that are not listed; names that begin with a dot are ignored."""
+    """Find images that are not listed, except hidden ones and those of the system."""
     listed = {Path(os.path.normpath(split_box(path)[0])) for path in table["path"]}
     pattern = "*" if name == "csv" else "**/*"  # images of a list may be anywhere on a disk
     unlisted = sorted(
@@ -98,7 +108,7 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCh
             for path in folder.glob(pattern)
             if path.suffix.lower() in readable_suffixes()
             and path not in listed
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and not any(map(is_ignored, path.relative_to(folder).parts))
             and path.is_file()
         }
     )
@@ -119,6 +129,46 @@ def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[
 def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
     unreadable = [item for item in unreadable_images(table, scan) if Path(split_box(item["path"])[0]).is_file()]
     return _check("unreadable images", unreadable, f"{len(unreadable):,} of {len(table):,} listed", "failed")
+
+
+def _check_sizes(name: str, table: pd.DataFrame, scan: pd.DataFrame, root: Path | None) -> list[CopyCheck]:
+    """Compare sizes with the published ones, or with the published boxes, which lie inside of the original images."""
+    if any(split_box(path)[1] for path in table["path"]):  # the sizes are those of the boxes
+        return []
+    sizes = scan.set_axis(table["path"])[(scan["error"] == "").to_numpy()]
+    checks = []
+    if name in PUBLISHED_SIZES:
+        width, height = PUBLISHED_SIZES[name]
+        wrong = sizes[(sizes["width"] != width) | (sizes["height"] != height)]
+        checks.append(_check_share("image sizes", wrong, sizes, f"are {width} x {height} pixels"))
+    if name in PHOTOS_OF_MANY_SIZES:
+        sides = sizes[["width", "height"]].min(axis=1)
+        same = sizes if len(sizes) > 1 and sides.nunique() == 1 else sizes[:0]
+        checks.append(
+            _check_share("image sizes", same, sizes, "differ in their shorter side, as photos of many origins")
+        )
+    if name in READERS and root:
+        checks.append(_check_boxes(name, root.absolute(), sizes))
+    return checks
+
+
+def _check_boxes(name: str, root: Path, sizes: pd.DataFrame) -> CopyCheck:
+    try:
+        boxes = dict(map(split_box, READERS[name](root, boxes=True)["path"]))
+    except InputError as error:
+        return CopyCheck("bounding boxes", "note", f"not checked: {error.problem}")
+    boxed = sizes[sizes.index.isin(boxes)]
+    corners = pd.DataFrame([(box.x + box.width, box.y + box.height) for box in map(boxes.get, boxed.index) if box])
+    outside = boxed[(corners.to_numpy() > boxed[["width", "height"]].to_numpy() + 1).any(axis=1)]
+    return _check_share("bounding boxes", outside, boxed, "contain their published box")
+
+
+def _check_share(name: str, wrong: pd.DataFrame, of: pd.DataFrame, right: str) -> CopyCheck:
+    items = [{"path": path, "reason": f"{row.width} x {row.height} pixels"} for path, row in wrong.iterrows()]
+    status = "failed" if len(wrong) > TOLERATED * len(of) else "note"
+    return _check(
+        name, items, f"{len(of) - len(wrong):,} of {len(of):,} {right}", status, ok=f"all {len(of):,} {right}"
+    )
 
 
 def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck]:

@@ -14,7 +14,7 @@ from orthoproxy.core.boxes import add_boxes
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import paths_inside
 from orthoproxy.core.safe_parsing import parse_json
-from orthoproxy.data.sources.folder import folder_table
+from orthoproxy.data.sources.folder import folder_table, sub_folders
 from orthoproxy.data.sources.text_lists import AS_PUBLISHED, find_file
 from orthoproxy.data.table import make_table, source_errors
 
@@ -94,7 +94,7 @@ def cars_table(root: Path, boxes: bool = False) -> pd.DataFrame:
             return _make_table(images, _read_names(_read_mat(path), path), folder)
         if (folder / "train").is_dir() and not boxes:
             return _read_class_folders(folder / "train", folder / "test")
-        if len(_sub_folders(folder)) == CLASSES and not boxes:
+        if len(sub_folders(folder)) == CLASSES and not boxes:
             return _read_class_folders(folder)
     by_class = "" if boxes else f", train and test, or {CLASSES} class folders"
     expected = f"car_ims and cars_annos.mat, cars_train and its lists{by_class}"
@@ -163,15 +163,9 @@ def _select(lists: dict[str, Any], variable: str, path: Path) -> Any:
     return lists[variable]
 
 
-def _sub_folders(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-
-
 def _read_class_folders(*folders: Path) -> pd.DataFrame:
     # the official order differs within a make only, and class 98, the one Eagle, comes before FIAT: the same halves
-    names = sorted(set().union(*(_sub_folders(folder) for folder in folders)))
+    names = sorted(set().union(*(sub_folders(folder) for folder in folders)))
     if len(names) != CLASSES:
         problem = f"{len(names)} class folders"
         hint = "classes are numbered by name, so none may be missing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +25,15 @@ class Collection:
         return len(self.images)
 
 
-def read_collection(source: Path, root: Path | None = None) -> Collection:
+def read_collection(source: Path, root: Path | None = None, ignore: Sequence[str] = ()) -> Collection:
     """Find the images of a folder, at any depth and sorted by path, or of a CSV file, in its order.
 
     The label of an image is the sub-folder it is in, directly or deeper; images in no sub-folder have none. A CSV file
     has a column ``path``, and optionally ``label`` and ``group``. `root` is the folder that contains all images; None
-    for the folder itself, or for that of the CSV file.
+    for the folder itself, or for that of the CSV file. `ignore` is as in `folder_table`.
     """
     if source.is_dir():
-        files = [(str(path.absolute()), label) for path, label, _ in labelled_files(source)]
+        files = [(str(path.absolute()), label) for path, label, _ in labelled_files(source, ignore)]
         if not files:
             raise InputError("no images in this folder or below", field="source", path=source)
         return make_collection(pd.DataFrame(files, columns=["path", "label"], dtype=object), root or source)

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.core.files import escape
+from orthoproxy.core.progress import note_once
 from orthoproxy.data.images import readable_suffixes
 from orthoproxy.data.table import make_table
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+# lower case; of Synology and QNAP, Windows, Linux, and archives made on a Mac
+SYSTEM_NAMES = ("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "thumbs.db", "desktop.ini")
+SYSTEM_NAMES += ("$recycle.bin", "system volume information", "lost+found", "__macosx")
+HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
 
 
-def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
+def folder_table(root: Path, allow_empty: bool = True, ignore: Sequence[str] = ()) -> pd.DataFrame:
     """Read a folder of images whose sub-folders are the classes.
 
     Parameters
     ----------
     root
         The name of a sub-folder is a class; its images may lie deeper. A sub-folder may be a symbolic link. Hidden
-        files and folders are ignored, and files without the suffix of an image format. Where all sub-folders are splits
-        (train, val, valid, validation or test) that contain folders, the latter are the classes.
+        files and folders are ignored, as are those that systems make for themselves, such as ``@eaDir``. Other files
+        that are left out are counted on standard error, for example those without the suffix of an image format. Where
+        all sub-folders are splits (train, val, valid, validation or test) that contain folders, the latter are the
+        classes.
     allow_empty
         Ignore sub-folders without images instead of raising.
+    ignore
+        Patterns of `fnmatch` for files and folders to leave out, relative to `root`.
 
     Returns
     -------
@@ -36,8 +50,8 @@ def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the folder does not exist, no sub-folder has an image, or, unless `allow_empty`, one of them has none; or if
-        a class is in two splits.
+        If the folder does not exist or cannot be listed, no sub-folder has an image, or, unless `allow_empty`, one of
+        them has none; or if a class is in two splits.
 
     Examples
     --------
@@ -51,15 +65,17 @@ def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
     """
     if not root.is_dir():
         raise InputError("no such folder", field="root", path=root)
-    images = [(str(path.absolute()), label, split) for path, label, split in labelled_files(root) if label]
+    found = labelled_files(root, ignore, need_label=True)
+    images = [(str(path.absolute()), label, split) for path, label, split in found]
     if not images:
         hint = "put the images of each class in a sub-folder of its own"
         raise InputError("no images in sub-folders", field="root", path=root, hint=hint)
     paths, labels, splits = zip(*images, strict=True)
-    used, parts = set(labels), [root / name for name in split_folders(root)] or [root]
-    empty = sorted(folder for part in parts for folder in _sub_folders(part) if folder.name not in used)
+    used, parts = set(labels), [f"{name}/" for name in split_folders(root, ignore)] or [""]
+    names = (part + name for part in parts for name in sub_folders(root, ignore, part) if name not in used)
+    empty = sorted(root / name for name in names)
     if empty and not allow_empty:
-        hint = "add images, remove the folder, or let its name begin with a dot"
+        hint = "add images, remove the folder, or leave it out with --ignore"
         problem = f"no images ({len(empty)} such folders)"
         raise InputError(problem, field="root", path=empty[0], hint=hint)
     try:
@@ -69,39 +85,91 @@ def folder_table(root: Path, allow_empty: bool = True) -> pd.DataFrame:
         raise replace(error, field="root", path=root, hint=hint) from error
 
 
-def split_folders(root: Path) -> dict[str, str]:
+def split_folders(root: Path, ignore: Sequence[str] = ()) -> dict[str, str]:
     """Return the split of each sub-folder, as in ``train/gull/1.jpg``; nothing where sub-folders are classes."""
-    folders = _sub_folders(root)
-    splits = {folder.name: SPLITS.get(folder.name.lower(), "") for folder in folders}
-    return splits if all(splits.values()) and any(map(_sub_folders, folders)) else {}
+    splits = {name: SPLITS.get(name.lower(), "") for name in sub_folders(root, ignore)}
+    return splits if all(splits.values()) and any(sub_folders(root, ignore, f"{name}/") for name in splits) else {}
 
 
-def _sub_folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def labelled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = False) -> list[tuple[Path, str, str]]:
+    """List image files at any depth, sorted by path, with the sub-folder and the split that each is in, or "".
+
+    Files that are left out are counted on standard error, one line a reason; not hidden ones, and not those that match
+    a pattern of `ignore` (of `fnmatch`, for paths relative to `root`). Raises InputError for a folder that cannot be
+    listed. With `need_label`, images in no sub-folder are left out.
+    """
+    found: list[tuple[Path, str, str]] = []
+    left_out: dict[tuple[str, str], list[str]] = {}
+    pending, splits = [(root, "")], split_folders(root, ignore)
+    while pending:
+        folder, inside = pending.pop()
+        for entry, is_folder, is_file in _list_folder(folder):
+            place, suffix = inside + entry.name, Path(entry.name).suffix.lower()
+            split, folders = splits.get(place.split("/")[0], ""), inside.split("/")[:-1]
+            label = next(iter(folders[bool(split) :]), "")
+            if _is_left_out(entry.name, place, ignore):
+                continue
+            if is_folder and not (label and entry.is_symlink()):
+                pending.append((folder / entry.name, f"{place}/"))
+            elif reason := _reason(entry, is_folder, is_file, suffix, need_label and not label):
+                left_out.setdefault(reason, []).append(place)
+            else:
+                found.append((folder / entry.name, label, split))
+    for (what, hint), places in sorted(left_out.items()):
+        endings = Counter(Path(place).suffix.lower() for place in places).most_common()
+        what = what.format(endings=", ".join(f"{count:,} {suffix}" for suffix, count in endings))
+        note_once(f"{root}: {len(places):,} {what} left out, for example {min(places)}. Hint: {hint}")
+    return sorted(found)
 
 
-def labelled_files(root: Path) -> list[tuple[Path, str, str]]:
-    """List image files at any depth, sorted by path, with the sub-folder and the split that each is in, or ""."""
-    found, splits = [], split_folders(root)
-    for entry in sorted(root.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.name in splits:
-            found += [(path, label, splits[entry.name]) for path, label, _ in labelled_files(entry)]
-            continue
-        is_folder = entry.is_dir()
-        for path in sorted(_files_below(entry)) if is_folder else [entry]:
-            if path.suffix.lower() in readable_suffixes() and path.is_file():
-                found.append((path, entry.name if is_folder else "", ""))
-    return found
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or made by a desktop or a storage system for itself."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files at any depth that are not hidden; raise InputError for a folder that cannot be listed."""
+def sub_folders(root: Path, ignore: Sequence[str] = (), inside: str = "") -> set[str]:
+    """Return the names of the folders directly in one or in the folder `inside` of it; none if it does not exist."""
+    folder = root / inside
+    names = [entry.name for entry, is_folder, _ in _list_folder(folder) if is_folder] if folder.is_dir() else []
+    return {name for name in names if not _is_left_out(name, inside + name, ignore) and name == escape(name)}
 
-    def fail(error: OSError) -> None:
-        raise InputError(f"cannot list the folder: {error.strerror}", path=error.filename) from error
 
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place) / name for name in names if not name.startswith("."))
+def _is_left_out(name: str, place: str, ignore: Sequence[str]) -> bool:
+    return is_ignored(name) or (bool(ignore) and _matcher(*ignore).match(place) is not None)
+
+
+@cache
+def _matcher(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, patterns)))
+
+
+def _list_folder(folder: Path) -> list[tuple[os.DirEntry[str], bool, bool]]:
+    """Return the entries of a folder, and whether each is a folder or a file, links followed."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry, Path(entry) if entry.is_symlink() else entry) for entry in entries]
+            return [(entry, target.is_dir(), target.is_file()) for entry, target in found]
+    except OSError as error:
+        hint = "change its permissions, or leave it out with --ignore"
+        raise InputError(f"cannot list the folder: {error.strerror}", path=error.filename, hint=hint) from error
+
+
+def _reason(
+    entry: os.DirEntry[str], is_folder: bool, is_file: bool, suffix: str, lacks_label: bool
+) -> tuple[str, str] | None:
+    """Return what a file or linked folder that is left out is called, and what to do; None for an image."""
+    if is_folder:
+        return "linked sub-folders", "move the folders here, or list their images in a CSV file"
+    if not is_file:
+        return "links to nothing", "restore what they point to, or delete them"
+    if not suffix:
+        return "files without an ending", "if they are images, give them the ending of their format, such as .jpg"
+    if suffix in HEIC and suffix not in readable_suffixes():
+        return suffix, "pip install 'orthoproxy[heic]'"
+    if suffix not in readable_suffixes():
+        return "files of other formats ({endings})", "convert the images among them, for example to JPEG"
+    if lacks_label:
+        return "images in no sub-folder", "move each into the folder of its class"
+    if entry.path != escape(entry.path):
+        return "images whose names are not UTF-8", "rename them, for example with convmv"
+    return None
