@@ -1,6 +1,7 @@
 """The table's checks, and splits by hash: stable, disjoint, of the exact size."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from errors import error_of
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from orthoproxy.data import assign_split, hold_out_validation, make_table
 from orthoproxy.data.audit.describe import count_images, describe_images
-from orthoproxy.data.table import COLUMNS, rank_by_hash, select_split
+from orthoproxy.data.table import COLUMNS, evaluation_images, rank_by_hash, select_split, split_images
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
 
@@ -34,8 +35,6 @@ def test_a_table_holds_text_in_the_order_given() -> None:
     ({"label": ["a", ""], "role": "gallery", "split": "train"}, "label"),
     ({"path": ["1.png", ""]}, "path"), ({"path": ["1.png", "2\0.png"]}, "path"),
     ({"split": ["train", "trian"]}, "split"), ({"split": "Train"}, "split"), ({"role": ["query", ""]}, "role"),
-    ({"label": ["x", "x"], "split": ["train", "test"]}, "split"),
-    ({"label": ["x", "x"], "split": ["train", "validation"]}, "split"),
     ({"label": ["x", "x"], "category": ["fruit", "milk"]}, "category"), ({"category": ["fruit", ""]}, "category"),
     ({"label": ["x", "x"], "category": ["fruit", ""]}, "category"),
 ])  # fmt: skip
@@ -121,3 +120,55 @@ def test_an_image_with_two_labels_splits_or_groups_is_named(column: str) -> None
     values = {"label": ["x", "x"], "split": ["train", "train"], "group": ["1", "1"], column: ["train", "test"]}
     error = error_of(make_table, ["a.png", "./a.png"], **values)
     assert (error.field, error.path) == (column, "a.png")
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_class_in_two_splits_is_an_error_unless_images_are_split(split: str) -> None:
+    table = make_table(["1.png", "2.png"], ["x", "x"], split=["train", split])
+    assert error_of(assign_split, table, 0.5).field == "split_by"
+    assert split_images(table, Path(), 0.5, 0.5).equals(table)
+
+
+def photos(sizes: dict[str, int], root: str = "/photos", more: int = 0):
+    names = [f"{label}/{number}.png" for label, size in sizes.items() for number in range(size + more)]
+    return make_table([f"{root}/{name}" for name in names], [name.split("/")[0] for name in names])
+
+
+SIZES = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=1)
+
+
+@given(SIZES, st.floats(0, 1), st.floats(0, 1))
+def test_each_class_gives_an_exact_share_of_its_images_and_keeps_two(sizes: dict[str, int], test, validation) -> None:
+    table = split_images(photos(sizes), Path("/photos"), test, validation)
+    assert table.drop(columns="split").equals(photos(sizes).drop(columns="split"))
+    assert table.split.equals(split_images(photos(sizes, "/moved"), Path("/moved"), test, validation).split)
+    ranked = rank_by_hash([path.removeprefix("/photos/") for path in table.path], "image")
+    for label, size in sizes.items():
+        first = max(0, min(round(test * size), size - 2))
+        second = max(0, min(round(validation * (size - first)), size - first - 2))
+        expected = ["test"] * first + ["validation"] * second + ["train"] * (size - first - second)
+        splits = dict(zip(table.path.str.removeprefix("/photos/"), table.split, strict=True))
+        assert [splits[name] for name in ranked if name.startswith(label)] == expected
+
+
+def test_an_added_image_moves_at_most_one_other_of_its_class() -> None:
+    sizes = {"a": 12, "b": 30, "c": 7}
+    before, after = (split_images(photos(sizes, more=more), Path("/photos"), 0.3, 0.0) for more in (0, 1))
+    both = before.merge(after, on=["path", "label"])
+    assert (both.split_x != both.split_y).groupby(both.label).sum().max() <= 1
+
+
+def test_images_of_the_source_stay_in_their_split() -> None:
+    splits = ["test", "train", "validation", *[""] * 8]
+    table = split_images(make_table([f"{x}.png" for x in range(11)], ["x"] * 10 + ["y"], splits), Path(), 0.5, 0.5)
+    assert table.split[:3].tolist() == splits[:3] and table.split[10] == "train"
+    assert (table.split == "test").sum() == 1 + round(0.5 * 7) and (table.split == "validation").sum() == 1
+
+
+def test_known_classes_search_among_the_training_images() -> None:
+    table = make_table(list("12345"), ["x", "y", "x", "z", "x"], ["train", "train", "test", "test", "validation"])
+    found = evaluation_images(table, "test")
+    assert found.path.tolist() == ["3", "4", "1", "2"]
+    assert found.role.tolist() == ["query", "query", "gallery", "gallery"]
+    unseen = table[table.label != "x"].reset_index(drop=True)
+    assert evaluation_images(unseen, "test").equals(select_split(unseen, "test"))

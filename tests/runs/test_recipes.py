@@ -38,6 +38,8 @@ def test_later_recipes_and_overrides_win_key_by_key(tmp_path):
     ("data: {name: csv}", "data.csv"), ("data: {name: folder}", "data.root"), ("data: {resize: crop}", "data.resize"),
     ("data: {augmentation: {crop_scale: [0.5, 0.2]}}", "data.augmentation.crop_scale"),
     ("sampler: {batch_size: 5, images_per_class: 2}", "sampler.images_per_class"),
+    ("data: {split_by: image, test_classes: [a]}", "data.test_classes"), ("data: {split_by: images}", "data.split_by"),
+    ("data: {split_by: image, name: cub, root: x}", "data.split_by"),
     ("encoder: {freeze: true, embedding_dim: null}", "encoder.embedding_dim"),
     ("encoder: {freeze: true, freeze_backbone_epochs: 1}", "encoder.freeze_backbone_epochs"),
     ("checkpoint_selection: {metric: recall@3}", "checkpoint_selection.metric"),

@@ -86,7 +86,7 @@ def test_an_image_finds_itself_and_similar_ones(client: TestClient, root: Path) 
     first = {"rank": 1, "id": GREEN, "label": "green", "group": "0", "path": "green/0.png", "image": image, "box": None}
     assert found["results"][0] == first
     assert {result["label"] for result in found["results"]} == {"green"}
-    assert (found["catalog"], found["threshold"], found["matches"]) == ("first", None, 5)
+    assert (found["catalog"], found["threshold"], found["matches"], found["label"]) == ("first", None, 5, "green")
     assert client.get(image).content == file(root)
 
 

@@ -58,6 +58,18 @@ class Hit:
     box: Box | None = None
 
 
+def vote_of_hits(hits: Sequence[Hit]) -> tuple[str, float] | None:
+    """Return the label that hits vote for and its share, as `evaluation.vote` does; None if none has a label."""
+    from orthoproxy.evaluation import vote  # loads scipy
+
+    labeled = [hit for hit in hits if hit.label]
+    if not labeled:
+        return None
+    similarity, labels = (np.array([[getattr(hit, name) for hit in labeled]]) for name in ("similarity", "label"))
+    (winner,), (share,) = vote(similarity, labels)
+    return labeled[winner].label, float(share)
+
+
 class CatalogMeta(BaseModel, frozen=True):
     """What a catalog's store says about it, as JSON."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.options import MODEL, READING, Parser, config_overrides, json_output, print_table
@@ -54,6 +55,8 @@ def run(options: Any) -> None:
             table, unreadable = drop_rows(table, found), found.to_dict("records")
         scoring = make_scoring(config.evaluation)
         evaluation = evaluate(embedder, table, scoring=scoring, workers=workers, progress=True)
+        if not options.images and "train" in set(table["split"]):  # as the gallery
+            evaluation = replace(evaluation, known_classes=True)
         training_classes = len(set(table["label"]) & set(embedder.classes))
         scores = evaluation.to_dict() | {"training_classes": training_classes, "unreadable": unreadable}
         write(scores)
@@ -67,7 +70,7 @@ def run(options: Any) -> None:
 
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:
     """Return the run's test images, or the images given: their test split if they have one."""
-    from orthoproxy.data.table import assign_split, select_split
+    from orthoproxy.data.table import assign_split, evaluation_images, select_split
     from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.evaluate import load_table
 
@@ -77,13 +80,13 @@ def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[s
         table = read_table(config.data)
         has_test = ((table["split"] == "test") & (table["label"] != "")).any()
         return select_split(assign_split(table, test_fraction=0), "test") if has_test else table
-    table = select_split(load_table(run_folder, overrides), "test")
+    table = evaluation_images(load_table(run_folder, overrides), "test")
     if table.empty:
         raise InputError("the run has no test images", path=run_folder.folder, hint="give IMAGES to evaluate on")
     return table
 
 
-def print_scores(scores: dict[str, Any]) -> None:
+def print_scores(scores: dict[str, Any], kind: str = "") -> None:
     """Print a table of scores in percent, with their intervals."""
     from orthoproxy.evaluation import Estimate
 
@@ -92,7 +95,8 @@ def print_scores(scores: dict[str, Any]) -> None:
     excluded = words[scores["exclude"]]
     if (pairs := scores.get("duplicate_pairs")) is not None:
         excluded += f", {pairs} pairs of near copies excluded"
-    title = f"{scores['queries']} queries of {scores['classes']} classes{excluded}"
+    kind = "Known classes: " if scores.get("known_classes") else kind
+    title = f"{kind}{scores['queries']} queries of {scores['classes']} classes{excluded}"
     rows = [[metric, *(str(Estimate(**scores[name][metric])) for name in columns)] for metric in scores["model"]]
     if plain := scores.get("exclude_none"):
         metric = next(iter(plain["model"]))
@@ -108,6 +112,11 @@ def print_scores(scores: dict[str, Any]) -> None:
         print_table(["category (classes)", *columns], rows, f"{metric} by category", right=columns)
     if without := scores["queries_without_positive"]:
         print(f"note: {without} queries have no other image of their class in the gallery and are left out")
+    if (vote := scores.get("vote")) and vote["false_known"]:
+        known = Estimate(**vote["false_known"])
+        print(f"note: similarity threshold {vote['threshold']:.3f}; false known {known} % with the own class removed")
+    if unseen := scores.get("unseen"):
+        print_scores(unseen, "Unseen classes: ")
 
 
 def print_run(run_folder: RunFolder) -> None:

@@ -27,7 +27,12 @@ def add_options(parser: Parser) -> None:
         "--min-similarity",
         type=_similarity,
         metavar="X",
-        help="Drop less similar results; auto: the model's threshold.",
+        help="Drop less similar results; auto: the model's threshold (the default with --vote).",
+    )
+    add(
+        "--vote",
+        action="store_true",
+        help="Answer with the label of the similar results, or unknown below the minimum.",
     )
     add("--model", help="Where the catalog's model is now, if it was moved.")
     parser.add_json()
@@ -37,7 +42,7 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> None:
     import numpy as np
 
-    from orthoproxy.catalog.catalog import Catalog, combined_query, load_catalog_model
+    from orthoproxy.catalog.catalog import Catalog, combined_query, load_catalog_model, vote_of_hits
     from orthoproxy.catalog.filters import parse_filter
     from orthoproxy.runs.device import choose_device
 
@@ -45,7 +50,9 @@ def run(options: Any) -> None:
         parse_filter(options.where)  # before a model is loaded
     with json_output(options.json) as write, Catalog.open(options.catalog) as catalog:
         model = load_catalog_model(catalog, choose_device(options.device), options.model)
-        minimum = -math.inf if options.min_similarity is None else options.min_similarity
+        minimum = options.min_similarity
+        if minimum is None:
+            minimum = "auto" if options.vote else -math.inf
         if minimum == "auto":
             minimum = model.threshold
         if minimum is None:
@@ -57,8 +64,13 @@ def run(options: Any) -> None:
         results = []
         for image, hits in zip(names, catalog.search(queries, options.k, options.where, options.diverse), strict=True):
             similar = [hit for hit in hits if hit.similarity >= minimum]
-            _print_hits(image, similar)
+            title = image if similar else f"{image}: no match"
             results.append({"image": image, "results": [vars(hit) for hit in similar]})
+            if options.vote:
+                label, share = vote_of_hits(similar) or (None, 0.0)
+                results[-1] |= {"label": label, "share": share}
+                title = f"{image}: {label}, {100 * share:.0f} % of the vote" if label else f"{image}: unknown"
+            _print_hits(title, similar)
         write(results)
 
 
@@ -72,8 +84,8 @@ def _similarity(text: str) -> float | str:
     return value
 
 
-def _print_hits(image: str, hits: list[Hit]) -> None:
-    print(image if hits else f"{image}: no match")
+def _print_hits(title: str, hits: list[Hit]) -> None:
+    print(title)
     grouped = any(hit.group for hit in hits)
     for rank, hit in enumerate(hits, start=1):
         group = f"  {hit.group}" if grouped else ""

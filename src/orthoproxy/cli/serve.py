@@ -38,7 +38,7 @@ def _keeping_interrupts() -> Iterator[Callable[[], None]]:
     """Yield a function that raises a Ctrl-C again which was lost, as in a callback of the garbage collector."""
     received: list[int] = []
     found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    handlers = {int(number): handler for number, handler in found.items() if callable(handler)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)

@@ -56,8 +56,7 @@ def make_table(
     ------
     InputError
         If the table is empty, a path is empty, or the label of an image that is no distractor, a split or role is
-        unknown, an image has several labels, splits or groups, or a class is in two splits or not in exactly one
-        category.
+        unknown, an image has several labels, splits or groups, or a class is not in exactly one category.
 
     Examples
     --------
@@ -93,7 +92,6 @@ def make_table(
             raise InputError(repr(unknown[0]), field=name, expected=expected)
     table["path"] = table["path"].map(os.path.normpath)
     table = _merge_rows(table)
-    _require_one_split_per_class(table)
     _require_one_category_per_class(table)
     return table
 
@@ -131,8 +129,8 @@ def _require_one_split_per_class(table: pd.DataFrame) -> None:
         splits = " and ".join(sorted(pairs.loc[pairs["label"] == shared.min(), "split"]))
         raise InputError(
             f"class {shared.min()!r} is in {splits} ({shared.nunique()} such classes)",
-            field="split",
-            hint="retrieval is evaluated on classes not seen in training, so give each class to one split",
+            field="split_by",
+            expected="each class in one split, as unseen classes are evaluated; or image, to evaluate known classes",
         )
 
 
@@ -154,18 +152,17 @@ def class_numbers(table: pd.DataFrame) -> tuple[Int[np.ndarray, " N"], list[str]
 
 
 def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
-    """Sort distinct class names by the SHA-256 of ``salt/name``: a fixed shuffle that depends on the names alone."""
+    """Sort distinct names by the SHA-256 of ``salt/name``: a fixed shuffle that depends on the names alone."""
     return sorted(set(names), key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).digest())
 
 
 def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
     """Assign classes without a split to test or train; rows with a split keep it, as do other rows of their class.
 
-    Distractors go to test.
-
-    A fraction of these classes goes to test, chosen by a hash of the class name; or exactly `test_classes`. Raises
-    InputError if one of those does not exist, or has a split.
+    Distractors go to test. A fraction of these classes goes to test, chosen by a hash of the class name; or exactly `test_classes`. Raises
+    InputError if one of those does not exist, or has a split, or a class is in two splits.
     """
+    _require_one_split_per_class(table)
     table = table.copy()
     table.loc[(table["split"] == "") & (table["label"] == ""), "split"] = "test"
     unassigned = table["split"] == ""
@@ -196,6 +193,37 @@ def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     return table
 
 
+def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validation_fraction: float) -> pd.DataFrame:
+    """Assign images without a split: a fraction of each class's to test, the others to training.
+
+    Then a fraction of each class's training images is moved to validation, unless the table has validation images.
+    Images are chosen by a hash of their path relative to `root`; each class keeps two for training, if it has two.
+    """
+    table, free = table.copy(), table["split"] == ""
+    table.loc[free, "split"] = np.where(table["label"][free] == "", "test", "train")  # a distractor is not trained on
+    names = pd.Series([os.path.relpath(path, root) for path in table["path"]], table.index)
+    places = names.map({name: place for place, name in enumerate(rank_by_hash(names, salt="image"))})
+    held_out = {"test": (test_fraction, free)}
+    if not (table["split"] == "validation").any():
+        held_out["validation"] = (validation_fraction, pd.Series(True, table.index))
+    for split, (fraction, candidates) in held_out.items():
+        training = table["label"][table["split"] == "train"]
+        labels = training[candidates[training.index]]
+        sizes, left = (of.value_counts().loc[labels].to_numpy() for of in (labels, training))
+        chosen = places[labels.index].groupby(labels).rank() <= np.minimum((fraction * sizes).round(), left - 2)
+        table.loc[labels.index[chosen], "split"] = split
+    return table
+
+
 def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return the rows of one split, with an index from 0."""
     return table[table["split"] == split].reset_index(drop=True)
+
+
+def evaluation_images(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Return the images to evaluate a split on; where it shares classes with training, they search among those."""
+    images, training = select_split(table, split), select_split(table, "train")
+    if not images["label"].isin(training["label"]).any():
+        return images
+    roles = np.where(images["label"] == "", "gallery", "query")  # a distractor is no query
+    return pd.concat([images.assign(role=roles), training.assign(role="gallery")], ignore_index=True)

@@ -5,6 +5,7 @@ from orthoproxy.evaluation.evaluate import Evaluation, Scoring, evaluate, score
 from orthoproxy.evaluation.metrics import query_metrics
 from orthoproxy.evaluation.no_match import NoMatchCalibration, calibrate_no_match
 from orthoproxy.evaluation.retrieval import Retrieval, nearest_neighbors
+from orthoproxy.evaluation.voting import vote
 
 __all__ = [
     "Estimate",
@@ -17,4 +18,5 @@ __all__ = [
     "nearest_neighbors",
     "query_metrics",
     "score",
+    "vote",
 ]

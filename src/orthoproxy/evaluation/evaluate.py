@@ -22,6 +22,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
 from orthoproxy.evaluation.metrics import query_metrics
 from orthoproxy.evaluation.retrieval import Exclude, Retrieval
+from orthoproxy.evaluation.voting import VoteScores
 
 Embeddings = Float[np.ndarray, "N D"]
 
@@ -52,6 +53,12 @@ class Evaluation:
     by_category
         If the table has categories, the scores of the queries of each, without duration; a category without a scored
         query is left out.
+    known_classes
+        Whether the queries are new images of training classes, and the gallery is the training images.
+    unseen
+        If so, the scores of the classes among the test images that are no training classes, if there are any.
+    vote
+        If so, details of the vote, whose `accuracy`, `coverage` and `precision` are among the metrics.
 
     Examples
     --------
@@ -75,10 +82,18 @@ class Evaluation:
     exclude_none: Evaluation | None = None
     duplicate_pairs: int | None = None
     by_category: dict[str, Evaluation] | None = None
+    known_classes: bool = False
+    unseen: Evaluation | None = None
+    vote: VoteScores | None = None
+
+    @property
+    def kind(self) -> str:
+        """Whether ``known classes`` or ``unseen classes`` were evaluated."""
+        return "known classes" if self.known_classes else "unseen classes"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as `evaluate --json` writes it."""
-        optional = ("exclude_none", "by_category")
+        optional = ("exclude_none", "by_category", "unseen", "vote")
         return asdict(self, dict_factory=lambda items: {name: x for name, x in items if name not in optional or x})
 
     @classmethod

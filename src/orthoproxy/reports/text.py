@@ -18,6 +18,9 @@ DEFINITIONS = {
     "mAP": ("mAP", "mean of the precision at the rank of each image of the query's class"),
     "mINP": ("mINP", "number of images of the query's class, divided by the rank of the last of them"),
     "Category": ("Category Recall@1", "share of queries whose nearest neighbor is of their category"),
+    "Accuracy": ("Accuracy", "share of queries whose label wins the vote of their nearest training images"),
+    "Coverage": ("Coverage", "share of queries that get a label, and not “unknown”, at the threshold"),
+    "Precision": ("Precision", "share of these labels that are right"),
 }
 
 
@@ -26,7 +29,7 @@ def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
     if evaluation is None:
         return "none", "The dataset has no test classes, so the model was not evaluated."
     metric = "recall@1" if "recall@1" in evaluation.model else next(iter(evaluation.model))
-    score = f"{metric_name(metric)} on {evaluation.classes:,} unseen classes: {percent(evaluation.model[metric])}"
+    score = f"{metric_name(metric)} on {evaluation.classes:,} {evaluation.kind}: {percent(evaluation.model[metric])}"
     if evaluation.baseline is None or evaluation.difference is None:
         return "alone", f"{score}. There is no baseline to compare with."
     gain = evaluation.difference[metric]
@@ -56,6 +59,7 @@ def run_facts(results: RunResults) -> list[str]:
 def metric_name(name: str) -> str:
     """Return the display name of a metric; an unknown name stays as it is."""
     known = {"map@r": "MAP@R", "r_precision": "R-precision", "mrr": "Reciprocal rank", "map": "mAP", "minp": "mINP"}
+    known |= {"accuracy": "Accuracy", "coverage": "Coverage", "precision": "Precision"}
     return known.get(name, name.replace("category_", "Category ").replace("recall@", "Recall@"))
 
 

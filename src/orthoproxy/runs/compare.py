@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from orthoproxy.core.environment import DATA
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.table import select_split
+from orthoproxy.data.table import evaluation_images
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, score
 from orthoproxy.models.weights import read_tensors
@@ -91,7 +91,7 @@ def _score_difference(
     first: RunFolder, second: RunFolder, device: str, workers: int, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Estimate] | None, str | None]:
     """Embed the first run's test images with both models; return the paired differences, or why there are none."""
-    table = select_split(load_table(first, overrides), "test")
+    table = evaluation_images(load_table(first, overrides), "test")
     if table.empty:
         return None, "no scores, since the first run has no test images"
     models = [Embedder.load(run.folder, device, with_proxies=False) for run in (first, second)]

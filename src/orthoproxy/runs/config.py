@@ -82,12 +82,15 @@ class DataConfig(Section):
     ignore: list[Annotated[str, AfterValidator(_relative)]] = []
     """Files and folders of an image folder to leave out: patterns such as drafts or '*/old_*', where * matches
     slashes, too."""
+    split_by: Literal["class", "image"] = "class"
+    """class: test and validation classes are not trained on; image: all splits share the classes (a closed set)."""
     test_fraction: Fraction = 0.2
-    """Fraction of classes held out for testing, chosen by a hash of the class name, if the dataset has no split."""
+    """Fraction of classes, or of the images of each class, held out for testing, if the dataset has no split; chosen by
+    a hash of the class name or of the path relative to the data."""
     test_classes: list[str] | None = None
     """Names of the test classes, instead of a fraction."""
     validation_fraction: Fraction = 0.1
-    """Fraction of the training classes held out for validation, chosen by a hash of the class name."""
+    """Fraction of the training classes, or images of each, held out for validation, chosen in the same way."""
     resize: PositiveInt | Literal["stretch"] | None = None
     """Shorter side in pixels before the center crop of evaluation; null for encoder.image_size * 256 / 224; stretch
     resizes the whole image to a square, for images far from square."""
@@ -318,6 +321,10 @@ class Config(Section):
         if data.ignore and data.name != "folder":
             problem, expected = str(data.ignore), f"nothing, as data.name is {data.name}, not folder"
             raise InputError(problem, field="data.ignore", expected=expected)
+        if data.split_by == "image" and data.test_classes is not None:
+            raise InputError("given", field="data.test_classes", expected="null, as data.split_by is image")
+        if data.split_by == "image" and data.name in ("cub", "cars", "sop", "inshop"):
+            raise InputError("image", field="data.split_by", expected=f"class, as {data.name} has test classes")
         if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
             expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
             raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)

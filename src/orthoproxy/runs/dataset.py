@@ -36,7 +36,7 @@ from orthoproxy.data import (
 from orthoproxy.data.audit.duplicates import duplicates_across_splits, find_copies
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.sources.folder import split_folders
-from orthoproxy.data.table import class_numbers, select_split
+from orthoproxy.data.table import class_numbers, evaluation_images, select_split, split_images
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
 from orthoproxy.runs.config import Config, DataConfig
@@ -86,13 +86,17 @@ def read_table(data: DataConfig) -> pd.DataFrame:
 
 
 def split_table(config: Config) -> pd.DataFrame:
-    """Read the table of a dataset and assign every class to train, validation or test."""
+    """Read the table of a dataset and assign every class, or every image, to train, validation or test."""
     data = config.data
     table = read_table(data)
     with field_prefix("data"):
-        table = assign_split(table, data.test_fraction, data.test_classes)
-    if config.checkpoint_selection.split == "validation":
-        table = hold_out_validation(table, data.validation_fraction)
+        validation = data.validation_fraction if config.checkpoint_selection.split == "validation" else 0.0
+        if data.split_by == "image":
+            root = data.root or (Path(data.csv).parent if data.csv else user_cache() / "icons")
+            table = split_images(table, Path(root), data.test_fraction, validation)
+        else:
+            table = assign_split(table, data.test_fraction, data.test_classes)
+            table = hold_out_validation(table, validation)
     if not (table["split"] == "train").any():
         raise InputError("no class is left for training", field="data.test_fraction", hint="lower it or add classes")
     return table
@@ -139,7 +143,9 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
     Returns the file versions of the images, from the only pass over the file system; None in other processes.
     """
     splits = {name: select_split(table, name) for name in ("train", "validation", "test")}
-    evaluated = {name: splits[name] for name in {config.checkpoint_selection.split, "test"} - {"none"}}
+    evaluated = {
+        name: evaluation_images(table, name) for name in {config.checkpoint_selection.split, "test"} - {"none"}
+    }
     with raise_together():
         if not is_main():
             return None
@@ -171,7 +177,7 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
             if len(split):
                 require_scorable(split, make_scoring(config.evaluation), f"{name} classes")
         if config.encoder.init_from.startswith("run:"):
-            _require_unseen(config.encoder.init_from, evaluated)
+            _require_unseen(config.encoder.init_from, evaluated, set(splits["train"]["label"]))
         if copies := duplicates_across_splits(paths, table["split"].tolist(), versions[:, 0]):
             one, other = table.iloc[copies[0]].drop_duplicates("split").to_dict("records")[:2]
             pair = " and ".join(f"{x['path']} ({x['split']}, {x['label']})" for x in (one, other))
@@ -206,13 +212,13 @@ def require_outside(data: DataConfig, **outputs: str | Path | None) -> None:
             raise InputError("inside the folder of the images", field=field, path=place, expected=f"outside of {root}")
 
 
-def _require_unseen(init_from: str, splits: dict[str, pd.DataFrame]) -> None:
+def _require_unseen(init_from: str, splits: dict[str, pd.DataFrame], training: set[str]) -> None:
     """Classes that the initial weights were trained on must not be evaluated as unseen."""
     try:
         seen = set(Embedder.load(init_from.removeprefix("run:"), with_proxies=False).classes)
     except InputError as error:
         raise replace(error, field="encoder.init_from") from error
-    known = sorted(seen & set().union(*(split["label"] for split in splits.values())))
+    known = sorted(seen & set().union(*(split["label"] for split in splits.values())) - training)
     if known:
         raise InputError(
             f"that run was trained on {known[0]!r} ({len(known)} such classes), which would be evaluated as unseen",

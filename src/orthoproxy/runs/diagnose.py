@@ -80,6 +80,8 @@ def load_diagnosis_input(
 ) -> DiagnosisInput:
     """Embed a run's training images and unseen classes with its model and with the untrained encoder."""
     table = load_table(run, overrides)
+    seen = select_split(table, "train")["label"]
+    table = table[(table["split"] == "train") | ~table["label"].isin(seen)]  # known classes are not unseen
     model = run.load_model(cache.device)
     baseline = Embedder.load(run.baseline, cache.device)
     if split is None:

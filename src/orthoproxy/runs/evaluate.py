@@ -1,10 +1,12 @@
-"""Evaluate a trained run on its unseen classes: scores, model card and report."""
+"""Evaluate a trained run on its test images: scores, model card and report."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pandas as pd
 import torch
 
 from orthoproxy.core.distributed import is_main, raise_together
+from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
-from orthoproxy.data.table import class_numbers, select_split
+from orthoproxy.data.table import class_numbers, evaluation_images, select_split
 from orthoproxy.embedding.embedder import Embedder, write_threshold
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration, calibrate_no_match, score
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Scoring, calibrate_no_match, score
+from orthoproxy.evaluation.known_classes import add_vote
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.text import FEW_CLASSES
 from orthoproxy.runs.config import Config
@@ -38,25 +42,31 @@ def evaluate_run(
     """
     start, config = time.monotonic(), run.config
     table = load_table(run, overrides)
-    test, validation = select_split(table, "test"), select_split(table, "validation")
+    test, validation = (evaluation_images(table, split) for split in ("test", "validation"))
     model = run.load_model(device, with_proxies=is_main())
     baseline = Embedder.load(run.baseline, device)
     inputs = make_inputs(config, baseline, table)
     precision = evaluation_precision(device, config.training.precision)
 
-    def embed(embedder: Embedder, split: pd.DataFrame, description: str) -> Any:
-        images = inputs(split["path"].tolist())
-        return embedder.embed_distributed(
-            images, workers=config.data.workers, progress=description, precision=precision
+    def embed(embedder: Embedder, name: str, *tables: pd.DataFrame) -> list[Any]:
+        paths = pd.Index(pd.concat(tables)["path"].unique())  # for known classes, the tables share training images
+        embeddings = embedder.embed_distributed(
+            inputs(paths.tolist()), workers=config.data.workers, progress=f"embed images, {name}", precision=precision
         )
+        return [embeddings[paths.get_indexer_for(pd.Index(x["path"]))] for x in tables]
 
-    model_embeddings = embed(model, test, "embed test images, model")
-    baseline_embeddings = embed(baseline, test, "embed test images, baseline")
+    known_classes = "train" in set(test["split"])
+    model_embeddings, for_threshold = embed(model, "model", test, validation)
+    baseline_embeddings, *more = embed(baseline, "baseline", test, *([validation] if known_classes else []))
     scoring = make_scoring(config.evaluation, device)
     evaluation = score(model_embeddings, baseline_embeddings, test, scoring, start) if len(test) else None
-    no_match = None
-    if len(validation):
-        no_match = calibrate_no_match(embed(model, validation, "embed validation images"), validation, scoring)
+    no_match, *others = (calibrate_no_match(x, validation, scoring) for x in (for_threshold, *more))
+    if evaluation and known_classes:
+        rate = model.false_match_rate or FALSE_MATCH_RATE
+        thresholds = [x and x.threshold(rate) for x in (no_match, *others)]
+        both = model_embeddings, baseline_embeddings
+        evaluation = add_vote(evaluation, both, test, thresholds, scoring)
+        evaluation = replace(evaluation, unseen=_score_unseen(both, table, scoring))
     return RunResults(
         name=run.folder.name,
         evaluation=evaluation,
@@ -68,9 +78,18 @@ def evaluate_run(
         classes=model.classes,
         config=(run.folder / "config.yaml").read_text(encoding="utf-8"),
         machine=config.environment,
-        notes=_notes(config, len(class_numbers(validation)[1]), run.unreadable, evaluation),
+        notes=_notes(config, len(class_numbers(select_split(table, "validation"))[1]), run.unreadable, evaluation),
         matching=no_match,
     )
+
+
+def _score_unseen(embeddings: Sequence[Any], table: pd.DataFrame, scoring: Scoring) -> Evaluation | None:
+    """Score the test images of other than training classes, the first rows of the embeddings, among themselves."""
+    test = select_split(table, "test")
+    unseen = (~test["label"].isin(select_split(table, "train")["label"])).to_numpy()
+    model, baseline = (x[: len(test)][unseen] for x in embeddings)
+    with suppress(InputError):  # none, or a single image of each
+        return score(model, baseline, test[unseen].reset_index(drop=True), scoring)
 
 
 def write_report(run: RunFolder, results: RunResults) -> None:

@@ -25,8 +25,8 @@ from orthoproxy.core.errors import InputError, field_prefix
 from orthoproxy.data import BatchSampler, TrainingImages, training_transform
 from orthoproxy.data.datasets import TrainingFeatures
 from orthoproxy.data.loading import loader_options
-from orthoproxy.data.table import select_split
-from orthoproxy.embedding.embedder import Embedder, Images
+from orthoproxy.data.table import evaluation_images, select_split
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.feature_cache import pooled_features
 from orthoproxy.evaluation.evaluate import mean_scores
 from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
@@ -39,7 +39,7 @@ from orthoproxy.training import FitOptions, make_optimizer
 from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 from orthoproxy.training.optimizer import lr_factor
 
-Inputs = Callable[[Sequence[str]], Images]
+Inputs = Callable[[Sequence[str]], Sequence[str] | Tensor]
 
 
 class Experiment:
@@ -87,7 +87,7 @@ class Experiment:
 
     def validate(self) -> dict[str, float] | None:
         """Score the encoder on the classes that select the checkpoint; None if there are none."""
-        table = self.select(self.selection_split)
+        table = evaluation_images(self.table, self.selection_split)
         if table.empty:
             return None
         images = self.inputs(table["path"].tolist())

@@ -9,7 +9,7 @@ from typing import Any
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import folder_lock
-from orthoproxy.data.table import rank_by_hash, select_split
+from orthoproxy.data.table import evaluation_images, rank_by_hash, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Evaluation, calibrate_no_match
 from orthoproxy.export.onnx_export import Exported, export_onnx
@@ -44,13 +44,14 @@ def export_run(
     if not own:
         _require_same_model(folder, model)
     table = load_table(run, overrides)
-    validation, training = select_split(table, "validation"), select_split(table, "train")["path"].tolist()
+    test, validation = (evaluation_images(table, split) for split in ("test", "validation"))
+    training = select_split(table, "train")["path"].tolist()
     scoring, license = make_scoring(run.config.evaluation), license or license_of(model.card)
     with folder_lock(run.folder) if own else nullcontext():
         exported = export_onnx(
             model,
             out,
-            test=select_split(table, "test"),
+            test=test,
             validation=validation,
             training=rank_by_hash(training, salt="calibration")[:CALIBRATION_IMAGES],
             int8=int8,

@@ -44,9 +44,9 @@ embeddings = model.embed(["one.jpg", "another.jpg"])
 def model_card(config: Config, evaluation: Evaluation | None, license: str, no_match: str) -> str:
     """Return the model card as Markdown; `license` is a hub identifier such as ``apache-2.0``."""
     title, regularizer = f"{config.encoder.name} for {config.data.name}", config.loss.proxy_regularizer
-    scores = evaluation.model if evaluation else {}
+    scores, kind = (evaluation.model, evaluation.kind) if evaluation else ({}, "")
     results = [
-        EvalResult(TASK, config.data.name, config.data.name, name, round(score.value, 4), "Retrieval of unseen classes")
+        EvalResult(TASK, config.data.name, config.data.name, name, round(score.value, 4), f"Retrieval of {kind}")
         for name, score in scores.items()
     ]
     header = ModelCardData(
@@ -85,7 +85,7 @@ def _score_table(evaluation: Evaluation | None) -> str:
         f"| {name} | {score} | {evaluation.baseline[name] if evaluation.baseline else '-'} |"
         for name, score in evaluation.model.items()
     ]
-    head = f"Scores on {evaluation.classes} unseen classes, {evaluation.queries} queries, in percent with intervals:"
+    head = f"Scores on {evaluation.classes} {evaluation.kind}, {evaluation.queries} queries, in percent with intervals:"
     return "\n".join([head, "", "| metric | trained | untrained |", "|---|---|---|", *rows])
 
 

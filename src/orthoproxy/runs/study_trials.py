@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from orthoproxy.core.errors import DivergedError, InputError
-from orthoproxy.data.table import select_split
+from orthoproxy.data.table import evaluation_images, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
@@ -195,7 +195,7 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation
     """Score the trained model and the untrained encoder on each class of a split."""
     config, device = run.config, choose_device(run.config.training.device)
     baseline = Embedder.load(run.baseline, device)
-    images = select_split(table, split)
+    images = evaluation_images(table, split)
     inputs = make_inputs(config, baseline, table)(images["path"].tolist())
     scoring, workers = make_scoring(config.evaluation, device), config.data.workers
     scores = [

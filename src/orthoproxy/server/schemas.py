@@ -94,6 +94,7 @@ class SearchResults(BaseModel):
     results: list[SearchResult]
     threshold: float | None = Field(description="Similarity below which the model says: no match. Null: unknown.")
     matches: int = Field(description="Number of results at or above the threshold; all of them without a threshold.")
+    label: str | None = Field(default=None, description="Label that the matches vote for. Null: unknown.")
     seconds: float = Field(description="Time that the search took on the server.")
 
 

@@ -20,7 +20,7 @@ import torch
 from cachetools import LRUCache
 from jaxtyping import Float
 
-from orthoproxy.catalog.catalog import Catalog, Hit
+from orthoproxy.catalog.catalog import Catalog, Hit, vote_of_hits
 from orthoproxy.catalog.filters import Condition, In, Not, both, parse_filter
 from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
@@ -197,11 +197,14 @@ class Service:
             found = served.catalog.search(unit[None], options.k + bool(excluded), condition, options.diverse)[0]
         hits = [hit for hit in found if hit.id != excluded][: options.k]
         threshold = served.model.threshold if served.model else None
+        matches = [hit for hit in hits if threshold is None or hit.similarity >= threshold]
+        answer = vote_of_hits(matches)
         return SearchResults(
             catalog=served.name,
             results=[_result(served, rank, hit) for rank, hit in enumerate(hits, 1)],
             threshold=threshold,
-            matches=sum(threshold is None or hit.similarity >= threshold for hit in hits),
+            matches=len(matches),
+            label=answer and answer[0],
             seconds=round(time.perf_counter() - started, 6),
         )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from orthoproxy.core.boxes import split_box
@@ -157,9 +158,10 @@ def _check_boxes(name: str, root: Path, sizes: pd.DataFrame) -> CopyCheck:
         boxes = dict(map(split_box, READERS[name](root, boxes=True)["path"]))
     except InputError as error:
         return CopyCheck("bounding boxes", "note", f"not checked: {error.problem}")
-    boxed = sizes[sizes.index.isin(boxes)]
-    corners = pd.DataFrame([(box.x + box.width, box.y + box.height) for box in map(boxes.get, boxed.index) if box])
-    outside = boxed[(corners.to_numpy() > boxed[["width", "height"]].to_numpy() + 1).any(axis=1)]
+    boxed = sizes.loc[sizes.index.isin(boxes)]
+    ends = [(box.x + box.width, box.y + box.height) for box in map(boxes.get, boxed.index) if box]
+    right, bottom = np.array(ends, dtype=int).reshape(-1, 2).T
+    outside = boxed.loc[(right > boxed["width"] + 1) | (bottom > boxed["height"] + 1)]
     return _check_share("bounding boxes", outside, boxed, "contain their published box")
 
 
