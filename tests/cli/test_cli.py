@@ -73,7 +73,7 @@ def test_options_override_recipes_and_later_recipes_earlier_ones(files: Files, t
 def test_results_are_written_before_they_are_printed(command: str, files: Files, run: Path, tmp_path: Path) -> None:
     more = {"evaluate": [], "diagnose": ["--out", tmp_path], "embed": [files.unseen, "--out", tmp_path / "out"]}
     results = tmp_path / "results.json"
-    with Path("/dev/full").open("w", buffering=1) as full, redirect_stdout(full), suppress(OSError):
+    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full, redirect_stdout(full):
         main([*map(str, [command, run, *more[command], "--json", results])])
     assert json.loads(results.read_text())
 

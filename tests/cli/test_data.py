@@ -130,14 +130,13 @@ def test_copies_of_other_sizes_fail(layout, sizes, check, tmp_path, monkeypatch)
     assert checks[check]["count"] == images // (2 if (256, 256) in sizes[:-1] else 1)
 
 
-def test_a_box_that_is_no_number_or_a_little_outside_is_noted(cub: Path) -> None:
+def test_damaged_boxes_are_noted(cub: Path) -> None:
     path = cub / "bounding_boxes.txt"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([f"{lines[0].split()[0]} 0.0 0.0 nan 9.0", *lines[1:], ""]))
-    check = checks_of(run("verify", "cub", "--data.root", cub))["bounding boxes"]
-    assert (check["status"], check["count"]) == ("note", 1)
-    path.unlink()
-    assert "bounding boxes" not in checks_of(run("verify", "cub", "--data.root", cub))
+    for rows in ([f"{lines[0].split()[0]} 0.0 0.0 nan 9.0", *lines[1:]], lines[1:]):
+        path.write_text("\n".join(rows))
+        check = checks_of(run("verify", "cub", "--data.root", cub))["bounding boxes"]
+        assert check["status"] == "note" and "not checked" in check["summary"]
 
 
 def test_wrong_counts_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def test_page_and_json(run: Path) -> None:
     (result,) = json_of(["diagnose", run, "--workers", 0])["runs"]
     assert (run / "diagnosis.html").read_text(encoding="utf-8").lstrip().startswith("<!DOCTYPE html>")
     assert result["unseen"] == {"split": "test", "classes": 4}  # too few validation classes
-    assert len(result["checks"]) == 5
+    assert len(result["checks"]) == 4
 
 
 def test_several_runs_and_a_split(run: Path, tmp_path: Path) -> None:

@@ -125,7 +125,6 @@ def test_missing_folders_and_lists_are_named(name: str, tmp_path: Path) -> None:
     ("sop", [SOP_TRAIN, f"{SOP_HEADER}\n1 8 1 a/b.JPG\n2 8 1\n"], "Ebay_test.txt", "line 3"),
     ("sop", [SOP_TRAIN, f"1 8 1 a/b.JPG\n{SOP_HEADER}\n"], "Ebay_test.txt", "line 1"),
     ("sop", [SOP_TRAIN, ""], "Ebay_test.txt", "no images"),
-    ("sop", [SOP_TRAIN, f"{SOP_HEADER}\n1 7 1 a/b.JPG\n"], "", "'7'"),  # in both lists
     ("inshop", [f"1\n{INSHOP_HEADER}\nimg/a.jpg id_1 val\n", ""], INSHOP_LIST, "line 3"),
     ("inshop", [f"2\n{INSHOP_HEADER}\nimg/a.jpg id_1 train\n", ""], INSHOP_LIST, "line 1"),
     ("inshop", [f"{INSHOP_HEADER}\n{INSHOP_ROW}\n{INSHOP_ROW}\n", ""], INSHOP_LIST, "line 2"),

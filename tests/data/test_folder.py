@@ -11,7 +11,7 @@ import pytest
 from errors import error_of
 
 from orthoproxy.core.progress import note_once
-from orthoproxy.data import folder_table, read_collection
+from orthoproxy.data import assign_split, folder_table, read_collection
 from orthoproxy.data.sources.folder import labelled_files
 
 
@@ -130,8 +130,7 @@ def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
     (tmp_path / "val" / "owl").mkdir()
     assert error_of(folder_table, tmp_path, allow_empty=False).path == tmp_path / "val" / "owl"
     touch(tmp_path, "test/gull/g.png")
-    error = error_of(folder_table, tmp_path)
-    assert (error.field, error.path) == ("root", tmp_path)
+    assert error_of(assign_split, folder_table(tmp_path), 0.0).field == "split_by"
 
 
 @pytest.mark.parametrize("names", [("train/a.png", "test/b.png"), ("train/x/a.png", "gull/y/b.png")])

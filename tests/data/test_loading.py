@@ -46,12 +46,13 @@ print(list(iterate_batches(torch.utils.data.DataLoader(torch.arange(6), **loader
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_script_without_a_main_guard_is_told_so(method: str, tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_is_told_so(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "40")
     (tmp_path / "script.py").write_text(SCRIPT)
-    start = time.monotonic()
     done = subprocess.run([sys.executable, tmp_path / "script.py", method], capture_output=True, text=True)
     assert done.returncode == 1 and "__main__" in done.stderr.splitlines()[-1] and "bootstrapping" not in done.stderr
-    assert time.monotonic() - start < 110  # before the time limit of a batch
 
 
 def test_the_timeout_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,9 @@ def test_a_disk_full_while_a_catalog_is_written(
 
 
 @pytest.mark.parametrize("size", ["4k", "24k", "48k"])  # too small for what workers share, for queues, for batches
-def test_too_little_shared_memory(size: str, run: Run) -> None:
+def test_too_little_shared_memory(size: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORTHOPROXY_READ_SECONDS", "20")
+
     def shrink() -> None:
         if ctypes.CDLL(None).unshare(0x20000):  # CLONE_NEWNS
             os._exit(77)

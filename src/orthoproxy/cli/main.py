@@ -20,8 +20,7 @@ from types import FrameType
 from typing import Any
 
 from orthoproxy.cli.options import Parser
-from orthoproxy.core.errors import DivergedError, InputError, WorkerLost
-from orthoproxy.core.files import escape
+from orthoproxy.core.errors import DivergedError, InputError, WorkerLost, escape
 
 # Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`. Their libraries are
 # imported in `run`, so that --help answers at once.

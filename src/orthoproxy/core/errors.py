@@ -92,3 +92,8 @@ def os_errors_as_input_errors(path: str | Path, retry: str) -> Iterator[None]:
         else:
             raise
         raise InputError(os.strerror(error.errno).lower(), path=error.filename or path, hint=hint) from error
+
+
+def escape(name: str) -> str:
+    """Return a file name with escapes for bytes that are not UTF-8; the same name if there are none."""
+    return name.encode(errors="backslashreplace").decode()

@@ -123,11 +123,6 @@ def _remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def escape(name: str) -> str:
-    """Return a file name with escapes for bytes that are not UTF-8; the same name if there are none."""
-    return name.encode(errors="backslashreplace").decode()
-
-
 def is_file(path: Path) -> bool:
     """Whether a file exists; False, unlike `Path.is_file`, also for a name that no file can have."""
     return os.path.isfile(path)  # noqa: PTH113

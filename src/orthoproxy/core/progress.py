@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from orthoproxy.core.distributed import is_main
-from orthoproxy.core.files import escape
+from orthoproxy.core.errors import escape
 
 T = TypeVar("T")
 

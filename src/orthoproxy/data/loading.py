@@ -28,7 +28,6 @@ DEFAULT_TIMEOUT = 120.0  # seconds
 REPLACE_FILE = "replace the file, or leave it out (train and evaluate: --data.on_unreadable_image skip)"
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 LONGEST_PATH = 4096  # bytes
-POLL_SECONDS = 5.0  # between looks for dead workers
 SHARED_MEMORY = "shared memory (/dev/shm) is full. Hint: in Docker, give the container more (--shm-size=2g); "
 SHARED_MEMORY += "or use no workers (data.workers 0)"
 
@@ -50,7 +49,7 @@ def loader_options(
     if workers and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # a worker that runs its script again, which has no main guard: the main process says so
     if workers:
-        options |= {"timeout": min(POLL_SECONDS, read_timeout()), "worker_init_fn": _CurrentFiles(workers)}
+        options |= {"timeout": read_timeout(), "worker_init_fn": _CurrentFiles(workers)}
     return {**options, "persistent_workers": persistent_workers and workers > 0}
 
 
@@ -66,7 +65,7 @@ def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
             batches = iter(loader)
         while True:
             started = time.monotonic()
-            batch = _next_batch(batches)
+            batch = next(batches)
             if isinstance(batch, InputError):
                 raise batch
             yield batch
@@ -77,17 +76,6 @@ def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
         if found is None:
             raise
         raise found from error
-
-
-def _next_batch(batches: Iterator[T]) -> T:
-    """Wait in turns, as PyTorch looks for dead workers only at the end of one."""
-    started = time.monotonic()
-    while True:
-        try:
-            return next(batches)
-        except RuntimeError as error:
-            if "DataLoader timed out" not in str(error) or time.monotonic() - started >= read_timeout():
-                raise
 
 
 def read_timeout() -> float:

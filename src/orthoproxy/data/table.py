@@ -159,8 +159,9 @@ def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
 def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
     """Assign classes without a split to test or train; rows with a split keep it, as do other rows of their class.
 
-    Distractors go to test. A fraction of these classes goes to test, chosen by a hash of the class name; or exactly `test_classes`. Raises
-    InputError if one of those does not exist, or has a split, or a class is in two splits.
+    Distractors go to test. A fraction of these classes goes to test, at least two of four or more, chosen by a hash of
+    the class name; or exactly `test_classes`. Raises InputError if one of those does not exist, or has a split, or a
+    class is in two splits.
     """
     _require_one_split_per_class(table)
     table = table.copy()
@@ -169,7 +170,9 @@ def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequen
     known = table[~unassigned].drop_duplicates("label").set_index("label")["split"]
     free = set(table.loc[unassigned, "label"]) - set(known.index)
     ranked = rank_by_hash(free, salt="test")
-    chosen = set(ranked[: round(test_fraction * len(ranked))]) if test_classes is None else set(test_classes)
+    count = round(test_fraction * len(ranked))
+    count += count == 1 and len(ranked) > 3  # with a single test class, nothing can be wrong
+    chosen = set(ranked[:count]) if test_classes is None else set(test_classes)
     if chosen - free:
         raise InputError(f"{min(chosen - free)!r} is not a class of the data, or has a split", field="test_classes")
     splits = {**{name: "test" if name in chosen else "train" for name in free}, **known.to_dict()}
