@@ -13,7 +13,7 @@ import pytest
 from fault_injection import kill_at
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, folder_lock, is_file
+from orthoproxy.core.files import atomic_write, folder_lock
 
 LONG = 200_000
 
@@ -136,7 +136,3 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Pa
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
-
-
-def test_a_name_that_no_file_can_have_is_of_no_file(tmp_path: Path) -> None:
-    assert not is_file(tmp_path / ("x" * 10_000))

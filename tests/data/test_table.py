@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from errors import error_of
 from hypothesis import given
@@ -116,7 +117,7 @@ def test_an_image_has_one_row_however_many_name_it() -> None:
     assert table.index.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("column", ["label", "split", "group"])
+@pytest.mark.parametrize("column", ["label", "split", "group", "category"])
 def test_an_image_with_two_labels_splits_or_groups_is_named(column: str) -> None:
     values = {"label": ["x", "x"], "split": ["train", "train"], "group": ["1", "1"], column: ["train", "test"]}
     error = error_of(make_table, ["a.png", "./a.png"], **values)
@@ -171,5 +172,11 @@ def test_known_classes_search_among_the_training_images() -> None:
     found = evaluation_images(table, "test")
     assert found.path.tolist() == ["3", "4", "1", "2"]
     assert found.role.tolist() == ["query", "query", "gallery", "gallery"]
+    junk = make_table(["6", "7"], ["", ""], ["test", "validation"], role="gallery")
+    with_distractors = pd.concat([table, junk], ignore_index=True)
+    assert evaluation_images(with_distractors, "test").equals(found) and evaluation_images(junk, "test").empty
+    assert (split_images(junk.assign(split=""), Path(), 0.0, 0.0).split == "test").all()
+    held_out = pd.concat([photos({"a": 9}), junk], ignore_index=True)
+    assert (split_images(held_out, Path("/photos"), 0.0, 0.3).split == "validation").sum() == 4
     unseen = table[table.label != "x"].reset_index(drop=True)
     assert evaluation_images(unseen, "test").equals(select_split(unseen, "test"))

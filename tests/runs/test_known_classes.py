@@ -12,7 +12,7 @@ from small_runs import make_config
 
 import orthoproxy
 from orthoproxy.data.table import evaluation_images, select_split
-from orthoproxy.runs.dataset import split_table
+from orthoproxy.runs.dataset import read_splits, split_table
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 
@@ -67,8 +67,23 @@ def test_report_and_commands_say_that_the_classes_are_known(run: RunFolder, caps
     evaluated = json_of(["evaluate", run.folder, "--workers", 0])
     assert capsys.readouterr().out.startswith("Known classes: 40 queries")
     assert evaluated["known_classes"] and evaluated["model"]["map@r"] == run.scores["model"]["map@r"]
+    split_table(run.config).to_csv(listed := run.folder.parent / "listed.csv", index=False)
+    given = json_of(["evaluate", run.folder, listed, "--data.root", run.folder.parent, "--workers", 0])
+    assert given["known_classes"] and given["model"] == evaluated["model"]
     (diagnosis,) = json_of(["diagnose", run.folder, "--workers", 0])["runs"]
     assert diagnosis["unseen"] == {"split": "test", "classes": 2}
+
+
+def test_near_copies_among_the_training_images_leave_the_gallery(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        pixels = generator.integers(0, 256, size=(16, 16, 3)).astype(np.uint8)
+        for copy in "ab":
+            (tmp_path / f"class {number % 2}").mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"class {number % 2}" / f"{number}{copy}.png")
+    changes = {"name": "folder", "root": str(tmp_path), "split_by": "image", "test_fraction": 0.5, "workers": 0}
+    table = read_splits(make_config(tmp_path, {"data": changes, "evaluation.exclude_duplicates": True}))
+    assert (table["copies"] >= 0).all() and table["copies"].nunique() == 8
 
 
 def test_a_class_is_enrolled_by_indexing_three_of_its_images(run: RunFolder, tmp_path: Path, capsys) -> None:

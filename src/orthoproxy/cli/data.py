@@ -55,7 +55,7 @@ def run(options: Any) -> int:
             _print_description(description, data)
             write(description)
             return 0
-        checks = verify_images(data.name, table, scan, Path(data.root) if data.root else None)
+        checks = verify_images(data.name, table, scan, Path(data.root) if data.root else None, data.ignore)
         passed = all(check.status != "failed" for check in checks)
         _print_checks(checks, data)
         result = {"name": data.name, "root": data.root, "opened": scan is not None, "passed": passed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.options import MODEL, READING, Parser, config_overrides, json_output, print_table
@@ -41,7 +42,8 @@ def run(options: Any) -> None:
     run_folder = RunFolder.find(options.model)
     overrides = config_overrides(options)
     if options.images:  # not in the folder of the run's images
-        overrides = {"data.root": None, "data.csv": None, "data.ignore": []} | overrides
+        of_run = {"data.root": None, "data.csv": None, "data.ignore": [], "data.boxes": False}
+        overrides = {**of_run, "data.split_by": "class", "data.test_classes": None, **overrides}
     config = (run_folder.config if run_folder else Config()).with_overrides(overrides)
     require_outside(config.data, json=options.json)
     workers = config.data.workers if options.workers is None else options.workers
@@ -55,7 +57,7 @@ def run(options: Any) -> None:
             table, unreadable = drop_rows(table, found), found.to_dict("records")
         scoring = make_scoring(config.evaluation)
         evaluation = evaluate(embedder, table, scoring=scoring, workers=workers, progress=True)
-        if not options.images and "train" in set(table["split"]):  # as the gallery
+        if {"train", "test"} <= set(table["split"]):  # training images as the gallery
             evaluation = replace(evaluation, known_classes=True)
         training_classes = len(set(table["label"]) & set(embedder.classes))
         scores = evaluation.to_dict() | {"training_classes": training_classes, "unreadable": unreadable}
@@ -70,7 +72,7 @@ def run(options: Any) -> None:
 
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:
     """Return the run's test images, or the images given: their test split if they have one."""
-    from orthoproxy.data.table import assign_split, evaluation_images, select_split
+    from orthoproxy.data.table import assign_split, evaluation_images, split_images
     from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.evaluate import load_table
 
@@ -78,8 +80,12 @@ def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[s
         raise InputError("missing", field="images", expected="the images to evaluate on, as MODEL is not a run")
     if run_folder is None:
         table = read_table(config.data)
-        has_test = ((table["split"] == "test") & (table["label"] != "")).any()
-        return select_split(assign_split(table, test_fraction=0), "test") if has_test else table
+        if evaluation_images(table, "test").empty:
+            return table
+        training = table["label"][table["split"] == "train"]
+        shared = table["label"][table["split"] == "test"].isin(training).any()
+        split = split_images(table, Path(), 0.0, 0.0) if shared else assign_split(table, test_fraction=0)
+        return evaluation_images(split, "test")
     table = evaluation_images(load_table(run_folder, overrides), "test")
     if table.empty:
         raise InputError("the run has no test images", path=run_folder.folder, hint="give IMAGES to evaluate on")

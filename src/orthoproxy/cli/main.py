@@ -25,7 +25,7 @@ from orthoproxy.core.errors import DivergedError, InputError, WorkerLost, escape
 # Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`. Their libraries are
 # imported in `run`, so that --help answers at once.
 COMMANDS = {
-    "train": "Train an encoder, evaluate it on unseen classes and write a report.",
+    "train": "Train an encoder, evaluate it on test images and write a report.",
     "evaluate": "Evaluate a run or a model on labeled images.",
     "report": "Evaluate a run again and rewrite its report.",
     "compare": "Compare two runs: configuration, environment, weights and scores.",

@@ -35,7 +35,7 @@ def run(options: Any) -> None:
 
 @contextmanager
 def _keeping_interrupts() -> Iterator[Callable[[], None]]:
-    """Yield a function that raises a Ctrl-C again which was lost, as in a callback of the garbage collector."""
+    """Yield a function that repeats a Ctrl-C or SIGTERM whose exception a library swallowed while it was imported."""
     received: list[int] = []
     found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handlers = {int(number): handler for number, handler in found.items() if callable(handler)}

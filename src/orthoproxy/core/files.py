@@ -123,11 +123,6 @@ def _remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def is_file(path: Path) -> bool:
-    """Whether a file exists; False, unlike `Path.is_file`, also for a name that no file can have."""
-    return os.path.isfile(path)  # noqa: PTH113
-
-
 def path_inside(folder: Path, name: str) -> str | None:
     """Return the path of a listed file if it lies inside an absolute folder, None if it leads out.
 

@@ -1,4 +1,4 @@
-"""Image files without their metadata, as damaged metadata should not cost an image."""
+"""Image files without their metadata, to read those whose metadata is damaged."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _merge_rows(table: pd.DataFrame) -> pd.DataFrame:
     repeated = table["path"][table["path"].duplicated()]
     if len(repeated):
         rows = table[table["path"] == repeated.iloc[0]]
-        column = next(name for name in ("label", "split", "group") if rows[name].nunique() > 1)
+        column = next(name for name in ("label", "split", "group", "category") if rows[name].nunique() > 1)
         values = " and ".join(map(repr, rows[column].unique()))
         raise InputError(f"{values} for the same image", field=column, path=repeated.iloc[0])
     return table
@@ -159,9 +159,9 @@ def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:
 def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequence[str] | None = None) -> pd.DataFrame:
     """Assign classes without a split to test or train; rows with a split keep it, as do other rows of their class.
 
-    Distractors go to test. A fraction of these classes goes to test, at least two of four or more, chosen by a hash of
-    the class name; or exactly `test_classes`. Raises InputError if one of those does not exist, or has a split, or a
-    class is in two splits.
+    Distractors go to test. A fraction of these classes goes to test, chosen by a hash of the class name, two if that
+    is one and there are four or more; or exactly `test_classes`. Raises InputError if one of those does not exist, or
+    has a split, or a class is in two splits.
     """
     _require_one_split_per_class(table)
     table = table.copy()
@@ -171,7 +171,7 @@ def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequen
     free = set(table.loc[unassigned, "label"]) - set(known.index)
     ranked = rank_by_hash(free, salt="test")
     count = round(test_fraction * len(ranked))
-    count += count == 1 and len(ranked) > 3  # with a single test class, nothing can be wrong
+    count += count == 1 and len(ranked) > 3  # a single test class makes any score 100
     chosen = set(ranked[:count]) if test_classes is None else set(test_classes)
     if chosen - free:
         raise InputError(f"{min(chosen - free)!r} is not a class of the data, or has a split", field="test_classes")
@@ -207,7 +207,7 @@ def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validati
     names = pd.Series([os.path.relpath(path, root) for path in table["path"]], table.index)
     places = names.map({name: place for place, name in enumerate(rank_by_hash(names, salt="image"))})
     held_out = {"test": (test_fraction, free)}
-    if not (table["split"] == "validation").any():
+    if not ((table["split"] == "validation") & (table["label"] != "")).any():
         held_out["validation"] = (validation_fraction, pd.Series(True, table.index))
     for split, (fraction, candidates) in held_out.items():
         training = table["label"][table["split"] == "train"]
@@ -224,9 +224,12 @@ def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def evaluation_images(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the images to evaluate a split on; where it shares classes with training, they search among those."""
+    """Return the images to evaluate a split on: none if there are only distractors.
+
+    Images of a split that shares classes with training search among the training images, without distractors.
+    """
     images, training = select_split(table, split), select_split(table, "train")
-    if not images["label"].isin(training["label"]).any():
-        return images
-    roles = np.where(images["label"] == "", "gallery", "query")  # a distractor is no query
-    return pd.concat([images.assign(role=roles), training.assign(role="gallery")], ignore_index=True)
+    labeled = images[images["label"] != ""]
+    if labeled.empty or not labeled["label"].isin(training["label"]).any():
+        return labeled if labeled.empty else images
+    return pd.concat([labeled.assign(role="query"), training.assign(role="gallery")], ignore_index=True)

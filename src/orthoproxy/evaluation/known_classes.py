@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from orthoproxy.data.table import class_numbers
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate, mean_estimate
 from orthoproxy.evaluation.evaluate import Evaluation, Scoring, build_retrieval, for_all_queries
 from orthoproxy.evaluation.no_match import calibrate_no_match
@@ -54,7 +55,7 @@ def add_vote(
         answered = (matching.other[queries] >= threshold).astype(np.float64)
         return mean_estimate(answered, matching.classes[queries], scoring.bootstrap_samples)
 
-    classes = sorted(set(table["label"]))
+    classes = class_numbers(table)[1]
     wrong = [(label, int(x)) for label, x in zip(truth, answers[0], strict=True) if x not in (-1, label)]
     confusions = sorted((-n, classes[label], classes[answer]) for (label, answer), n in Counter(wrong).items())
     confusions = [(label, answer, -n) for n, label, answer in confusions[:MAX_CONFUSIONS]]

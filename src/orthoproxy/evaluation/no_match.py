@@ -112,7 +112,7 @@ class NoMatchCalibration:
 def calibrate_no_match(
     embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring
 ) -> NoMatchCalibration | None:
-    """Compare images of unseen classes with each other, in one pass over the pairs.
+    """Compare images that were not trained on with each other, in one pass over the pairs.
 
     Parameters
     ----------

@@ -109,7 +109,7 @@ def read_splits(config: Config) -> pd.DataFrame:
         if is_first_of_machine():  # on every machine, as icons are rendered on the way
             table = split_table(config)
             if config.evaluation.exclude_duplicates:
-                evaluated = table["split"] != "train"
+                evaluated = (table["split"] != "train") | (config.data.split_by == "image")
                 copies = pd.Series(find_copies(table[evaluated], config.data.workers), table.index[evaluated])
                 table["copies"] = copies.reindex(table.index, fill_value=-1)
     table = broadcast_object(table)
@@ -187,7 +187,7 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
 
 def warn_about_table(table: pd.DataFrame, data: DataConfig) -> None:
     """Print which folders are splits; warn about labels that look the same and groups that exclude nothing."""
-    if data.name == "folder" and (folders := split_folders(Path(data.root or ""))):
+    if data.name == "folder" and (folders := split_folders(Path(data.root or ""), data.ignore)):
         print(f"{data.root}: the folders {', '.join(sorted(folders))} are splits, not classes", file=sys.stderr)
     seen: dict[str, str] = {}
     labels = sorted(set(table["label"]))

@@ -88,7 +88,8 @@ def load_diagnosis_input(
         classes = class_numbers(select_split(table, "validation"))[1]
         split = "validation" if len(classes) >= FEW_CLASSES else "test"
     unseen = select_split(table, split)
-    if split == "validation" and unseen.empty:
+    unseen_classes = class_numbers(unseen)[1]
+    if split == "validation" and not unseen_classes:
         raise InputError("no validation classes", field="split", path=run.folder, hint="choose test")
     training = _select_classes(select_split(table, "train"), max_images)
     unknown = set(training["label"]) - set(model.classes)
@@ -103,7 +104,7 @@ def load_diagnosis_input(
     return DiagnosisInput(
         name=name,
         training=embed(training, "training images"),
-        unseen=embed(unseen, "unseen classes") if len(unseen) else None,
+        unseen=embed(unseen, "unseen classes") if unseen_classes else None,
         unseen_split=split,
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,

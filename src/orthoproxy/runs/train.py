@@ -44,7 +44,7 @@ EMBED_BATCH_SIZE = 128  # images embedded at a time
 
 
 def train(config: Config, out: str | Path | None = None, resume: bool = False, evaluate: bool = True) -> RunFolder:
-    """Train, evaluate on unseen classes beside the untrained encoder, and write the run folder.
+    """Train, evaluate on test images beside the untrained encoder, and write the run folder.
 
     Under torchrun, each process calls this; the main process writes and prints.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, 
 from orthoproxy.data.images import readable_suffixes
 from orthoproxy.data.sources.cars import cars_table
 from orthoproxy.data.sources.cub import cub_table
-from orthoproxy.data.sources.folder import is_ignored
+from orthoproxy.data.sources.folder import is_left_out
 
 # Images and classes of each part in the retrieval protocol, as published
 PUBLISHED = {
@@ -58,14 +58,18 @@ class CopyCheck:
 
 
 def verify_images(
-    name: str, table: pd.DataFrame, scan: pd.DataFrame | None = None, root: Path | None = None
+    name: str,
+    table: pd.DataFrame,
+    scan: pd.DataFrame | None = None,
+    root: Path | None = None,
+    ignore: Sequence[str] = (),
 ) -> list[CopyCheck]:
     """Verify a copy of a dataset; checks fail if counts differ, files are missing, or images are unreadable.
 
     `scan` is from `scan_images` with hashes; None to check lists and file names only. `root` is the folder given, if
-    the classes are its sub-folders.
+    the classes are its sub-folders; `ignore` is as in `folder_table`.
     """
-    checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root)]
+    checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root, ignore)]
     if scan is not None:
         checks += [_check_readable(table, scan), *_check_sizes(name, table, scan, root)]
         checks += _check_duplicates(table, scan)
@@ -98,7 +102,7 @@ def _check_missing(table: pd.DataFrame) -> CopyCheck:
     return _check("missing files", missing, f"{len(missing):,} {listed}", "failed", ok=f"none {listed}")
 
 
-def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCheck:
+def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None, ignore: Sequence[str]) -> CopyCheck:
     """Find images that are not listed, except hidden ones and those of the system."""
     listed = {Path(os.path.normpath(split_box(path)[0])) for path in table["path"]}
     pattern = "*" if name == "csv" else "**/*"  # images of a list may be anywhere on a disk
@@ -109,11 +113,15 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None) -> CopyCh
             for path in folder.glob(pattern)
             if path.suffix.lower() in readable_suffixes()
             and path not in listed
-            and not any(map(is_ignored, path.relative_to(folder).parts))
+            and not any(is_left_out(place.name, str(place), ignore) for place in _above(path.relative_to(folder)))
             and path.is_file()
         }
     )
     return _check("unlisted images", unlisted, f"{len(unlisted):,} images are not listed, and not used")
+
+
+def _above(path: Path) -> list[Path]:
+    return [path, *path.parents[:-1]]
 
 
 def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[Path]:

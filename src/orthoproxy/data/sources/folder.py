@@ -107,7 +107,7 @@ def labelled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = Fa
             place, suffix = inside + entry.name, Path(entry.name).suffix.lower()
             split, folders = splits.get(place.split("/")[0], ""), inside.split("/")[:-1]
             label = next(iter(folders[bool(split) :]), "")
-            if _is_left_out(entry.name, place, ignore):
+            if is_left_out(entry.name, place, ignore):
                 continue
             if is_folder and not (label and entry.is_symlink()):
                 pending.append((folder / entry.name, f"{place}/"))
@@ -131,10 +131,11 @@ def sub_folders(root: Path, ignore: Sequence[str] = (), inside: str = "") -> set
     """Return the names of the folders directly in one or in the folder `inside` of it; none if it does not exist."""
     folder = root / inside
     names = [entry.name for entry, is_folder, _ in _list_folder(folder) if is_folder] if folder.is_dir() else []
-    return {name for name in names if not _is_left_out(name, inside + name, ignore) and name == escape(name)}
+    return {name for name in names if not is_left_out(name, inside + name, ignore) and name == escape(name)}
 
 
-def _is_left_out(name: str, place: str, ignore: Sequence[str]) -> bool:
+def is_left_out(name: str, place: str, ignore: Sequence[str]) -> bool:
+    """Whether a file or folder is ignored, or its path relative to the images' folder matches a pattern."""
     return is_ignored(name) or (bool(ignore) and _matcher(*ignore).match(place) is not None)
 
 
