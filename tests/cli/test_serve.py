@@ -1,6 +1,5 @@
 """orthoproxy serve, as it is started: an address, answers, Ctrl-C; and what it refuses."""
 
-import gc
 import http.client
 import json
 import os
@@ -15,7 +14,6 @@ import pytest
 from command_line import input_error
 from serving import TOKEN, make_catalog, make_images, make_model
 
-from orthoproxy.cli.main import main
 from orthoproxy.server.serve import name_catalogs
 
 
@@ -61,23 +59,6 @@ def test_it_serves_until_it_is_stopped(folder: Path, request: pytest.FixtureRequ
     process.send_signal(stop)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "", "")
-
-
-@pytest.mark.timeout(180)  # it would serve
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_that_a_callback_swallows_ends_the_start(folder: Path, number: signal.Signals, code: int) -> None:
-    def interrupt(phase: str, info: dict) -> None:
-        gc.callbacks.remove(interrupt)
-        signal.raise_signal(number)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
-    gc.callbacks.append(interrupt)
-    try:
-        assert main(["serve", str(folder / "squares"), "--port", "0"]) == code
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert interrupt not in gc.callbacks
 
 
 @pytest.mark.parametrize(("arguments", "field"), [

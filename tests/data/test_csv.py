@@ -64,7 +64,10 @@ def test_an_unusable_list_is_an_error_that_names_it(content: str | bytes, tmp_pa
 def test_paths_stay_inside_the_root_unless_the_list_is_trusted(name: str, tmp_path: Path) -> None:
     path, root = write(tmp_path, f"path,label\na.png,cat\n{name},cat\n"), Path("/data")
     assert f"line 3 lists {name!r}" in error_of(csv_table, path, root).problem
-    assert csv_table(path, root, allow_paths_outside_root=True)["path"].tolist() == ["/data/a.png", os.path.normpath(root / name)]
+    assert csv_table(path, root, allow_paths_outside_root=True)["path"].tolist() == [
+        "/data/a.png",
+        os.path.normpath(root / name),
+    ]
 
 
 def test_what_was_checked_is_what_is_read(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_batches_by_category(sizes: list[int], classes_a_batch: int, seed: int) 
     for rank in range(3):
         parts[rank].set_position(3)
     if 2 * len(category) >= 3 and classes_a_batch >= 2:  # each process has an image
-        assert [sum(batch, []) for batch in zip(*parts, strict=True)] == batches
+        assert [[row for part in batch for row in part] for batch in zip(*parts, strict=True)] == batches
 
 
 def test_small_categories_stay_together_and_every_category_gets_its_share() -> None:

@@ -109,7 +109,16 @@ def test_test_classes_are_named_instead_of_drawn():
 
 
 def test_an_image_has_one_row_however_many_name_it() -> None:
-    paths = ["x/a.png", "b.png", "./x//a.png", "x/../b.png", "c.png", "b.png", "a.jpg#xywh=1,2,3,4", "a.jpg#xywh=5,6,7,8"]
+    paths = [
+        "x/a.png",
+        "b.png",
+        "./x//a.png",
+        "x/../b.png",
+        "c.png",
+        "b.png",
+        "a.jpg#xywh=1,2,3,4",
+        "a.jpg#xywh=5,6,7,8",
+    ]
     roles = ["query", "both", "gallery", "query", "gallery", "gallery", "query", "query"]
     table = make_table(paths, ["x"] * 8, role=roles)
     assert table.path.tolist() == ["x/a.png", "b.png", "c.png", *paths[6:]]

@@ -118,7 +118,8 @@ def test_of_a_strip_only_what_the_crop_keeps_is_resized(shape: tuple[int, int], 
 @pytest.mark.parametrize("shape", [(400_000, 1), (1, 400_000)])
 def test_a_strip_takes_little_memory(shape: tuple[int, int]) -> None:
     def work(transform: Callable) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, [int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 10**8] * 2)
+        limit = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 10**8
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         pixels = transform(Image.new("RGB", shape, (10, 20, 30)))
         os._exit(0 if pixels.float().mean(dim=(1, 2)).tolist() == [10, 20, 30] else 1)
 

@@ -70,9 +70,10 @@ def read_images(options: Any, **outputs: str | None) -> Collection:
     """Return the images that the options of `add_collection` name; raises InputError for outputs among them."""
     from orthoproxy.data import read_collection
     from orthoproxy.data.sources.collection import make_collection
+    from orthoproxy.data.sources.packed import SUFFIXES
     from orthoproxy.data.table import select_split
     from orthoproxy.runs.config import Config, DataConfig
-    from orthoproxy.runs.dataset import read_table, require_outside
+    from orthoproxy.runs.dataset import read_table, require_outside, unpack_images
 
     if options.images not in DATASETS and Path(options.images).is_dir():
         require_outside(DataConfig(name="folder", root=options.images), **outputs)
@@ -80,10 +81,12 @@ def read_images(options: Any, **outputs: str | None) -> Collection:
     root = Path(overrides["data.root"]) if "data.root" in overrides else None
     # make_collection rejects what lies outside the root
     data = Config().with_overrides(overrides | {"data.allow_paths_outside_root": True}).with_absolute_paths().data
+    if data.name in SUFFIXES and not options.split:
+        return read_collection(unpack_images(data))
     if options.images not in DATASETS and not options.split:
         return read_collection(Path(options.images), root, data.ignore)
     table = read_table(data)
-    root = None if data.name == "icons" else Path(data.root or Path(data.csv or "").parent)
+    root = None if data.name in ("icons", *SUFFIXES) else Path(data.root or Path(data.csv or "").parent)
     collection = make_collection(table, root)
     if options.split is None:
         return collection

@@ -76,7 +76,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_images(self, required: bool = False) -> None:
         """Add the positional IMAGES, which `config_overrides` reads."""
-        text = f"A folder (labels are the names of its subfolders), a CSV file, or a dataset: {', '.join(DATASETS)}."
+        text = "A folder (labels are the names of its subfolders), a CSV or Parquet file, a WebDataset tar, or a "
+        text += f"dataset: {', '.join(DATASETS)}."
         self.add_argument("images", metavar="IMAGES", nargs=None if required else "?", help=text)
         text = "Leave out files and folders of the folder IMAGES, such as '*/drafts'; may be repeated."
         self.add_argument("--ignore", action="append", metavar="PATTERN", help=text)
@@ -176,6 +177,9 @@ def config_overrides(options: argparse.Namespace) -> dict[str, Any]:
         return values
     if images in DATASETS:
         return {"data.name": images} | values
+    packed = {".parquet": "parquet", ".tar": "webdataset"}.get(Path(images).suffix)
+    if packed and not Path(images).is_dir():
+        return {"data.name": packed, "data.root": images} | values
     if images.endswith(".csv") or Path(images).is_file():
         return {"data.name": "csv", "data.csv": images} | values
     return {"data.name": "folder", "data.root": images} | values

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from orthoproxy.cli.index import CATALOG
@@ -26,32 +22,7 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
-    with _keeping_interrupts() as raise_lost:
-        from orthoproxy.server.serve import serve
+    from orthoproxy.server.serve import serve
 
-        arguments = vars(options) | {"token": options.token or os.environ.get("ORTHOPROXY_TOKEN") or None}
-        serve(**arguments, before_start=raise_lost)
-
-
-@contextmanager
-def _keeping_interrupts() -> Iterator[Callable[[], None]]:
-    """Yield a function that repeats a Ctrl-C or SIGTERM whose exception a library swallowed while it was imported."""
-    received: list[int] = []
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {int(number): handler for number, handler in found.items() if callable(handler)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        handlers[number](number, frame)
-
-    def raise_lost() -> None:
-        if received:
-            handlers[received[0]](received[0], None)
-
-    for number in handlers:
-        signal.signal(number, handle)
-    try:
-        yield raise_lost
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    arguments = vars(options) | {"token": options.token or os.environ.get("ORTHOPROXY_TOKEN") or None}
+    serve(**arguments)

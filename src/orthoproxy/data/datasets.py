@@ -19,6 +19,7 @@ from orthoproxy.data.images import read_image, read_pixels, to_rgb
 from orthoproxy.data.samplers import SampleSeed
 from orthoproxy.data.transforms import Augmentation, Transform
 
+
 class TrainingImages(Dataset):
     """Augmented images: maps (row, seed), as drawn by `BatchSampler`, to (pixels, class number).
 
@@ -97,8 +98,8 @@ class TrainingFeatures(Dataset):
 class EvaluationImages(Dataset):
     """Images in a fixed transform, in the order given: maps a row to pixels.
 
-    `images` are files, PIL images of any mode, or arrays of RGB pixels. An image that cannot be read is returned as its `InputError`, which
-    `iterate_batches` raises.
+    `images` are files, PIL images of any mode, or arrays of RGB pixels. An image that cannot be read is returned as its
+    `InputError`, which `iterate_batches` raises.
     """
 
     def __init__(self, images: Sequence[Any] | np.ndarray, transform: Transform) -> None:

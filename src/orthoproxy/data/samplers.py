@@ -23,8 +23,8 @@ class BatchSampler(Sampler[list[SampleSeed]]):
     batches are smaller.
 
     With `categories`, the classes of a balanced batch are of one category, again in turn; a category has batches in
-    proportion to its classes. Categories with fewer classes than a batch share batches, where classes of a category stay
-    together; if all of them are too few for a batch, the smallest of the other categories joins them.
+    proportion to its classes. Categories with fewer classes than a batch share batches, where classes of a category
+    stay together; if all of them are too few for a batch, the smallest of the other categories joins them.
 
     With several processes, each takes its slice of every batch, so images and views of a batch do not depend on the
     number of processes. A process whose slice is empty takes the first image, since a network needs at least one;

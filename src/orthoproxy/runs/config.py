@@ -67,10 +67,12 @@ class AugmentationConfig(Section):
 class DataConfig(Section):
     """Dataset, splits and image loading."""
 
-    name: Literal["icons", "folder", "csv", "cub", "cars", "sop", "inshop"] = "icons"
-    """icons (rendered from fonts), folder (one subfolder per class), csv (columns path,label,...), or a benchmark."""
+    name: Literal["icons", "folder", "csv", "parquet", "webdataset", "cub", "cars", "sop", "inshop"] = "icons"
+    """icons (rendered from fonts), folder (one subfolder per class), csv (columns path,label,...), parquet or
+    webdataset (images packed into larger files), or a benchmark."""
     root: str | None = None
-    """Image folder; for icons, where to render them (default: the user cache)."""
+    """Image folder; for parquet and webdataset, a file or a folder of such files, unpacked into the user cache; for
+    icons, where to render them (default: the user cache)."""
     csv: str | None = None
     """The CSV file, if data.name is csv."""
     allow_paths_outside_root: bool = False

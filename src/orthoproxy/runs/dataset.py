@@ -36,6 +36,7 @@ from orthoproxy.data import (
 from orthoproxy.data.audit.duplicates import duplicates_across_splits, find_copies
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.sources.folder import split_folders
+from orthoproxy.data.sources.packed import SUFFIXES, unpack
 from orthoproxy.data.table import class_numbers, evaluation_images, select_split, split_images
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
@@ -78,11 +79,18 @@ def read_table(data: DataConfig) -> pd.DataFrame:
             return icons_table(root or user_cache() / "icons")
         if data.name == "csv":
             return csv_table(Path(data.csv or ""), root, data.allow_paths_outside_root)
+        if data.name in SUFFIXES:
+            return csv_table(unpack_images(data))
         if data.name == "folder":
             return folder_table(root or Path(), allow_empty=False, ignore=data.ignore)
         if data.name in with_boxes:
             return with_boxes[data.name](root or Path(), data.boxes)
         return {"sop": sop_table, "inshop": inshop_table}[data.name](root or Path())
+
+
+def unpack_images(data: DataConfig) -> Path:
+    """Unpack Parquet files or WebDataset tars into the user cache; return the CSV file of their images."""
+    return unpack(Path(data.root or ""), data.name, user_cache() / "unpacked")
 
 
 def split_table(config: Config) -> pd.DataFrame:
@@ -93,6 +101,7 @@ def split_table(config: Config) -> pd.DataFrame:
         validation = data.validation_fraction if config.checkpoint_selection.split == "validation" else 0.0
         if data.split_by == "image":
             root = data.root or (Path(data.csv).parent if data.csv else user_cache() / "icons")
+            root = Path(table["path"][0]).parent if data.name in SUFFIXES else root
             table = split_images(table, Path(root), data.test_fraction, validation)
         else:
             table = assign_split(table, data.test_fraction, data.test_classes)

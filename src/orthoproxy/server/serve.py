@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -34,9 +34,8 @@ def serve(
     models: Sequence[str] = (),
     upload_megabytes: float = 20.0,
     megapixels: float = 50.0,
-    before_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve catalogs over HTTP, with a search page, until Ctrl-C; `before_start` is called when all is loaded."""
+    """Serve catalogs over HTTP, with a search page, until Ctrl-C."""
     check_token(host, token)
     for name, value in (("upload_megabytes", upload_megabytes), ("megapixels", megapixels)):
         if not 1e-6 <= value < math.inf:
@@ -59,7 +58,6 @@ def serve(
             limit_concurrency=service.limits.connections,
             timeout_graceful_shutdown=3,
         )
-        before_start()
         shown = host.strip("[]") if is_loopback(host) else socket.gethostname()
         port = listening.getsockname()[1]
         print(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/  (Ctrl-C to stop)", flush=True)

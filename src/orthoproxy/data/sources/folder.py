@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from orthoproxy.core.errors import InputError
-from orthoproxy.core.errors import escape
+from orthoproxy.core.errors import InputError, escape
 from orthoproxy.core.progress import note_once
 from orthoproxy.data.images import readable_suffixes
 from orthoproxy.data.table import make_table

@@ -1,0 +1,104 @@
+"""Images packed into Parquet files or WebDataset tars: unpacked once into a folder with a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.data.images import MAX_FILE_SIZE, readable_suffixes
+
+FIELDS = ("label", "split", "role", "group", "category", "left", "top", "right", "bottom")
+SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}
+
+
+def unpack(source: Path, kind: str, cache: Path) -> Path:
+    """Write the images of a file, or of all files of its kind in a folder, below `cache`; return their CSV file.
+
+    Parquet files have a column ``image``, the content of an image file or a structure with such ``bytes``, and columns
+    as in a CSV file. In WebDataset tars, an image ``x.jpg`` has its label in ``x.cls``, or such columns in ``x.json``.
+    Files that were unpacked before and have not changed since are not read again. Raises InputError for damaged files.
+    """
+    files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIXES[kind]}"))
+    if not files:
+        raise InputError(f"no {SUFFIXES[kind]} files", field="root", path=source)
+    versions = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    folder = cache / hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        with os_errors_as_input_errors(cache, "run the command again"):
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as temporary:
+                _write(files, kind, Path(temporary) / folder.name)
+                with suppress(FileExistsError):  # another process was as fast
+                    os.rename(Path(temporary) / folder.name, folder)  # noqa: PTH104 -- all or nothing
+    return folder / "images.csv"
+
+
+def _write(files: list[Path], kind: str, folder: Path) -> None:
+    folder.mkdir()
+    read, rows, fields = {"parquet": _read_parquet, "webdataset": _read_tar}[kind], [], set[str]()
+    for file in files:
+        before = len(rows)
+        try:
+            for content, values in read(file):
+                path = folder / f"{len(rows):08}"
+                path.write_bytes(content)
+                rows.append({"path": path.name, **values})
+                fields |= values.keys()
+        except (ValueError, TypeError, tarfile.TarError, EOFError) as error:  # Arrow's errors are ValueErrors
+            raise InputError(f"image {len(rows) - before + 1}: {error}", field="root", path=file) from error
+    with (folder / "images.csv").open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, ["path", *(name for name in FIELDS if name in fields)])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as parquet:
+        if "image" not in parquet.schema_arrow.names:
+            raise ValueError(f"no column 'image' but {', '.join(parquet.schema_arrow.names)}")
+        present = [name for name in FIELDS if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(batch_size=64, columns=["image", *present]):
+            for row in batch.to_pylist():
+                image = row["image"]
+                content = image.get("bytes") if isinstance(image, dict) else image
+                if not isinstance(content, bytes):
+                    raise ValueError("no image bytes")
+                yield content, {name: row[name] for name in present if row[name] is not None}
+
+
+def _read_tar(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the samples of a tar, whose files lie beside each other and have the same name up to the first dot."""
+    key, content, values = None, None, dict[str, Any]()
+    with tarfile.open(file) as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            if not member.isfile() or not stem:
+                continue
+            if (folder, stem) != key:
+                if content is not None:
+                    yield content, values
+                key, content, values = (folder, stem), None, {}
+            if member.size > MAX_FILE_SIZE:
+                raise ValueError(f"{member.name} has {member.size} bytes")
+            data = tar.extractfile(member)
+            assert data is not None  # a file
+            if f".{suffix.lower()}" in readable_suffixes():
+                content = data.read()
+            elif suffix == "cls":
+                values["label"] = data.read().decode().strip()
+            elif suffix == "json":
+                values |= {name: value for name, value in json.loads(data.read()).items() if name in FIELDS}
+        if content is not None:
+            yield content, values

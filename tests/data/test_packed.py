@@ -1,0 +1,108 @@
+"""Images in Parquet files and WebDataset tars are those of the files that were packed."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_line import input_error, json_of
+from errors import error_of
+from PIL import Image
+
+from orthoproxy.data import csv_table
+from orthoproxy.data.sources.packed import unpack
+from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.models import Encoder
+
+SPLITS = ["train", "train", "test", "test", "test", "test"]
+LABELS = ["auk", "gull", "tern", "tern", "wren", "wren"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "files" / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(6)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, size=(40, 48, 3)).astype(np.uint8)).save(path)
+    return paths
+
+
+def write_parquet(files: list[Path], out: Path, structure: bool = True) -> Path:
+    images = [{"bytes": x.read_bytes(), "path": x.name} if structure else x.read_bytes() for x in files]
+    columns = {"image": images, "label": LABELS, "split": SPLITS, "left": [1, *[None] * 5], "top": [2, *[None] * 5]}
+    columns |= {"right": [31, *[None] * 5], "bottom": [22, *[None] * 5], "views": range(6)}
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), out, row_group_size=2)
+    return out
+
+
+def write_tar(files: list[Path], out: Path) -> Path:
+    with tarfile.open(out, "w") as tar:
+        for number, (file, label, split) in enumerate(zip(files, LABELS, SPLITS, strict=True)):
+            texts = (
+                {"json": json.dumps({"label": label, "split": split, "views": 1})} if number else {"cls": f"{label}\n"}
+            )
+            for suffix, content in {file.suffix[1:].upper(): file.read_bytes(), **texts}.items():
+                member = tarfile.TarInfo(f"../{number}.{suffix}")  # its name is never a path
+                data = content.encode() if isinstance(content, str) else content
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return out
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet of bytes", "webdataset"])
+def test_images_and_columns_are_those_that_were_packed(kind: str, files: list[Path], tmp_path: Path) -> None:
+    name, cache = kind.partition(" ")[0], tmp_path / "cache"
+    if name == "parquet":
+        packed = write_parquet(files, tmp_path / "x.parquet", structure="bytes" not in kind)
+    else:
+        packed = write_tar(files, tmp_path / "x.tar")
+    listed = unpack(packed, name, cache)
+    table = csv_table(listed)
+    assert table["label"].tolist() == LABELS
+    assert table["split"].tolist() == (["", *SPLITS[1:]] if name == "webdataset" else SPLITS)
+    boxes = [path.partition("#")[2] for path in table["path"]]
+    assert boxes == ["xywh=1,2,30,20" * (name == "parquet"), *[""] * 5]
+    found = [Path(path.partition("#")[0]) for path in table["path"]]
+    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in files]
+    before = found[0].stat().st_mtime_ns
+    assert unpack(packed, name, cache) == listed and found[0].stat().st_mtime_ns == before
+    assert unpack(tmp_path, name, cache) == listed  # the only one in this folder
+    os.utime(packed, ns=(1, 1))
+    assert unpack(packed, name, cache) != listed
+
+
+def test_a_damaged_file_is_named_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:
+    whole, cache = write_parquet(files, tmp_path / "x.parquet"), tmp_path / "cache"
+    (cut := tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-100])
+    pq.write_table(pa.table({"picture": [b""]}), nameless := tmp_path / "nameless.parquet")
+    pq.write_table(pa.table({"image": ["text"]}), text := tmp_path / "text.parquet")
+    (torn := tmp_path / "torn.tar").write_bytes(write_tar(files, tmp_path / "x.tar").read_bytes()[:2000])
+    for path, kind in ((cut, "parquet"), (nameless, "parquet"), (text, "parquet"), (torn, "webdataset")):
+        error = error_of(unpack, path, kind, cache)
+        assert (error.field, error.path) == ("root", path)
+    assert error_of(unpack, tmp_path / "files", "parquet", cache).path == tmp_path / "files"
+    assert list(cache.iterdir()) == []
+
+
+def test_commands_score_and_embed_them_as_files(files, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(model := tmp_path / "model")
+    tar = write_tar(files, tmp_path / "x.tar")
+    listed = pd.DataFrame({"path": map(str, files), "label": LABELS, "split": ["", *SPLITS[1:]]})
+    listed.to_csv(tmp_path / "files" / "x.csv", index=False)
+    scores, found = (json_of(["evaluate", model, x, "--workers", 0]) for x in (tmp_path / "files" / "x.csv", tar))
+    assert found["queries"] == 4 and found["model"] == scores["model"]
+    parquet = write_parquet(files, tmp_path / "x.parquet")
+    json_of(["embed", model, parquet, "--out", tmp_path / "out", "--workers", 0])
+    embedded = pd.read_parquet(tmp_path / "out")
+    expected = Embedder.load(model).embed([f"{files[0]}#xywh=1,2,30,20", *map(str, files[1:])])
+    assert np.allclose(np.stack(embedded["embedding"]), expected, atol=1e-6) and embedded["label"].tolist() == LABELS
+    error = input_error(["evaluate", model, tmp_path / "nowhere.parquet", "--workers", 0])
+    assert error.field == "data.root"
