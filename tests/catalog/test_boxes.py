@@ -54,7 +54,7 @@ def test_the_commands_index_boxes_and_search_by_one(tiny_encoder: Encoder, root:
     place = root / "catalog"
     assert main(["index", str(place), str(root / "list.csv"), "--model", str(root / "model"), "--workers", "0"]) == 0
     hit = json_of(["search", place, root / NAMES[0], "-k", 1])[0]["results"][0]
-    assert (hit["path"], hit["box"], hit["label"]) == (str(root / "shelf.png"), [0, 0, 20, 20], "tea")
+    assert (hit["path"], hit["box"], hit["label"]) == (str(root / "shelf.png"), "0,0,20,20", "tea")
     assert str(root / NAMES[0]) in capsys.readouterr().out
     for bad in ("1.5,0,20,20", "50,30,40,40"):
         assert main(["search", str(place), f"{root / 'shelf.png'}#xywh={bad}"]) == 2

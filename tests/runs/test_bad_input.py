@@ -223,9 +223,11 @@ def test_no_command_writes_among_the_images(command: str, field: str, finished: 
     assert len(list(images.iterdir())) == 10 and files(finished) == before
 
 
-@pytest.mark.parametrize(("fraction", "split"), [(0.1, "test"), (0.9, "train")])
-def test_one_class_is_neither_trained_on_nor_evaluated(fraction: float, split: str, arguments, tmp_path) -> None:
-    error = input_error(arguments(tmp_path / "run", "--data.test_fraction", fraction))
+@pytest.mark.parametrize(("option", "split"), [
+    (["--data.test_classes", "[class 1]"], "test"), (["--data.test_fraction", 0.9], "train"),
+])  # fmt: skip
+def test_one_class_is_neither_trained_on_nor_evaluated(option: list, split: str, arguments, tmp_path) -> None:
+    error = input_error(arguments(tmp_path / "run", *option))
     assert error.field == "data.test_fraction" and f"one {split} class" in error.problem
     assert not (tmp_path / "run").exists()
 
