@@ -4,7 +4,9 @@ import io
 import json
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pandas as pd
@@ -76,6 +78,18 @@ def test_images_and_columns_are_those_that_were_packed(kind: str, files: list[Pa
     assert unpack(tmp_path, name, cache) == listed  # the only one in this folder
     os.utime(packed, ns=(1, 1))
     assert unpack(packed, name, cache) != listed
+
+
+def test_several_processes_may_unpack_at_once(files: list[Path], tmp_path: Path) -> None:
+    packed, cache, start = write_tar(files, tmp_path / "x.tar"), tmp_path / "cache", Barrier(4)
+
+    def work(_: int) -> Path:
+        start.wait()
+        return unpack(packed, "webdataset", cache)
+
+    with ThreadPoolExecutor(4) as threads:
+        (listed,) = set(threads.map(work, range(4)))
+    assert [entry.name for entry in cache.iterdir()] == [listed.parent.name] and len(csv_table(listed)) == 6
 
 
 def test_a_damaged_file_is_named_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -92,7 +93,7 @@ def _main(arguments: list[str]) -> int:
 def _require_utf8(arguments: list[str]) -> None:
     """Raise InputError for a name of other bytes: catalogs, Parquet files and configurations cannot hold it."""
     with suppress(FileNotFoundError):  # a working directory that was deleted
-        for name in (*arguments, os.getcwd()):  # noqa: PTH109
+        for name in (*arguments, str(Path.cwd())):
             if name != escape(name):
                 raise InputError("the name is not UTF-8", path=escape(name), hint="rename it, for example with convmv")
 

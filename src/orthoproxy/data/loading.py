@@ -47,7 +47,7 @@ def loader_options(
     """
     options: dict[str, Any] = {"num_workers": workers, "collate_fn": partial(_collate_or_error, collate_fn)}
     if workers and getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)  # a worker that runs its script again, which has no main guard: the main process says so
+        sys.exit(1)  # the script has no main guard, so this worker runs it again; `_find_cause` explains it
     if workers:
         options |= {"timeout": read_timeout(), "worker_init_fn": _CurrentFiles(workers)}
     return {**options, "persistent_workers": persistent_workers and workers > 0}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +35,11 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
                 _write(files, kind, Path(temporary) / folder.name)
-                with suppress(FileExistsError):  # another process was as fast
-                    os.rename(Path(temporary) / folder.name, folder)  # noqa: PTH104 -- all or nothing
+                try:
+                    (Path(temporary) / folder.name).rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # where it is, another process was as fast
+                        raise
     return folder / "images.csv"
 
 
