@@ -27,7 +27,8 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
     """
     files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIXES[kind]}"))
     if not files:
-        raise InputError(f"no {SUFFIXES[kind]} files", field="root", path=source)
+        problem = f"no {SUFFIXES[kind]} files" if source.is_dir() else "no such file or folder"
+        raise InputError(problem, field="root", path=source)
     versions = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = cache / hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
     if not folder.is_dir():
