@@ -107,6 +107,22 @@ def test_bfloat16_trains_float32_weights(tmp_path, tiny_encoder, image_folder):
     assert all(torch.tensor(record["loss"]).isfinite() for record in job.records)
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", False)])
+def test_bfloat16_on_a_cpu_avoids_the_fused_attention_in_training_only(
+    tmp_path, tiny_encoder, image_folder, precision, fused
+):
+    job = make_job(tmp_path, tiny_encoder, image_folder, precision=precision)
+    with torch.profiler.profile() as training:
+        job.fit()
+    with torch.profiler.profile() as evaluation:
+        job.encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    used = [
+        "aten::scaled_dot_product_attention" in {event.key for event in p.key_averages()}
+        for p in (training, evaluation)
+    ]
+    assert used == [fused, True]
+
+
 def test_clipping_bounds_the_gradient(job):
     seen = []
     job.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(gradient(optimizer)))

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -170,14 +170,29 @@ class _Forward:
         self.trained = trained
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self.module is not None:
-            return self.module(images)
-        with self.fabric.autocast():
-            return self.encoder(images)
+        bfloat16_on_cpu = self.fabric.device.type == "cpu" and self.fabric._precision.precision == "bf16-mixed"
+        with _unfused_attention(self.encoder) if bfloat16_on_cpu else nullcontext():
+            if self.module is not None:
+                return self.module(images)
+            with self.fabric.autocast():
+                return self.encoder(images)
 
     def sync_gradients(self, enabled: bool) -> AbstractContextManager[None]:
         """Average gradients over the processes, or leave that to a later batch of the step."""
         return nullcontext() if self.module is None else self.fabric.no_backward_sync(self.module, not enabled)
+
+
+@contextmanager
+def _unfused_attention(encoder: Encoder) -> Iterator[None]:
+    """Compute attention as matrix products: PyTorch's fused kernel has a slow backward pass in bfloat16 on CPUs."""
+    fused = [module for module in encoder.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 def _forward_backward(forward: _Forward, job: Job, batches: list[Batch], index: int) -> dict[str, Tensor]:
