@@ -107,7 +107,7 @@ class SamplerConfig(Section):
     """Composition of training batches."""
 
     batch_size: PositiveInt = 128
-    """Images per batch, over all processes."""
+    """Images per batch, over all processes; see training.gradient_accumulation_steps."""
     images_per_class: PositiveInt | None = None
     """Images of each class in a batch; null for shuffled batches."""
     by_category: bool = False
@@ -230,7 +230,8 @@ class TrainingConfig(Section):
     epochs: PositiveInt = 10
     """Passes over the training images."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Batches whose gradients are averaged into one optimizer step."""
+    """Batches of sampler.batch_size in an optimizer step. The loss is that of all their images together, so only memory
+    differs from a larger batch_size; a third more computation."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed where the hardware supports it natively, else 32-true."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -122,7 +122,8 @@ def make_sampler(config: Config, labels: np.ndarray, categories: pd.Series) -> B
     """Return the sampler of this process's part of each batch."""
     sampler, part = config.sampler, (config.training.seed, process_index(), process_count())
     by = categories.tolist() if sampler.by_category else None
-    return BatchSampler(labels, sampler.batch_size, sampler.images_per_class, *part, categories=by)
+    batch_size = sampler.batch_size * config.training.gradient_accumulation_steps
+    return BatchSampler(labels, batch_size, sampler.images_per_class, *part, categories=by)
 
 
 def make_loader(
@@ -217,10 +218,9 @@ def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Ob
             raise named from error
 
 
-def make_fit_options(config: Config, batches_per_epoch: int) -> FitOptions:
+def make_fit_options(config: Config, steps_per_epoch: int) -> FitOptions:
     """Convert epochs to steps."""
     training, optimizer = config.training, config.optimizer
-    steps_per_epoch = -(-batches_per_epoch // training.gradient_accumulation_steps)
 
     def factor(step: int) -> float:
         return lr_factor(

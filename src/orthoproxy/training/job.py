@@ -29,7 +29,9 @@ class FitOptions:
     epochs
         Passes over the training images.
     gradient_accumulation_steps
-        Batches whose gradients are averaged into one optimizer step.
+        Parts in which a batch is embedded, twice each, to hold the activations of one part only. Loss and gradients are
+        those of the whole batch (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+        2021), except with batch-norm layers in training mode.
     lr_factor
         Maps the step to the factor of the peak learning rates.
     freeze_backbone_steps

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.checkpoint import checkpoint
 
 from orthoproxy.core.distributed import (
     all_gather_rows,
@@ -67,21 +66,20 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
     InputError, WorkerLost
         If images cannot be read, with the run saved.
     """
-    options, sampler, accumulate = job.options, job.sampler, job.options.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(len(sampler) / accumulate)
-    forward, nonfinite = _Forward(job.fabric, job.encoder), NonFiniteStepHandler(job, run)
-    with stop_on_signal() as stop, Progress("train", options.epochs * steps_per_epoch, state.step) as progress:
+    options, sampler = job.options, job.sampler
+    forward, nonfinite = _Forward(job), NonFiniteStepHandler(job, run)
+    with stop_on_signal() as stop, Progress("train", options.epochs * len(sampler), state.step) as progress:
         while state.epoch < options.epochs and not _out_of_patience(state, options):
             job.encoder.train()
             sampler.set_position(state.epoch, state.batch)
             meter = _Meter()
             nonfinite.start_epoch()
-            steps = _grouped(iterate_batches(job.loader), accumulate)
-            while batches := _next_batches(steps, job, state, stop, meter, progress):
+            batches = iterate_batches(job.loader)
+            while (batch := _next_batch(batches, job, state, stop, meter, progress)) is not None:
                 _set_learning_rates(job.optimizer, options, state.step)
                 forward.prepare()
                 nonfinite.save_buffers()
-                losses = [_forward_backward(forward, job, batches, index) for index in range(len(batches))]
+                losses = _forward_backward(forward, job, batch)
                 if job.objective.sharded is None:
                     average_gradients(job.objective.parameters())
                 nonfinite.skip_if_nonfinite(losses, state)
@@ -91,8 +89,8 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 nonfinite.restore_buffers_if_skipped()
 
                 state.step += 1
-                state.batch += len(batches)
-                meter.images += sum(sampler.sizes) * len(batches)
+                state.batch += 1
+                meter.images += sum(sampler.sizes)
                 if state.step % options.log_every_n_steps == 0 or state.batch == len(sampler):
                     skipped = nonfinite.report_skipped(state, progress)
                     if state.step not in skipped:
@@ -121,13 +119,13 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
     return state
 
 
-def _next_batches(
-    steps: Iterator[list[Batch]], job: Job, state: TrainingState, stop: Stop, meter: _Meter, progress: Progress
-) -> list[Batch]:
-    """Return the batches of the next step, none at the end of the epoch; save and raise on a signal or a read error."""
-    batches, error = [], None
+def _next_batch(
+    batches: Iterator[Batch], job: Job, state: TrainingState, stop: Stop, meter: _Meter, progress: Progress
+) -> Batch | None:
+    """Return the next batch, None at the end of the epoch; save and raise on a signal or a read error."""
+    batch, error = None, None
     try:
-        batches = next(steps, [])
+        batch = next(batches, None)
     except Exception as reason:  # any: the weights of the last step are saved first, then it is raised
         error = reason
     if any_process(stop.requested or error is not None):  # the only message between CPUs in a step
@@ -140,7 +138,7 @@ def _next_batches(
                 progress.say(f"saved after step {state.step}; continue with --resume")
                 raise error
         raise Interrupted(state.step, stop.signal)
-    return batches
+    return batch
 
 
 def _set_learning_rates(optimizer: torch.optim.Optimizer, options: FitOptions, step: int) -> None:
@@ -156,8 +154,10 @@ def _set_learning_rates(optimizer: torch.optim.Optimizer, options: FitOptions, s
 class _Forward:
     """The encoder set up by Fabric: precision and, with several processes, DDP."""
 
-    def __init__(self, fabric: Fabric, encoder: Encoder) -> None:
-        self.fabric, self.encoder = fabric, encoder
+    def __init__(self, job: Job) -> None:
+        self.fabric = job.fabric
+        bfloat16_on_cpu = job.fabric.device.type == "cpu" and job.fabric._precision.precision == "bf16-mixed"
+        self.encoder = _EncoderInParts(job.encoder, job.options.gradient_accumulation_steps, not bfloat16_on_cpu)
         self.trained: list[bool] = []
         self.module: Any = None
 
@@ -170,22 +170,34 @@ class _Forward:
         self.trained = trained
 
     def __call__(self, images: Tensor) -> Tensor:
-        bfloat16_on_cpu = self.fabric.device.type == "cpu" and self.fabric._precision.precision == "bf16-mixed"
-        with _unfused_attention(self.encoder) if bfloat16_on_cpu else nullcontext():
-            if self.module is not None:
-                return self.module(images)
-            with self.fabric.autocast():
-                return self.encoder(images)
+        if self.module is not None:
+            return self.module(images)
+        with self.fabric.autocast():
+            return self.encoder(images)
 
-    def sync_gradients(self, enabled: bool) -> AbstractContextManager[None]:
-        """Average gradients over the processes, or leave that to a later batch of the step."""
-        return nullcontext() if self.module is None else self.fabric.no_backward_sync(self.module, not enabled)
+
+class _EncoderInParts(nn.Module):
+    """Embeds a batch in parts and keeps the activations of one: each is embedded again in the backward pass."""
+
+    def __init__(self, encoder: Encoder, parts: int, fused_attention: bool) -> None:
+        super().__init__()
+        self.encoder, self.parts, self.fused_attention = encoder, parts, fused_attention
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.chunk(self.parts)
+        if len(parts) == 1:
+            return self._embed(images)
+        return torch.cat([cast(Tensor, checkpoint(self._embed, part, use_reentrant=False)) for part in parts])
+
+    def _embed(self, images: Tensor) -> Tensor:
+        with nullcontext() if self.fused_attention else _unfused_attention(self.encoder):
+            return self.encoder(images)
 
 
 @contextmanager
 def _unfused_attention(encoder: Encoder) -> Iterator[None]:
     """Compute attention as matrix products: PyTorch's fused kernel has a slow backward pass in bfloat16 on CPUs."""
-    fused = [module for module in encoder.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in encoder.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
     try:
@@ -195,15 +207,13 @@ def _unfused_attention(encoder: Encoder) -> Iterator[None]:
             module.fused_attn = True
 
 
-def _forward_backward(forward: _Forward, job: Job, batches: list[Batch], index: int) -> dict[str, Tensor]:
-    """Accumulate the gradients of one of the batches of a step; the last one averages them over the processes."""
-    images, labels = job.fabric.to_device(batches[index])
+def _forward_backward(forward: _Forward, job: Job, batch: Batch) -> dict[str, Tensor]:
+    """Compute the loss of a batch and its gradients, averaged over the processes."""
+    images, labels = job.fabric.to_device(batch)
     sizes = job.sampler.sizes
     own = sizes[process_index()]  # fewer than the images if this process has no part in the batch
-    with forward.sync_gradients(index == len(batches) - 1):
-        embeddings = all_gather_rows(forward(images)[:own], sizes)
-        losses = job.objective(embeddings, all_gather_rows(labels[:own], sizes))
-        job.fabric.backward(losses["loss"] / len(batches))
+    losses = job.objective(all_gather_rows(forward(images)[:own], sizes), all_gather_rows(labels[:own], sizes))
+    job.fabric.backward(losses["loss"])
     return {name: value.detach() for name, value in losses.items()}
 
 
@@ -240,16 +250,15 @@ class _Meter:
 
 
 def _training_record(
-    losses: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer, state: TrainingState, meter: _Meter
+    losses: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: TrainingState, meter: _Meter
 ) -> Record:
-    names = list(losses[0])
-    means = torch.stack([torch.stack([part[name] for part in losses]).mean() for name in names]).tolist()
+    values = torch.stack(list(losses.values())).tolist()  # at once, as each read waits for a GPU
     images_per_second, seconds = meter.lap()
     state.seconds += seconds
     return {
         "step": state.step,
         "epoch": state.epoch + 1,
-        **dict(zip(names, means, strict=True)),
+        **dict(zip(losses, values, strict=True)),
         **{f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups},
         "images_per_second": images_per_second,
         "seconds": state.seconds,
@@ -289,9 +298,3 @@ def _update_best(score: float, state: TrainingState) -> bool:
 def _out_of_patience(state: TrainingState, options: FitOptions) -> bool:
     patience = options.early_stopping_patience
     return patience is not None and state.validations_since_best >= patience
-
-
-def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    iterator = iter(batches)
-    while group := list(itertools.islice(iterator, size)):
-        yield group

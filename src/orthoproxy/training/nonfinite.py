@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import itertools
 import math
 
 import torch
@@ -34,7 +33,7 @@ class NonFiniteStepHandler:
         self.job, self.run = job, run
         self.limit = job.options.max_nonfinite_steps
         self.total = self.skipped_in_epoch = self.steps_in_epoch = 0
-        self.pending: list[tuple[int, int, int, Tensor]] = []  # step, first batch, batches, flag
+        self.pending: list[tuple[int, int, Tensor]] = []  # step, batch, flag
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.flag = torch.zeros(())
         self.csv = job.checkpoints.folder / "nonfinite_steps.csv"
@@ -48,15 +47,14 @@ class NonFiniteStepHandler:
         changing = [*(b for norm in norms for b in norm.buffers()), *self.job.objective.buffers()]
         self.buffers = [(buffer, buffer.clone()) for buffer in changing]
 
-    def skip_if_nonfinite(self, losses: list[dict[str, Tensor]], state: TrainingState) -> None:
+    def skip_if_nonfinite(self, losses: dict[str, Tensor], state: TrainingState) -> None:
         """Tell the optimizer to skip the next step if the loss or a gradient is not finite in any process."""
         parameters = [p for group in self.job.optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        loss = torch.stack([part["loss"] for part in losses]).sum()
-        flag = 1.0 - (loss.isfinite() & norm.to(loss.device).isfinite()).float()
+        flag = 1.0 - (losses["loss"].isfinite() & norm.to(losses["loss"].device).isfinite()).float()
         self.flag = all_reduce_sum(flag).clamp(max=1.0) if process_count() > 1 else flag
         self.job.optimizer.found_inf = self.flag  # pyright: ignore[reportAttributeAccessIssue]
-        self.pending.append((state.step + 1, state.batch, len(losses), self.flag))
+        self.pending.append((state.step + 1, state.batch, self.flag))
         self.steps_in_epoch += 1
 
     def restore_buffers_if_skipped(self) -> None:
@@ -70,15 +68,15 @@ class NonFiniteStepHandler:
         Raises `DivergedError` if the weights are not finite, or, with the run saved, if too many steps were skipped.
         """
         flags = torch.stack([flag for *_, flag in self.pending]).tolist()
-        skipped = [entry[:3] for entry, flag in zip(self.pending, flags, strict=True) if flag > 0]
+        skipped = [entry[:2] for entry, flag in zip(self.pending, flags, strict=True) if flag > 0]
         self.pending = []
         if not skipped:
             return set()
         require_finite_weights(self.job.encoder, self.job.objective, state)
         self.skipped_in_epoch += len(skipped)
-        for step, first, batches in skipped:
+        for step, batch in skipped:
             self.total += 1
-            files = self._files(state.epoch, first, batches)
+            files = self._files(state.epoch, batch)
             with raise_together():
                 if is_main():
                     self.csv.parent.mkdir(parents=True, exist_ok=True)
@@ -96,22 +94,22 @@ class NonFiniteStepHandler:
                 f"loss or gradients not finite in {self.total} steps (at most {self.limit} are allowed). "
                 f"Hint: check the images in {self.csv}, or lower the learning rates"
             )
-        return {step for step, *_ in skipped}
+        return {step for step, _ in skipped}
 
     def finish_epoch(self, state: TrainingState) -> None:
         """Raise `DivergedError` if every step of the epoch was skipped."""
         if self.steps_in_epoch and self.skipped_in_epoch == self.steps_in_epoch:
             raise DivergedError(f"no finite loss in the epoch that ends at step {state.step}. Hint: {HINT}")
 
-    def _files(self, epoch: int, first_batch: int, batches: int) -> list[str]:
-        """The images of a step, over all processes."""
+    def _files(self, epoch: int, batch: int) -> list[str]:
+        """The images of a batch, over all processes."""
         files = getattr(self.job.loader.dataset, "files", None)
         if files is None:
             return []
         whole = copy.copy(self.job.sampler)
         whole.rank, whole.world_size = 0, 1
-        whole.set_position(epoch, first_batch)
-        return [str(files[row]) for batch in itertools.islice(whole, batches) for row, _ in batch]
+        whole.set_position(epoch, batch)
+        return [str(files[row]) for row, _ in next(iter(whole))]
 
 
 def require_finite_weights(encoder: Encoder, objective: Objective, state: TrainingState) -> None:

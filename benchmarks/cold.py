@@ -1,0 +1,49 @@
+"""The first answer of `orthoproxy search` in a fresh process, and how much of it is the import of libraries.
+
+python benchmarks/cold.py    # after `make demo`
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measure import arguments, paired_seconds, report
+
+from orthoproxy.catalog.catalog import Catalog
+from orthoproxy.runs.export import export_run
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", run="runs/icons", runs=5)
+    with Catalog.open(f"{options.run}/catalog") as catalog:
+        rows = next(iter(catalog.iterate_rows(["path"])))
+        image = Path(catalog.root) / rows["path"].iloc[0]
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        export_run(options.run, onnx)
+        orthoproxy = [sys.executable, "-m", "orthoproxy"]
+        search = [*orthoproxy, "search", f"{options.run}/catalog", str(image)]
+        commands = {
+            "orthoproxy --help": [*orthoproxy, "--help"],
+            "import torch": [sys.executable, "-c", "import torch"],
+            "import lancedb": [sys.executable, "-c", "import lancedb"],
+            "orthoproxy search, model in ONNX": [*search, "--model", str(onnx)],
+            "orthoproxy search, model of the run": [*search, "--model", options.run],
+        }
+        works = {
+            what: partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+            for what, command in commands.items()
+        }
+        seconds = paired_seconds(works, options.runs)
+    results: list[dict[str, Any]] = [{"what": what, "seconds": median(times)} for what, times in seconds.items()]
+    report("cold", "First answer", ["what", "seconds"], results)
+
+
+if __name__ == "__main__":
+    main()
