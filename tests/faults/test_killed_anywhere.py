@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from fault_injection import kill_at
-from small_runs import Run
+from small_runs import RECIPE, Run
 
+from orthoproxy.cli.main import main
 from orthoproxy.runs.run_folder import RunFolder
 
 VALIDATION = "step:10, inference:1"
@@ -53,3 +55,18 @@ def test_killed_again_and_again(run: Run, whole: Path) -> None:
         code, error = run.start(partial(kill_at, moment), "--resume").end()
         assert code == 128 + signal.SIGKILL, f"{moment}\n{error}"
     assert_same_after_resuming(run, whole)
+
+
+def test_averaged_low_rank_weights_and_past_embeddings_resume(photos: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(RECIPE)
+    values["encoder"]["lora_rank"] = 2
+    values["training"] |= {"ema_decay": 0.8, "epochs": 2, "gradient_accumulation_steps": 2}
+    values["loss"] = {"name": "ContrastiveLoss", "memory_size": 12}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    whole, run = Run(recipe, photos, tmp_path / "whole"), Run(recipe, photos, tmp_path / "killed")
+    run.folder.mkdir()
+    assert main(whole.words()) == 0
+    assert run.start(partial(kill_at, "step:3")).end()[0] == 128 + signal.SIGKILL
+    assert_same_after_resuming(run, whole.out)
+    assert {"validation/map@r", "validation/not_averaged/map@r"} < set(RunFolder(run.out).records())

@@ -18,6 +18,7 @@ class Job:
     def __init__(self, folder, fabric, encoder, objective, rates, dataset, sampler):
         self.fabric = fabric
         self.encoder = copy.deepcopy(encoder).to(fabric.device)
+        self.average = None
         self.objective = objective.to(fabric.device)
         self.optimizer = make_optimizer(self.encoder, self.objective, *rates, 1e-4)
         self.sampler = sampler

@@ -112,6 +112,35 @@ def test_the_patch_embedding_can_be_frozen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "last"), [(SMALL_VIT, ("blocks.5.", "norm.")), (SMALL_CNN, ("blocks.4.", "conv_head.", "bn2."))]
+)
+def test_only_the_last_blocks_are_trained(name: str, last: tuple[str, ...]) -> None:
+    encoder = Encoder(name, 8, image_size=32)
+    encoder.freeze_first_blocks(trainable=1)
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    of_backbone = {f"backbone.{name}" for name, _ in encoder.backbone.named_parameters() if name.startswith(last)}
+    assert trained == of_backbone | {"projection.weight", "projection.bias"}
+
+
+def test_low_rank_additions_start_at_zero_and_are_merged() -> None:
+    encoder, x = Encoder(SMALL_VIT, 8, image_size=32).eval(), images()
+    with torch.no_grad():
+        before = encoder(x)
+        encoder.add_lora(rank=2)
+        assert torch.equal(encoder(x), before)
+        trained = {n: p for n, p in encoder.backbone.named_parameters() if p.requires_grad}
+        assert len(trained) == 4 * 2 * len(encoder.backbone.blocks)  # two matrices in each of four linear layers
+        for parameter in trained.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        after = encoder(x)
+        encoder.merge_lora()
+        torch.testing.assert_close(encoder(x), after, rtol=0, atol=1e-6)
+    assert (after - before).abs().max() > 0.01
+    assert encoder.state_dict().keys() == Encoder(SMALL_VIT, 8, image_size=32).state_dict().keys()
+    assert error_of(Encoder("test_resnet", image_size=32).add_lora, 2).field == "lora_rank"
+
+
+@pytest.mark.parametrize(
     ("name", "image_size", "field"),
     [("deit_smal_patch16", 32, "name"), ("deit_tiny_patch16_224", 8, "image_size"), ("levit_128s", 8, "image_size")],
 )

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 from training_job import make_job
@@ -52,6 +53,19 @@ def test_a_frozen_backbone_does_not_move(job):
     assert moved == {"projection.weight", "projection.bias", "loss.proxies"}
     job.fit(freeze_backbone_steps=0)
     assert not torch.equal(after["backbone.cls_token"], job.parameters()["backbone.cls_token"])
+
+
+def test_averaged_weights_follow_the_weights(job):
+    job.average = AveragedModel(job.encoder, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    expected = []
+
+    def follow(*_):
+        weight = job.encoder.projection.weight.detach().double()
+        expected.append(0.8 * expected[-1] + 0.2 * weight if expected else weight.clone())
+
+    job.optimizer.register_step_post_hook(follow)
+    job.fit(epochs=2)
+    torch.testing.assert_close(job.average.module.projection.weight.double(), expected[-1], rtol=1e-5, atol=1e-6)
 
 
 def gradient(optimizer):

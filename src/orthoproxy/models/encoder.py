@@ -9,9 +9,11 @@ import timm
 import torch
 from jaxtyping import Float, Shaped
 from timm.data.config import resolve_data_config
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 
 from orthoproxy.core.errors import InputError
 
@@ -131,12 +133,47 @@ class Encoder(nn.Module):
         """Freeze the backbone; only the projection is trained."""
         self.backbone.requires_grad_(False)
 
+    def freeze_first_blocks(self, trainable: int) -> None:
+        """Freeze the backbone but for its last blocks, `trainable` of them, with what follows them."""
+        layers = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
+        for layer in sorted(layers)[: max(0, len(layers) - trainable)]:
+            for name in layers[layer]:
+                self.backbone.get_parameter(name).requires_grad_(False)
+
+    def add_lora(self, rank: int) -> None:
+        """Freeze the backbone, and train a low-rank addition to the weight of each of its linear layers instead.
+
+        W becomes W + B A with A of `rank` rows and B zero at first (Hu et al., "LoRA", ICLR 2022).
+        """
+        self.backbone.requires_grad_(False)
+        linear = [module for module in self.backbone.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise InputError(f"{self.name} has no linear layers", field="lora_rank", expected="null")
+        for module in linear:
+            register_parametrization(module, "weight", _LowRankAddition(module.weight, rank))
+
+    def merge_lora(self) -> None:
+        """Turn the weights with their additions, if there are any, into plain weights."""
+        for module in self.backbone.modules():
+            if is_parametrized(module, "weight"):
+                remove_parametrizations(module, "weight")
+
     def freeze_patch_embedding(self) -> None:
         """Freeze the patch embedding; raises InputError if the backbone has none."""
         patch_embedding = getattr(self.backbone, "patch_embed", None)
         if patch_embedding is None:
             raise InputError(f"{self.name} has no patch embedding", field="freeze_patch_embedding", expected="false")
         patch_embedding.requires_grad_(False)
+
+
+class _LowRankAddition(nn.Module):
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(nn.init.kaiming_uniform_(weight.new_empty(rank, weight.shape[1]), a=5**0.5))
+        self.b = nn.Parameter(weight.new_zeros(len(weight), rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
 
 
 def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:

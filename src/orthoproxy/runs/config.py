@@ -133,6 +133,11 @@ class EncoderConfig(Section):
     """Stochastic depth: probability of dropping a residual branch."""
     freeze: bool = False
     """Train only projection and proxies, on backbone features computed once from unaugmented images; takes seconds."""
+    trainable_blocks: NonNegativeInt | None = None
+    """Train only the last blocks of the backbone, that many, projection and proxies; null for all blocks."""
+    lora_rank: PositiveInt | None = None
+    """Train low-rank additions to the linear layers of the backbone (LoRA) instead of its weights, with
+    optimizer.lr.backbone; the saved model has plain weights."""
     freeze_batchnorm: bool = True
     """Keep batch-norm layers on their stored statistics."""
     freeze_patch_embedding: bool = False
@@ -186,6 +191,9 @@ class LossConfig(Section):
     args: dict[str, Any] = {}
     """Its arguments, for example scale and margin."""
     miner: MinerConfig = MinerConfig()
+    memory_size: PositiveInt | None = None
+    """Latest embeddings that a pair loss also compares a batch with, those of the batch included (cross-batch memory);
+    null for none."""
     proxy_regularizer: ProxyRegularizerConfig = ProxyRegularizerConfig()
     shard_proxies: bool = False
     """Shard the proxies and their optimizer state over the processes (proxy_anchor only)."""
@@ -232,6 +240,9 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Batches of sampler.batch_size in an optimizer step. The loss is that of all their images together, so only memory
     differs from a larger batch_size; a third more computation."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Average the encoder's weights over the steps, old ones weighted by this factor per step, such as 0.99; the
+    averaged encoder is the model, and both are validated. null for no average."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed where the hardware supports it natively, else 32-true."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -331,12 +342,19 @@ class Config(Section):
         if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
             expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
             raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)
+        images = sampler.batch_size * self.training.gradient_accumulation_steps
+        if self.loss.memory_size is not None and self.loss.memory_size < images:
+            problem, expected = str(self.loss.memory_size), f"null, or at least the {images} images of a step"
+            raise InputError(problem, field="loss.memory_size", expected=expected)
         if sampler.by_category and not sampler.images_per_class:
             expected = "a number, as sampler.by_category is true"
             raise InputError("null", field="sampler.images_per_class", expected=expected)
         if encoder.freeze and encoder.embedding_dim is None:
             expected = "a dimension, as encoder.freeze trains the projection"
             raise InputError("null", field="encoder.embedding_dim", expected=expected)
+        if encoder.lora_rank and (encoder.freeze or encoder.trainable_blocks is not None):
+            expected = "null, as encoder.freeze or encoder.trainable_blocks is given"
+            raise InputError(str(encoder.lora_rank), field="encoder.lora_rank", expected=expected)
         if encoder.freeze and encoder.freeze_backbone_epochs:
             problem = f"{encoder.freeze_backbone_epochs:g}"
             raise InputError(problem, field="encoder.freeze_backbone_epochs", expected="0, as encoder.freeze is true")

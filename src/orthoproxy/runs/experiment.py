@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric, seed_everything
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from orthoproxy.core.distributed import (
@@ -62,6 +64,10 @@ class Experiment:
         _load_initial_weights(self.encoder, config.encoder.init_from, run)
         _warn_about_batchnorm(self.encoder)
         self.baseline = Embedder(make_baseline(self.encoder), config.data.resize, device=fabric.device)
+        with field_prefix("encoder"):
+            if config.encoder.lora_rank:
+                self.encoder.add_lora(config.encoder.lora_rank)
+        self.average = make_average(self.encoder, config.training.ema_decay)
         self.inputs = make_inputs(config, self.baseline, self.table)
         self.initialization = config.initialization
 
@@ -74,6 +80,7 @@ class Experiment:
         self.optimizer: torch.optim.Optimizer = optimizer
         self.options = make_fit_options(config, len(self.sampler))
         trained = self.encoder.projection if config.encoder.freeze else self.encoder
+        trained = trained if self.average is None else nn.ModuleList([trained, self.average])
         self.checkpoints = Checkpoints(run.checkpoints, trained, self.objective, self.optimizer, fabric.device)
         self.selection_split = config.checkpoint_selection.split  # whose classes select the best checkpoint
         self.scoring = make_scoring(config.evaluation, fabric.device)
@@ -83,16 +90,29 @@ class Experiment:
 
     def embedder(self) -> Embedder:
         """Return the encoder, as it is now, as an embedder."""
-        return Embedder(self.encoder, self.baseline.resize, device=self.fabric.device)
+        return self._embedder(self.encoder)
+
+    def model(self) -> Embedder:
+        """Return the encoder that the run yields, as it is now: the averaged one if there is one."""
+        return self._embedder(self.encoder if self.average is None else cast(Encoder, self.average.module))
+
+    def _embedder(self, encoder: Encoder) -> Embedder:
+        return Embedder(encoder, self.baseline.resize, device=self.fabric.device)
 
     def validate(self) -> dict[str, float] | None:
-        """Score the encoder on the classes that select the checkpoint; None if there are none."""
+        """Score the model on the classes that select the checkpoint; None if there are none."""
         table = evaluation_images(self.table, self.selection_split)
         if table.empty:
             return None
         images = self.inputs(table["path"].tolist())
-        embeddings = self.embedder().embed_distributed(images, workers=self.workers, precision=self.precision)
-        scores = mean_scores(embeddings, table, self.scoring)
+
+        def score(model: Embedder) -> dict[str, float]:
+            embeddings = model.embed_distributed(images, workers=self.workers, precision=self.precision)
+            return mean_scores(embeddings, table, self.scoring)
+
+        scores = score(self.model())
+        if self.average is not None:
+            scores |= {f"not_averaged/{name}": value for name, value in score(self.embedder()).items()}
         return broadcast_object(scores)  # rounding must not let processes decide differently
 
     @property
@@ -164,6 +184,8 @@ def make_encoder(encoder: EncoderConfig) -> Encoder:
         )
         if encoder.freeze:
             model.freeze()
+        if encoder.trainable_blocks is not None:
+            model.freeze_first_blocks(encoder.trainable_blocks)
         if encoder.freeze_patch_embedding:
             model.freeze_patch_embedding()
     return model
@@ -197,6 +219,11 @@ def make_baseline(encoder: Encoder) -> Encoder:
     return baseline
 
 
+def make_average(encoder: Encoder, decay: float | None) -> AveragedModel | None:
+    """Return a moving average of the encoder's weights; None without a decay."""
+    return None if decay is None else AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
 def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Objective:
     """Build the loss with its miner and proxy regularizer."""
     regularizer = loss.proxy_regularizer
@@ -211,6 +238,10 @@ def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Ob
             )
         with field_prefix("miner"):
             miner = make_miner(loss.miner.name, loss.miner.args) if loss.miner.name else None
+        if loss.memory_size is not None:
+            from orthoproxy.losses.memory import EmbeddingMemory  # needs pytorch-metric-learning
+
+            module, miner = EmbeddingMemory(module, embedding_dim, loss.memory_size, miner), None
         try:
             return Objective(module, num_classes, term, regularizer.weight, miner)
         except InputError as error:

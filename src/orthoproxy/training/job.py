@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from orthoproxy.data import BatchSampler
@@ -69,6 +70,7 @@ class Job(Protocol):
 
     fabric: Fabric
     encoder: Encoder
+    average: AveragedModel | None  # of the encoder's weights over the steps
     objective: Objective
     optimizer: torch.optim.Optimizer
     loader: DataLoader

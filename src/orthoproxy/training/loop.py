@@ -87,6 +87,8 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 job.optimizer.step()
                 job.optimizer.zero_grad()
                 nonfinite.restore_buffers_if_skipped()
+                if job.average is not None:
+                    job.average.update_parameters(job.encoder)
 
                 state.step += 1
                 state.batch += 1
