@@ -35,7 +35,7 @@ from orthoproxy.losses import Objective, make_loss, make_miner, make_regularizer
 from orthoproxy.models import Encoder, load_weights
 from orthoproxy.runs.config import Config, EncoderConfig, LossConfig
 from orthoproxy.runs.dataset import check_images, read_readable_images, user_cache, warn
-from orthoproxy.runs.device import Precision, evaluation_precision, make_scoring
+from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training import FitOptions, make_optimizer
 from orthoproxy.training.checkpoint import Checkpoints, TrainingState
@@ -116,9 +116,9 @@ class Experiment:
         return broadcast_object(scores)  # rounding must not let processes decide differently
 
     @property
-    def precision(self) -> Precision:
-        """Precision of evaluation: that of training on a GPU, float32 on a CPU."""
-        return evaluation_precision(self.fabric.device, str(self.fabric._precision.precision))
+    def precision(self) -> str:
+        """Precision of training, and so of initialization and validation."""
+        return str(self.fabric._precision.precision)
 
     def resume(self, run: RunFolder) -> TrainingState:
         """Restore the last checkpoint."""
