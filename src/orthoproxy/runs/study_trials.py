@@ -18,10 +18,11 @@ import torch
 from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data.table import evaluation_images, select_split
 from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.feature_cache import pooled_features
 from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
-from orthoproxy.runs.dataset import require_outside, split_table
+from orthoproxy.runs.dataset import require_outside, split_table, user_cache
 from orthoproxy.runs.device import choose_device, choose_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.experiment import make_inputs, make_sampler
@@ -196,12 +197,13 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation
     config, device = run.config, choose_device(run.config.training.device)
     baseline = Embedder.load(run.baseline, device)
     images = evaluation_images(table, split)
-    inputs = make_inputs(config, baseline, table)(images["path"].tolist())
-    scoring, workers = make_scoring(config.evaluation, device), config.data.workers
-    scores = [
-        class_scores(model.embed(inputs, workers=workers), images, scoring)
-        for model in (run.load_model(device, with_proxies=False), baseline)
-    ]
+    paths, workers = images["path"].tolist(), config.data.workers
+    model = run.load_model(device, with_proxies=False)
+    embeddings = (
+        model.embed(make_inputs(config, baseline, table)(paths), workers=workers),
+        baseline.embed(pooled_features(baseline, paths, user_cache() / "features", workers)),  # once for all trials
+    )
+    scores = [class_scores(x, images, make_scoring(config.evaluation, device)) for x in embeddings]
     trained, untrained = [_round(class_means) for class_means in scores]
     queries = scores[0].queries.tolist()
     return SplitScores(classes=scores[0].classes, queries=queries, trained=trained, untrained=untrained)
