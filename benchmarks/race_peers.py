@@ -19,6 +19,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.layers import set_fused_attn
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -63,10 +64,13 @@ class Images(Dataset):
 
 
 def deit(weights: str, size: int) -> nn.Module:
-    """DeiT-Ti with ImageNet weights, its position embeddings resampled to the image size."""
+    """DeiT-Ti with ImageNet weights, its position embeddings resampled to the image size, computing in bfloat16."""
+    set_fused_attn(False)  # the backward pass of PyTorch's fused kernel is slow in bfloat16 on CPUs
     model = timm.create_model("deit_tiny_patch16_224", num_classes=0, img_size=size)
     tensors = {name: x for name, x in load_file(weights).items() if not name.startswith("head.")}
     model.load_state_dict(checkpoint_filter_fn(tensors, model))
+    in_bfloat16 = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    model.forward = lambda images: in_bfloat16(images).float()
     return model
 
 
