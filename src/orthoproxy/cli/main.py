@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "Evaluate a run again and rewrite its report.",
     "compare": "Compare two runs: configuration, environment, weights and scores.",
     "diagnose": "Find out what limits a model and what to try.",
+    "merge": "Merge runs into one model.",
     "study": "Train and compare methods over several seeds.",
     "data": "Describe, verify or download images.",
     "export": "Export a run's model to ONNX and check it against the original.",

@@ -9,14 +9,14 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.torch
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, Field, RootModel
 from torch import Tensor
 
 from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_together, split_sizes
@@ -27,6 +27,7 @@ from orthoproxy.data.transforms import Resize, evaluation_size
 from orthoproxy.embedding.batches import Images, as_batch, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder
+from orthoproxy.models.merged import MergedEncoder
 from orthoproxy.models.weights import cache_alone_without_network, read_tensors
 
 FILES = ("config.json", "model.safetensors", "classes.json", "README.md", "proxies.safetensors")
@@ -34,6 +35,14 @@ HUB_ID = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*")
 EXPORT_AGAIN = "update orthoproxy, or train or export the model again"
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BATCH_SIZE = 128
+
+
+class EncoderConfig(BaseModel, frozen=True):
+    """One encoder of a merged model."""
+
+    encoder: str
+    embedding_dim: Dim | None
+    pooling: str | None
 
 
 class ModelConfig(BaseModel, frozen=True):
@@ -44,6 +53,7 @@ class ModelConfig(BaseModel, frozen=True):
     embedding_dim: Dim | None
     image_size: ImageSize
     pooling: str | None = None
+    merged: Annotated[list[EncoderConfig], Field(max_length=64)] | None = None  # the file may be untrusted
     resize: ResizeField = None
     threshold: Finite | None = None
     false_match_rate: Finite | None = None
@@ -89,7 +99,7 @@ class Embedder(
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | MergedEncoder,
         resize: Resize = None,
         classes: Sequence[str] = (),
         proxies: Float[Tensor, "C D"] | None = None,
@@ -199,13 +209,12 @@ class Embedder(
     def save(self, folder: Path, card: str | None = None) -> None:
         """Write a model folder: `FILES`, with `card` or else the model's own as README.md."""
         folder.mkdir(parents=True, exist_ok=True)
-        encoder = self.encoder
+        encoder, merged = self.encoder, isinstance(self.encoder, MergedEncoder)
         config = ModelConfig(
             format_version=2,
-            encoder=encoder.name,
-            embedding_dim=encoder.embedding_dim if isinstance(encoder.projection, torch.nn.Linear) else None,
+            **_describe(encoder),
             image_size=encoder.image_size,
-            pooling=encoder.pooling,
+            merged=[EncoderConfig(**_describe(x)) for x in encoder.backbone] if merged else None,
             resize=self.resize,
             threshold=self.threshold,
             false_match_rate=self.false_match_rate,
@@ -249,7 +258,9 @@ class Embedder(
             raise InputError("no model: neither config.json nor model/config.json exists", path=path)
         config = read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN)
         try:
-            encoder = Encoder(config.encoder, config.embedding_dim, config.image_size, pooling=config.pooling)
+            parts = config.merged or [config]
+            encoders = [Encoder(x.encoder, x.embedding_dim, config.image_size, pooling=x.pooling) for x in parts]
+            encoder = MergedEncoder(encoders, config.embedding_dim) if config.merged else encoders[0]
             encoder.load_state_dict(read_tensors(folder / "model.safetensors", "model"))
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), 200)
@@ -284,6 +295,11 @@ class Embedder(
         return cls.load(_download(model_id, **{name: options[name] for name in names if name in options}), device)
 
 
+def _describe(encoder: Encoder | MergedEncoder) -> dict[str, Any]:
+    dim = encoder.embedding_dim if isinstance(encoder.projection, torch.nn.Linear) else None
+    return {"encoder": encoder.name, "embedding_dim": dim, "pooling": encoder.pooling}
+
+
 def write_threshold(folder: Path, threshold: float | None, false_match_rate: float | None) -> None:
     """Set or, with None, remove the no-match threshold of a model folder."""
     rate = None if threshold is None else false_match_rate
@@ -299,7 +315,7 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
 
 
 @contextmanager
-def _evaluating(encoder: Encoder) -> Iterator[None]:
+def _evaluating(encoder: Encoder | MergedEncoder) -> Iterator[None]:
     """Put an encoder into evaluation mode, and each module back into its own."""
     training = [module for module in encoder.modules() if module.training]
     encoder.eval()
@@ -341,4 +357,5 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _write_config(config: ModelConfig, folder: Path) -> None:
-    atomic_write(folder / "config.json", json.dumps(config.model_dump(), indent=2) + "\n")
+    values = config.model_dump(exclude=None if config.merged else {"merged"})
+    atomic_write(folder / "config.json", json.dumps(values, indent=2) + "\n")

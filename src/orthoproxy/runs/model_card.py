@@ -24,7 +24,8 @@ An image encoder for retrieval: images of the same class have similar embeddings
 - Input: {{ encoder.image_size }} x {{ encoder.image_size }} pixels, {{ view }}
 - Embedding: {{ dim }}, unit length; compare by cosine
 - Trained on: {{ data.name }} with {{ loss }}
-- Recipe: {{ training.epochs }} epochs, batch size {{ batch_size }}, seed {{ training.seed }}
+{% if merged %}- {{ merged }}
+{% endif %}- Recipe: {{ training.epochs }} epochs, batch size {{ batch_size }}, seed {{ training.seed }}
 - License: {{ license }}
 - Software: orthoproxy {{ version }}
 
@@ -72,6 +73,7 @@ def model_card(config: Config, evaluation: Evaluation | None, license: str, no_m
         dim=f"{config.encoder.embedding_dim}-dimensional" if config.encoder.embedding_dim else "pooled features",
         loss=config.loss.name + (f" + {regularizer.weight:g} * {term}" if regularizer.weight else ""),
         license=license,
+        merged=config.environment.get("merged"),
         version=config.environment.get("orthoproxy", ""),
         body="\n\n".join(part for part in (_score_table(evaluation), no_match) if part),
     )
