@@ -92,9 +92,10 @@ class Experiment:
         """Return the encoder, as it is now, as an embedder."""
         return self._embedder(self.encoder)
 
-    def model(self) -> Embedder:
-        """Return the encoder that the run yields, as it is now: the averaged one if there is one."""
-        return self._embedder(self.encoder if self.average is None else cast(Encoder, self.average.module))
+    @property
+    def final_encoder(self) -> Encoder:
+        """The encoder that the run yields: the averaged one if there is one."""
+        return self.encoder if self.average is None else cast(Encoder, self.average.module)
 
     def _embedder(self, encoder: Encoder) -> Embedder:
         return Embedder(encoder, self.baseline.resize, device=self.fabric.device)
@@ -110,7 +111,7 @@ class Experiment:
             embeddings = model.embed_distributed(images, workers=self.workers, precision=self.precision)
             return mean_scores(embeddings, table, self.scoring)
 
-        scores = score(self.model())
+        scores = score(self._embedder(self.final_encoder))
         if self.average is not None:
             scores |= {f"not_averaged/{name}": value for name, value in score(self.embedder()).items()}
         return broadcast_object(scores)  # rounding must not let processes decide differently

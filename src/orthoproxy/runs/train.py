@@ -197,10 +197,8 @@ def save_model(job: Experiment, run: RunFolder) -> None:
             vectors = gather_to_main(vectors, job.objective.sharded.sizes)
     with raise_together():
         if is_main():
-            model = job.model()
-            model.encoder.merge_lora()
-            model.classes, model.proxies = job.classes, vectors
-            model.save(run.folder / "model")
+            job.final_encoder.merge_lora()
+            Embedder(job.final_encoder, job.baseline.resize, job.classes, vectors).save(run.folder / "model")
 
 
 def _warn_about_changed_images(job: Experiment) -> None:
