@@ -93,6 +93,18 @@ def test_evaluate_other_images(files: Files, run: Path) -> None:
         assert all(set(estimate) == {"value", "low", "high"} for estimate in scores[name].values())
 
 
+def test_evaluate_reports_levers_of_search_time_beside_the_plain_scores(files: Files, run: Path, capsys) -> None:
+    plain = json_of(["evaluate", run, files.unseen])
+    scores = json_of(["evaluate", run, files.unseen, "--augment", "--expand", 1, "--rerank"])
+    assert scores["model"] == plain["model"] and "search_time" not in plain
+    assert list(scores["search_time"]) == ["augment", "expand 1", "rerank"]
+    assert all(x["baseline"] == plain["model"] for x in scores["search_time"].values())
+    printed = capsys.readouterr().out
+    assert all(f"with --{lever}" in printed for lever in scores["search_time"])
+    assert input_error(["evaluate", run, files.unseen, "--expand", "-1"]).field == "--expand"
+    assert input_error(["evaluate", run, "--rerank", "--evaluation.block_memory_mb", 1e-4]).field == "block_memory_mb"
+
+
 def test_other_images_are_not_looked_for_in_the_folder_of_the_run(files: Files, run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     config = read_config(copy / "config.yaml").with_overrides({"data.root": str(tmp_path)})

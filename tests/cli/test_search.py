@@ -157,6 +157,40 @@ def test_several_images_as_one_query(catalog: Path, image_folder: Path) -> None:
             )
 
 
+def test_expanded_queries(catalog: Path, image_folder: Path) -> None:
+    image = image_folder / "blue" / "0.png"
+    query = Embedder.load(catalog.parent / "model").embed(image)[0].astype(np.float64)
+    with Catalog.open(str(catalog)) as opened:
+        rows = pd.concat(opened.iterate_rows(["label", "embedding"]))
+    for options, kept in ([], rows["label"] != ""), (["--where", "label != 'blue'"], rows["label"] != "blue"):
+        stored = np.stack(rows["embedding"][kept].tolist()).astype(np.float64)
+        best = np.argsort(-stored @ query)[:3]
+        vector = query + (np.maximum(stored[best] @ query, 0) ** 3) @ stored[best]
+        expected = np.sort(stored @ vector / np.linalg.norm(vector))[::-1]
+        (found,) = search(catalog, image, "--expand", 3, "-k", 5, *options)
+        assert [hit["similarity"] for hit in found["results"]] == pytest.approx(expected[:5], abs=1e-5)
+    assert input_error(["search", catalog, image, "--expand", 0]).field == "--expand"
+    for options in (["--vote"], ["--min-similarity", "auto"]):  # the threshold is that of plain queries
+        assert input_error(["search", catalog, image, "--expand", 3, *options]).field == "min_similarity"
+
+
+def test_augmented_embeddings_are_searched_by_augmented_queries(catalog: Path, image_folder: Path, tmp_path) -> None:
+    model, image, place = catalog.parent / "model", image_folder / "blue" / "0.png", tmp_path / "catalog"
+    json_of(["embed", model, image_folder, "--augment", "--out", tmp_path / "embeddings", "--workers", 0])
+    assert json_of(["index", place, tmp_path / "embeddings", "--info"])["info"]["model"].endswith("+augment")
+    (hit,) = search(place, image, "-k", 1)[0]["results"]
+    assert hit["path"] == str(image) and hit["similarity"] == pytest.approx(1, abs=1e-5)
+    plain = Embedder.load(model).embed(image)
+    with Catalog.open(str(place)) as opened:
+        assert opened.search(plain, k=1)[0][0].similarity < 1 - 1e-4
+    assert input_error(["search", place, image, "--min-similarity", "auto"]).field == "min_similarity"
+    assert input_error(["index", place, image_folder, "--model", model, "--workers", 0]).field == "model"
+    shutil.copytree(model, tmp_path / "moved")
+    json_of(["index", place, "--model", tmp_path / "moved"])
+    assert json_of(["index", place, image_folder, "--delete", "red", "--workers", 0])["deleted"] == 4
+    assert json_of(["index", place, image_folder / "red", "--workers", 0])["added"] == 4
+
+
 def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path) -> None:
     place = shutil.copytree(catalog, tmp_path / "catalog")
     Embedder(Encoder("test_vit", embedding_dim=4, image_size=32)).save(tmp_path / "new")

@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from errors import error_of
 from PIL import ExifTags, Image
 
 from orthoproxy.data.transforms import Resize
+from orthoproxy.embedding.augmentation import augmented
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import INPUT, OnnxEmbedder, load_model, make_session
 from orthoproxy.export.onnx_export import describe, write_onnx
@@ -64,6 +66,23 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
     np.testing.assert_array_equal(ours.embed(str(paths[0])), files[:1])
     for unfit in (pixels.float(), pixels[..., ::2, ::2], torch.rand(2, 8)):
         assert error_of(ours.embed, unfit).field == "images"
+
+
+def test_augmented_embeddings_are_the_mean_over_views(file: Path, model: Embedder, paths: list[Path]) -> None:
+    pixels = torch.stack([model.transform(Image.open(path)) for path in paths])
+    closer = F.interpolate(pixels[:, :, 2:30, 2:30] / 255, 32, mode="bicubic").clamp(0, 1)
+    for plain in (model, OnnxEmbedder(file)):
+        plain.threshold = 0.5
+        views = [plain.embed(view) for view in (pixels, pixels.flip(3), closer, closer.flip(3))]
+        mean = np.mean(views, axis=0, dtype=np.float64)
+        found = augmented(plain)
+        expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        for given in (paths, pixels, pixels / 255):
+            np.testing.assert_allclose(found.embed(given), expected, atol=1e-6)
+        assert np.abs(found.embed(paths) - views[0]).max() > 1e-3
+        assert (found.identity, found.threshold) == (f"{model.identity}+augment", None)
+        assert (plain.identity, plain.threshold) == (model.identity, 0.5)
+    assert load_model(file, identity=found.identity).identity == found.identity
 
 
 @pytest.mark.parametrize(("backbone", "dim", "resize", "expected"), [

@@ -97,6 +97,20 @@ def combined_query(similar: Float[np.ndarray, "N D"], unlike: Float[np.ndarray, 
     return query / length
 
 
+def expand(
+    catalog: Catalog, queries: Float[np.ndarray, "Q D"], neighbors: int, where: Condition | str | None = None
+) -> Float[np.ndarray, "Q D"]:
+    """Expand each query by its nearest neighbors in a catalog that meet a filter, as `evaluation.expand_queries`."""
+    from orthoproxy.evaluation.query_expansion import add_neighbors  # loads scipy
+
+    expanded = np.empty_like(queries)
+    for place, hits in enumerate(catalog.search(queries, neighbors, where)):
+        found = catalog.get([hit.id for hit in hits], with_embeddings=True)["embedding"]
+        gallery, query = np.array(found.tolist(), dtype=np.float32).reshape(-1, catalog.dim), queries[[place]]
+        expanded[place] = add_neighbors(query, gallery, np.arange(len(gallery))[None], query @ gallery.T)[0]
+    return expanded
+
+
 class Catalog:
     """A collection of embeddings in a folder, an object store (``s3://bucket/birds``) or on a Milvus server.
 
@@ -335,7 +349,7 @@ def load_catalog_model(
 ) -> Embedder | OnnxEmbedder:
     """Load the model of a catalog, from another place than it is stored if given."""
     try:
-        model = load_model(place or catalog.model_path, device)
+        model = load_model(place or catalog.model_path, device, catalog.model)
     except InputError as error:
         if place is not None or Path(catalog.model_path).exists():
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import DATASETS, MODEL_OR_ONNX, Parser, at_least, config_overrides, json_output
+from orthoproxy.cli.options import AUGMENT, DATASETS, MODEL_OR_ONNX, Parser, at_least, config_overrides, json_output
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def add_options(parser: Parser) -> None:
     add_collection(parser, required=True)
     add("--out", required=True, metavar="FOLDER", help="Folder of the Parquet files; resumed if it exists.")
     add("--part-size", type=at_least(1), default=10_000, metavar="N", help="Images per file (default: 10000).")
+    add("--augment", action="store_true", help=AUGMENT)
     parser.add_json()
 
 
@@ -36,6 +37,7 @@ def run(options: Any) -> None:
 
     from orthoproxy.core.distributed import init_process_group, is_first_of_machine, is_main, raise_together
     from orthoproxy.core.progress import duration
+    from orthoproxy.embedding.augmentation import AUGMENTED
     from orthoproxy.embedding.collections import embed_collection
     from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.embedding.parquet_store import UNREADABLE
@@ -48,7 +50,7 @@ def run(options: Any) -> None:
             if is_first_of_machine() == turn:
                 loaded = (
                     read_images(options, out=options.out, json=options.json),
-                    load_model(options.model, own_device(options.device)),
+                    load_model(options.model, own_device(options.device), AUGMENTED if options.augment else ""),
                 )
     assert loaded is not None
     collection, model = loaded

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import MODEL, READING, Parser, config_overrides, json_output, print_table
+from orthoproxy.cli.options import AUGMENT, MODEL, READING, Parser, at_least, config_overrides, json_output, print_table
 from orthoproxy.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ def add_options(parser: Parser) -> None:
     parser.usage = "%(prog)s MODEL [IMAGES] [--json FILE] [options]"
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_images()
+    text = f"Also score: {AUGMENT[0].lower()}{AUGMENT[1:]}"
+    parser.add_argument("--augment", action="store_true", help=text)
+    text = "Also score: add its N nearest neighbors to each query."
+    parser.add_argument("--expand", type=at_least(0), default=0, metavar="N", help=text)
+    text = "Also score: re-rank by k-reciprocal neighbors."
+    parser.add_argument("--rerank", action="store_true", help=text)
     parser.add_json()
     parser.add_device()
     parser.add_workers(default=None)
@@ -55,8 +61,8 @@ def run(options: Any) -> None:
         if config.data.on_unreadable_image == "skip":
             found = find_unreadable(table, workers)
             table, unreadable = drop_rows(table, found), found.to_dict("records")
-        scoring = make_scoring(config.evaluation)
-        evaluation = evaluate(embedder, table, scoring=scoring, workers=workers, progress=True)
+        scoring = replace(make_scoring(config.evaluation), expand=options.expand, rerank=options.rerank)
+        evaluation = evaluate(embedder, table, None, scoring, workers, progress=True, augment=options.augment)
         if {"train", "test"} <= set(table["split"]):  # training images as the gallery
             evaluation = replace(evaluation, known_classes=True)
         training_classes = len(set(table["label"]) & set(embedder.classes))
@@ -108,6 +114,10 @@ def print_scores(scores: dict[str, Any], kind: str = "") -> None:
         metric = next(iter(plain["model"]))
         rows += [[f"{metric}, no group excluded", *(str(Estimate(**plain[name][metric])) for name in columns)]]
     print_table(["percent [interval]", *columns], rows, title, right=columns)
+    for lever, x in (scores.get("search_time") or {}).items():
+        parts, head = ("model", "baseline", "difference"), (f"with --{lever}", "without", "difference")
+        rows = [[metric, *(str(Estimate(**x[name][metric])) for name in parts)] for metric in x["model"]]
+        print_table(["percent [interval]", *head], rows, f"The model with --{lever}", right=head)
     if by_category := scores.get("by_category"):
         metric = next(iter(scores["model"]))
         rows = []

@@ -150,7 +150,7 @@ def _maintain(options: Any) -> dict[str, Any]:
             print(f"{options.catalog}: {len(catalog)} images, as before the last change")
         if not options.images and (options.root or options.model):
             if options.model:
-                require_model(catalog, load_model(options.model).identity, "model")
+                require_model(catalog, load_model(options.model, identity=catalog.model).identity, "model")
             with catalog.store.undoable():
                 catalog.move(options.root and Path(options.root), options.model and _place(options.model))
             print(f"{options.catalog}: images in {catalog.root}, model {catalog.model_path}")

@@ -23,6 +23,8 @@ READING = ("data.root", "data.csv", "data.allow_paths_outside_root")  # where im
 MODEL = "A run folder, a model folder, or a name on the Hugging Face Hub."
 MODEL_OR_ONNX = "A run folder, a model folder, a name on the Hugging Face Hub, or an .onnx file."
 
+AUGMENT = "Average embeddings over the image, its center enlarged, and both mirrored; takes four times as long."
+
 
 class Parser(argparse.ArgumentParser):
     """An `argparse` parser that raises `InputError` and accepts keys below the dict fields of the configuration."""

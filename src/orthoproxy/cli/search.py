@@ -21,6 +21,7 @@ def add_options(parser: Parser) -> None:
     add("--together", action="store_true", help="Search once, for what is similar to all images.")
     add("--unlike", action="append", default=[], metavar="IMAGE", help="Move away from this image; may be repeated.")
     add("-k", type=at_least(1), default=10, help="Results per image (default: 10).")
+    add("--expand", type=at_least(1), metavar="N", help="Search again with the N best results added to the query.")
     add("--where", metavar="FILTER", help="A filter on label, group and path, such as 'label != \"x\"'.")
     add("--diverse", action="store_true", help="At most one result per group (per label if no group).")
     add(
@@ -42,7 +43,7 @@ def add_options(parser: Parser) -> None:
 def run(options: Any) -> None:
     import numpy as np
 
-    from orthoproxy.catalog.catalog import Catalog, combined_query, load_catalog_model, vote_of_hits
+    from orthoproxy.catalog.catalog import Catalog, combined_query, expand, load_catalog_model, vote_of_hits
     from orthoproxy.catalog.filters import parse_filter
     from orthoproxy.runs.device import choose_device
 
@@ -54,12 +55,15 @@ def run(options: Any) -> None:
         if minimum is None:
             minimum = "auto" if options.vote else -math.inf
         if minimum == "auto":
-            minimum = model.threshold
+            minimum = None if options.expand else model.threshold
         if minimum is None:
-            raise InputError("the model has no threshold", field="min_similarity", expected="a number from -1 to 1")
+            problem = f"the model has no threshold{' for expanded queries' if options.expand else ''}"
+            raise InputError(problem, field="min_similarity", expected="a number from -1 to 1")
         embeddings, unlike = model.embed(options.images), model.embed(options.unlike)
         groups = [embeddings] if options.together else list(embeddings[:, None])
         queries = np.stack([combined_query(group, unlike) for group in groups])
+        if options.expand:
+            queries = expand(catalog, queries, options.expand, options.where)
         names = [", ".join(options.images)] if options.together else options.images
         results = []
         for image, hits in zip(names, catalog.search(queries, options.k, options.where, options.diverse), strict=True):

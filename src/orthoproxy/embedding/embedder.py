@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize, evaluation_size
+from orthoproxy.embedding.augmentation import AUGMENTED, mean_over_views
 from orthoproxy.embedding.batches import Images, as_batch, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
 from orthoproxy.models import Encoder
@@ -86,6 +88,8 @@ class Embedder(
         Similarity below which a search result counts as no match, and the rate it was calibrated for; None without.
     card
         Text of the model card.
+    augment
+        Whether an embedding is the mean over views of the image; see `augmented`.
     baseline_folder
         Model folder of the untrained encoder of the same run, if there is one.
 
@@ -114,6 +118,7 @@ class Embedder(
         self.threshold: float | None = None
         self.false_match_rate: float | None = None
         self.card = ""
+        self.augment = False
         self.baseline_folder: Path | None = None
         self._identity: tuple[Any, str] = (None, "")
 
@@ -124,7 +129,7 @@ class Embedder(
         versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in weights.values()]
         if self._identity[0] != versions:
             self._identity = versions, self._hash(weights)
-        return self._identity[1]
+        return self._identity[1] + (AUGMENTED if self.augment else "")
 
     def _hash(self, weights: dict[str, Tensor]) -> str:
         encoder = self.encoder
@@ -163,7 +168,8 @@ class Embedder(
         precision
             ``"32-true"``, or ``"bf16-mixed"`` or ``"16-mixed"`` for autocast, as in Lightning Fabric.
         """
-        batches = self._iterate(self.encoder, images, batch_size, workers, progress, precision)
+        model = partial(mean_over_views, self.encoder) if self.augment else self.encoder
+        batches = self._iterate(model, images, batch_size, workers, progress, precision)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
         return np.concatenate(rows + [batch.cpu().numpy() for _, batch in batches])
 

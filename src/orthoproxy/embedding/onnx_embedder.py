@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
+from orthoproxy.embedding.augmentation import AUGMENTED, augmented, mean_over_views
 from orthoproxy.embedding.batches import Images, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, import_optional, validate_json
 
@@ -91,8 +93,13 @@ class OnnxEmbedder:
         self.metadata = metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map, path)
         self.embedding_dim, self.image_size = metadata.embedding_dim, metadata.image_size
         self.resize: Resize = metadata.resize
-        self.identity, self.threshold = metadata.identity, metadata.threshold
+        self.augment, self.threshold = False, metadata.threshold
         self.transform = evaluation_transform(self.image_size, self.resize)
+
+    @property
+    def identity(self) -> str:
+        """Identity of the file's model, and whether embeddings are augmented."""
+        return self.metadata.identity + (AUGMENTED if self.augment else "")
 
     def embed(
         self, images: Images, batch_size: int = 128, workers: int = 0, progress: str | None = None
@@ -100,12 +107,13 @@ class OnnxEmbedder:
         """Embed images; parameters, result and errors are those of `Embedder.embed`."""
         batches = iterate_image_batches(images, self.transform, batch_size, workers, progress)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        return np.concatenate(rows + [self._run(batch) for batch in batches])
+        model = partial(mean_over_views, self._run) if self.augment else self._run
+        return np.concatenate(rows + [model(batch).numpy() for batch in batches])
 
-    def _run(self, pixels: torch.Tensor) -> Float[np.ndarray, "b D"]:
+    def _run(self, pixels: torch.Tensor) -> Float[torch.Tensor, "b D"]:
         if pixels.is_floating_point():
             pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-        return np.asarray(self.session.run([OUTPUT], {INPUT: pixels.contiguous().cpu().numpy()})[0])
+        return torch.as_tensor(self.session.run([OUTPUT], {INPUT: pixels.contiguous().cpu().numpy()})[0])
 
 
 def make_session(path: Path, device: str = "cpu") -> Any:
@@ -126,7 +134,7 @@ def make_session(path: Path, device: str = "cpu") -> Any:
         raise InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN) from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder | OnnxEmbedder:
+def load_model(path: str | Path, device: str | torch.device = "cpu", identity: str = "") -> Embedder | OnnxEmbedder:
     """Load a trained or an exported model, without proxies.
 
     Parameters
@@ -135,6 +143,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder
         A run folder, a model folder, an ``.onnx`` file, or ``OWNER/NAME`` on the Hugging Face hub.
     device
         Where to compute.
+    identity
+        Of stored embeddings to compare with: if they are augmented, the model embeds alike.
 
     Raises
     ------
@@ -151,6 +161,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Embedder
     >>> load_model(folder).embedding_dim
     8
     """
+    if identity.endswith(AUGMENTED):
+        return augmented(load_model(path, device))
     if str(path).endswith(".onnx"):
         return OnnxEmbedder(path, device)
     from orthoproxy.embedding.embedder import Embedder  # loads timm, which an exported model does without

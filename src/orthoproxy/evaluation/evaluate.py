@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as dataclass_field
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -18,13 +19,17 @@ from orthoproxy.core.distributed import gather_objects, local_slice, raise_toget
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.audit.duplicates import find_copies
 from orthoproxy.data.table import class_numbers
+from orthoproxy.embedding.augmentation import augmented as augmented_model
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
 from orthoproxy.evaluation.metrics import query_metrics
+from orthoproxy.evaluation.query_expansion import expand_queries
+from orthoproxy.evaluation.reranking import list_length, rerank
 from orthoproxy.evaluation.retrieval import Exclude, Retrieval
 from orthoproxy.evaluation.voting import VoteScores
 
 Embeddings = Float[np.ndarray, "N D"]
+Lever = Callable[[Retrieval], Retrieval]  # changes what queries find
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ class Evaluation:
         If so, the scores of the classes among the test images that are no training classes, if there are any.
     vote
         If so, details of the vote, whose `accuracy`, `coverage` and `precision` are among the metrics.
+    search_time
+        If asked for, the model's scores with augmentation, query expansion and re-ranking, each by itself; their
+        `baseline` is the model without.
 
     Examples
     --------
@@ -85,6 +93,7 @@ class Evaluation:
     known_classes: bool = False
     unseen: Evaluation | None = None
     vote: VoteScores | None = None
+    search_time: dict[str, Evaluation] | None = None
 
     @property
     def kind(self) -> str:
@@ -93,7 +102,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as `evaluate --json` writes it."""
-        optional = ("exclude_none", "by_category", "unseen", "vote")
+        optional = ("exclude_none", "by_category", "unseen", "vote", "search_time")
         return asdict(self, dict_factory=lambda items: {name: x for name, x in items if name not in optional or x})
 
     @classmethod
@@ -117,6 +126,10 @@ class Scoring:
         in its group, as in re-identification (same person, same camera); or ``none``.
     exclude_duplicates
         Leave near copies of a query out of its gallery, as `find_copies` finds them; reads all images.
+    expand
+        Also score with queries expanded by this many neighbors, as `expand_queries` does; 0 for none.
+    rerank
+        Also score with re-ranking, as `rerank` does.
     bootstrap_samples
         Bootstrap samples of classes.
     confidence
@@ -138,6 +151,8 @@ class Scoring:
     map: bool = False
     exclude: Exclude = "group"
     exclude_duplicates: bool = False
+    expand: int = 0
+    rerank: bool = False
     bootstrap_samples: int = 1000
     confidence: float = 0.95
     block_memory_mb: float = 512
@@ -149,6 +164,7 @@ class Scoring:
         allowed = {
             "recall_at": (min(self.recall_at, default=0) >= 1, "one or more integers, at least 1"),
             "exclude": (self.exclude in get_args(Exclude), " or ".join(get_args(Exclude))),
+            "expand": (self.expand >= 0, "0 or more"),
             "bootstrap_samples": (self.bootstrap_samples >= 1, "at least 1"),
             "confidence": (0 < self.confidence < 1, "above 0 and below 1, such as 0.95"),
             "block_memory_mb": (0 < self.block_memory_mb < math.inf, "above 0, and finite"),
@@ -169,6 +185,7 @@ def evaluate(
     scoring: Scoring | None = None,
     workers: int = 0,
     progress: bool = False,
+    augment: bool = False,
 ) -> Evaluation:
     """Embed the images of a table with a model and a baseline, and score both.
 
@@ -186,6 +203,8 @@ def evaluate(
         Processes that read images.
     progress
         Show a progress bar.
+    augment
+        Also score the embeddings of the `augmented` model.
 
     Returns
     -------
@@ -218,9 +237,15 @@ def evaluate(
     if scoring.exclude_duplicates:
         table = table.assign(copies=find_copies(table, workers))
     require_scorable(table, scoring)
-    embeddings = model.embed(paths, workers=workers, progress="embed, model" if progress else None)
-    reference = baseline and baseline.embed(paths, workers=workers, progress="embed, baseline" if progress else None)
-    return score(embeddings, reference, table, replace(scoring, device=str(model.device)), start)
+    if scoring.rerank:
+        lists_of = build_retrieval(np.zeros((len(table), 1)), table, scoring.rule(table), scoring.exclude_duplicates)
+        list_length(lists_of, block_memory_mb=scoring.block_memory_mb)
+    models = {"model": model, "baseline": baseline, "augmented": augmented_model(model) if augment else None}
+    rows = {
+        name: used and used.embed(paths, workers=workers, progress=f"embed, {name}" if progress else None)
+        for name, used in models.items()
+    }
+    return score(**rows, table=table, scoring=replace(scoring, device=str(model.device)), start=start)
 
 
 def score(
@@ -229,6 +254,7 @@ def score(
     table: pd.DataFrame,
     scoring: Scoring,
     start: float | None = None,
+    augmented: Float[np.ndarray, "N D"] | None = None,
 ) -> Evaluation:
     """Score embeddings; see `evaluate`.
 
@@ -242,6 +268,8 @@ def score(
         Metrics and settings.
     start
         When the work began, by `time.monotonic`; None for now.
+    augmented
+        Embeddings of the augmented model, to be scored as well.
 
     Raises
     ------
@@ -257,18 +285,22 @@ def score(
     100.0 [100.0, 100.0]
     """
     start = time.monotonic() if start is None else start
-    for name, rows in (("model", model), ("baseline", baseline)):
+    for name, rows in (("model", model), ("baseline", baseline), ("augmented", augmented)):
         if rows is not None and len(rows) != len(table):
             raise InputError(f"{len(rows)} embeddings", field=name, expected=f"one per image, {len(table)}")
     if scoring.exclude_duplicates:
         table = table.assign(copies=find_copies(table))
     rule = scoring.rule(table)
-    plain = replace(scoring, exclude="none")
+    plain = replace(scoring, exclude="none", expand=0, rerank=False)
     own, other = _resample(model, table, scoring), None if baseline is None else _resample(baseline, table, scoring)
     protocol: dict[str, Any] = {"confidence": scoring.confidence, "exclude": rule}
     by_category = {
         name: Evaluation(**_estimates(part, other and other.by_category[name], scoring.confidence), **protocol)
         for name, part in own.by_category.items()
+    }
+    search_time = {
+        name: Evaluation(**_estimates(_resample(x, table, scoring, lever), own, scoring.confidence), **protocol)
+        for name, x, lever in _levers(model, augmented, scoring)
     }
     return Evaluation(
         **_estimates(own, other, scoring.confidence),
@@ -276,8 +308,21 @@ def score(
         exclude_none=None if rule == "none" else score(model, baseline, table, plain),
         duplicate_pairs=_duplicate_pairs(table) if scoring.exclude_duplicates else None,
         by_category=by_category or None,
+        search_time=search_time or None,
         seconds=time.monotonic() - start,
     )
+
+
+def _levers(
+    model: Embeddings, augmented: Embeddings | None, scoring: Scoring
+) -> Iterator[tuple[str, Embeddings, Lever | None]]:
+    blocks: dict[str, Any] = {"block_memory_mb": scoring.block_memory_mb, "device": scoring.device}
+    if augmented is not None:
+        yield "augment", augmented, None
+    if scoring.expand:
+        yield f"expand {scoring.expand}", model, partial(expand_queries, neighbors=scoring.expand, **blocks)
+    if scoring.rerank:
+        yield "rerank", model, partial(rerank, **blocks)
 
 
 def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> dict[str, float]:
@@ -371,9 +416,9 @@ def _estimates(own: _Resampled, other: _Resampled | None, confidence: float) -> 
     return {**scores, **own.counts}
 
 
-def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -> _Resampled:
+def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring, lever: Lever | None = None) -> _Resampled:
     retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
-    metrics = score_queries(retrieval, table, scoring)
+    metrics = score_queries(retrieval, table, scoring, lever)
     labels = retrieval.labels[retrieval.queries]
     whole = _resample_queries(metrics, labels, scoring.bootstrap_samples)
     category = table["category"].to_numpy()[retrieval.queries]
@@ -394,11 +439,14 @@ def _resample_queries(metrics: dict[str, np.ndarray], labels: Int[np.ndarray, " 
     return _Resampled(list(metrics), values.mean(axis=1), bootstrap_means(values, classes, samples), counts)
 
 
-def score_queries(retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring) -> dict[str, Float[np.ndarray, " Q"]]:
+def score_queries(
+    retrieval: Retrieval, table: pd.DataFrame, scoring: Scoring, lever: Lever | None = None
+) -> dict[str, Float[np.ndarray, " Q"]]:
     """Compute the metrics of every query; raises InputError as `require_scorable`."""
     require_scorable(table, scoring)
 
     def compute(part: Retrieval) -> dict[str, np.ndarray]:
+        part = lever(part) if lever else part
         return query_metrics(part, scoring.recall_at, scoring.block_memory_mb, scoring.device, scoring.map)
 
     return for_all_queries(compute, retrieval, scoring.shared)

@@ -44,6 +44,10 @@ class Retrieval:
         A number that near copies of each other share, -1 without one: those of a query leave its gallery.
     categories
         Category number of each row, the same for all rows of a class; None without categories.
+    query_embeddings
+        One row per query, where a query is searched by another embedding than it has in the gallery.
+    raised
+        Gallery rows of each query, -1 for none, and what is added to their cosines.
 
     Raises
     ------
@@ -66,6 +70,8 @@ class Retrieval:
     exclude: Exclude = "group"
     copies: Int[np.ndarray, " N"] | None = None
     categories: Int[np.ndarray, " N"] | None = None
+    query_embeddings: Float[np.ndarray, "Q D"] | None = None
+    raised: tuple[Int[np.ndarray, "Q K"], Float[np.ndarray, "Q K"]] | None = None
 
     def __post_init__(self) -> None:
         if not np.issubdtype(self.labels.dtype, np.integer):
@@ -214,6 +220,9 @@ class _SimilarityBlocks:
         self.size = max(1, int(block_memory_mb * 2**20 / (BYTES_PER_PAIR * max(1, len(self.gallery)))))
         distinct, self.copy_of = _distinct_rows(unit_rows(retrieval.embeddings).numpy())
         self.units = torch.from_numpy(distinct).to(self.device)
+        searched = retrieval.query_embeddings
+        self.query_units = None if searched is None else unit_rows(searched).to(self.device)
+        self.raised = None if retrieval.raised is None else [torch.from_numpy(x) for x in retrieval.raised]
         candidates, columns = np.unique(self.copy_of[self.gallery], return_inverse=True)
         self.candidates = self.units[torch.from_numpy(candidates).to(self.device)].T
         in_order = np.array_equal(columns, np.arange(len(candidates)))
@@ -233,11 +242,19 @@ class _SimilarityBlocks:
 
     def __iter__(self) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b G"]]]:
         for start in range(0, len(self.queries), self.size):
-            rows = self.queries[start : start + self.size]
-            units = self.units[torch.from_numpy(self.copy_of[rows]).to(self.device)]
+            block = slice(start, start + self.size)
+            rows = self.queries[block]
+            if self.query_units is None:
+                units = self.units[torch.from_numpy(self.copy_of[rows]).to(self.device)]
+            else:
+                units = self.query_units[block]
             similarity = torch.mm(units, self.candidates, out=self.room[: len(rows)])
             if self.columns is not None:
                 similarity = similarity[:, self.columns]
+            if self.raised is not None:
+                found, added = (x[block] for x in self.raised)
+                columns = self.place[found].clamp(min=0)  # where there is none, 0 is added
+                similarity.scatter_add_(1, columns.to(self.device), added.to(self.device))
             own = self.place[torch.from_numpy(rows)].to(self.device)
             (query,) = (own >= 0).nonzero(as_tuple=True)
             similarity[query, own[query]] = -torch.inf

@@ -227,7 +227,7 @@ def _inside(root: Path, relative_path: str) -> Path | None:
 
 def _load_model(catalog: Catalog) -> Model | None:
     try:
-        model = load_model(catalog.model_path)
+        model = load_model(catalog.model_path, identity=catalog.model)
     except InputError as error:
         LOG.warning("search by image is off, since the model cannot be loaded: %s", error)
         return None
