@@ -88,8 +88,8 @@ def export_onnx(
     model, out
         The original, and the file to write; left as it was if the check fails.
     test, validation
-        Images of classes that were not trained on, from `data.make_table`, to check the model and to set the no-match
-        threshold; one may be empty.
+        Images that were not trained on, from `data.make_table`, to check the model and to set the no-match threshold;
+        one may be empty.
     training, int8
         Quantize weights and activations to 8 bits, with ranges calibrated on these image files.
     false_match_rate

@@ -148,9 +148,9 @@ def _notes(
     if unreadable is not None and len(unreadable):
         notes.append(f"Unreadable images left out: {len(unreadable)} (see unreadable_images.csv).")
     if config.checkpoint_selection.split == "test":
-        notes.append("The checkpoint was selected on the test classes themselves, so these scores are too high.")
+        notes.append("The checkpoint was selected on the test images themselves, so these scores are too high.")
     elif config.checkpoint_selection.split == "none" or validation_classes == 0:
-        notes.append("The last checkpoint was kept; none was selected on held-out classes.")
+        notes.append("The last checkpoint was kept; no validation scores selected one.")
     elif validation_classes < FEW_CLASSES:
         notes.append(f"Only {validation_classes} classes selected the checkpoint: the selection is unreliable.")
     difference = evaluation.difference if evaluation else None
