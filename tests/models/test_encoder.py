@@ -112,11 +112,16 @@ def test_the_patch_embedding_can_be_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [(SMALL_VIT, ("blocks.5.", "norm.")), (SMALL_CNN, ("blocks.4.", "conv_head.", "bn2."))]
+    ("name", "last"),
+    [
+        (SMALL_VIT, ("blocks.5.", "norm.")),
+        (SMALL_CNN, ("blocks.4.", "conv_head.", "bn2.")),
+        ("test_convnext", ("stages.3.blocks.1.", "head.")),
+    ],
 )
 def test_only_the_last_blocks_are_trained(name: str, last: tuple[str, ...]) -> None:
     encoder = Encoder(name, 8, image_size=32)
-    encoder.freeze_first_blocks(trainable=1)
+    encoder.train_last_blocks(1)
     trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     of_backbone = {f"backbone.{name}" for name, _ in encoder.backbone.named_parameters() if name.startswith(last)}
     assert trained == of_backbone | {"projection.weight", "projection.bias"}

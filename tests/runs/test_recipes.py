@@ -43,6 +43,7 @@ def test_later_recipes_and_overrides_win_key_by_key(tmp_path):
     ("encoder: {freeze: true, embedding_dim: null}", "encoder.embedding_dim"),
     ("encoder: {freeze: true, lora_rank: 2}", "encoder.lora_rank"),
     ("encoder: {trainable_blocks: 1, lora_rank: 2}", "encoder.lora_rank"),
+    ("encoder: {trainable_blocks: 1, freeze: true}", "encoder.trainable_blocks"),
     ("loss: {memory_size: 64}", "loss.memory_size"),
     ("encoder: {freeze: true, freeze_backbone_epochs: 1}", "encoder.freeze_backbone_epochs"),
     ("checkpoint_selection: {metric: recall@3}", "checkpoint_selection.metric"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 import timm
@@ -133,10 +134,13 @@ class Encoder(nn.Module):
         """Freeze the backbone; only the projection is trained."""
         self.backbone.requires_grad_(False)
 
-    def freeze_first_blocks(self, trainable: int) -> None:
-        """Freeze the backbone but for its last blocks, `trainable` of them, with what follows them."""
+    def train_last_blocks(self, count: int) -> None:
+        """Freeze all of the backbone before its last blocks, as many as given; what follows them is trained, too."""
+        if not hasattr(self.backbone, "group_matcher"):
+            raise InputError(f"timm does not know the blocks of {self.name}", field="trainable_blocks", expected="null")
         layers = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
-        for layer in sorted(layers)[: max(0, len(layers) - trainable)]:
+        blocks = [layer for layer in sorted(layers) if any(re.search(r"\.\d+\.", name) for name in layers[layer])]
+        for layer in range(blocks[max(0, len(blocks) - count)]):
             for name in layers[layer]:
                 self.backbone.get_parameter(name).requires_grad_(False)
 

@@ -133,8 +133,8 @@ class EncoderConfig(Section):
     """Stochastic depth: probability of dropping a residual branch."""
     freeze: bool = False
     """Train only projection and proxies, on backbone features computed once from unaugmented images; takes seconds."""
-    trainable_blocks: NonNegativeInt | None = None
-    """Train only the last blocks of the backbone, that many, projection and proxies; null for all blocks."""
+    trainable_blocks: PositiveInt | None = None
+    """Number of last backbone blocks to train, besides projection and proxies; null for all."""
     lora_rank: PositiveInt | None = None
     """Train low-rank additions to the linear layers of the backbone (LoRA) instead of its weights, with
     optimizer.lr.backbone; the saved model has plain weights."""
@@ -192,8 +192,8 @@ class LossConfig(Section):
     """Its arguments, for example scale and margin."""
     miner: MinerConfig = MinerConfig()
     memory_size: PositiveInt | None = None
-    """Latest embeddings that a pair loss also compares a batch with, those of the batch included (cross-batch memory);
-    null for none."""
+    """Number of most recent embeddings, including the batch's own, that a pair loss compares a batch with (cross-batch
+    memory); null for the batch alone."""
     proxy_regularizer: ProxyRegularizerConfig = ProxyRegularizerConfig()
     shard_proxies: bool = False
     """Shard the proxies and their optimizer state over the processes (proxy_anchor only)."""
@@ -352,9 +352,12 @@ class Config(Section):
         if encoder.freeze and encoder.embedding_dim is None:
             expected = "a dimension, as encoder.freeze trains the projection"
             raise InputError("null", field="encoder.embedding_dim", expected=expected)
-        if encoder.lora_rank and (encoder.freeze or encoder.trainable_blocks is not None):
+        if encoder.lora_rank and (encoder.freeze or encoder.trainable_blocks):
             expected = "null, as encoder.freeze or encoder.trainable_blocks is given"
             raise InputError(str(encoder.lora_rank), field="encoder.lora_rank", expected=expected)
+        if encoder.trainable_blocks and encoder.freeze:
+            problem, expected = str(encoder.trainable_blocks), "null, as encoder.freeze is true"
+            raise InputError(problem, field="encoder.trainable_blocks", expected=expected)
         if encoder.freeze and encoder.freeze_backbone_epochs:
             problem = f"{encoder.freeze_backbone_epochs:g}"
             raise InputError(problem, field="encoder.freeze_backbone_epochs", expected="0, as encoder.freeze is true")

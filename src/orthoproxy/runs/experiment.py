@@ -186,7 +186,7 @@ def make_encoder(encoder: EncoderConfig) -> Encoder:
         if encoder.freeze:
             model.freeze()
         if encoder.trainable_blocks is not None:
-            model.freeze_first_blocks(encoder.trainable_blocks)
+            model.train_last_blocks(encoder.trainable_blocks)
         if encoder.freeze_patch_embedding:
             model.freeze_patch_embedding()
     return model

@@ -24,6 +24,7 @@ from orthoproxy.models.encoder import Encoder
 from orthoproxy.models.merged import MergedEncoder
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import evaluate_run, load_table, write_report
+from orthoproxy.runs.model_card import license_of
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training.initialization import pca_projection, second_moment
 
@@ -55,7 +56,8 @@ def merge_runs(
         written, config = RunFolder(Path(folder) / out.name), runs[0].config.with_overrides(changes)
         written.start(config, {**config.environment, "merged": merged}, runs[0].unreadable)
         shutil.copytree(runs[0].baseline, written.baseline)
-        model.save(written.folder / "model", models[0].card)  # with its license
+        same_license = len({license_of(x.card) for x in models}) == 1
+        model.save(written.folder / "model", models[0].card if same_license else "")
         images = evaluation_images(table, "test") if images.empty else images
         scores = _check(places, models, model, written, images, workers)
         write_report(written, evaluate_run(written, device, overrides))

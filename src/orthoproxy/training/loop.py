@@ -104,7 +104,8 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
             nonfinite.finish_epoch(state)
             state.epoch, state.batch = state.epoch + 1, 0
             require_finite_weights(job.encoder, job.objective, state)
-            broadcast_(job.encoder.buffers())  # batch-norm statistics in training mode differ between processes
+            averaged = () if job.average is None else job.average.buffers()
+            broadcast_([*job.encoder.buffers(), *averaged])  # batch-norm statistics differ between processes
             line = f"epoch {state.epoch}/{options.epochs}  {progress.note}"
             if state.epoch % options.validate_every_n_epochs == 0 or state.epoch == options.epochs:
                 scores = _validate(job, stop, state)
