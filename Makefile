@@ -53,9 +53,9 @@ bench: .venv/installed-dev
 	for name in objective million retrieval loading processes training; do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/page.py
 
-bench-full: bench
+bench-full: bench demo
 	$(BIN)/python benchmarks/retrieval.py --images 60502 --runs 1
-	for name in precision export catalog serve; do $(BIN)/python benchmarks/$$name.py || exit; done
+	for name in precision export catalog cold serve; do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/page.py
 
 gpu:

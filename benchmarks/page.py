@@ -83,6 +83,12 @@ SECTIONS = (
         "embeddings. Search times are medians of 50 single queries; NumPy is one matrix product and a partial sort.",
     ),
     (
+        "First answer",
+        ("cold",),
+        "`orthoproxy search` in a fresh process, with the icons model of `make demo`. Most of it is the import of "
+        "PyTorch and LanceDB.",
+    ),
+    (
         "HTTP search",
         ("serve", "serve-1000000"),
         "`orthoproxy serve` on 100,000 and 1,000,000 embeddings with default limits, k = 10, for 60 seconds. Each "
