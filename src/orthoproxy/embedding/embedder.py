@@ -39,7 +39,7 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 BATCH_SIZE = 128
 
 
-class EncoderConfig(BaseModel, frozen=True):
+class MergedPart(BaseModel, frozen=True):
     """One encoder of a merged model."""
 
     encoder: str
@@ -55,7 +55,7 @@ class ModelConfig(BaseModel, frozen=True):
     embedding_dim: Dim | None
     image_size: ImageSize
     pooling: str | None = None
-    merged: Annotated[list[EncoderConfig], Field(max_length=64)] | None = None  # the file may be untrusted
+    merged: Annotated[list[MergedPart], Field(max_length=64)] | None = None  # the file may be untrusted
     resize: ResizeField = None
     threshold: Finite | None = None
     false_match_rate: Finite | None = None
@@ -220,7 +220,7 @@ class Embedder(
             format_version=2,
             **_describe(encoder),
             image_size=encoder.image_size,
-            merged=[EncoderConfig(**_describe(x)) for x in encoder.backbone] if merged else None,
+            merged=[MergedPart(**_describe(x)) for x in encoder.backbone] if merged else None,
             resize=self.resize,
             threshold=self.threshold,
             false_match_rate=self.false_match_rate,
