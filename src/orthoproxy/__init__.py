@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from orthoproxy.core.lazy import lazy_imports
 
 if TYPE_CHECKING:
     from orthoproxy.core.errors import DivergedError, InputError
@@ -60,14 +61,11 @@ _MODULES = {
 }
 
 
+_import_name = lazy_imports(__name__, _MODULES)
+
+
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return __getattr__("Embedder").load
-    if name not in _MODULES:
-        raise AttributeError(f"module 'orthoproxy' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"orthoproxy.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    return _import_name("Embedder").load if name == "load" else _import_name(name)
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,8 @@ import pytest
 from fault_injection import kill_at
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, folder_lock
+from orthoproxy.core.files import atomic_write
+from orthoproxy.core.folder_lock import folder_lock
 
 LONG = 200_000
 

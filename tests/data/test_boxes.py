@@ -46,9 +46,9 @@ def test_a_box_has_the_pixels_of_the_upright_picture(picture: Path) -> None:
         assert np.array_equal(np.asarray(read(first)), whole[4:16, 8:20])
         assert np.array_equal(np.asarray(read(second)), whole[:6, :6])
     crop, transform = Image.fromarray(whole[4:16, 8:20]), evaluation_transform(32)
-    assert EvaluationImages([first], transform)[0].equal(transform(crop))
+    assert np.array_equal(EvaluationImages([first], transform)[0], transform(crop))
     with_margin = TrainingImages([first], [0], transform, box_margin=0.25)
-    assert with_margin[0, 1][0].equal(transform(Image.fromarray(whole[1:19, 5:23])))
+    assert np.array_equal(with_margin[0, 1][0], transform(Image.fromarray(whole[1:19, 5:23])))
     scan = scan_images(table["path"].tolist(), hashes=True)
     assert scan["width"].tolist() == [12, 6, whole.shape[1]] and scan["content"].is_unique
     assert (file_versions(table["path"].tolist())[:, 0] == picture.stat().st_size).all()

@@ -16,7 +16,7 @@ from errors import error_of
 from many import in_processes
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import folder_lock
+from orthoproxy.core.folder_lock import folder_lock
 from orthoproxy.data import read_collection
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import EmbedResult, File, embed_collection, embed_files

@@ -41,7 +41,7 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(embedder: Embedder, 
     assert files.shape == (12, 8) and files.dtype == np.float32
     assert np.linalg.norm(files, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
     assert np.ptp(files, axis=0).max() > 1e-3  # the pictures do differ
-    pixels = torch.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths])
+    pixels = torch.from_numpy(np.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths]))
     pictures = [Image.open(path).convert("RGBA") for path in paths]
     for given in ([str(path) for path in paths], pictures, pixels):
         np.testing.assert_array_equal(embedder.embed(given), files)
@@ -53,7 +53,7 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(embedder: Embedder, 
 
 def test_arrays_and_single_images_embed_as_their_files_do(embedder: Embedder, paths: list[Path]) -> None:
     files, images = embedder.embed(paths), [np.asarray(Image.open(path)) for path in paths]
-    pixels = evaluation_transform(32, 36)(read_image(paths[0]))
+    pixels = torch.from_numpy(evaluation_transform(32, 36)(read_image(paths[0])))
     for given in (images, np.stack(images), images[0], Image.open(paths[0]), paths[0], str(paths[0]), pixels):
         embeddings = embedder.embed(given)
         np.testing.assert_allclose(embeddings, files[: len(embeddings)], atol=1e-6)
@@ -73,7 +73,7 @@ UNFIT = {
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("kind", UNFIT)
 def test_images_that_the_model_would_misread_are_errors(kind: str, embedder: Embedder, paths: list[Path]) -> None:
-    pixels = torch.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths[::4]]) / 255
+    pixels = torch.from_numpy(np.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths[::4]])) / 255
     ran = []
     embedder.encoder.register_forward_pre_hook(lambda *_: ran.append(1))
     given = 3 if kind == "nothing" else UNFIT[kind](pixels)
@@ -97,7 +97,7 @@ def test_embedding_leaves_training_mode_and_random_state_alone(paths: list[Path]
 
 
 def test_features_come_batch_by_batch_without_gradients(embedder: Embedder, paths: list[Path]) -> None:
-    pixels = torch.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths])
+    pixels = torch.from_numpy(np.stack([evaluation_transform(32, 36)(read_image(path)) for path in paths]))
     with torch.inference_mode():
         features = embedder.encoder.features(pixels)
     for images in (paths, features):

@@ -23,7 +23,7 @@ def picture(tmp_path) -> str:
 def test_features_are_those_of_the_backbone(picture, tiny_encoder, tmp_path):
     model = Embedder(tiny_encoder, resize=32)
     features = pooled_features(model, [picture], tmp_path / "features")
-    pixels = model.transform(Image.open(picture))[None]
+    pixels = torch.from_numpy(model.transform(Image.open(picture))[None])
     with torch.inference_mode():
         torch.testing.assert_close(features, tiny_encoder.features(pixels))
     np.testing.assert_allclose(model.embed(features), model.embed([picture]), atol=1e-6)

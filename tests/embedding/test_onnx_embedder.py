@@ -59,7 +59,7 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
     np.testing.assert_allclose(np.linalg.norm(files, axis=1), 1, atol=1e-5)
     for batch_size in (1, 5):
         np.testing.assert_allclose(ours.embed(paths, batch_size), model.embed(paths), atol=1e-5)
-    pixels = torch.stack([model.transform(Image.open(path)) for path in paths])
+    pixels = torch.from_numpy(np.stack([model.transform(Image.open(path)) for path in paths]))
     for given in ([Image.open(path) for path in paths], pixels, pixels / 255):
         np.testing.assert_array_equal(ours.embed(given), files)
     assert ours.embed([]).shape == (0, 8)
@@ -69,7 +69,7 @@ def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: E
 
 
 def test_augmented_embeddings_are_the_mean_over_views(file: Path, model: Embedder, paths: list[Path]) -> None:
-    pixels = torch.stack([model.transform(Image.open(path)) for path in paths])
+    pixels = torch.from_numpy(np.stack([model.transform(Image.open(path)) for path in paths]))
     closer = F.interpolate(pixels[:, :, 2:30, 2:30] / 255, 32, mode="bicubic").clamp(0, 1)
     for plain in (model, OnnxEmbedder(file)):
         plain.threshold = 0.5
@@ -172,7 +172,7 @@ def test_without_onnxruntime_it_says_what_to_install(file: Path, monkeypatch: py
 
 
 def test_a_fork_does_not_wait_for_the_threads_of_a_session_left_over(file: Path, monkeypatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
     session = make_session(file)
     session.run(None, {INPUT: np.zeros((8, 3, 32, 32), np.uint8)})
     time.sleep(1)  # its threads sleep now, too

@@ -13,7 +13,7 @@ from fault_injection import on_event
 from small_runs import STEPS_PER_EPOCH, Run, difference, message, saved_step
 
 from orthoproxy.cli.main import main
-from orthoproxy.core.files import folder_lock
+from orthoproxy.core.folder_lock import folder_lock
 
 
 # within and at the end of an epoch

@@ -173,7 +173,7 @@ def test_known_photographs_are_recognized(package: str) -> None:
     expected = {"china.jpg": {663, 698, 832, 442}, "flower.jpg": {985, 599}}
     samples = load_sample_images()
     for path, pixels in zip(samples.filenames, samples.images, strict=True):
-        image = evaluation_transform(224)(Image.fromarray(pixels))[None]
+        image = torch.from_numpy(evaluation_transform(224)(Image.fromarray(pixels))[None])
         with torch.no_grad():
             logits = lite.features(image) @ package_tensors["_fc.weight"].T + package_tensors["_fc.bias"]
         assert int(logits.argmax()) in expected[Path(path).name]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from pydantic import BaseModel
 
@@ -344,9 +343,7 @@ def require_model(catalog: Catalog, identity: str, field: str) -> None:
         raise InputError(problem, field=field, hint="use that model, or create another catalog")
 
 
-def load_catalog_model(
-    catalog: Catalog, device: str | torch.device = "cpu", place: str | None = None
-) -> Embedder | OnnxEmbedder:
+def load_catalog_model(catalog: Catalog, device: str = "cpu", place: str | None = None) -> Embedder | OnnxEmbedder:
     """Load the model of a catalog, from another place than it is stored if given."""
     try:
         model = load_model(place or catalog.model_path, device, catalog.model)

@@ -18,8 +18,8 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> int:
+    from orthoproxy.core.device import choose_device
     from orthoproxy.runs.compare import compare_runs
-    from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.run_folder import RunFolder
 
     runs = RunFolder(options.first), RunFolder(options.second)

@@ -26,9 +26,9 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
+    from orthoproxy.core.device import choose_device
     from orthoproxy.diagnosis.diagnose import summary_lines
     from orthoproxy.runs.dataset import require_outside
-    from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.diagnose import FORMAT_VERSION, PAGE, diagnose_runs
     from orthoproxy.runs.run_folder import RunFolder
 

@@ -37,12 +37,13 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
+    from orthoproxy.core.device import choose_device
     from orthoproxy.data.audit.scan import drop_rows, find_unreadable
     from orthoproxy.embedding.embedder import Embedder
     from orthoproxy.evaluation import evaluate
     from orthoproxy.runs.config import Config
     from orthoproxy.runs.dataset import require_outside, warn_about_table
-    from orthoproxy.runs.device import choose_device, make_scoring
+    from orthoproxy.runs.device import make_scoring
     from orthoproxy.runs.run_folder import RunFolder
 
     run_folder = RunFolder.find(options.model)

@@ -62,14 +62,12 @@ def _index(options: Any) -> dict[str, Any]:
     from orthoproxy.core.progress import duration
     from orthoproxy.embedding.onnx_embedder import load_model
     from orthoproxy.embedding.parquet_store import META
-    from orthoproxy.runs.device import choose_device
 
     start = time.monotonic()
     embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
-    device = choose_device(options.device)
     outputs = {"catalog": options.catalog, "json": options.json}
     images = read_images(options, **outputs) if embeddings is None else None
-    model = load_model(options.model, device) if options.model else None
+    model = load_model(options.model, options.device) if options.model else None
     exists = Catalog.exists(options.catalog)
     with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
         if options.root and Path(options.root).absolute() != Path(catalog.root):
@@ -79,7 +77,7 @@ def _index(options: Any) -> dict[str, Any]:
             require_model(catalog, model.identity, "model")
         with catalog.store.undoable() if exists else nullcontext():
             if images is not None:
-                model = model or load_catalog_model(catalog, device)
+                model = model or load_catalog_model(catalog, options.device)
                 sizes = options.batch_size, options.workers
                 changes = index.index_images(catalog, images, model, *sizes, _print_progress)
             else:
@@ -141,7 +139,6 @@ def _maintain(options: Any) -> dict[str, Any]:
     from orthoproxy.catalog import index
     from orthoproxy.catalog.catalog import Catalog, require_model
     from orthoproxy.embedding.onnx_embedder import load_model
-    from orthoproxy.runs.device import choose_device
 
     results: dict[str, Any] = {}
     with Catalog.open(options.catalog) as catalog:
@@ -159,7 +156,7 @@ def _maintain(options: Any) -> dict[str, Any]:
                 results["deleted"] = index.delete_paths(catalog, options.delete)
             print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
         if options.migrate_to:
-            model = load_model(options.migrate_to, choose_device(options.device))
+            model = load_model(options.migrate_to, options.device)
             sizes = options.batch_size, options.workers
             queries, changed = index.migrate(catalog, model, _place(options.migrate_to), *sizes, _print_progress)
             print(f"{options.catalog}: migrated; of {queries} images, {changed} have another nearest neighbor")

@@ -25,8 +25,8 @@ def add_options(parser: Parser) -> None:
 
 def run(options: Any) -> None:
     from orthoproxy.cli.evaluate import print_run
+    from orthoproxy.core.device import choose_device
     from orthoproxy.runs.dataset import require_outside
-    from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.merge import merge_runs
     from orthoproxy.runs.run_folder import RunFolder
 

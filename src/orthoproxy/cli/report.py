@@ -17,9 +17,9 @@ def add_options(parser: Parser) -> None:
 
 def run(options: Any) -> None:
     from orthoproxy.cli.evaluate import print_run
-    from orthoproxy.core.files import folder_lock
+    from orthoproxy.core.device import choose_device
+    from orthoproxy.core.folder_lock import folder_lock
     from orthoproxy.runs.dataset import require_outside
-    from orthoproxy.runs.device import choose_device
     from orthoproxy.runs.evaluate import evaluate_run, write_report
     from orthoproxy.runs.run_folder import RunFolder
 

@@ -45,12 +45,11 @@ def run(options: Any) -> None:
 
     from orthoproxy.catalog.catalog import Catalog, combined_query, expand, load_catalog_model, vote_of_hits
     from orthoproxy.catalog.filters import parse_filter
-    from orthoproxy.runs.device import choose_device
 
     if options.where is not None:
         parse_filter(options.where)  # before a model is loaded
     with json_output(options.json) as write, Catalog.open(options.catalog) as catalog:
-        model = load_catalog_model(catalog, choose_device(options.device), options.model)
+        model = load_catalog_model(catalog, options.device, options.model)
         minimum = options.min_similarity
         if minimum is None:
             minimum = "auto" if options.vote else -math.inf

@@ -26,6 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.core.processes import is_main, process_count, process_index
 
 T = TypeVar("T")
 
@@ -97,21 +98,6 @@ def _wait_until(deadline: float, timeout: timedelta, world_size: int, absent: st
             hint="look at the output of that process, and start as many processes as --nnodes and --nproc-per-node say",
         )
     time.sleep(0.02)
-
-
-def process_count() -> int:
-    """Return W, the number of connected processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def process_index() -> int:
-    """Return the rank of this process, from 0."""
-    return dist.get_rank() if process_count() > 1 else 0
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes files and prints."""
-    return process_index() == 0
 
 
 def is_first_of_machine() -> bool:

@@ -1,22 +1,17 @@
-"""Atomic writes, an exclusive lock on a folder, and paths that stay inside a folder."""
+"""Atomic writes, and paths that stay inside a folder."""
 
 from __future__ import annotations
 
 import os
 import re
-import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
-from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.errors import InputError
 
-LOCK = ".lock"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
@@ -61,62 +56,7 @@ def flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-@contextmanager
-def folder_lock(folder: Path, field: str | None = None) -> Iterator[None]:
-    """Keep other processes and threads out of a folder, which is created if missing; all processes of a job call it.
-
-    The main process holds the lock. The operating system releases it when the process ends, however it ends. What an
-    interrupted `atomic_write` left behind is removed, and at the end the folder, if nothing was put into it. Raises
-    InputError if the lock is held already.
-    """
-    with ExitStack() as stack:
-        with raise_together():
-            if is_main():
-                stack.enter_context(_lock(folder, field))
-                _remove_temporaries(folder)
-        yield
-
-
-@contextmanager
-def _lock(folder: Path, field: str | None) -> Iterator[None]:
-    path = folder / LOCK
-    lock = _acquire(path, field)
-    try:
-        with suppress(OSError):  # a full disk; on Windows, a locked file
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        with suppress(OSError):
-            # Removed while the lock is held: others that have opened the file find out that it has no name any more,
-            # and start over; see UnixFileLock._finalize_locked_fd. On Windows an open file cannot be removed.
-            path.unlink()
-            folder.rmdir()
-        lock.release()
-
-
-def _acquire(path: Path, field: str | None, attempts: int = 100) -> FileLock:
-    lock = FileLock(path, blocking=False, thread_local=False)
-    while not lock.is_locked:
-        attempts -= 1
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except (FileNotFoundError, FileExistsError) as error:
-            if path.parent.is_file():
-                raise InputError("is a file", field=field, path=path.parent, expected="a folder") from error
-            if not attempts:  # else the previous holder removes the folder just now
-                raise
-        except Timeout as error:
-            holder = ""
-            with suppress(OSError):
-                holder = path.read_text(encoding="utf-8", errors="replace")[:200]
-            problem = f"in use by {holder or 'another process'}"
-            hint = "wait until it is done, or choose another folder"
-            raise InputError(problem, field=field, path=path.parent, hint=hint) from error
-    return lock
-
-
-def _remove_temporaries(folder: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
     """Remove what a killed `atomic_write` left in a folder and its subfolders."""
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
         if _TEMPORARY.fullmatch(path.name):

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from orthoproxy.core.distributed import is_main
 from orthoproxy.core.errors import escape
+from orthoproxy.core.processes import is_main
 
 T = TypeVar("T")
 

@@ -1,11 +1,9 @@
-"""PyTorch datasets: augmented images for training, images in the evaluation transform, and frozen features."""
+"""PyTorch datasets to train on: augmented images, and features of a frozen backbone."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.images import read_image, read_pixels, to_rgb
+from orthoproxy.data.augmentation import Augmentation
+from orthoproxy.data.evaluation_images import PathList
+from orthoproxy.data.images import read_pixels
 from orthoproxy.data.samplers import SampleSeed
-from orthoproxy.data.transforms import Augmentation, Transform
 
 
 class TrainingImages(Dataset):
@@ -33,14 +32,14 @@ class TrainingImages(Dataset):
     labels
         Class number of each.
     transform
-        From `training_transform`, or any function from an RGB image to uint8 pixels; draws from PyTorch's random state,
-        which is seeded here.
+        From `training_transform`, or any function from an RGB image to uint8 pixels, a tensor or array; draws from
+        PyTorch's random state, which is seeded here.
     box_margin
         Share of the size of an image's box that is added on each side, where it has one.
 
     Examples
     --------
-    >>> from orthoproxy.data.transforms import training_transform
+    >>> from orthoproxy.data import training_transform
     >>> len(TrainingImages(["a.png", "b.png"], [0, 1], training_transform(64)))
     2
     """
@@ -49,7 +48,7 @@ class TrainingImages(Dataset):
         self,
         files: Sequence[str | Path],
         labels: Sequence[int] | Int[np.ndarray, " N"],
-        transform: Augmentation | Transform,
+        transform: Augmentation | Callable[[Image.Image], UInt8[Tensor | np.ndarray, "3 H W"]],
         box_margin: float = 0.0,
     ) -> None:
         self.files, self.labels, self.transform = PathList(files), np.asarray(labels), transform
@@ -69,7 +68,7 @@ class TrainingImages(Dataset):
             if isinstance(self.transform, Augmentation):
                 pixels = self.transform(image)
             else:
-                pixels = self.transform(Image.fromarray(image))
+                pixels = torch.as_tensor(self.transform(Image.fromarray(image)))
         return pixels, int(self.labels[row])
 
 
@@ -93,58 +92,3 @@ class TrainingFeatures(Dataset):
     def __getitems__(self, samples: list[SampleSeed]) -> tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]:
         rows = torch.tensor([row for row, _ in samples])
         return self.features[rows], self.labels[rows]
-
-
-class EvaluationImages(Dataset):
-    """Images in a fixed transform, in the order given: maps a row to pixels.
-
-    `images` are files, PIL images of any mode, or arrays of RGB pixels. An image that cannot be read is returned as its
-    `InputError`, which `iterate_batches` raises.
-    """
-
-    def __init__(self, images: Sequence[Any] | np.ndarray, transform: Transform) -> None:
-        self.images, self.transform = _shareable(images), transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> UInt8[Tensor, "3 H W"] | InputError:
-        try:
-            return self.transform(_open_image(self.images[row]))
-        except InputError as error:
-            return error
-
-
-def _open_image(image: Any) -> Image.Image:
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return Image.fromarray(image)
-    shape = f" of {image.dtype} and shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
-    expected = "a path, a PIL image, or an array H x W x 3 of uint8"
-    raise InputError(f"{type(image).__name__}{shape}", field="images", expected=expected)
-
-
-class PathList:
-    """File names in two arrays, which forked workers share; a list would be copied as its reference counts change."""
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, row: int) -> str:
-        row = range(len(self))[row]
-        return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
-
-
-def _shareable(images: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray | PathList:
-    if not isinstance(images, list | tuple):
-        return images
-    paths = [image for image in images if isinstance(image, str | Path)]
-    return PathList(paths) if len(paths) == len(images) else images

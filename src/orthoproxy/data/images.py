@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
-from orthoproxy.data.loading import REPLACE_FILE, noting_file
+from orthoproxy.data.current_file import REPLACE_FILE, noting_file
 from orthoproxy.data.metadata import despite_metadata
 
 try:

@@ -12,27 +12,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import default_collate
 
 from orthoproxy.core.errors import InputError, WorkerLost
+from orthoproxy.data import current_file
+from orthoproxy.data.current_file import LONGEST_PATH, REPLACE_FILE
 
 T = TypeVar("T")
 
 TIMEOUT_VARIABLE = "ORTHOPROXY_READ_SECONDS"
 DEFAULT_TIMEOUT = 120.0  # seconds
-REPLACE_FILE = "replace the file, or leave it out (train and evaluate: --data.on_unreadable_image skip)"
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-LONGEST_PATH = 4096  # bytes
 SHARED_MEMORY = "shared memory (/dev/shm) is full. Hint: in Docker, give the container more (--shm-size=2g); "
 SHARED_MEMORY += "or use no workers (data.workers 0)"
-
-
-_current_file: np.ndarray | None = None  # of a worker: memory shared with the main process
 
 
 def loader_options(
@@ -90,22 +85,6 @@ def read_timeout() -> float:
     return seconds
 
 
-@contextmanager
-def noting_file(path: str | Path) -> Iterator[None]:
-    """In a worker, let the main process know which file is being read: it names the file if this process dies."""
-    _note(os.fsencode(path))
-    try:
-        yield
-    finally:
-        _note(b"")
-
-
-def _note(path: bytes) -> None:
-    if _current_file is not None:
-        text = path[: LONGEST_PATH - 1] + b"\0"
-        _current_file[: len(text)] = np.frombuffer(text, np.uint8)
-
-
 class _CurrentFiles:
     """The file that each worker is reading; a `worker_init_fn`, so that workers know where to write it."""
 
@@ -116,8 +95,7 @@ class _CurrentFiles:
             raise WorkerLost(SHARED_MEMORY) from error
 
     def __call__(self, worker: int) -> None:
-        global _current_file
-        _current_file = self.shared[worker].numpy()
+        current_file.write_to(self.shared[worker].numpy())
 
     def __getitem__(self, worker: int) -> str:
         return os.fsdecode(self.shared[worker].numpy().tobytes().partition(b"\0")[0])

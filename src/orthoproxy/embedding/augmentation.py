@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Model = TypeVar("Model")  # an Embedder or OnnxEmbedder
 AUGMENTED = "+augment"  # ends the identity of a model that embeds so
@@ -30,6 +30,9 @@ def mean_over_views(
     embed: Callable[[Tensor], Float[Tensor, "b D"]], images: Shaped[Tensor, "b 3 H W"]
 ) -> Float[Tensor, "b D"]:
     """Embed pixels, uint8 or from 0 to 1, as the normalized mean over their views."""
+    import torch  # an exported model that is not augmented does without
+    import torch.nn.functional as F
+
     pixels = images if images.is_floating_point() else images / 255
     side = pixels.shape[-1]
     kept = slice(round(MARGIN * side), side - round(MARGIN * side))

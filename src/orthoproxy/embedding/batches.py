@@ -1,23 +1,25 @@
-"""Batches of pixels of images given as paths, in memory, or as tensors."""
+"""Batches of pixels of images given as paths, in memory, or as tensors; PyTorch is imported where it is needed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
+from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
-from orthoproxy.data import EvaluationImages, loading
+from orthoproxy.data import EvaluationImages
 from orthoproxy.data.transforms import ResizeAndCrop
 
-Images = Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray | Tensor | str | Path | Image.Image
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Images: TypeAlias = "Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray | Tensor | str | Path | Image.Image"
 OVERSHOOT = 0.2  # of bicubic interpolation at an edge, in floating point
 
 
@@ -29,37 +31,57 @@ def iterate_image_batches(
     progress: str | None = None,
     pin_memory: bool = False,
     feature_dim: int | None = None,
-) -> Iterator[Tensor]:
-    """Yield batches of transformed images, b x 3 x H x W; tensors of pixels or features are checked and split."""
+) -> Iterator[UInt8[np.ndarray, "b 3 H W"] | Tensor]:
+    """Yield batches of transformed images, as tensors if worker processes load them or tensors are given.
+
+    Tensors, of pixels or features, are checked and split.
+    """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(str(value), field=name, expected=f"at least {least}")
-    images = as_batch(images)
-    if isinstance(images, Tensor):
-        _require_shape(images, transform.image_size, feature_dim)
-        batches = map(_require_range, images.split(batch_size)) if len(images) else []
-    elif isinstance(images, Sequence | np.ndarray):
-        dataset, options = EvaluationImages(images, transform), loading.loader_options(workers)
-        generator = torch.Generator()  # else the loader draws from the caller's random state
-        loader = DataLoader(dataset, batch_size, pin_memory=pin_memory, generator=generator, **options)
-        batches = loading.iterate_batches(loader)
+    given = as_batch(images)
+    if isinstance(given, Sequence | np.ndarray):
+        batches = _load_batches(EvaluationImages(given, transform), batch_size, workers, pin_memory)
     else:
-        expected = "paths, PIL images, uint8 arrays, or a tensor"
-        raise InputError(type(images).__name__, field="images", expected=expected)
-    with Progress(progress or "embed", len(images), shown=progress is not None) as bar:
+        _require_tensor(given, transform.image_size, feature_dim)
+        batches = map(_require_range, given.split(batch_size)) if len(given) else []
+    with Progress(progress or "embed", len(given), shown=progress is not None) as bar:
         for batch in batches:
             yield batch
             bar.advance(len(batch), unit="images")
 
 
-def as_batch(images: Images) -> Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray | Tensor:
+def as_batch(images: Any) -> Any:
     """Return a single image as a batch of one, and all else as it is."""
     if isinstance(images, str | Path | Image.Image):
         return [images]
-    return images[None] if isinstance(images, Tensor | np.ndarray) and images.ndim == 3 else images
+    return images[None] if getattr(images, "ndim", None) == 3 else images
 
 
-def _require_shape(images: Tensor, side: int, feature_dim: int | None) -> None:
+def _load_batches(dataset: Any, batch_size: int, workers: int, pin_memory: bool) -> Iterator[Any]:
+    if not workers:
+        for first in range(0, len(dataset), batch_size):
+            items = [dataset[row] for row in range(first, min(first + batch_size, len(dataset)))]
+            if unreadable := next((item for item in items if isinstance(item, InputError)), None):
+                raise unreadable
+            yield np.stack(items)
+        return
+    import torch
+    from torch.utils.data import DataLoader
+
+    from orthoproxy.data.loading import iterate_batches, loader_options
+
+    options = loader_options(workers)
+    generator = torch.Generator()  # else the loader draws from the caller's random state
+    yield from iterate_batches(DataLoader(dataset, batch_size, pin_memory=pin_memory, generator=generator, **options))
+
+
+def _require_tensor(images: Any, side: int, feature_dim: int | None) -> None:
+    import torch
+
+    if not isinstance(images, torch.Tensor):
+        expected = "paths, PIL images, uint8 arrays, or a tensor"
+        raise InputError(type(images).__name__, field="images", expected=expected)
     pixels = images.shape[1:] == (3, side, side) and (images.dtype == torch.uint8 or images.is_floating_point())
     if not pixels and not (images.shape[1:] == (feature_dim,) and images.is_floating_point()):
         problem = f"a tensor of {images.dtype} and shape {tuple(images.shape)}"

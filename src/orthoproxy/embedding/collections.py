@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.distributed import broadcast_object, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import folder_lock
+from orthoproxy.core.folder_lock import folder_lock
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.images import read_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.sources.collection import Collection
-from orthoproxy.data.transforms import Transform
+from orthoproxy.data.transforms import ResizeAndCrop
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import EmbeddingMeta, Part, begin, is_complete, write_part, write_unreadable
@@ -189,10 +189,10 @@ def embed_files(
 class _Files(Dataset):
     """Maps a `File` to its pixels (None if unreadable or known), content hash and reason for being unreadable."""
 
-    def __init__(self, transform: Transform) -> None:
+    def __init__(self, transform: ResizeAndCrop) -> None:
         self.transform = transform
 
-    def __getitem__(self, file: File) -> tuple[UInt8[Tensor, "3 H W"] | None, str, str]:
+    def __getitem__(self, file: File) -> tuple[UInt8[np.ndarray, "3 H W"] | None, str, str]:
         try:
             data = read_image_bytes(file.path)
             digest = hashlib.sha256(data)
@@ -205,8 +205,8 @@ class _Files(Dataset):
 
 
 def _collate(
-    files: list[tuple[UInt8[Tensor, "3 H W"] | None, str, str]],
+    files: list[tuple[UInt8[np.ndarray, "3 H W"] | None, str, str]],
 ) -> tuple[UInt8[Tensor, "b 3 H W"] | None, list[str], list[str]]:
     pixels = [pixels for pixels, _, _ in files if pixels is not None]
     contents, reasons = [content for _, content, _ in files], [reason for _, _, reason in files]
-    return torch.stack(pixels) if pixels else None, contents, reasons
+    return torch.from_numpy(np.stack(pixels)) if pixels else None, contents, reasons

@@ -178,10 +178,10 @@ class Embedder(
 
         Every process must call it and gets all rows. Batches, and so results, do not depend on the number of processes.
         """
-        images = as_batch(images)
-        sizes = split_sizes(len(images), unit=options.get("batch_size", BATCH_SIZE))
+        given = as_batch(images)
+        sizes = split_sizes(len(given), unit=options.get("batch_size", BATCH_SIZE))
         with raise_together():
-            rows = self.embed(images[local_slice(sizes)], **options)
+            rows = self.embed(given[local_slice(sizes)], **options)
         return all_gather_rows(torch.from_numpy(rows), sizes).numpy()
 
     def iterate_features(self, images: Images, **options: Any) -> Iterator[tuple[int, Float[Tensor, "b F"]]]:
@@ -208,7 +208,7 @@ class Embedder(
         first, on_gpu, features = 0, self.device.type == "cuda", self.encoder.feature_dim
         for batch in iterate_image_batches(images, self.transform, batch_size, workers, progress, on_gpu, features):
             with torch.no_grad(), _evaluating(self.encoder), _autocast(self.device, precision):
-                rows = model(batch.to(self.device, non_blocking=on_gpu))
+                rows = model(torch.as_tensor(batch).to(self.device, non_blocking=on_gpu))
             yield first, rows.float()
             first += len(batch)
 

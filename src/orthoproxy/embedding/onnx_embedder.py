@@ -6,15 +6,14 @@ import gc
 import json
 import os
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from pydantic import BaseModel
 
+from orthoproxy.core.device import available_cores, choose_device
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.transforms import Resize
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from orthoproxy.embedding.embedder import Embedder
 
 INPUT, OUTPUT = "images", "embeddings"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = {"cpu": [CPU], "cuda": [CUDA], "auto": [CUDA, CPU]}
 EXPORT_AGAIN = "export the run again with orthoproxy export"
 
 # A session inherited by a forked worker must not be freed there: it would wait for threads that do not exist in it.
@@ -82,14 +83,14 @@ class OnnxEmbedder:
     path
         The file; its `metadata` become an attribute.
     device
-        ``cpu``, or ``cuda`` if onnxruntime supports it.
+        ``cpu``, ``cuda``, or ``auto`` for a GPU if onnxruntime can use one.
     """
 
-    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
         if not Path(path).is_file():
             raise InputError("no such file", path=path)
         self.path = Path(path)
-        self.session = make_session(self.path, str(device))
+        self.session = make_session(self.path, device)
         self.metadata = metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map, path)
         self.embedding_dim, self.image_size = metadata.embedding_dim, metadata.image_size
         self.resize: Resize = metadata.resize
@@ -107,26 +108,34 @@ class OnnxEmbedder:
         """Embed images; parameters, result and errors are those of `Embedder.embed`."""
         batches = iterate_image_batches(images, self.transform, batch_size, workers, progress)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        model = partial(mean_over_views, self._run) if self.augment else self._run
-        return np.concatenate(rows + [model(batch).numpy() for batch in batches])
+        return np.concatenate(
+            rows + [self._embed_views(batch) if self.augment else self._run(batch) for batch in batches]
+        )
 
-    def _run(self, pixels: torch.Tensor) -> Float[torch.Tensor, "b D"]:
-        if pixels.is_floating_point():
-            pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-        return torch.as_tensor(self.session.run([OUTPUT], {INPUT: pixels.contiguous().cpu().numpy()})[0])
+    def _embed_views(self, batch: Any) -> Float[np.ndarray, "b D"]:
+        import torch
+
+        return mean_over_views(lambda pixels: torch.from_numpy(self._run(pixels)), torch.as_tensor(batch)).numpy()
+
+    def _run(self, batch: Any) -> Float[np.ndarray, "b D"]:
+        pixels = batch if isinstance(batch, np.ndarray) else batch.cpu().numpy()
+        if pixels.dtype != np.uint8:
+            pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+        return self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
 
 
 def make_session(path: Path, device: str = "cpu") -> Any:
-    """Open an ONNX file with as many threads as PyTorch uses."""
+    """Open an ONNX file with ``OMP_NUM_THREADS`` threads, as many as PyTorch uses, or one per core."""
     onnxruntime = import_optional("onnxruntime", "onnx")
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.partition(":")[0], "")
-    if provider not in onnxruntime.get_available_providers():
-        raise InputError(f"onnxruntime does not support {device} here", field="device", hint="use cpu")
+    available = onnxruntime.get_available_providers()
+    providers = [provider for provider in PROVIDERS.get(device.partition(":")[0], []) if provider in available]
+    if not providers:
+        raise InputError(f"onnxruntime does not support {device} here", field="device", hint="use auto or cpu")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or available_cores())
     options.log_severity_level = 3  # errors only
     try:
-        return onnxruntime.InferenceSession(path, options, providers=[provider])
+        return onnxruntime.InferenceSession(path, options, providers=providers)
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -134,7 +143,7 @@ def make_session(path: Path, device: str = "cpu") -> Any:
         raise InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN) from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", identity: str = "") -> Embedder | OnnxEmbedder:
+def load_model(path: str | Path, device: str = "cpu", identity: str = "") -> Embedder | OnnxEmbedder:
     """Load a trained or an exported model, without proxies.
 
     Parameters
@@ -142,7 +151,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", identity: s
     path
         A run folder, a model folder, an ``.onnx`` file, or ``OWNER/NAME`` on the Hugging Face hub.
     device
-        Where to compute.
+        Where to compute; ``auto`` for a GPU if there is one.
     identity
         Of stored embeddings to compare with: if they are augmented, the model embeds alike.
 
@@ -167,4 +176,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", identity: s
         return OnnxEmbedder(path, device)
     from orthoproxy.embedding.embedder import Embedder  # loads timm, which an exported model does without
 
-    return Embedder.load(path, device, with_proxies=False)
+    return Embedder.load(path, choose_device(device), with_proxies=False)

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
@@ -232,12 +232,12 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
 class _CalibrationReader:
     """Implements onnxruntime's `CalibrationDataReader`."""
 
-    def __init__(self, batches: Iterator[Tensor]) -> None:
+    def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
 
     def get_next(self) -> dict[str, UInt8[np.ndarray, "b 3 S S"]] | None:
         batch = next(self.batches, None)
-        return None if batch is None else {INPUT: batch.numpy()}
+        return None if batch is None else {INPUT: np.ascontiguousarray(batch)}
 
 
 def write_metadata(path: Path, metadata: OnnxMetadata) -> None:

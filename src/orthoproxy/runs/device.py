@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from orthoproxy.core.device import choose_device
 from orthoproxy.core.distributed import init_process_group, process_count
 from orthoproxy.core.errors import InputError, field_prefix
 
@@ -43,16 +44,6 @@ def launch_fabric(training: TrainingConfig, folder: Path) -> Fabric:
     init_process_group(fabric.device)
     fabric.launch()
     return fabric
-
-
-def choose_device(name: str) -> str:
-    """Return an available device: for ``auto``, a GPU if there is one."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, found in available.items() if found)
-    if not available[name]:
-        raise InputError(f"no {name} device available", field="device", hint="use auto or cpu")
-    return name
 
 
 def own_device(name: str) -> str:

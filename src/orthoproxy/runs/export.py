@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import folder_lock
+from orthoproxy.core.folder_lock import folder_lock
 from orthoproxy.data.table import evaluation_images, rank_by_hash, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Evaluation, calibrate_no_match

@@ -15,7 +15,8 @@ import pandas as pd
 
 from orthoproxy.core.distributed import is_main, raise_together
 from orthoproxy.core.errors import InputError
-from orthoproxy.core.files import atomic_write, flush, folder_lock
+from orthoproxy.core.files import atomic_write, flush
+from orthoproxy.core.folder_lock import folder_lock
 from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.config import Config

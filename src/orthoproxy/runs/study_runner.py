@@ -18,6 +18,7 @@ from types import FrameType
 
 import torch
 
+from orthoproxy.core.device import available_cores
 from orthoproxy.core.errors import WorkerLost
 from orthoproxy.core.progress import duration
 from orthoproxy.runs.study_trials import StudyPaths, check_options, evaluate_trial, train_trial
@@ -137,8 +138,7 @@ def _print(line: str) -> None:
 
 def _run_in_processes(task: Task, arguments: Sequence[tuple], processes: int) -> Iterator[TrialResult]:
     """Yield results as they are done; after an error or a signal the running trials are stopped and saved."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // processes)
+    threads = max(1, available_cores() // processes)
     waiting, running = iter(arguments), set[Future[TrialResult]]()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when a child process starts
     with ProcessPoolExecutor(processes, get_context("spawn"), _initialize_process, (threads,)) as pool:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from orthoproxy.core.device import choose_device
 from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data.table import evaluation_images, select_split
 from orthoproxy.embedding.embedder import Embedder
@@ -23,7 +24,7 @@ from orthoproxy.evaluation.per_class import ClassScores, class_scores
 from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
 from orthoproxy.runs.dataset import require_outside, split_table, user_cache
-from orthoproxy.runs.device import choose_device, choose_precision, make_scoring
+from orthoproxy.runs.device import choose_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.experiment import make_inputs, make_sampler
 from orthoproxy.runs.recipes import read_config

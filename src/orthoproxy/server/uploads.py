@@ -85,7 +85,7 @@ def _decode(image: Image.Image, box: Box | None) -> Image.Image:
 
 
 def _model_input(content: bytes, max_pixels: int, image_size: int, resize: Resize, box: Box | None) -> bytes:
-    return evaluation_transform(image_size, resize)(_decode(open_image(content, max_pixels), box)).numpy().tobytes()
+    return evaluation_transform(image_size, resize)(_decode(open_image(content, max_pixels), box)).tobytes()
 
 
 def _thumbnail(content: bytes, max_pixels: int, side: int, box: Box | None) -> bytes:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
-from orthoproxy.data.datasets import PathList
+from orthoproxy.data.evaluation_images import PathList
 from orthoproxy.data.images import read_image
 from orthoproxy.data.loading import iterate_batches, loader_options
 

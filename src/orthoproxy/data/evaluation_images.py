@@ -1,0 +1,69 @@
+"""Images in the evaluation transform, and their file names in shared memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from orthoproxy.core.errors import InputError
+from orthoproxy.data.images import read_image, to_rgb
+
+
+class EvaluationImages:
+    """Images in a fixed transform, in the order given: maps a row to pixels.
+
+    `images` are files, PIL images of any mode, or arrays of RGB pixels. An image that cannot be read is returned as its
+    `InputError`, which `iterate_batches` raises.
+    """
+
+    def __init__(self, images: Sequence[Any] | np.ndarray, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = _shareable(images), transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> Any:
+        try:
+            return self.transform(_open_image(self.images[row]))
+        except InputError as error:
+            return error
+
+
+def _open_image(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(image)
+    shape = f" of {image.dtype} and shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
+    expected = "a path, a PIL image, or an array H x W x 3 of uint8"
+    raise InputError(f"{type(image).__name__}{shape}", field="images", expected=expected)
+
+
+class PathList:
+    """File names in two arrays, which forked workers share; a list would be copied as its reference counts change."""
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> str:
+        row = range(len(self))[row]
+        return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
+
+
+def _shareable(images: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray | PathList:
+    if not isinstance(images, list | tuple):
+        return images
+    paths = [image for image in images if isinstance(image, str | Path)]
+    return PathList(paths) if len(paths) == len(images) else images
