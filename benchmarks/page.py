@@ -85,8 +85,8 @@ SECTIONS = (
     (
         "First answer",
         ("cold",),
-        "`orthoproxy search` in a fresh process, with the icons model of `make demo`. Most of it is the import of "
-        "PyTorch and LanceDB.",
+        "`orthoproxy search` in a fresh process, with the icons model of `make demo`. With a model in ONNX, which does "
+        "without PyTorch, most of it is the import of LanceDB.",
     ),
     (
         "HTTP search",
