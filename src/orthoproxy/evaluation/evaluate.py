@@ -162,7 +162,10 @@ class Scoring:
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, before images are embedded."""
         allowed = {
-            "recall_at": (min(self.recall_at, default=0) >= 1, "one or more integers, at least 1"),
+            "recall_at": (
+                min(self.recall_at, default=0) >= 1 and max(self.recall_at) < 2**31,
+                "one or more integers from 1 to 2147483647",
+            ),
             "exclude": (self.exclude in get_args(Exclude), " or ".join(get_args(Exclude))),
             "expand": (self.expand >= 0, "0 or more"),
             "bootstrap_samples": (self.bootstrap_samples >= 1, "at least 1"),

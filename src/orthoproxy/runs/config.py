@@ -277,7 +277,7 @@ class CheckpointSelectionConfig(Section):
 class EvaluationConfig(Section):
     """Evaluation protocol."""
 
-    recall_at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8)
+    recall_at: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(min_length=1)] = (1, 2, 4, 8)
     """Values of K for Recall@K."""
     map: bool = False
     """Also report mAP and mINP, for which all images of a query's class are ranked; takes longer."""
