@@ -171,7 +171,7 @@ class Embedder(
         model = partial(mean_over_views, self.encoder) if self.augment else self.encoder
         batches = self._iterate(model, images, batch_size, workers, progress, precision)
         rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        return np.concatenate(rows + [batch.cpu().numpy() for _, batch in batches])
+        return np.concatenate(rows + [batch.cpu().numpy() for batch in batches])
 
     def embed_distributed(self, images: Images, **options: Any) -> Float[np.ndarray, "N D"]:
         """Embed images as `embed` does, with its options, with all processes of a distributed job.
@@ -184,11 +184,11 @@ class Embedder(
             rows = self.embed(given[local_slice(sizes)], **options)
         return all_gather_rows(torch.from_numpy(rows), sizes).numpy()
 
-    def iterate_features(self, images: Images, **options: Any) -> Iterator[tuple[int, Float[Tensor, "b F"]]]:
+    def iterate_features(self, images: Images, **options: Any) -> Iterator[Float[Tensor, "b F"]]:
         """Yield the backbone's pooled features, before projection and normalization, batch by batch.
 
-        Each item is the index of the batch's first image and its float32 rows, on the model's device. Rows of an N x F
-        tensor are yielded as they are. Options and errors are those of `embed`.
+        They are float32, on the model's device. Rows of an N x F tensor are yielded as they are. Options and errors are
+        those of `embed`.
         """
 
         def features(batch: Tensor) -> Tensor:
@@ -204,13 +204,12 @@ class Embedder(
         workers: int = 0,
         progress: str | None = None,
         precision: str = "32-true",
-    ) -> Iterator[tuple[int, Float[Tensor, "b _"]]]:
-        first, on_gpu, features = 0, self.device.type == "cuda", self.encoder.feature_dim
+    ) -> Iterator[Float[Tensor, "b _"]]:
+        on_gpu, features = self.device.type == "cuda", self.encoder.feature_dim
         for batch in iterate_image_batches(images, self.transform, batch_size, workers, progress, on_gpu, features):
             with torch.no_grad(), _evaluating(self.encoder), _autocast(self.device, precision):
                 rows = model(torch.as_tensor(batch).to(self.device, non_blocking=on_gpu))
-            yield first, rows.float()
-            first += len(batch)
+            yield rows.float()
 
     def save(self, folder: Path, card: str | None = None) -> None:
         """Write a model folder: `FILES`, with `card` or else the model's own as README.md."""

@@ -46,7 +46,7 @@ def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
     with raise_together():
         blocks = model.iterate_features(paths[local_slice(sizes)], workers=workers, progress="features")
-        own = torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for _, block in blocks)])
+        own = torch.cat([torch.empty(0, model.encoder.feature_dim), *(block.cpu() for block in blocks)])
     features = all_gather_rows(own, sizes)
     with raise_together(), os_errors_as_input_errors(folder, "run it again"):
         if is_main():

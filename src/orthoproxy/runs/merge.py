@@ -93,7 +93,7 @@ def project_embeddings(models: Sequence[Embedder], training: Sequence[str], dim:
         raise InputError(str(dim), field="dim", expected=f"at most {encoder.feature_dim}, the sum of the runs'")
     model = Embedder(encoder, models[0].resize, models[0].classes, device=models[0].device)
     batches = model.iterate_features(training, workers=workers, progress="embed training images")
-    moment = sum((second_moment(rows.cpu()) for _, rows in batches), torch.zeros(()))
+    moment = sum((second_moment(rows.cpu()) for rows in batches), torch.zeros(()))
     encoder.projection.weight.data.copy_(pca_projection(moment, dim, whitening=0.0))
     return model
 
