@@ -125,11 +125,6 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of backbone parameters that timm excludes from weight decay, such as position embeddings."""
-        names = getattr(self.backbone, "no_weight_decay", set)
-        return set(names())
-
     def freeze(self) -> None:
         """Freeze the backbone; only the projection is trained."""
         self.backbone.requires_grad_(False)

@@ -38,7 +38,7 @@ def make_optimizer(
     >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
     [('backbone', 0.0), ('backbone', 0.01), ('projection', 0.0), ('projection', 0.01), ('proxies', 0.0)]
     """
-    excluded = encoder.no_weight_decay()
+    excluded = getattr(encoder.backbone, "no_weight_decay", set)()  # not all backbones have the method
     if layer_decay < 1:
         of_backbone = param_groups_layer_decay(encoder.backbone, weight_decay, excluded, layer_decay=layer_decay)
     else:
