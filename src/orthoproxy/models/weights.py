@@ -185,14 +185,12 @@ def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) ->
 
 
 def _check_complete(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    missing = [name for name in expected if name not in given]
-    extra = [name for name in given if name not in expected]
-    reshaped = [name for name in expected if name in given and given[name].shape != expected[name].shape]
-    for names, what in (
-        (missing, "is missing"),
-        (extra, "is not part of this encoder"),
-        (reshaped, "has another shape"),
-    ):
+    problems = {
+        "is missing": [name for name in expected if name not in given],
+        "is not part of this encoder": [name for name in given if name not in expected],
+        "has another shape": [name for name in expected if name in given and given[name].shape != expected[name].shape],
+    }
+    for what, names in problems.items():
         if names:
             problem = f"does not fit the encoder: {names[0]} {what} ({len(names)} such tensors)"
             raise InputError(problem, field="init_from", path=source)
