@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -84,10 +84,8 @@ def proxy_anchor_part(
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         problem = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(problem, field="labels", expected=f"0 to {num_classes - 1}")
-    unit_embeddings, labels = unit_rows(embeddings), labels - first_class
-    loss = _ProxyAnchor.apply(unit_embeddings, proxies, labels, _Settings(num_classes, scale, margin, memory_mb))
-    assert isinstance(loss, Tensor)
-    return loss
+    settings = _Settings(num_classes, scale, margin, memory_mb)
+    return cast(Tensor, _ProxyAnchor.apply(unit_rows(embeddings), proxies, labels - first_class, settings))
 
 
 def class_numbers(labels: Integer[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -72,9 +72,7 @@ def smaller_gram(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: floa
 
 def gram_of_dims(proxies: Float[Tensor, "C D"], normalize: bool, memory_mb: float = 16.0) -> Float[Tensor, "D D"]:
     """Return ``P^T P``, of the unit rows if asked for; parts of the proxies add up to the whole."""
-    gram = _GramOfDims.apply(proxies, normalize, memory_mb)
-    assert isinstance(gram, Tensor)
-    return gram
+    return cast(Tensor, _GramOfDims.apply(proxies, normalize, memory_mb))
 
 
 def distance_of_gram(
