@@ -170,8 +170,8 @@ class Embedder(
         """
         model = partial(mean_over_views, self.encoder) if self.augment else self.encoder
         batches = self._iterate(model, images, batch_size, workers, progress, precision)
-        rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        return np.concatenate(rows + [batch.cpu().numpy() for batch in batches])
+        rows = (batch.cpu().numpy() for batch in batches)
+        return np.concatenate([np.empty((0, self.embedding_dim), dtype=np.float32), *rows])
 
     def embed_distributed(self, images: Images, **options: Any) -> Float[np.ndarray, "N D"]:
         """Embed images as `embed` does, with its options, with all processes of a distributed job.

@@ -106,11 +106,9 @@ class OnnxEmbedder:
         self, images: Images, batch_size: int = 128, workers: int = 0, progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
         """Embed images; parameters, result and errors are those of `Embedder.embed`."""
+        model = self._embed_views if self.augment else self._run
         batches = iterate_image_batches(images, self.transform, batch_size, workers, progress)
-        rows = [np.empty((0, self.embedding_dim), dtype=np.float32)]
-        return np.concatenate(
-            rows + [self._embed_views(batch) if self.augment else self._run(batch) for batch in batches]
-        )
+        return np.concatenate([np.empty((0, self.embedding_dim), dtype=np.float32), *map(model, batches)])
 
     def _embed_views(self, batch: Any) -> Float[np.ndarray, "b D"]:
         import torch
