@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 
-from orthoproxy.core.distributed import all_reduce_sum, is_main, process_count, raise_together
+from orthoproxy.core.distributed import all_reduce_sum, is_main, raise_together
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.core.progress import Progress
 from orthoproxy.losses import Objective
@@ -52,7 +52,7 @@ class NonFiniteStepHandler:
         parameters = [p for group in self.job.optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         flag = 1.0 - (losses["loss"].isfinite() & norm.to(losses["loss"].device).isfinite()).float()
-        self.flag = all_reduce_sum(flag).clamp(max=1.0) if process_count() > 1 else flag
+        self.flag = all_reduce_sum(flag).clamp(max=1.0)
         self.job.optimizer.found_inf = self.flag  # pyright: ignore[reportAttributeAccessIssue]
         self.pending.append((state.step + 1, state.batch, self.flag))
         self.steps_in_epoch += 1
