@@ -297,7 +297,7 @@ class Embedder(
         if Path(model_id).is_dir():
             return cls.load(model_id, device)
         names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        return cls.load(_download(model_id, **{name: options[name] for name in names if name in options}), device)
+        return cls.load(_download(model_id, **{name: options[name] for name in names}), device)
 
 
 def _describe(encoder: Encoder | MergedEncoder) -> dict[str, Any]:
