@@ -104,10 +104,8 @@ class Encoder(nn.Module):
             with torch.no_grad():
                 return self._pooled(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1]
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{self.image_size} does not work with {self.name}: {reason}", field="image_size"
-            ) from error
+            problem = f"{self.image_size} does not work with {self.name}: {str(error).splitlines()[0]}"
+            raise InputError(problem, field="image_size") from error
         finally:
             self.backbone.train()
 

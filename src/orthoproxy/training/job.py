@@ -80,7 +80,6 @@ class Job(Protocol):
 
     def validate(self) -> dict[str, float] | None:
         """Return the same scores in every process, or None if there are no validation classes."""
-        ...
 
 
 @runtime_checkable
@@ -89,4 +88,3 @@ class Log(Protocol):
 
     def log(self, record: Record) -> None:
         """Append a record; called in the main process only."""
-        ...
