@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import urllib.request
 import venv
 from collections.abc import Iterator
@@ -89,9 +88,3 @@ def _installed(package: str, *more: str) -> Path:
             subprocess.run([place / "bin" / "python", "-m", "pip", "install", "--quiet", package, *more], check=True)
             (place / "installed").touch()
     return place / "bin" / "python"
-
-
-if __name__ == "__main__":  # to look at a server by hand
-    with milvus_server(Path(sys.argv[1])) as address:
-        print(address)
-        input("enter stops it ")
