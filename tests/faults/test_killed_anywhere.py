@@ -22,7 +22,7 @@ MORE = [
     EVALUATION,
     *(f"step:{step}" for step in (1, 4, 5, 11, 15)),
     *(f"last.ckpt {stage}" for stage in ("half:1", "unflushed:1", "flushed:2", "renamed:1", "renamed:2")),
-    *(f"previous.ckpt {stage}:1" for stage in ("renamed",)),
+    "previous.ckpt renamed:1",
     *(f"best.ckpt {stage}:1" for stage in ("half", "flushed", "renamed")),
     *(f"metrics.jsonl {stage}" for stage in ("unflushed:4", "flushed:7")),
     *(f"config.yaml {stage}:1" for stage in ("half", "renamed")),
