@@ -73,7 +73,6 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
             job.encoder.train()
             sampler.set_position(state.epoch, state.batch)
             meter = _Meter()
-            nonfinite.start_epoch()
             batches = iterate_batches(job.loader)
             while (batch := _next_batch(batches, job, state, stop, meter, progress)) is not None:
                 _set_learning_rates(job.optimizer, options, state.step)

@@ -38,9 +38,6 @@ class NonFiniteStepHandler:
         self.flag = torch.zeros(())
         self.csv = job.checkpoints.folder / "nonfinite_steps.csv"
 
-    def start_epoch(self) -> None:
-        self.skipped_in_epoch = self.steps_in_epoch = 0
-
     def save_buffers(self) -> None:
         """Copy buffers that a forward pass changes: batch-norm statistics in training mode, a miner's memory."""
         norms = (m for m in self.job.encoder.modules() if isinstance(m, _BatchNorm) and m.training)
@@ -100,6 +97,7 @@ class NonFiniteStepHandler:
         """Raise `DivergedError` if every step of the epoch was skipped."""
         if self.steps_in_epoch and self.skipped_in_epoch == self.steps_in_epoch:
             raise DivergedError(f"no finite loss in the epoch that ends at step {state.step}. Hint: {HINT}")
+        self.skipped_in_epoch = self.steps_in_epoch = 0
 
     def _files(self, epoch: int, batch: int) -> list[str]:
         """The images of a batch, over all processes."""
