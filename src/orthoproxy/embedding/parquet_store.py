@@ -147,14 +147,12 @@ def is_complete(out: Path, part: Part, edited: bool = False) -> bool:
 
 
 def _read_metadata(path: Path) -> tuple[int, str, list[dict[str, str]]]:
-    """Return the number of rows of a part, its digest, and path and reason of each unreadable image.
-
-    Other tools do not write the last two.
-    """
+    """Return the number of rows of a part, its digest, and path and reason of each unreadable image."""
     if not path.is_file():
         raise InputError("missing", path=path, hint=FINISH)
     with _damage_as_input_error(path), path.open("rb") as file:
         parquet = pq.read_metadata(file)
+        # parts written by other tools have no such entry
         metadata = json.loads((parquet.metadata or {}).get(b"orthoproxy", '{"digest": "", "unreadable": []}'))
         return parquet.num_rows, metadata["digest"], metadata["unreadable"]
 
