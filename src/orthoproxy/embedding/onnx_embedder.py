@@ -89,8 +89,7 @@ class OnnxEmbedder:
     def __init__(self, path: str | Path, device: str = "cpu") -> None:
         if not Path(path).is_file():
             raise InputError("no such file", path=path)
-        self.path = Path(path)
-        self.session = make_session(self.path, device)
+        self.session = make_session(Path(path), device)
         self.metadata = metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map, path)
         self.embedding_dim, self.image_size = metadata.embedding_dim, metadata.image_size
         self.resize: Resize = metadata.resize
