@@ -154,7 +154,8 @@ def _read_metadata(path: Path) -> tuple[int, str, list[dict[str, str]]]:
         parquet = pq.read_metadata(file)
         # parts written by other tools have no such entry
         metadata = json.loads((parquet.metadata or {}).get(b"orthoproxy", '{"digest": "", "unreadable": []}'))
-        return parquet.num_rows, metadata["digest"], metadata["unreadable"]
+        unreadable = [{"path": image["path"], "reason": image["reason"]} for image in metadata["unreadable"]]
+        return parquet.num_rows, metadata["digest"], unreadable
 
 
 @contextmanager

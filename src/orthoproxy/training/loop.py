@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from orthoproxy.core.distributed import (
+    RemoteProcessError,
     all_gather_rows,
     all_reduce_sum,
     any_process,
@@ -279,7 +280,7 @@ def _validate(job: Job, stop: Stop, state: TrainingState) -> dict[str, float] | 
     try:
         with stop.immediately() if process_count() == 1 else nullcontext():  # other processes would wait forever
             return job.validate()
-    except (StopNow, InputError, WorkerLost) as reason:
+    except (StopNow, InputError, WorkerLost, RemoteProcessError) as reason:  # all processes save together
         state.epoch, state.batch = state.epoch - 1, len(job.sampler)
         torch.set_rng_state(random)
         job.checkpoints.save("last", state)
