@@ -92,7 +92,8 @@ def make_table(
             raise InputError(repr(unknown[0]), field=name, expected=expected)
     table["path"] = table["path"].map(os.path.normpath)
     table = _merge_rows(table)
-    _require_one_category_per_class(table)
+    if (table["category"] != "").any():
+        _require_one_per_class(table, "category", "category", "one for each class")
     return table
 
 
@@ -122,27 +123,14 @@ def _merge_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _require_one_split_per_class(table: pd.DataFrame) -> None:
-    pairs = table.loc[(table["split"] != "") & (table["label"] != ""), ["label", "split"]].drop_duplicates()
-    shared = pairs.loc[pairs["label"].duplicated(), "label"]
-    if len(shared):
-        splits = " and ".join(sorted(pairs.loc[pairs["label"] == shared.min(), "split"]))
-        raise InputError(
-            f"class {shared.min()!r} is in {splits} ({shared.nunique()} such classes)",
-            field="split_by",
-            expected="each class in one split, as unseen classes are evaluated; or image, to evaluate known classes",
-        )
-
-
-def _require_one_category_per_class(table: pd.DataFrame) -> None:
-    if (table["category"] == "").all():
-        return
-    pairs = table.loc[table["label"] != "", ["label", "category"]].drop_duplicates()
-    wrong = pairs.loc[pairs["label"].duplicated() | (pairs["category"] == ""), "label"]
+def _require_one_per_class(table: pd.DataFrame, column: str, field: str, expected: str) -> None:
+    """Raise InputError if a class has several values in a column, or none."""
+    pairs = table.loc[table["label"] != "", ["label", column]].drop_duplicates()
+    wrong = pairs.loc[pairs["label"].duplicated() | (pairs[column] == ""), "label"]
     if len(wrong):
-        found = " and ".join(sorted(name or "none" for name in pairs.loc[pairs["label"] == wrong.min(), "category"]))
+        found = " and ".join(sorted(name or "none" for name in pairs.loc[pairs["label"] == wrong.min(), column]))
         problem = f"class {wrong.min()!r} is in {found} ({wrong.nunique()} such classes)"
-        raise InputError(problem, field="category", expected="one for each class")
+        raise InputError(problem, field=field, expected=expected)
 
 
 def class_numbers(table: pd.DataFrame) -> tuple[Int[np.ndarray, " N"], list[str]]:
@@ -163,7 +151,8 @@ def assign_split(table: pd.DataFrame, test_fraction: float, test_classes: Sequen
     is one and there are four or more; or exactly `test_classes`. Raises InputError if one of those does not exist, or
     has a split, or a class is in two splits.
     """
-    _require_one_split_per_class(table)
+    expected = "each class in one split, as unseen classes are evaluated; or image, to evaluate known classes"
+    _require_one_per_class(table[table["split"] != ""], "split", "split_by", expected)
     table = table.copy()
     table.loc[(table["split"] == "") & (table["label"] == ""), "split"] = "test"
     unassigned = table["split"] == ""
