@@ -23,7 +23,7 @@ SAMPLE = 1024  # bytes that are compared first where files have the same size, a
 
 def exact_duplicates(content: pd.Series) -> list[list[int]]:
     """Group positions of files with the same bytes, from the ``content`` that `scan_images` returns."""
-    return _groups(content.to_numpy(), np.flatnonzero(content != ""))
+    return _groups(content[content != ""])
 
 
 def duplicates_across_splits(
@@ -52,16 +52,12 @@ def _hash_file(path: str, size: int | None) -> str:
         return path
 
 
-def near_duplicates(content: pd.Series, appearance: pd.Series) -> list[list[int]]:
-    """Group positions of images that look alike and are not all the same file, from the columns of `scan_images`.
+def near_duplicates(scan: pd.DataFrame) -> list[list[int]]:
+    """Group positions of images that look alike and are not all the same file, from what `scan_images` returns.
 
     A chain of images connects any two of a group, in which neighbors differ in at most 4 of 64 bits.
     """
-    readable = np.flatnonzero(content != "")
-    components = np.zeros(len(content), dtype=np.int64)
-    components[readable] = hash_components(appearance.to_numpy()[readable])
-    files = content.to_numpy()
-    return [group for group in _groups(components, readable) if len(set(files[group])) > 1]
+    return [group for group in _groups(_components(scan)) if scan["content"].iloc[group].nunique() > 1]
 
 
 def find_copies(table: pd.DataFrame, workers: int = 0) -> Int[np.ndarray, " N"]:
@@ -72,12 +68,15 @@ def find_copies(table: pd.DataFrame, workers: int = 0) -> Int[np.ndarray, " N"]:
     """
     if "copies" in table:
         return table["copies"].to_numpy(copy=True)
-    scan = scan_images(table["path"].tolist(), workers, hashes=True)
-    readable = np.flatnonzero(scan["content"] != "")
-    component = hash_components(scan["appearance"].to_numpy()[readable])
-    copies = np.full(len(table), -1)
-    copies[readable] = np.where(np.bincount(component)[component] > 1, component, -1)
-    return copies
+    component = _components(scan_images(table["path"].tolist(), workers, hashes=True))
+    copies = component[component.duplicated(keep=False)]
+    return copies.reindex(range(len(table)), fill_value=-1).to_numpy(copy=True)
+
+
+def _components(scan: pd.DataFrame) -> pd.Series:
+    """Number the connected components of the readable images, by position."""
+    readable = scan[scan["content"] != ""]
+    return pd.Series(hash_components(readable["appearance"].to_numpy()), readable.index, dtype="int64")
 
 
 def hash_components(hashes: UInt64[np.ndarray, " N"], distance: int = NEAR_DISTANCE) -> Int[np.ndarray, " N"]:
@@ -121,10 +120,10 @@ def _has_few_bits(x: UInt64[np.ndarray, " N"], count: int) -> Bool[np.ndarray, "
     return x == 0
 
 
-def _groups(names: np.ndarray, positions: Int[np.ndarray, " N"]) -> list[list[int]]:
-    """Group positions by name, and keep the groups of two or more."""
-    groups = pd.Series(positions).groupby(names[positions], sort=False)
-    return [[int(position) for position in group] for _, group in groups if len(group) > 1]
+def _groups(names: pd.Series) -> list[list[int]]:
+    """Return the positions of each name that is there more than once."""
+    repeated = names[names.duplicated(keep=False)]
+    return [group.index.tolist() for _, group in repeated.groupby(repeated, sort=False)]
 
 
 def relation(rows: pd.DataFrame) -> str:

@@ -182,8 +182,7 @@ def _check_share(name: str, wrong: pd.DataFrame, of: pd.DataFrame, right: str) -
 
 
 def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck]:
-    content, appearance = scan["content"], scan["appearance"]
-    kinds = {"exact": exact_duplicates(content), "near": near_duplicates(content, appearance)}
+    kinds = {"exact": exact_duplicates(scan["content"]), "near": near_duplicates(scan)}
     checks = []
     for kind, positions in kinds.items():
         groups: dict[str, list[pd.DataFrame]] = {name: [] for name in MEANINGS}
