@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from orthoproxy.core.boxes import split_box
@@ -23,18 +22,18 @@ COLUMNS = {"width": "int64", "height": "int64", "error": "str", "content": "str"
 def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) -> pd.DataFrame:
     """Decode every image, since a truncated file is only found this way; one row a path, in their order.
 
-    Columns are the upright `width` and `height` in pixels and `error`, why the image cannot be read, or empty; with
-    `hashes` also `content`, the SHA-256 of the file and the box, and `appearance`, the image's 64-bit difference hash
-    (`imagehash.dhash`). Of an unreadable image, all but the error is zero or empty.
+    Columns are the upright `width` and `height` in pixels; `error`, why the image cannot be read, or empty; `content`,
+    the SHA-256 of the file and the box; and `appearance`, the image's 64-bit difference hash (`imagehash.dhash`), which
+    differs in few bits or none between copies in other formats and sizes. Of an unreadable image, all but the error is
+    zero or empty, as are the last two columns without `hashes`.
     """
-    columns = dict(list(COLUMNS.items())[: 5 if hashes else 3])
     loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
     rows = []
     with Progress("read images", len(paths)) as progress:
         for batch in iterate_batches(loader):
             rows += batch
             progress.advance(len(batch), unit="images")
-    return pd.DataFrame([row[: len(columns)] for row in rows], columns=list(columns)).astype(columns)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
 class _Files(Dataset):
@@ -54,18 +53,13 @@ class _Files(Dataset):
             return 0, 0, error.problem, "", 0
         if not self.hashes:
             return *image.size, "", "", 0
+        from imagehash import dhash  # imports SciPy and PyWavelets
+
         name, box = split_box(path)
         with Path(name).open("rb") as file:
             content = hashlib.file_digest(file, "sha256")
         content.update(str(box or "").encode())
-        return *image.size, "", content.hexdigest(), hash_appearance(image)
-
-
-def hash_appearance(image: Image.Image) -> int:
-    """Return the 64-bit difference hash of an image; copies in other formats and sizes differ in few bits or none."""
-    from imagehash import dhash  # imports SciPy and PyWavelets
-
-    return int(str(dhash(image)), 16)
+        return *image.size, "", content.hexdigest(), int(str(dhash(image)), 16)
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
