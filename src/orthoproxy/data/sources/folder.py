@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def folder_table(root: Path, allow_empty: bool = True, ignore: Sequence[str] = (
     ------
     InputError
         If the folder does not exist or cannot be listed, no sub-folder has an image, or, unless `allow_empty`, one of
-        them has none; or if a class is in two splits.
+        them has none.
 
     Examples
     --------
@@ -64,8 +63,7 @@ def folder_table(root: Path, allow_empty: bool = True, ignore: Sequence[str] = (
     """
     if not root.is_dir():
         raise InputError("no such folder", field="root", path=root)
-    found = labelled_files(root, ignore, need_label=True)
-    images = [(str(path.absolute()), label, split) for path, label, split in found]
+    images = labelled_files(root, ignore, need_label=True)
     if not images:
         hint = "put the images of each class in a sub-folder of its own"
         raise InputError("no images in sub-folders", field="root", path=root, hint=hint)
@@ -77,11 +75,7 @@ def folder_table(root: Path, allow_empty: bool = True, ignore: Sequence[str] = (
         hint = "add images, remove the folder, or leave it out with --ignore"
         problem = f"no images ({len(empty)} such folders)"
         raise InputError(problem, field="root", path=empty[0], hint=hint)
-    try:
-        return make_table(paths, labels, splits)
-    except InputError as error:
-        hint = "move each class into one of the folders, or give only one of them as the folder of images"
-        raise replace(error, field="root", path=root, hint=hint) from error
+    return make_table([str(path.absolute()) for path in paths], labels, splits)
 
 
 def split_folders(root: Path, ignore: Sequence[str] = ()) -> dict[str, str]:
