@@ -113,7 +113,7 @@ def _check_unlisted(name: str, table: pd.DataFrame, root: Path | None, ignore: S
             for path in folder.glob(pattern)
             if path.suffix.lower() in readable_suffixes()
             and path not in listed
-            and not any(is_left_out(place.name, str(place), ignore) for place in _above(path.relative_to(folder)))
+            and not any(is_left_out(str(place), ignore) for place in _above(path.relative_to(folder)))
             and path.is_file()
         }
     )

@@ -100,7 +100,7 @@ def labelled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = Fa
             place, suffix = inside + entry.name, Path(entry.name).suffix.lower()
             split, folders = splits.get(place.split("/")[0], ""), inside.split("/")[:-1]
             label = next(iter(folders[bool(split) :]), "")
-            if is_left_out(entry.name, place, ignore):
+            if is_left_out(place, ignore):
                 continue
             if is_folder and not (label and entry.is_symlink()):
                 pending.append((folder / entry.name, f"{place}/"))
@@ -115,21 +115,18 @@ def labelled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = Fa
     return sorted(found)
 
 
-def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or made by a desktop or a storage system for itself."""
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
-
-
 def sub_folders(root: Path, ignore: Sequence[str] = (), inside: str = "") -> set[str]:
     """Return the names of the folders directly in one or in the folder `inside` of it; none if it does not exist."""
     folder = root / inside
     names = [entry.name for entry, is_folder, _ in _list_folder(folder) if is_folder] if folder.is_dir() else []
-    return {name for name in names if not is_left_out(name, inside + name, ignore) and name == escape(name)}
+    return {name for name in names if not is_left_out(inside + name, ignore) and name == escape(name)}
 
 
-def is_left_out(name: str, place: str, ignore: Sequence[str]) -> bool:
-    """Whether a file or folder is ignored, or its path relative to the images' folder matches a pattern."""
-    return is_ignored(name) or (bool(ignore) and _matcher(*ignore).match(place) is not None)
+def is_left_out(place: str, ignore: Sequence[str]) -> bool:
+    """Whether a path relative to the images' folder matches a pattern, is hidden, or made by a system for itself."""
+    name = place.rpartition("/")[2]
+    hidden = name.startswith(".") or name.lower() in SYSTEM_NAMES
+    return hidden or (bool(ignore) and _matcher(*ignore).match(place) is not None)
 
 
 @cache
