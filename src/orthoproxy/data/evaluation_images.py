@@ -22,7 +22,9 @@ class EvaluationImages:
     """
 
     def __init__(self, images: Sequence[Any] | np.ndarray, transform: Callable[[Image.Image], Any]) -> None:
-        self.images, self.transform = _shareable(images), transform
+        self.images, self.transform = images, transform
+        if isinstance(images, list | tuple) and all(isinstance(image, str | Path) for image in images):
+            self.images = PathList(images)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,10 +62,3 @@ class PathList:
     def __getitem__(self, row: int) -> str:
         row = range(len(self))[row]
         return os.fsdecode(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes())
-
-
-def _shareable(images: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray | PathList:
-    if not isinstance(images, list | tuple):
-        return images
-    paths = [image for image in images if isinstance(image, str | Path)]
-    return PathList(paths) if len(paths) == len(images) else images
