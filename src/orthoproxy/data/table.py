@@ -15,7 +15,6 @@ from jaxtyping import Int
 
 from orthoproxy.core.errors import InputError
 
-COLUMNS = ("path", "label", "split", "role", "group", "category")
 ALLOWED = {"split": ("train", "validation", "test", ""), "role": ("both", "query", "gallery")}
 
 
@@ -66,9 +65,8 @@ def make_table(
     0  a.png   cat  train  both
     1  b.png   dog  train  both
     """
-    columns: dict[str, list[object]] = {"path": list(path), "label": list(label)}
-    for name, values in (("split", split), ("role", role), ("group", group), ("category", category)):
-        columns[name] = [values] * len(columns["path"]) if isinstance(values, str) else list(values)
+    given = {"path": path, "label": label, "split": split, "role": role, "group": group, "category": category}
+    columns = {name: [value] * len(path) if isinstance(value, str) else list(value) for name, value in given.items()}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"columns of different lengths: {lengths}")
