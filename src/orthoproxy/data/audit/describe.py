@@ -8,16 +8,13 @@ import pandas as pd
 
 from orthoproxy.data.table import class_numbers
 
+PARTS = (("split", "train"), ("split", "validation"), ("role", "query"), ("role", "gallery"), ("split", "test"))
+
 
 def table_parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Divide a table into splits and roles; rows without a split are ``all`` if no row has one, else ``unassigned``."""
     rest = "unassigned" if (table["split"] != "").any() else "all"
-    parts = {
-        **{split: table[table["split"] == split] for split in ("train", "validation")},
-        **{role: table[table["role"] == role] for role in ("query", "gallery")},
-        "test": table[table["split"] == "test"],
-        rest: table[table["split"] == ""],
-    }
+    parts = {name: table[table[column] == name] for column, name in PARTS} | {rest: table[table["split"] == ""]}
     return {name: part for name, part in parts.items() if len(part)}
 
 
