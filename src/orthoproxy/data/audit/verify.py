@@ -77,19 +77,20 @@ def verify_images(
 
 
 def _check_counts(name: str, table: pd.DataFrame) -> list[CopyCheck]:
-    counts = {part: (x["images"], x["classes"]) for part, x in count_images(table).items()}
+    counts = count_images(table)
     if name not in PUBLISHED:
-        found = "; ".join(f"{part} {_counted(*of_part)}".removeprefix("all ") for part, of_part in counts.items())
+        found = "; ".join(f"{part} {_counted(**of_part)}".removeprefix("all ") for part, of_part in counts.items())
         return [CopyCheck("counts", "note", f"none published for {name}; found {found}")]
-    return [_check_count(part, counts.get(part, (0, 0)), published) for part, published in PUBLISHED[name].items()]
+    none = {"images": 0, "classes": 0}
+    return [_check_count(part, counts.get(part, none), *published) for part, published in PUBLISHED[name].items()]
 
 
-def _check_count(part: str, found: tuple[int, int], published: tuple[int, int]) -> CopyCheck:
+def _check_count(part: str, found: dict[str, int], images: int, classes: int) -> CopyCheck:
+    published = {"images": images, "classes": classes}
     if found == published:
-        return CopyCheck(f"counts, {part}", "ok", f"{_counted(*found)}, as published")
-    names = ("images", "classes")
-    item = {"found": dict(zip(names, found, strict=True)), "published": dict(zip(names, published, strict=True))}
-    return CopyCheck(f"counts, {part}", "failed", f"{_counted(*found)}; published are {_counted(*published)}", [item])
+        return CopyCheck(f"counts, {part}", "ok", f"{_counted(**found)}, as published")
+    summary = f"{_counted(**found)}; published are {_counted(**published)}"
+    return CopyCheck(f"counts, {part}", "failed", summary, [{"found": found, "published": published}])
 
 
 def _counted(images: int, classes: int) -> str:
@@ -129,10 +130,8 @@ def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[
     if name == "folder" and root is not None:
         return {root.absolute()}
     folders = {path.parent for path in listed}
-    if name not in IMAGE_FOLDERS:
-        return folders
-    lines = ((folder, *folder.parents) for folder in folders)
-    return {next((above for above in line if above.name == IMAGE_FOLDERS[name]), line[0]) for line in lines}
+    top = IMAGE_FOLDERS.get(name)
+    return {next((above for above in (folder, *folder.parents) if above.name == top), folder) for folder in folders}
 
 
 def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
@@ -185,13 +184,10 @@ def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck
     kinds = {"exact": exact_duplicates(scan["content"]), "near": near_duplicates(scan)}
     checks = []
     for kind, positions in kinds.items():
-        groups: dict[str, list[pd.DataFrame]] = {name: [] for name in MEANINGS}
-        for group in positions:
-            rows = table.iloc[group]
-            groups[relation(rows)].append(rows)
-        for name, found in groups.items():
-            items = [rows[["path", "split", "label"]].to_dict("records") for rows in found]
-            summary = f"groups: {len(found):,}, images: {sum(map(len, found)):,}{MEANINGS[name]}"
+        groups = [(relation(rows), rows) for rows in (table.iloc[group] for group in positions)]
+        for name, meaning in MEANINGS.items():
+            items = [rows[["path", "split", "label"]].to_dict("records") for found, rows in groups if found == name]
+            summary = f"groups: {len(items):,}, images: {sum(map(len, items)):,}{meaning}"
             checks.append(_check(f"{kind} duplicates {name}", items, summary))
     return checks
 
