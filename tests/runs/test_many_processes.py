@@ -104,11 +104,11 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(photos, tmp_path
     assert {part.partition(".")[0] for part in parts[after:]} == {"last-step-5"}  # of previous.ckpt
 
 
-def damage(photos: Path, folder: Path) -> Path:
-    """A copy of the photos with one broken file, of the class that sorts last among those trained on."""
+def damage(photos: Path, folder: Path, split: str = "train") -> Path:
+    """A copy of the photos with one broken file, of the class that sorts last in a split."""
     shutil.copytree(photos, folder)
     config = config_for(folder)
-    broken = Path(select_split(split_table(config), "train")["path"].iloc[-1])
+    broken = Path(select_split(split_table(config), split)["path"].iloc[-1])
     broken.write_bytes(b"not an image")
     return broken
 
@@ -122,6 +122,14 @@ def test_an_input_error_in_one_process_ends_all(photos, tmp_path) -> None:
     errors = [seen["error"] for seen in in_processes(2, train, config, tmp_path / "run")]
     assert [type(error) for error in errors] == [InputError, RemoteProcessError]
     assert errors[0].field == "encoder.embedding_dim"
+
+
+def test_a_validation_image_that_one_process_cannot_read_ends_all_with_the_run_saved(photos, tmp_path) -> None:
+    broken = damage(photos, tmp_path / "photos", "validation")
+    errors = [seen["error"] for seen in in_processes(2, train, config_for(tmp_path / "photos"), tmp_path / "run")]
+    assert sorted(isinstance(error, InputError) for error in errors) == [False, True]
+    assert all(str(broken) in str(error) for error in errors)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_unreadable_images_are_found_by_all_processes_and_left_out(photos, tmp_path) -> None:

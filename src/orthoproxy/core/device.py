@@ -14,7 +14,7 @@ def choose_device(name: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device, found in available.items() if found)
-    if not available[name.partition(":")[0]]:
+    if not available.get(name.partition(":")[0]):
         raise InputError(f"no {name} device available", field="device", hint="use auto or cpu")
     return name
 

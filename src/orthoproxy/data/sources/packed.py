@@ -101,6 +101,9 @@ def _read_tar(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             elif suffix == "cls":
                 values["label"] = data.read().decode().strip()
             elif suffix == "json":
-                values |= {name: value for name, value in json.loads(data.read()).items() if name in FIELDS}
+                fields = json.loads(data.read())
+                if not isinstance(fields, dict):
+                    raise TypeError(f"{member.name} is no JSON object")
+                values |= {name: value for name, value in fields.items() if name in FIELDS}
         if content is not None:
             yield content, values
