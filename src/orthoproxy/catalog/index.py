@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from orthoproxy.catalog.catalog import Catalog, image_id, require_model
 from orthoproxy.core.boxes import split_box
@@ -247,15 +246,12 @@ def fit_index(catalog: Catalog) -> float | None:
     return measure()
 
 
-def recall_measure(
-    catalog: Catalog, queries: Float[np.ndarray, "Q D"] | None = None, k: int = 10
-) -> Callable[[], float]:
-    """Search exactly for these queries, or 100 images of the catalog; return a function that measures Recall@k.
+def recall_measure(catalog: Catalog, k: int = 10) -> Callable[[], float]:
+    """Search exactly for 100 images of the catalog; return a function that measures Recall@k.
 
     Results as similar as the k-th count.
     """
-    if queries is None:
-        queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
+    queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     with Progress("recall of the index", len(catalog)) as progress:
         for embeddings in catalog.iterate_embeddings():
