@@ -23,7 +23,6 @@ from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
 
 VALUES = ["content", "label", "group"]
-COLUMNS = ["id", "path", *VALUES]
 RESTORE = "restore the files, or --delete these images"
 Report = Callable[[int, int], None]
 
@@ -95,8 +94,8 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
     if relabeled.any():
         rows = catalog.get(part["id"].to_numpy()[relabeled].tolist(), with_embeddings=True)
         rows[["label", "group"]] = part.set_index("id").loc[rows["id"], ["label", "group"]].to_numpy()
-        catalog.upsert(rows[COLUMNS], np.array(rows["embedding"].tolist(), np.float32).reshape(-1, catalog.dim))
-    catalog.upsert(part.loc[changed, COLUMNS], files.embeddings)
+        catalog.upsert(rows, np.array(rows["embedding"].tolist(), np.float32).reshape(-1, catalog.dim))
+    catalog.upsert(part[changed], files.embeddings)
     changes.added += int(new.sum())
     changes.replaced += int((changed & ~new).sum())
     changes.relabeled += int(relabeled.sum())
