@@ -173,19 +173,15 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
     """Delete images by path or folder and return their number; raises InputError if a path matches none."""
     targets = {relative_path(Path(catalog.root) / path, Path(catalog.root)): path for path in paths}
-    chosen: list[str] = []
-    missing = set(targets)
+    chosen: dict[str, list[str]] = {target: [] for target in targets}
     for page in catalog.iterate_rows(["id", "path"]):
-        for target in targets:
-            matches = page["id"][
-                (page["path"] == target) | page["path"].str.startswith((f"{target}/", f"{target}#xywh="))
-            ]
-            chosen.extend(matches)
-            missing -= {target} if len(matches) else set()
-    if missing:
+        for target, ids in chosen.items():
+            matches = (page["path"] == target) | page["path"].str.startswith((f"{target}/", f"{target}#xywh="))
+            ids.extend(page["id"][matches])
+    if missing := [target for target, ids in chosen.items() if not ids]:
         hint = f"give paths relative to {catalog.root}"
         raise InputError(f"no such image or folder in {catalog.address}", path=targets[min(missing)], hint=hint)
-    return catalog.delete(chosen)
+    return catalog.delete([key for ids in chosen.values() for key in ids])
 
 
 def migrate(
