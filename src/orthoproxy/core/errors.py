@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class InputError(ValueError):
         return f"{where}{self.problem}{expected}{f'. Hint: {self.hint}' if self.hint else ''}"
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str]]:
-        rest = {"field": self.field, "path": self.path, "expected": self.expected, "hint": self.hint}
+        rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "problem"}
         return partial(type(self), **rest), (self.problem,)
 
     def within(self, prefix: str) -> InputError:

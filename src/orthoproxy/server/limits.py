@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from orthoproxy.core.errors import InputError
 
@@ -26,10 +24,6 @@ class RequestError(InputError):
     """A request that the server does not fulfill: an `InputError` with the HTTP status of its response."""
 
     status: int = field(default=422, kw_only=True)
-
-    def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str]]:
-        make, arguments = super().__reduce__()
-        return partial(make, status=self.status), arguments
 
     def response(self) -> JSONResponse:
         """Return the error as JSON, without paths of this machine."""
