@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -41,6 +41,9 @@ MAX_LABELS = 2000  # offered in the list
 NONE = "none"
 OFF = ("show_error", "ssr_mode", "enable_monitoring", "run_history", "pwa", "mcp_server")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]  # none is loaded from elsewhere
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("orthoproxy.server"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 THEME = themes.Base(primary_hue="sky", neutral_hue="slate", radius_size="lg", font=FONT, font_mono=["monospace"])
 
 
@@ -173,10 +176,4 @@ def _render_samples(served: ServedCatalog) -> str:
 
 
 def _render(name: str, **values: Any) -> str:
-    return _templates().get_template(name).render(**values)
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    loader = jinja2.FunctionLoader(template)
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
+    return TEMPLATES.get_template(name).render(**values)
