@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import UInt8
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
@@ -206,6 +205,7 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
     shape_inference = import_optional("onnxruntime.quantization.shape_inference", "onnx")
     prepared, quantized = path.with_name("prepared.onnx"), path.with_name("int8.onnx")
     batches = iterate_image_batches(training, model.transform, CALIBRATION_BATCH, workers, progress)
+    inputs = ({INPUT: np.ascontiguousarray(batch)} for batch in batches)
     with _quiet():
         shape_inference.quant_pre_process(path, prepared, skip_symbolic_shape=True)  # folds batch norm
         graph = onnx.load(prepared, load_external_data=False).graph
@@ -217,7 +217,7 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
         quantization.quantize_static(
             prepared,
             quantized,
-            _CalibrationReader(batches),
+            SimpleNamespace(get_next=lambda: next(inputs, None)),  # a CalibrationDataReader
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=layers,
             nodes_to_exclude=[*attention, *convolutions[:2], *convolutions[-1:]],
@@ -227,17 +227,6 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
     return quantized
-
-
-class _CalibrationReader:
-    """Implements onnxruntime's `CalibrationDataReader`."""
-
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
-
-    def get_next(self) -> dict[str, UInt8[np.ndarray, "b 3 S S"]] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT: np.ascontiguousarray(batch)}
 
 
 def write_metadata(path: Path, metadata: OnnxMetadata) -> None:
