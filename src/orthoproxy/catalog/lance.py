@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import reduce
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -153,7 +152,7 @@ class LanceStore(Store):
             self._in_memory = None
             if self.count() < self.exact_below:
                 data = self._table.search().select([*HIT_FIELDS, "embedding"]).to_arrow()
-                self._in_memory = data.select(HIT_FIELDS).combine_chunks(), _to_numpy(data["embedding"], self.dim)
+                self._in_memory = data.select(HIT_FIELDS).combine_chunks(), _to_numpy(data["embedding"])
             self._version = version
         return self._in_memory
 
@@ -327,24 +326,22 @@ def matches(condition: Condition, texts: pa.Table) -> np.ndarray:
         case Not(inner):
             return ~matches(inner, texts)
         case And(conditions):
-            return reduce(np.logical_and, (matches(part, texts) for part in conditions))
+            return np.logical_and.reduce([matches(part, texts) for part in conditions])
         case Or(conditions):
-            return reduce(np.logical_or, (matches(part, texts) for part in conditions))
+            return np.logical_or.reduce([matches(part, texts) for part in conditions])
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
     """Convert a table; an embedding becomes an array of its own."""
     texts = table.select([name for name in table.column_names if name != "embedding"]).to_pandas()
     if "embedding" in table.column_names:
-        column = table["embedding"]
-        texts["embedding"] = list(_to_numpy(column, column.type.list_size))
+        texts["embedding"] = list(_to_numpy(table["embedding"]))
     return texts
 
 
-def _to_numpy(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks] or [np.empty(0, "f4")]).reshape(
-        -1, dim
-    )
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    parts = [chunk.flatten().to_numpy() for chunk in column.chunks] or [np.empty(0, "f4")]
+    return np.concatenate(parts).reshape(-1, column.type.list_size)
 
 
 def _local_folder(address: str) -> Path | None:
