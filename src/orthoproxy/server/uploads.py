@@ -189,7 +189,7 @@ class DecoderPool:
         except queue.Empty:
             raise RequestError("too many images to decode", status=503, hint="try again in a second") from None
         try:
-            result = worker.run(self.limits.decode_seconds, task, content, self.limits.pixels, *arguments)
+            return worker.run(self.limits.decode_seconds, task, content, self.limits.pixels, *arguments)
         except (TimeoutError, BrokenProcessPool) as error:
             started = worker.pid.done() and worker.pid.exception() is None
             worker.kill()
@@ -200,7 +200,6 @@ class DecoderPool:
             raise RequestError(f"decoding the image {reason}", field="image") from None
         finally:
             self._idle.put(worker)
-        return result
 
     def close(self) -> None:
         """Kill the workers."""
