@@ -128,7 +128,7 @@ class MilvusStore(Store):
                 self._collection,
                 data=list(queries),
                 filter=to_expression(where) if where else "",
-                limit=min(k, MAX_ROWS),
+                limit=k,
                 output_fields=HIT_FIELDS,
                 search_params={"metric_type": "IP", "params": {"ef": max(EF_SEARCH, k)}},
                 consistency_level="Strong" if self._has_written else "Bounded",
