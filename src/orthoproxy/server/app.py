@@ -131,11 +131,8 @@ async def images(
     size: Side | None = None,
 ) -> Response:
     """Return the file, or with `size` a small copy, of its box if it has one, whose longer side has these pixels."""
-    service = _service(request)
-    if size is None:
-        content, media_type = await anyio.to_thread.run_sync(service.image, id, catalog)
-    else:
-        content, media_type = await anyio.to_thread.run_sync(service.thumbnail, id, catalog, int(size)), "image/webp"
+    side = None if size is None else int(size)
+    content, media_type = await anyio.to_thread.run_sync(_service(request).image, id, catalog, side)
     headers = {"cache-control": "private, max-age=300", "content-security-policy": "default-src 'none'; sandbox"}
     return Response(content, media_type=media_type, headers=headers)
 

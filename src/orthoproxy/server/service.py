@@ -141,20 +141,16 @@ class Service:
             self._uploads[key] = embeddings
         return key
 
-    def image(self, image_id: str, catalog: str | None = None) -> tuple[bytes, str]:
-        """Return an image's file and media type; as JPEG if browsers do not show it.
+    def image(self, image_id: str, catalog: str | None = None, side: int | None = None) -> tuple[bytes, str]:
+        """Return an image's file, as JPEG if browsers do not show it, and its media type.
 
-        Its path comes from the catalog and lies below the catalog's root.
+        With a longer side in pixels, return a small copy of the image or its box instead, as WebP.
         """
-        content, media_type, _ = self._read_image(image_id, catalog)
-        return content, media_type
-
-    def thumbnail(self, image_id: str, catalog: str | None = None, side: int = 320) -> bytes:
-        """Return a small copy of an image or its box, as WebP."""
-        content, _, box = self._read_image(image_id, catalog)
-        return self.decoders.thumbnail(content, side, box)
+        content, media_type, box = self._read_image(image_id, catalog)
+        return (content, media_type) if side is None else (self.decoders.thumbnail(content, side, box), "image/webp")
 
     def _read_image(self, image_id: str, catalog: str | None) -> tuple[bytes, str, Box | None]:
+        """Read an image whose path comes from the catalog and lies below the catalog's root."""
         served = self.served(catalog)
         file, box = split_box(self._row(served, image_id)["path"])
         path = _inside(Path(served.catalog.root).resolve(), file)
