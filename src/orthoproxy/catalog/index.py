@@ -110,24 +110,8 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
 def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda done, total: None) -> Changes:
     """Insert the embeddings that `embed_collection` wrote; unchanged images are left alone.
 
-    Parameters
-    ----------
-    catalog
-        An open catalog.
-    folder
-        Folder of the Parquet files.
-    report
-        As in `index_images`.
-
-    Returns
-    -------
-    Changes
-        Counts of added, replaced and unchanged images.
-
-    Raises
-    ------
-    InputError
-        If the embeddings were computed by another model than the catalog's, or a file is damaged.
+    `report` is called as by `index_images`. Raises InputError if the embeddings were computed by another model than the
+    catalog's, or a file is damaged.
     """
     meta = embedding_meta(folder)
     require_model(catalog, meta.model, "folder")
