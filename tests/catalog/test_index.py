@@ -265,14 +265,9 @@ def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder
 
 
 def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
-    place: Path, tiny_encoder: Encoder, embedder: Embedder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, embedder: Embedder, pictures: Path
 ) -> None:
-    new = Embedder(Encoder("test_vit", embedding_dim=16, image_size=32))
-    embedded: list[int] = []
-    embed = new.embed
-    monkeypatch.setattr(
-        new, "embed", lambda images, **options: embedded.append(len(images)) or embed(images, **options)
-    )
+    new = Counting(Encoder("test_vit", embedding_dim=16, image_size=32))
     catalog = create(place, embedder, pictures)
     index_images(catalog, read_collection(pictures), embedder)
     catalog.delete([image_id("red/0.png")])
@@ -292,7 +287,7 @@ def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
     assert "blue/0.png" in error_of(migrate, catalog, new, "new", batch_size=2).problem
     (pictures / "away.png").rename(pictures / "blue" / "0.png")
     assert migrate(catalog, new, "new", batch_size=2)[0] == 11
-    assert sum(embedded) == 11
+    assert new.images == 11
 
     query = new.embed([pictures / "green" / "1.png"])
     with Catalog.open(str(place)) as migrated:
