@@ -20,7 +20,7 @@ import torch
 from cachetools import LRUCache
 from jaxtyping import Float
 
-from orthoproxy.catalog.catalog import Catalog, Hit, vote_of_hits
+from orthoproxy.catalog.catalog import Catalog, Hit, require_model, vote_of_hits
 from orthoproxy.catalog.filters import Condition, In, Not, both, parse_filter
 from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
@@ -227,10 +227,7 @@ def _load_model(catalog: Catalog) -> Model | None:
     except InputError as error:
         LOG.warning("search by image is off, since the model cannot be loaded: %s", error)
         return None
-    if model.identity != catalog.model:
-        problem = f"{catalog.address} was indexed with model {catalog.model}, but this is {model.identity}"
-        hint = "index again, or give the original model"
-        raise InputError(problem, field="models", path=catalog.model_path, hint=hint)
+    require_model(catalog, model.identity, "models")
     return model
 
 
