@@ -49,7 +49,7 @@ def test_each_finding_is_shown_with_its_evidence_and_advice(diagnoses: list[Diag
     for check in diagnoses[0].checks:
         assert [[name, value] for name, value in check.evidence.items()] in page.tables
     articles = [a["id"] for a in page.attributes("article")]
-    assert articles == [f"run-1-{check.name.replace(' ', '-')}" for check, _ in findings]  # most severe first
+    assert articles == [f"run-1-{check.name}" for check, _ in findings]  # most severe first
 
 
 def test_the_page_is_self_contained_and_escapes_names(diagnoses: list[Diagnosis]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from orthoproxy.diagnosis.confusions import check_confusions
@@ -14,12 +14,7 @@ from orthoproxy.diagnosis.overfitting import check_overfitting
 from orthoproxy.diagnosis.proxy_collapse import check_proxies
 from orthoproxy.reports.html import load_template, thumbnail_uri
 
-CHECKS: tuple[Callable[[DiagnosisInput], Check], ...] = (
-    check_overfitting,
-    check_proxies,
-    check_confusions,
-    check_labels,
-)
+CHECKS = (check_overfitting, check_proxies, check_confusions, check_labels)
 
 
 def diagnose(model: DiagnosisInput) -> Diagnosis:
@@ -65,9 +60,9 @@ def summary_lines(diagnosis: Diagnosis, width: int = 100) -> Iterator[str]:
 
 def render_diagnosis(diagnoses: Sequence[Diagnosis]) -> str:
     """Render one diagnosis, or several side by side, as self-contained HTML."""
-    names = [check.name for check in diagnoses[0].checks]
+    compared = list(zip(*(diagnosis.checks for diagnosis in diagnoses), strict=True))
     page = load_template("diagnosis.html.j2")
-    return page.render(diagnoses=diagnoses, names=names, thumbnail=cache(thumbnail_uri))
+    return page.render(diagnoses=diagnoses, compared=compared, thumbnail=cache(thumbnail_uri))
 
 
 def _join_evidence(check: Check) -> str:
