@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from orthoproxy.evaluation.retrieval import Retrieval, rank_positives
+from orthoproxy.evaluation.retrieval import Ranking, Retrieval, rank_positives
 
 
 def query_metrics(
@@ -59,24 +59,13 @@ def query_metrics(
     >>> query_metrics(Retrieval(points, labels, everyone, everyone), recall_at=[1])["recall@1"]
     array([ 1.,  1., nan])
     """
-    first = None if retrieval.categories is None else torch.zeros(0, dtype=torch.bool)
-    none = torch.zeros(0, 1, dtype=torch.int64)
-    no_queries = _metrics(none, none[:, 0], first, recall_at, average_precision)
     rankings = rank_positives(retrieval, block_memory_mb, device, full=average_precision)
-    found = (_metrics(x.ranks, x.positives, x.category_first, recall_at, average_precision) for x in rankings)
-    blocks = [no_queries, *found]
-    return {name: torch.cat([block[name] for block in blocks]).numpy() for name in no_queries}
+    blocks = [_metrics(ranking, recall_at, average_precision) for ranking in rankings]
+    return {name: torch.cat([block[name] for block in blocks]).numpy() for name in blocks[0]}
 
 
-def _metrics(
-    ranks: Int[Tensor, "b P"],
-    positives: Int[Tensor, " b"],
-    category_first: Bool[Tensor, " b"] | None,
-    recall_at: Sequence[int],
-    average_precision: bool,
-) -> dict[str, Float[Tensor, " b"]]:
-    if ranks.shape[1] == 0:
-        ranks = ranks.new_zeros(len(ranks), 1)
+def _metrics(ranking: Ranking, recall_at: Sequence[int], average_precision: bool) -> dict[str, Float[Tensor, " b"]]:
+    ranks, positives = ranking.ranks, ranking.positives
     first = ranks[:, 0].double()
     precision = torch.arange(1, ranks.shape[1] + 1) / ranks.double()  # at the rank of each positive
     within_r = (ranks > 0) & (ranks <= positives[:, None])
@@ -84,8 +73,8 @@ def _metrics(
     values["map@r"] = precision.where(within_r, 0.0).sum(dim=1) / positives
     values["r_precision"] = within_r.sum(dim=1) / positives.double()
     values["mrr"] = 1 / first
-    if category_first is not None:
-        values["category_recall@1"] = category_first.double()
+    if ranking.category_first is not None:
+        values["category_recall@1"] = ranking.category_first.double()
     if average_precision:
         values["map"] = precision.where(ranks > 0, 0.0).sum(dim=1) / positives
         values["minp"] = positives / ranks.amax(dim=1).double()

@@ -140,11 +140,10 @@ def calibrate_no_match(
     retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
 
     def best_similarities(part: Retrieval) -> dict[str, np.ndarray]:
-        best: dict[str, list[np.ndarray]] = {"same": [np.empty(0)], "other": [np.empty(0)]}
-        for ranking in rank_positives(part, scoring.block_memory_mb, scoring.device):
-            best["same"].append(ranking.best_positive.numpy())
-            best["other"].append(ranking.best_of_other_class.numpy())
-        return {name: np.concatenate(blocks) for name, blocks in best.items()}
+        rankings = rank_positives(part, scoring.block_memory_mb, scoring.device)
+        best = [(x.best_positive.numpy(), x.best_of_other_class.numpy()) for x in rankings]
+        same, other = (np.concatenate(blocks) for blocks in zip(*best, strict=True))
+        return {"same": same, "other": other}
 
     best = for_all_queries(best_similarities, retrieval, scoring.shared)
     same, other = (np.where(np.isinf(x), np.nan, x) for x in (best["same"], best["other"]))

@@ -88,7 +88,7 @@ class Ranking:
     """Where the positives of a block of queries stand among the gallery; see `rank_positives`."""
 
     # Best positive first, from 1, ties against the query. Exact for the best positive and those within the first R, and
-    # for all if `full`; others are above R. Filled with 0.
+    # for all if `full`; others are above R. Filled with 0, at least one column.
     ranks: Int[Tensor, "b P"]
     positives: Int[Tensor, " b"]  # R of each query, possibly 0
     best_positive: Float[Tensor, " b"]  # largest cosine; -inf without one
@@ -112,9 +112,9 @@ def rank_positives(
     for rows, similarity in blocks:
         labels = retrieval.labels[rows]
         start, end = (np.searchsorted(sorted_labels, labels, side=side) for side in ("left", "right"))
-        sizes = torch.from_numpy(end - start).to(blocks.device)
-        place = torch.arange(int(sizes.max()), device=blocks.device)
-        query, number = (place < sizes[:, None]).nonzero(as_tuple=True)
+        sizes = end - start
+        place = torch.arange(int(sizes.max(initial=1)), device=blocks.device)
+        query, number = (place < torch.from_numpy(sizes).to(blocks.device)[:, None]).nonzero(as_tuple=True)
         column = columns[torch.from_numpy(start).to(blocks.device)[query] + number]
         positive = similarity.new_full((len(rows), len(place)), -torch.inf)
         excluded = blocks.excluded_positives(rows, query, column)
@@ -130,15 +130,15 @@ def _rank(
     positive: Float[Tensor, "b P"],
     full: bool,
 ) -> Ranking:
-    counts = (positive > -torch.inf).sum(dim=1)
-    max_count = int(counts.max())
-    none = negative.new_full((len(rows), 1), -torch.inf)
-    positive = positive[:, :max_count].contiguous() if max_count else none
+    found = positive > -torch.inf  # first in each row
+    counts, max_count = found.sum(dim=1), int(found.any(dim=0).sum())
+    positive = positive[:, : max(1, max_count)].contiguous()
     blocks.mask_copies(rows, negative)
     best_of_other_class = None if blocks.groups is None else _row_max(negative)
     blocks.mask_groups(rows, negative)
     kept = min(1 if full else positive.shape[1], negative.shape[1])
-    rivals = largest(negative, kept)[0] if kept else none  # enough to tell every rank up to R
+    # enough to tell every rank up to R
+    rivals = largest(negative, kept)[0] if kept else negative.new_full((len(rows), 1), -torch.inf)
     if full:
         ahead = _count_at_least(negative, positive)
     else:
@@ -146,7 +146,7 @@ def _rank(
         unresolved = (ahead[:, 0] == rivals.shape[1]) & (counts > 0)
         ahead[unresolved, 0] = (negative[unresolved] >= positive[unresolved, :1]).sum(dim=1)
     order = torch.arange(1, positive.shape[1] + 1, device=negative.device)
-    ranks = (order + ahead).masked_fill(order > counts[:, None], 0)[:, :max_count]
+    ranks = (order + ahead).masked_fill(order > counts[:, None], 0)
     best_negative = rivals[:, 0]
     other = best_negative if best_of_other_class is None else best_of_other_class
     first = blocks.category_first(rows, negative, positive[:, 0])
@@ -193,7 +193,7 @@ def nearest_neighbors(
     k = min(k, len(retrieval.gallery))
     if k == 0:
         return np.empty((len(retrieval.queries), 0), dtype=np.int64), np.empty((len(retrieval.queries), 0))
-    rows, values = [np.empty((0, k), dtype=np.int64)], [np.empty((0, k))]
+    rows, values = [], []
     for queries, similarity in blocks:
         blocks.mask_copies(queries, similarity)
         blocks.mask_groups(queries, similarity)
@@ -212,7 +212,10 @@ def nearest_neighbors(
 
 
 class _SimilarityBlocks:
-    """Iterates over blocks of queries and their cosines with the gallery, -inf with themselves, sorted by row."""
+    """Iterates over blocks of queries and their cosines with the gallery, -inf with themselves, sorted by row.
+
+    There is at least one block, which is empty without queries.
+    """
 
     def __init__(self, retrieval: Retrieval, block_memory_mb: float, device: str) -> None:
         self.queries, self.gallery = retrieval.queries, np.sort(retrieval.gallery)
@@ -241,7 +244,7 @@ class _SimilarityBlocks:
         self.gallery_rows = torch.from_numpy(self.gallery).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b G"]]]:
-        for start in range(0, len(self.queries), self.size):
+        for start in range(0, max(1, len(self.queries)), self.size):
             block = slice(start, start + self.size)
             rows = self.queries[block]
             if self.query_units is None:

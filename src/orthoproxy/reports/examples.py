@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 
 from orthoproxy.evaluation import Retrieval, nearest_neighbors
@@ -66,14 +65,13 @@ def choose_examples(results: RunResults) -> dict[str, Any] | None:
 
 def rank_queries(retrieval: Retrieval, max_queries: int = 5000, seed: int = 0) -> QueryRanks:
     """Compute rank and margin of all queries, or of a random sample of `max_queries`."""
-    rows = retrieval.queries if len(retrieval.gallery) else retrieval.queries[:0]
+    rows = retrieval.queries
     if len(rows) > max_queries:
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_queries, replace=False))
-    ranks, margins = [np.empty(0, dtype=np.int64)], [np.empty(0)]
-    for block in rank_positives(replace(retrieval, queries=rows)) if len(rows) else ():
-        ranks.append(torch.nn.functional.pad(block.ranks, (0, 1))[:, 0].numpy())  # 0 for a query without a positive
-        margins.append((block.best_positive - block.best_negative).numpy())
-    return QueryRanks(rows, np.concatenate(ranks), np.concatenate(margins))
+    rankings = rank_positives(replace(retrieval, queries=rows))
+    blocks = [(x.ranks[:, 0].numpy(), (x.best_positive - x.best_negative).numpy()) for x in rankings]
+    ranks, margins = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return QueryRanks(rows, ranks, margins)
 
 
 def choose_worst(ranks: QueryRanks, table: pd.DataFrame, k: int) -> list[int]:
@@ -95,9 +93,7 @@ def choose_random(ranks: QueryRanks, table: pd.DataFrame, k: int, seed: int = 0)
 
 def find_neighbors(retrieval: Retrieval, rows: Sequence[int], k: int = NUM_NEIGHBORS) -> list[Example]:
     """Return the k nearest neighbors of each query in `rows`."""
-    if not rows:
-        return []
-    retrieval = replace(retrieval, queries=np.array(rows))
+    retrieval = replace(retrieval, queries=np.array(rows, dtype=np.int64))
     found, _ = nearest_neighbors(retrieval, k)
     ranks, labels = rank_queries(retrieval, max_queries=len(rows)).rank, retrieval.labels
     return [
