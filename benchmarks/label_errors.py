@@ -28,7 +28,7 @@ from orthoproxy.diagnosis.label_errors import (
     leave_one_out,
     whiten,
 )
-from orthoproxy.reports.geometry import unit_rows
+from orthoproxy.evaluation.retrieval import unit_rows
 from orthoproxy.runs.evaluate import load_table
 
 SEEDS = range(5)

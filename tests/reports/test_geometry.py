@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Recorded
 
+from orthoproxy.evaluation.retrieval import unit_rows
 from orthoproxy.reports.geometry import (
     compare_proxies,
     effective_rank,
@@ -15,7 +16,6 @@ from orthoproxy.reports.geometry import (
     orthogonality_distance,
     pair_cosines,
     row_cosines,
-    unit_rows,
     welch_floor,
 )
 

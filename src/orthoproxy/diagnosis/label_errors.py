@@ -19,8 +19,8 @@ from scipy.stats import binomtest
 from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate
+from orthoproxy.evaluation.retrieval import unit_rows
 from orthoproxy.reports.figures import COLORS, create_figure, label_axes, report_style
-from orthoproxy.reports.geometry import unit_rows
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.text import percent
 from orthoproxy.training import pca_projection, second_moment

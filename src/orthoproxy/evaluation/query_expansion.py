@@ -43,7 +43,7 @@ def expand_queries(
     array([[0.98, 0.21]])
     """
     rows, similarity = nearest_neighbors(retrieval, neighbors, block_memory_mb, device)
-    units = unit_rows(retrieval.embeddings).numpy()
+    units = unit_rows(retrieval.embeddings)
     expanded = add_neighbors(units[retrieval.queries], units, rows, similarity, alpha)
     return replace(retrieval, query_embeddings=expanded)
 
@@ -60,4 +60,4 @@ def add_neighbors(
     weights = np.where(similarity > -np.inf, np.maximum(similarity, 0) ** alpha, 0)
     for place in range(rows.shape[1]):
         total += weights[:, [place]] * gallery[rows[:, place]]
-    return unit_rows(total).numpy()
+    return unit_rows(total)

@@ -65,7 +65,7 @@ def rerank(
     >>> nearest_neighbors(rerank(retrieval, k1=2, k2=1), k=3)[0]
     array([[3, 1, 2]])
     """
-    gallery, units = np.sort(retrieval.gallery), unit_rows(retrieval.embeddings).numpy()
+    gallery, units = np.sort(retrieval.gallery), unit_rows(retrieval.embeddings)
     length = list_length(retrieval, k1, block_memory_mb)
     among = replace(retrieval, queries=gallery, groups=None, copies=None)
     rows, similarity = nearest_neighbors(among, length, block_memory_mb, device)

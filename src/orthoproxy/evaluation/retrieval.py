@@ -221,10 +221,10 @@ class _SimilarityBlocks:
         self.queries, self.gallery = retrieval.queries, np.sort(retrieval.gallery)
         self.device = device if torch.device(device).type == "cuda" else "cpu"
         self.size = max(1, int(block_memory_mb * 2**20 / (BYTES_PER_PAIR * max(1, len(self.gallery)))))
-        distinct, self.copy_of = _distinct_rows(unit_rows(retrieval.embeddings).numpy())
+        distinct, self.copy_of = _distinct_rows(unit_rows(retrieval.embeddings))
         self.units = torch.from_numpy(distinct).to(self.device)
         searched = retrieval.query_embeddings
-        self.query_units = None if searched is None else unit_rows(searched).to(self.device)
+        self.query_units = None if searched is None else torch.from_numpy(unit_rows(searched)).to(self.device)
         self.raised = None if retrieval.raised is None else [torch.from_numpy(x) for x in retrieval.raised]
         candidates, columns = np.unique(self.copy_of[self.gallery], return_inverse=True)
         self.candidates = self.units[torch.from_numpy(candidates).to(self.device)].T
@@ -323,11 +323,11 @@ def largest(x: Float[Tensor, "b G"], k: int) -> tuple[Float[Tensor, "b k"], Int[
     return values, columns.gather(1, places)
 
 
-def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
+def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     """Scale each row to length 1, in float64; a row of zeros stays zero."""
     rows = torch.from_numpy(np.ascontiguousarray(x)).double()
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / length.where(length > 0, 1.0)
+    return (rows / length.where(length > 0, 1.0)).numpy()
 
 
 def _distinct_rows(x: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "U D"], Int[np.ndarray, " N"]]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy.stats import entropy
 
 from orthoproxy.evaluation import Retrieval, nearest_neighbors
+from orthoproxy.evaluation.retrieval import unit_rows
 from orthoproxy.losses.soft_orthogonality import gram_of_dims, soft_orthogonality
 
 BLOCK_MB = 64  # memory of a block of cosines, in MiB
@@ -35,13 +36,6 @@ class ProxyNeighbors:
 
     pairs: list[Pair]
     nearest: Float[np.ndarray, " R"]
-
-
-def unit_rows(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Scale each row to length 1, in float64; a row of zeros stays zero."""
-    x = x.astype(np.float64)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
 
 
 def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
