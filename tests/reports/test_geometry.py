@@ -15,7 +15,6 @@ from orthoproxy.reports.geometry import (
     nearest_rows,
     orthogonality_distance,
     pair_cosines,
-    row_cosines,
     welch_floor,
 )
 
@@ -116,10 +115,3 @@ def test_zero_and_single_proxies() -> None:
     assert compare_proxies(np.ones((1, 4)), ["only"]).pairs == []
     assert len(pair_cosines(np.ones((1, 4)))) == 0
     assert orthogonality_distance(np.ones((1, 4))) == 0
-
-
-def test_row_cosines_over_blocks() -> None:
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((60, 3))
-    first, second = generator.integers(60, size=20_000), generator.integers(60, size=20_000)
-    assert row_cosines(x, first, x, second) == pytest.approx(gram(x)[first, second])

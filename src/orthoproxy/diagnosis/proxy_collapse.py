@@ -11,13 +11,13 @@ from orthoproxy.diagnosis.findings import Check, Finding, Thumbnail
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate
 from orthoproxy.evaluation.bootstrap import mean_estimate
+from orthoproxy.evaluation.retrieval import unit_rows
 from orthoproxy.reports.geometry import (
     Pair,
     compare_proxies,
     effective_rank,
     nearest_rows,
     orthogonality_distance,
-    row_cosines,
     welch_floor,
 )
 from orthoproxy.reports.text import number, percent
@@ -80,7 +80,8 @@ def measure_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str], train
     own = np.array([index[label] for label in training.table["label"]])
     nearest = nearest_rows(training.embeddings, proxies)
     wrong = nearest != own
-    close = row_cosines(proxies, nearest, proxies, own) >= CLOSE_COSINE
+    units = unit_rows(proxies)
+    close = np.einsum("nd,nd->n", units[nearest], units[own]) >= CLOSE_COSINE
     neighbors = compare_proxies(proxies, classes, MAX_PAIRS)
     return ProxyGeometry(
         *proxies.shape,

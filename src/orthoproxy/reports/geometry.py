@@ -16,7 +16,6 @@ from orthoproxy.evaluation.retrieval import unit_rows
 from orthoproxy.losses.soft_orthogonality import gram_of_dims, soft_orthogonality
 
 BLOCK_MB = 64  # memory of a block of cosines, in MiB
-BLOCK_ROWS = 8192
 # At most this many cosines are computed between proxies. Up to 50,000 classes that is all of them; with more, a random
 # sample of proxies is compared with all others, 2,500 of 1,000,000 for example.
 MAX_COSINES = 50_000**2
@@ -83,7 +82,7 @@ def compare_proxies(
         return ProxyNeighbors([], np.empty(0))
     rows = np.arange(count)
     if count**2 > max_cosines:
-        rows = np.sort(np.random.default_rng(0).choice(count, size=max(1, max_cosines // count), replace=False))
+        rows = np.sort(np.random.default_rng(0).choice(count, size=max_cosines // count, replace=False))
     retrieval = Retrieval(proxies, np.zeros(count, dtype=int), rows, np.arange(count))
     others, cosines = nearest_neighbors(retrieval, min(k, count - 1), block_mb)
     pairs = np.sort(np.stack([rows.repeat(others.shape[1]), others.ravel()], axis=1), axis=1)
@@ -112,15 +111,3 @@ def pair_cosines(proxies: Float[np.ndarray, "C D"], max_proxies: int = 1000, see
     rows = np.random.default_rng(seed).permutation(len(proxies))[:max_proxies]
     units = unit_rows(proxies[rows])
     return (units @ units.T)[np.triu_indices(len(units), k=1)]
-
-
-def row_cosines(
-    a: Float[np.ndarray, "N D"],
-    rows_a: Int[np.ndarray, " P"],
-    b: Float[np.ndarray, "M D"],
-    rows_b: Int[np.ndarray, " P"],
-) -> Float[np.ndarray, " P"]:
-    """Compute the cosine of ``a[rows_a[i]]`` and ``b[rows_b[i]]`` for each i, in float64."""
-    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(rows_a), BLOCK_ROWS)]
-    cosines = [np.einsum("pd,pd->p", unit_rows(a[rows_a[block]]), unit_rows(b[rows_b[block]])) for block in blocks]
-    return np.concatenate([np.empty(0), *cosines])
