@@ -153,10 +153,8 @@ def retrieval_strip(results, queries=5, neighbors=6):
     """Draw random queries with their nearest neighbors, untrained encoder and model side by side."""
     retrieval = results.retrieval(results.embeddings)
     rows = choose_random(rank_queries(retrieval), results.table, queries)
-    blocks = {"Trained": find_neighbors(retrieval, rows, neighbors)}
-    if results.baseline_embeddings is not None:
-        baseline = find_neighbors(results.retrieval(results.baseline_embeddings), rows, neighbors)
-        blocks = {"Untrained": baseline, **blocks}
+    baseline = find_neighbors(results.retrieval(results.baseline_embeddings), rows, neighbors)
+    blocks = {"Untrained": baseline, "Trained": find_neighbors(retrieval, rows, neighbors)}
     tile, gap, head, below = 0.72, 0.24, 0.3, 0.19  # inches
     starts = {name: tile + gap + i * (neighbors * tile + gap) for i, name in enumerate(blocks)}
     width, height = max(starts.values()) + neighbors * tile, head + max(1, len(rows)) * (tile + below)

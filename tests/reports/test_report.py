@@ -148,14 +148,18 @@ def test_scores_by_category(bare: RunResults) -> None:
 
 
 NOTHING = make_table(["x"], ["x"]).iloc[:0]
-NO_TEST_CLASSES = {"table": NOTHING, "embeddings": np.empty((0, 6)), "baseline_embeddings": None, "evaluation": None}
+NO_IMAGES = np.empty((0, 6))
+NO_TEST_CLASSES = {"table": NOTHING, "embeddings": NO_IMAGES, "baseline_embeddings": NO_IMAGES, "evaluation": None}
 STEP_WITHOUT_SCORES = {"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]}
 ONE_STEP, NAN_LOG = {"step": [1], "loss": [3.0]}, {"step": [1, 2], "loss": [np.nan, np.inf]}
-NO_BASELINE = {"baseline_embeddings": None, "evaluation": None, "log": pd.DataFrame(STEP_WITHOUT_SCORES)}
 NO_CONFIG = {"config": "", "machine": {}, "notes": []}
 SPARSE: dict[str, dict[str, Any]] = {
     "no test classes, one step": {**NO_TEST_CLASSES, "log": pd.DataFrame(ONE_STEP)},
-    "no baseline, one proxy": {**NO_BASELINE, "proxies": np.ones((1, 6)), "classes": ["one"]},
+    "no validation scores, one proxy": {
+        "log": pd.DataFrame(STEP_WITHOUT_SCORES),
+        "proxies": np.ones((1, 6)),
+        "classes": ["one"],
+    },
     "two proxies": {**NO_TEST_CLASSES, "proxies": np.eye(2, 6), "classes": ["one", "two"]},
     "a log of NaN": {**NO_TEST_CLASSES, "log": pd.DataFrame(NAN_LOG)},
     "equal proxies, no configuration": {**NO_TEST_CLASSES, **NO_CONFIG, "proxies": np.ones((12, 6))},
@@ -170,12 +174,6 @@ def test_runs_with_missing_parts(bare: RunResults, case: str) -> None:
     shown = render_report(replace(bare, **SPARSE[case]))
     assert shown.rstrip().endswith("</html>")
     assert not re.search(r"\b(nan|None|undefined)\b", ParsedPage(shown).text)
-
-
-def test_without_a_baseline_only_the_model_is_shown(bare: RunResults) -> None:
-    evaluation = score(bare.embeddings, None, bare.table, Scoring(bootstrap_samples=10))
-    table = render(replace(bare, baseline_embeddings=None, evaluation=evaluation)).tables[0]
-    assert table[0] == ["%", "Trained", "0 to 100"]
 
 
 def test_figures_of_many_classes_are_small() -> None:

@@ -45,9 +45,9 @@ class QueryRanks:
 
 def choose_examples(results: RunResults) -> dict[str, Any] | None:
     """Choose the queries that the page shows, as its template names them; None if no query has a positive."""
-    if results.table.empty:
+    if results.evaluation is None:
         return None
-    retrieval, table, baseline = results.retrieval(results.embeddings), results.table, results.baseline_embeddings
+    retrieval, table = results.retrieval(results.embeddings), results.table
     ranks = rank_queries(retrieval)
     scored = ranks.rank[ranks.rank > 0]
     if not len(scored):
@@ -55,7 +55,7 @@ def choose_examples(results: RunResults) -> dict[str, Any] | None:
     rows = choose_random(ranks, table, NUM_RANDOM)
     return {
         "random": find_neighbors(retrieval, rows),
-        "baseline_random": None if baseline is None else find_neighbors(results.retrieval(baseline), rows),
+        "baseline_random": find_neighbors(replace(retrieval, embeddings=results.baseline_embeddings), rows),
         "worst": find_neighbors(retrieval, choose_worst(ranks, table, NUM_EXTREME)),
         "best": find_neighbors(retrieval, choose_best(ranks, table, NUM_EXTREME)),
         "recall_at_1": float((scored == 1).mean()),
@@ -103,10 +103,5 @@ def find_neighbors(retrieval: Retrieval, rows: Sequence[int], k: int = NUM_NEIGH
 
 
 def _one_per_class(rows: Int[np.ndarray, " P"], table: pd.DataFrame, k: int) -> list[int]:
-    labels = table["label"].tolist()
-    chosen: dict[str, int] = {}
-    for row in rows.tolist():
-        if len(chosen) == k:
-            break
-        chosen.setdefault(labels[row], row)
-    return list(chosen.values())
+    repeated = table["label"].iloc[rows].duplicated().to_numpy()
+    return rows[~repeated][:k].tolist()

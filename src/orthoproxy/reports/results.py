@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval, Scoring
+from orthoproxy.evaluation import Evaluation, NoMatchCalibration, Retrieval
 from orthoproxy.evaluation.evaluate import build_retrieval
 
 
@@ -17,10 +17,10 @@ class RunResults:
     """A training run and the evaluation of its model."""
 
     name: str
-    evaluation: Evaluation | None  # on the test classes; None if the dataset has none
-    table: pd.DataFrame  # the evaluated images; may be empty
+    evaluation: Evaluation | None  # on the test classes, beside the untrained encoder; None if the dataset has none
+    table: pd.DataFrame  # the evaluated images; empty without test classes
     embeddings: Float[np.ndarray, "N D"]  # of the table's rows, by the model
-    baseline_embeddings: Float[np.ndarray, "N F"] | None  # by the untrained encoder
+    baseline_embeddings: Float[np.ndarray, "N F"]  # by the untrained encoder
     log: pd.DataFrame  # a row per line of metrics.jsonl; every column except `step` is optional
     proxies: Float[np.ndarray, "C D"] | None  # None for a loss without
     classes: list[str]  # names of the training classes, in the order of the proxies
@@ -31,9 +31,8 @@ class RunResults:
 
     def retrieval(self, embeddings: Float[np.ndarray, "N D"]) -> Retrieval:
         """Build the retrieval problem of the evaluation: the same queries, gallery and excluded images."""
-        evaluation, rule = self.evaluation, Scoring().rule(self.table)
-        if evaluation is None:
-            return build_retrieval(embeddings, self.table, rule)
+        evaluation = self.evaluation
+        assert evaluation is not None  # as there are images
         return build_retrieval(embeddings, self.table, evaluation.exclude, evaluation.duplicate_pairs is not None)
 
 

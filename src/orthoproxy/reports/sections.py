@@ -46,14 +46,12 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
 def _curve_plot(title: str, caption: str, figure: Figure, log: pd.DataFrame, columns: Sequence[str]) -> Plot:
     values = {column: finite_values(log, column) for column in columns}
     changes = "; ".join(f"{column} from {value[0]:.3g} to {value[-1]:.3g}" for column, value in values.items())
-    return Plot(
-        title, caption, figure_to_svg(figure, title.lower().replace(" ", "-"), f"{title} over steps: {changes}")
-    )
+    return Plot(title, caption, figure_to_svg(figure, title.lower(), f"{title} over steps: {changes}"))
 
 
 def describe_proxies(proxies: Float[np.ndarray, "C D"] | None, classes: list[str]) -> dict[str, Any] | None:
     """Measure and plot the geometry of the proxies; None without proxies or if they are not finite."""
-    if proxies is None or not len(proxies) or not np.isfinite(proxies).all():
+    if proxies is None or not np.isfinite(proxies).all():
         return None
     count, dim = proxies.shape
     neighbors = compare_proxies(proxies, classes)

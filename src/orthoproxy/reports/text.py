@@ -25,13 +25,12 @@ DEFINITIONS = {
 
 
 def summarize(evaluation: Evaluation | None) -> tuple[str, str]:
-    """Return the kind of result (``better``, ``worse``, ``unclear``, ``alone``, ``none``) and one or two sentences."""
+    """Return the kind of result (``better``, ``worse``, ``unclear``, ``none``) and one or two sentences."""
     if evaluation is None:
         return "none", "The dataset has no test classes, so the model was not evaluated."
     metric = "recall@1" if "recall@1" in evaluation.model else next(iter(evaluation.model))
     score = f"{metric_name(metric)} on {evaluation.classes:,} {evaluation.kind}: {percent(evaluation.model[metric])}"
-    if evaluation.baseline is None or evaluation.difference is None:
-        return "alone", f"{score}. There is no baseline to compare with."
+    assert evaluation.baseline is not None and evaluation.difference is not None  # as a run has its untrained encoder
     gain = evaluation.difference[metric]
     compared = f"{score}, untrained encoder {percent(evaluation.baseline[metric])}."
     if gain.high < 0:
