@@ -19,10 +19,6 @@ class ClassScores:
     queries: Int[np.ndarray, " C"]
     values: dict[str, Float[np.ndarray, " C"]]
 
-    def mean(self, metric: str) -> float:
-        """Average a metric over all queries, as `mean_scores` does."""
-        return float(np.average(self.values[metric], weights=self.queries))
-
 
 def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring) -> ClassScores:
     """Score embeddings and average the queries of each class.
