@@ -13,7 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orthoproxy.evaluation import NoMatchCalibration
+from orthoproxy.evaluation import Estimate, NoMatchCalibration
 from orthoproxy.reports.geometry import pair_cosines
 from orthoproxy.reports.results import finite_values
 from orthoproxy.reports.text import metric_name
@@ -61,7 +61,6 @@ STYLE: dict[Any, Any] = {
 report_style = matplotlib.rc_context(STYLE)  # decorates each function that draws
 WIDTH, HEIGHT = 4.4, 2.6  # inches; a phone shows a figure at some 85 %, with its text still legible
 MAX_POINTS = 400  # of a curve
-FALSE_MATCH_RATES = (0.001, 0.01, 0.1)  # marked on the ROC curve
 
 
 def create_figure() -> tuple[Figure, Axes]:
@@ -110,19 +109,15 @@ def validation_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
 
 
 @report_style
-def roc_figure(matching: NoMatchCalibration) -> Figure:
-    """Plot the match rate over the false-match rate, the latter on a log scale."""
+def roc_figure(matching: NoMatchCalibration, marked: Sequence[tuple[Estimate, Estimate]]) -> Figure:
+    """Plot the match rate over the false-match rate, the latter on a log scale, with some pairs of the two marked."""
     false, found = (100 * curve for curve in matching.curve())
     lowest = 50 / len(matching.other)  # half a query, in percent
     figure, axes = create_figure()
     axes.step(np.maximum(false, lowest), found, where="post", color=COLORS["blue"])
-    for rate in FALSE_MATCH_RATES:
-        threshold = matching.threshold(rate)
-        if threshold is not None:
-            false_rate = 100 * matching.false_match_rate(threshold, samples=1).value
-            match_rate = 100 * matching.match_rate(threshold, samples=1).value
-            point = (max(false_rate, lowest), match_rate)
-            _mark_point(axes, point, f"{match_rate:.0f}", COLORS["blue"], "o", offset=(8, -12))
+    for false_match_rate, match_rate in marked:
+        point = (max(100 * false_match_rate.value, lowest), 100 * match_rate.value)
+        _mark_point(axes, point, f"{100 * match_rate.value:.0f}", COLORS["blue"], "o", offset=(8, -12))
     axes.set_xscale("log")
     ticks = [tick for tick in (0.01, 0.1, 1, 10, 100) if tick >= lowest]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -22,6 +22,8 @@ from orthoproxy.reports.geometry import (
 from orthoproxy.reports.html import Plot, figure_to_svg
 from orthoproxy.reports.results import finite_values
 
+FALSE_MATCH_RATES = (0.001, 0.01, 0.1)  # of the thresholds in a report
+
 
 def plot_training(log: pd.DataFrame) -> list[Plot]:
     """Plot the training curves for which the log has data."""
@@ -89,10 +91,11 @@ def describe_matching(matching: NoMatchCalibration | None) -> dict[str, Any] | N
     """Plot the ROC curve and list thresholds for some false-match rates; None without validation classes."""
     if matching is None:
         return None
-    found = [(target, matching.threshold(target)) for target in figures.FALSE_MATCH_RATES]
+    found = [(target, matching.threshold(target)) for target in FALSE_MATCH_RATES]
     rows = [(target, t, matching.false_match_rate(t), matching.match_rate(t)) for target, t in found if t is not None]
     description = "; ".join(f"{100 * rate.value:.0f} % at {100 * target:g} %" for target, _, _, rate in rows)
-    svg = figure_to_svg(figures.roc_figure(matching), "roc", f"Match rate over false-match rate. {description}")
+    figure = figures.roc_figure(matching, [(false_match_rate, rate) for _, _, false_match_rate, rate in rows])
+    svg = figure_to_svg(figure, "roc", f"Match rate over false-match rate. {description}")
     return {
         "plot": Plot("ROC curve", "Marked: the thresholds in the table.", svg),
         "thresholds": rows,
