@@ -64,7 +64,7 @@ def check_confusions(model: DiagnosisInput) -> Check:
     }
     measured = {name: value for name, value in asdict(found).items() if name != "examples"}
     finding = None
-    if found.pairs and found.lost.value >= MIN_SEVERITY:
+    if found.lost.value >= MIN_SEVERITY:
         finding = Finding(
             "Some unseen classes are confused with each other",
             found.lost,

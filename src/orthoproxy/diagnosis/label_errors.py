@@ -44,9 +44,7 @@ ADVICE = [
 class LeaveOneOut:
     """Similarity of each image to the classes, its own class represented without the image."""
 
-    margin: Float[
-        np.ndarray, " N"
-    ]  # cosine with the own class minus the largest other; NaN for the only image of a class
+    margin: Float[np.ndarray, " N"]  # cosine with the own class minus the largest other; NaN for a class's only image
     rank: Float[np.ndarray, " N"]  # fraction of other classes that are more similar than the own; NaN likewise
     most_similar: Int[np.ndarray, " N"]  # other class; -1 likewise
 
@@ -112,7 +110,7 @@ def leave_one_out(features: Float[np.ndarray, "N F"], labels: Int[np.ndarray, " 
         most_similar[rows] = cosines.argmax(axis=1)
         margin[rows] = own - cosines.max(axis=1)
         ahead = (cosines > own[:, None]).sum(axis=1) + (cosines >= own[:, None]).sum(axis=1)  # ties count half
-        rank[rows] = ahead / (2 * max(1, count - 1))
+        rank[rows] = ahead / (2 * (count - 1))
     return LeaveOneOut(margin, rank, most_similar)
 
 
@@ -122,8 +120,8 @@ def find_suspects(scores: LeaveOneOut) -> Suspects:
     # the first. So five times the fraction with a rank in the last fifth estimates the errors (after Storey, "A direct
     # approach to false discovery rates", JRSS B, 2002); as many as its lower bound says, by margin, are listed.
     images, late = int(np.isfinite(scores.rank).sum()), int((scores.rank > LAST_RANKS).sum())
-    interval = binomtest(late, max(1, images)).proportion_ci(method="exact")
-    bounds = (late / max(1, images), interval.low, interval.high)
+    interval = binomtest(late, images).proportion_ci(method="exact")
+    bounds = (late / images, interval.low, interval.high)
     value, low, high = (min(1.0, float(x) / (1 - LAST_RANKS)) for x in bounds)
     by_margin = np.argsort(scores.margin, kind="stable")  # NaN last
     return Suspects(by_margin[: int(low * images)], Estimate(value, low, high), images)
@@ -152,7 +150,7 @@ def self_check(
         changed, rows = corrupt_labels(labels, seed=seed)
         new = np.setdiff1d(find_suspects(leave_one_out(features, changed)).rows, before)
         corrupted, listed, hits = corrupted + len(rows), listed + len(new), hits + len(np.intersect1d(new, rows))
-    return {"precision": hits / max(1, listed), "recall": hits / max(1, corrupted)}
+    return {"precision": hits / max(1, listed), "recall": hits / corrupted}
 
 
 def _find(images: EmbeddedSplit, scores: LeaveOneOut, found: Suspects, listed: list[dict[str, Any]]) -> Finding:

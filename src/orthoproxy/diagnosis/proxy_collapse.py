@@ -110,8 +110,8 @@ def _find(found: ProxyGeometry, training: EmbeddedSplit) -> Finding | None:
         scope, advice = "of training images are nearest to a wrong proxy", [*COLLAPSE_ADVICE, MERGE_ADVICE]
     elif found.astray_close.low > 0 and found.astray_close.value >= MIN_SEVERITY:
         title, severity = "Some proxies are too close to each other", found.astray_close
-        scope, advice = "of training images are nearest to a wrong proxy close to the right one", [MERGE_ADVICE]
-        advice += COLLAPSE_ADVICE
+        scope = "of training images are nearest to a wrong proxy close to the right one"
+        advice = [MERGE_ADVICE, *COLLAPSE_ADVICE]
     else:
         return None
     return Finding(

@@ -409,8 +409,8 @@ def _estimates(own: _Resampled, other: _Resampled | None, confidence: float) -> 
     """The estimates and counts of an `Evaluation`; both models' samples draw the same classes."""
 
     def intervals(values: np.ndarray, samples: np.ndarray) -> dict[str, Estimate]:
-        pairs = zip(values, samples, strict=True)
-        return dict(zip(own.metrics, (estimate(*pair, confidence) for pair in pairs), strict=True))
+        found = zip(own.metrics, values, samples, strict=True)
+        return {metric: estimate(value, drawn, confidence) for metric, value, drawn in found}
 
     scores: dict[str, Any] = {"model": intervals(own.values, own.samples), "baseline": None, "difference": None}
     if other is not None:
