@@ -116,9 +116,13 @@ def rank_positives(
         place = torch.arange(int(sizes.max(initial=1)), device=blocks.device)
         query, number = (place < torch.from_numpy(sizes).to(blocks.device)[:, None]).nonzero(as_tuple=True)
         column = columns[torch.from_numpy(start).to(blocks.device)[query] + number]
+        found = similarity[query, column]
+        if blocks.groups is not None:  # whatever the rule, images of the query's class in its group leave
+            group = blocks.groups[torch.from_numpy(rows).to(blocks.device)[query]]
+            same_group = (group >= 0) & (group == blocks.groups[blocks.gallery_rows[column]])
+            found.masked_fill_(same_group, -torch.inf)
         positive = similarity.new_full((len(rows), len(place)), -torch.inf)
-        excluded = blocks.excluded_positives(rows, query, column)
-        positive[query, number] = similarity[query, column].masked_fill(excluded, -torch.inf)
+        positive[query, number] = found
         similarity[query, column] = -torch.inf  # leaves the negatives
         yield _rank(blocks, rows, similarity, positive.sort(dim=1, descending=True).values, full)
 
@@ -133,7 +137,6 @@ def _rank(
     found = positive > -torch.inf  # first in each row
     counts, max_count = found.sum(dim=1), int(found.any(dim=0).sum())
     positive = positive[:, : max(1, max_count)].contiguous()
-    blocks.mask_copies(rows, negative)
     best_of_other_class = None if blocks.groups is None else _row_max(negative)
     blocks.mask_groups(rows, negative)
     kept = min(1 if full else positive.shape[1], negative.shape[1])
@@ -195,7 +198,6 @@ def nearest_neighbors(
         return np.empty((len(retrieval.queries), 0), dtype=np.int64), np.empty((len(retrieval.queries), 0))
     rows, values = [], []
     for queries, similarity in blocks:
-        blocks.mask_copies(queries, similarity)
         blocks.mask_groups(queries, similarity)
         found, columns = largest(similarity, min(k + 1, similarity.shape[1]))
         columns = columns[:, :k]
@@ -212,9 +214,9 @@ def nearest_neighbors(
 
 
 class _SimilarityBlocks:
-    """Iterates over blocks of queries and their cosines with the gallery, -inf with themselves, sorted by row.
+    """Iterates over blocks of queries and their cosines with the gallery, sorted by row.
 
-    There is at least one block, which is empty without queries.
+    Cosines of a query with itself and its near copies are -inf. Without queries there is one empty block.
     """
 
     def __init__(self, retrieval: Retrieval, block_memory_mb: float, device: str) -> None:
@@ -261,17 +263,9 @@ class _SimilarityBlocks:
             own = self.place[torch.from_numpy(rows)].to(self.device)
             (query,) = (own >= 0).nonzero(as_tuple=True)
             similarity[query, own[query]] = -torch.inf
+            if self.copies is not None:
+                similarity.masked_fill_(self._same(self.copies, rows), -torch.inf)
             yield rows, similarity
-
-    def excluded_positives(
-        self, rows: Int[np.ndarray, " b"], query: Int[Tensor, " n"], column: Int[Tensor, " n"]
-    ) -> Bool[Tensor, " n"]:
-        """Tell for pairs of a query and a gallery column of its class whether that leaves the query's gallery."""
-        excluded, queries = torch.zeros_like(query, dtype=torch.bool), torch.from_numpy(rows).to(self.device)[query]
-        for numbers in (self.groups, self.copies):
-            if numbers is not None:
-                excluded |= (numbers[queries] >= 0) & (numbers[queries] == numbers[self.gallery_rows[column]])
-        return excluded
 
     def mask_groups(self, rows: Int[np.ndarray, " b"], similarity: Float[Tensor, "b G"]) -> None:
         """Set the similarity with what is excluded of the query's own group to -inf, in place."""
@@ -280,11 +274,6 @@ class _SimilarityBlocks:
             if self.own_class_only:
                 excluded &= self._same(self.labels, rows)
             similarity.masked_fill_(excluded, -torch.inf)
-
-    def mask_copies(self, rows: Int[np.ndarray, " b"], similarity: Float[Tensor, "b G"]) -> None:
-        """Set the similarity with near copies of the query to -inf, in place."""
-        if self.copies is not None:
-            similarity.masked_fill_(self._same(self.copies, rows), -torch.inf)
 
     def _same(self, numbers: Int[Tensor, " N"], rows: Int[np.ndarray, " b"]) -> Bool[Tensor, "b G"]:
         own = numbers[torch.from_numpy(rows).to(self.device)][:, None]
