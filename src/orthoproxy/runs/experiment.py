@@ -67,13 +67,15 @@ class Experiment:
         with field_prefix("encoder"):
             if config.encoder.lora_rank:
                 self.encoder.add_lora(config.encoder.lora_rank)
-        self.average = make_average(self.encoder, config.training.ema_decay)
+        self.average = None
+        if config.training.ema_decay is not None:
+            self.average = AveragedModel(self.encoder, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
         self.inputs = make_inputs(config, self.baseline, self.table)
         self.initialization = config.initialization
 
         self.sampler = make_sampler(config, self.labels, training["category"])
-        paths = training["path"].tolist()
-        self.loader = make_loader(config, self.inputs, paths, self.labels, self.sampler, fabric.device)
+        self.training_paths = training["path"].tolist()
+        self.loader = make_loader(config, self.inputs, self.training_paths, self.labels, self.sampler, fabric.device)
         lr, decay = config.optimizer.lr, config.optimizer.weight_decay
         rates = lr.backbone, lr.projection, lr.proxies
         optimizer = make_optimizer(self.encoder, self.objective, *rates, decay, lr.layer_decay)
@@ -85,20 +87,13 @@ class Experiment:
         self.selection_split = config.checkpoint_selection.split  # whose classes select the best checkpoint
         self.scoring = make_scoring(config.evaluation, fabric.device)
 
-    def select(self, split: str) -> pd.DataFrame:
-        return select_split(self.table, split)
-
-    def embedder(self) -> Embedder:
-        """Return the encoder, as it is now, as an embedder."""
-        return self._embedder(self.encoder)
+    def embedder(self, encoder: Encoder) -> Embedder:
+        return Embedder(encoder, self.baseline.resize, device=self.fabric.device)
 
     @property
     def final_encoder(self) -> Encoder:
         """The encoder that the run yields: the averaged one if there is one."""
         return self.encoder if self.average is None else cast(Encoder, self.average.module)
-
-    def _embedder(self, encoder: Encoder) -> Embedder:
-        return Embedder(encoder, self.baseline.resize, device=self.fabric.device)
 
     def validate(self) -> dict[str, float] | None:
         """Score the model on the classes that select the checkpoint; None if there are none."""
@@ -107,13 +102,14 @@ class Experiment:
             return None
         images = self.inputs(table["path"].tolist())
 
-        def score(model: Embedder) -> dict[str, float]:
+        def score(encoder: Encoder) -> dict[str, float]:
+            model = self.embedder(encoder)
             embeddings = model.embed_distributed(images, workers=self.workers, precision=self.precision)
             return mean_scores(embeddings, table, self.scoring)
 
-        scores = score(self._embedder(self.final_encoder))
+        scores = score(self.final_encoder)
         if self.average is not None:
-            scores |= {f"not_averaged/{name}": value for name, value in score(self.embedder()).items()}
+            scores |= {f"not_averaged/{name}": value for name, value in score(self.encoder).items()}
         return broadcast_object(scores)  # rounding must not let processes decide differently
 
     @property
@@ -218,11 +214,6 @@ def make_baseline(encoder: Encoder) -> Encoder:
     baseline = Encoder(encoder.name, None, encoder.image_size, pooling=encoder.pooling)
     baseline.backbone.load_state_dict(encoder.backbone.state_dict())
     return baseline
-
-
-def make_average(encoder: Encoder, decay: float | None) -> AveragedModel | None:
-    """Return a moving average of the encoder's weights; None without a decay."""
-    return None if decay is None else AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Objective:

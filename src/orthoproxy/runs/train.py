@@ -141,10 +141,10 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
     if projection is None and not averages:
         return
-    images = job.inputs(job.select("train")["path"].tolist())
+    images = job.inputs(job.training_paths)
     sizes = split_sizes(len(images), unit=EMBED_BATCH_SIZE)
     own = images[local_slice(sizes)]
-    model = job.embedder() if from_run else job.baseline
+    model = job.embedder(job.encoder) if from_run else job.baseline
     with raise_together():
         embedded = model.embed(own, EMBED_BATCH_SIZE, job.workers, "initialize from data", precision=job.precision)
     features = torch.from_numpy(embedded)
@@ -155,7 +155,8 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
         projection.weight.data.copy_(weight)
         broadcast_([projection.weight])
     if averages:
-        embeddings = features if from_run else torch.from_numpy(job.embedder().embed(features, EMBED_BATCH_SIZE))
+        model = job.embedder(job.encoder)
+        embeddings = features if from_run else torch.from_numpy(model.embed(features, EMBED_BATCH_SIZE))
         means = _class_means(job, embeddings, sizes)
         if from_run:
             _restore_known_proxies(job, means, Embedder.load(init_from.removeprefix("run:")))
