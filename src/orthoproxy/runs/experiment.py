@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -244,17 +245,14 @@ def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Ob
 def make_fit_options(config: Config, steps_per_epoch: int) -> FitOptions:
     """Convert epochs to steps."""
     training, optimizer = config.training, config.optimizer
-
-    def factor(step: int) -> float:
-        return lr_factor(
-            step,
-            total_steps=training.epochs * steps_per_epoch,
-            warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
-            schedule=optimizer.schedule,
-            decay_every=optimizer.step_epochs * steps_per_epoch,
-            decay_factor=optimizer.step_factor,
-        )
-
+    factor = partial(
+        lr_factor,
+        total_steps=training.epochs * steps_per_epoch,
+        warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
+        schedule=optimizer.schedule,
+        decay_every=optimizer.step_epochs * steps_per_epoch,
+        decay_factor=optimizer.step_factor,
+    )
     return FitOptions(
         epochs=training.epochs,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
