@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 
 from orthoproxy.core.device import choose_device
 from orthoproxy.core.distributed import init_process_group, process_count
 from orthoproxy.core.errors import InputError, field_prefix
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from lightning_fabric.loggers.logger import Logger
-
-    from orthoproxy.evaluation import Scoring
-    from orthoproxy.runs.config import EvaluationConfig, TrainingConfig
+from orthoproxy.evaluation import Scoring
+from orthoproxy.runs.config import EvaluationConfig, TrainingConfig
 
 Precision = Literal["32-true", "bf16-mixed"]
 
 
 def launch_fabric(training: TrainingConfig, folder: Path) -> Fabric:
     """Choose device, precision and experiment trackers; under torchrun, connect the processes."""
-    from lightning_fabric import Fabric  # half a second that a search does without
-
     with field_prefix("training"):
         device = choose_device(training.device)
         loggers = [_make_logger(name, folder) for name in training.loggers]
@@ -108,7 +103,5 @@ def _make_logger(name: str, folder: Path) -> Logger:
 
 def make_scoring(evaluation: EvaluationConfig, device: torch.device | str = "cpu") -> Scoring:
     """Return the evaluation protocol; queries are divided among the processes."""
-    from orthoproxy.evaluation import Scoring
-
     # section `evaluation` has the names of Scoring
     return Scoring(**dict(evaluation), device=str(device), shared=process_count() > 1)
