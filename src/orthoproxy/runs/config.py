@@ -6,6 +6,7 @@ import copy
 import difflib
 from collections.abc import Iterator, Mapping
 from functools import reduce
+from itertools import accumulate
 from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -422,24 +423,19 @@ def _input_error(error: ValidationError) -> InputError:
     if isinstance(cause, InputError):
         return cause
     keys = [key for key, _, _ in fields_by_key()]
-    parts = [str(part) for part in first["loc"]]
-    known = [end for end in range(1, len(parts) + 1) if any(f"{key}.".startswith(_dotted(parts[:end])) for key in keys)]
+    *sections, field = accumulate(map(str, first["loc"]), "{}.{}".format)
     if first["type"] == "extra_forbidden":
-        field = _dotted(parts)[:-1]
         renamed = next((new for old, new in RENAMED.items() if f"{old}.".startswith(f"{field}.")), None)
         if renamed is not None:
             return InputError("renamed or removed in version 0.2", field=field, hint=renamed)
         close = difflib.get_close_matches(field, keys, n=1)
         return InputError("unknown key", field=field, hint=f"did you mean {close[0]}?" if close else None)
-    field = _dotted(parts[: max(known, default=len(parts))])[:-1]
+    known = [name for name in (*sections, field) if any(f"{key}.".startswith(f"{name}.") for key in keys)]
+    field = known[-1] if known else field  # without the place within a list or a choice of types
     if first["type"] == "string_type" and not isinstance(first["input"], dict | list | None):
         problem = f"{type(first['input']).__name__} {first['input']}, as YAML reads it"
         return InputError(problem, field=field, expected="text", hint="put it in quotes, such as '001'")
     return InputError(f"{first['msg']} (got {first['input']!r})", field=field)
-
-
-def _dotted(parts: list[str]) -> str:
-    return "".join(f"{part}." for part in parts)
 
 
 # keys of earlier versions, and what to write instead
