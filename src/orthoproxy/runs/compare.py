@@ -14,10 +14,9 @@ from orthoproxy.evaluation import Estimate, score
 from orthoproxy.models.weights import read_tensors
 from orthoproxy.runs.device import make_scoring
 from orthoproxy.runs.evaluate import load_table
-from orthoproxy.runs.run_folder import RunFolder
+from orthoproxy.runs.run_folder import WITHOUT_EFFECT, RunFolder
 
-# where files are and how fast they are read, which does not change results
-IRRELEVANT = {"data.root", "data.csv", "data.workers", "evaluation.block_memory_mb"}
+IRRELEVANT = {"data.root", "data.csv", *WITHOUT_EFFECT}  # options that do not change results
 TENSOR_FILES = ("baseline/model.safetensors", "model/model.safetensors", "model/proxies.safetensors")
 
 
@@ -38,11 +37,7 @@ class Comparison:
 
 
 def compare_runs(
-    first: RunFolder,
-    second: RunFolder,
-    device: str = "cpu",
-    workers: int = 0,
-    overrides: Mapping[str, Any] = {},
+    first: RunFolder, second: RunFolder, device: str, workers: int, overrides: Mapping[str, Any]
 ) -> Comparison:
     """Compare two trained runs; `overrides` such as {"data.root": ...} say where the first run's images are now."""
     for run in (first, second):
