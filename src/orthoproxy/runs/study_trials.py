@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -20,7 +19,7 @@ from orthoproxy.core.errors import DivergedError, InputError
 from orthoproxy.data.table import evaluation_images, select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.feature_cache import pooled_features
-from orthoproxy.evaluation.per_class import ClassScores, class_scores
+from orthoproxy.evaluation.per_class import class_scores
 from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
 from orthoproxy.runs.dataset import require_outside, split_table, user_cache
@@ -31,12 +30,11 @@ from orthoproxy.runs.recipes import read_config
 from orthoproxy.runs.run_folder import WITHOUT_EFFECT, RunFolder
 from orthoproxy.runs.train import train
 from orthoproxy.studies.plan import Study, Trial
-from orthoproxy.studies.results import METRICS, Scores, SplitScores, TrialResult, write_trial
+from orthoproxy.studies.results import METRICS, Split, SplitScores, TrialResult, write_trial
 
 DIGITS = 6
 # options that may differ between the machines that share a study
-MACHINE_OPTIONS = {"data.root", "data.csv", "training.device", "training.loggers"}
-MACHINE_OPTIONS |= WITHOUT_EFFECT
+MACHINE_OPTIONS = {"data.root", "data.csv", "training.device", "training.loggers", *WITHOUT_EFFECT}
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ def _measure(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation", "test"]) -> SplitScores:
+def _score_split(run: RunFolder, table: pd.DataFrame, split: Split) -> SplitScores:
     """Score the trained model and the untrained encoder on each class of a split."""
     config, device = run.config, choose_device(run.config.training.device)
     baseline = Embedder.load(run.baseline, device)
@@ -204,14 +202,13 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Literal["validation
         model.embed(make_inputs(config, baseline, table)(paths), workers=workers),
         baseline.embed(pooled_features(baseline, paths, user_cache() / "features", workers)),  # once for all trials
     )
-    scores = [class_scores(x, images, make_scoring(config.evaluation, device)) for x in embeddings]
-    trained, untrained = [_round(class_means) for class_means in scores]
-    queries = scores[0].queries.tolist()
-    return SplitScores(classes=scores[0].classes, queries=queries, trained=trained, untrained=untrained)
-
-
-def _round(scores: ClassScores) -> Scores:
-    return {name: np.round(scores.values[name], DIGITS).tolist() for name in METRICS}
+    scores, baseline_scores = (class_scores(x, images, make_scoring(config.evaluation, device)) for x in embeddings)
+    return SplitScores(
+        classes=scores.classes,
+        queries=scores.queries.tolist(),
+        trained={name: scores.values[name].round(DIGITS).tolist() for name in METRICS},
+        untrained={name: baseline_scores.values[name].round(DIGITS).tolist() for name in METRICS},
+    )
 
 
 def _images_per_epoch(config: Config, training: pd.DataFrame) -> int:

@@ -18,7 +18,6 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.core.safe_parsing import parse_json
 
-FORMAT_VERSION = 2
 Metric = Literal["recall@1", "map@r"]
 METRICS: tuple[Metric, ...] = ("recall@1", "map@r")
 JSON_COLUMNS = ("setting", "options", "environment", "retrained")  # free-form dictionaries
@@ -49,7 +48,7 @@ class SplitScores(_Record):
 class TrialResult(_Record):
     """Scores, cost, configuration and environment of a trial."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[2] = 2
     study: str
     trial: str
     method: str
@@ -110,7 +109,7 @@ def score_matrix(
 def write_trial(result: TrialResult, path: Path) -> None:
     """Write a result as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, result.model_dump_json(by_alias=True, indent=1) + "\n")
+    atomic_write(path, result.model_dump_json(indent=1) + "\n")
 
 
 def read_trial(path: Path) -> TrialResult:
@@ -127,7 +126,7 @@ def read_trial(path: Path) -> TrialResult:
 
 def write_results(results: Iterable[TrialResult], path: Path) -> None:
     """Write the results of a study as Parquet, atomically, sorted by name."""
-    rows = [result.model_dump(mode="json", by_alias=True) for result in sorted(results, key=lambda r: r.trial)]
+    rows = [result.model_dump(mode="json") for result in sorted(results, key=lambda r: r.trial)]
     for row in rows:
         for column in JSON_COLUMNS:
             row[column] = None if row[column] is None else json.dumps(row[column], ensure_ascii=False)
