@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
@@ -26,30 +24,14 @@ FORMAT_VERSION = 2  # of the JSON
 PAGE = "diagnosis.html"
 
 
-@dataclass
-class EmbeddingCache:
-    """Embeds images once per model: several runs often share the untrained encoder."""
-
-    workers: int = 0
-    device: str | torch.device = "cpu"
-    known: dict[tuple[str, tuple[str, ...]], np.ndarray] = field(default_factory=dict)
-
-    def embed(self, model: Embedder, table: pd.DataFrame, progress: str) -> np.ndarray:
-        paths = table["path"].tolist()
-        key = (model.identity, tuple(paths))
-        if key not in self.known:
-            self.known[key] = model.embed(paths, workers=self.workers, progress=progress)
-        return self.known[key]
-
-
 def diagnose_runs(
-    folders: Sequence[str | Path],
+    folders: Sequence[str],
     out: Path,
-    split: Literal["test", "validation"] | None = None,
-    max_images: int = 20_000,
-    overrides: Mapping[str, Any] | None = None,
-    workers: int = 0,
-    device: str | torch.device = "cpu",
+    split: Literal["test", "validation"] | None,
+    max_images: int,
+    overrides: Mapping[str, Any],
+    workers: int,
+    device: str,
 ) -> list[Diagnosis]:
     """Diagnose some runs and write `PAGE` about them into the folder `out`.
 
@@ -58,12 +40,19 @@ def diagnose_runs(
     `overrides` by dotted key say where moved images are now. At most `max_images` training images are used.
     """
     out.mkdir(parents=True, exist_ok=True)
-    cache = EmbeddingCache(workers, device)
     runs = [RunFolder(folder) for folder in folders]
-    for run in runs:  # fail before the work begins
-        _ = run.config
+    known: dict[tuple[str, ...], np.ndarray] = {}
+
+    def embed(model: Embedder, images: pd.DataFrame, progress: str) -> np.ndarray:
+        """Embed images once per model: several runs often share the untrained encoder."""
+        paths = images["path"].tolist()
+        key = (model.identity, *paths)
+        if key not in known:
+            known[key] = model.embed(paths, workers=workers, progress=progress)
+        return known[key]
+
     diagnoses = [
-        diagnose(load_diagnosis_input(run, cache, split, max_images, overrides, name))
+        diagnose(load_diagnosis_input(run, embed, split, max_images, overrides, device, name))
         for run, name in zip(runs, _display_names(runs), strict=True)
     ]
     atomic_write(out / PAGE, render_diagnosis(diagnoses))
@@ -72,18 +61,19 @@ def diagnose_runs(
 
 def load_diagnosis_input(
     run: RunFolder,
-    cache: EmbeddingCache,
+    embed: Callable[[Embedder, pd.DataFrame, str], np.ndarray],
     split: str | None,
     max_images: int,
-    overrides: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+    device: str,
     name: str,
 ) -> DiagnosisInput:
     """Embed a run's training images and unseen classes with its model and with the untrained encoder."""
     table = load_table(run, overrides)
     seen = select_split(table, "train")["label"]
     table = table[(table["split"] == "train") | ~table["label"].isin(seen)]  # known classes are not unseen
-    model = run.load_model(cache.device)
-    baseline = Embedder.load(run.baseline, cache.device)
+    model = run.load_model(device)
+    baseline = Embedder.load(run.baseline, device)
     if split is None:
         classes = class_numbers(select_split(table, "validation"))[1]
         split = "validation" if len(classes) >= FEW_CLASSES else "test"
@@ -97,14 +87,14 @@ def load_diagnosis_input(
         problem = f"{len(unknown)} training classes are unknown to the model, for example {min(unknown)!r}"
         raise InputError(problem, field="data.root", path=run.folder, expected="the images that the run was trained on")
 
-    def embed(images: pd.DataFrame, what: str) -> EmbeddedSplit:
-        embeddings = cache.embed(model, images, f"embed, {what}, model")
-        return EmbeddedSplit(images, embeddings, cache.embed(baseline, images, f"embed, {what}, baseline"))
+    def embed_split(images: pd.DataFrame, what: str) -> EmbeddedSplit:
+        embeddings = embed(model, images, f"embed, {what}, model")
+        return EmbeddedSplit(images, embeddings, embed(baseline, images, f"embed, {what}, baseline"))
 
     return DiagnosisInput(
         name=name,
-        training=embed(training, "training images"),
-        unseen=embed(unseen, "unseen classes") if unseen_classes else None,
+        training=embed_split(training, "training images"),
+        unseen=embed_split(unseen, "unseen classes") if unseen_classes else None,
         unseen_split=split,
         proxies=None if model.proxies is None else model.proxies.cpu().numpy(),
         classes=model.classes,
