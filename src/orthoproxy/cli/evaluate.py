@@ -83,20 +83,20 @@ def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[s
     from orthoproxy.runs.dataset import read_table
     from orthoproxy.runs.evaluate import load_table
 
-    if run_folder is None and "data.name" not in overrides:
+    if run_folder is not None:
+        table = evaluation_images(load_table(run_folder, overrides), "test")
+        if table.empty:
+            raise InputError("the run has no test images", path=run_folder.folder, hint="give IMAGES to evaluate on")
+        return table
+    if "data.name" not in overrides:
         raise InputError("missing", field="images", expected="the images to evaluate on, as MODEL is not a run")
-    if run_folder is None:
-        table = read_table(config.data)
-        if evaluation_images(table, "test").empty:
-            return table
-        training = table["label"][table["split"] == "train"]
-        shared = table["label"][table["split"] == "test"].isin(training).any()
-        split = split_images(table, Path(), 0.0, 0.0) if shared else assign_split(table, test_fraction=0)
-        return evaluation_images(split, "test")
-    table = evaluation_images(load_table(run_folder, overrides), "test")
-    if table.empty:
-        raise InputError("the run has no test images", path=run_folder.folder, hint="give IMAGES to evaluate on")
-    return table
+    table = read_table(config.data)
+    if evaluation_images(table, "test").empty:
+        return table
+    training = table["label"][table["split"] == "train"]
+    shared = table["label"][table["split"] == "test"].isin(training).any()
+    split = split_images(table, Path(), 0.0, 0.0) if shared else assign_split(table, test_fraction=0)
+    return evaluation_images(split, "test")
 
 
 def print_scores(scores: dict[str, Any], kind: str = "") -> None:
