@@ -20,14 +20,15 @@ TEMPLATE = """\
 
 An image encoder for retrieval: images of the same class have similar embeddings.
 
-- Backbone: timm `{{ encoder.name }}`, {{ training_mode }} from `{{ encoder.init_from }}`
-- Input: {{ encoder.image_size }} x {{ encoder.image_size }} pixels, {{ view }}
+- Backbone: timm `{{ config.encoder.name }}`, {{ training_mode }} from `{{ config.encoder.init_from }}`
+- Input: {{ config.encoder.image_size }} x {{ config.encoder.image_size }} pixels, {{ view }}
 - Embedding: {{ dim }}, unit length; compare by cosine
-- Trained on: {{ data.name }} with {{ loss }}
-{% if merged %}- {{ merged }}
-{% endif %}- Recipe: {{ training.epochs }} epochs, batch size {{ batch_size }}, seed {{ training.seed }}
+- Trained on: {{ config.data.name }} with {{ loss }}
+{% if config.environment.merged %}- {{ config.environment.merged }}
+{% endif %}- Recipe: {{ config.training.epochs }} epochs, batch size {{ config.sampler.batch_size }}, \
+seed {{ config.training.seed }}
 - License: {{ license }}
-- Software: orthoproxy {{ version }}
+- Software: orthoproxy {{ config.environment.orthoproxy }}
 
 {{ body }}
 
@@ -64,17 +65,12 @@ def model_card(config: Config, evaluation: Evaluation | None, license: str, no_m
         header,
         template_str=TEMPLATE,
         title=title,
-        encoder=config.encoder,
+        config=config,
         training_mode="frozen," if config.encoder.freeze else "fine-tuned",
-        data=config.data,
-        training=config.training,
-        batch_size=config.sampler.batch_size,
         view="the whole image" if config.data.resize == "stretch" else "center crop after resizing the shorter side",
         dim=f"{config.encoder.embedding_dim}-dimensional" if config.encoder.embedding_dim else "pooled features",
         loss=config.loss.name + (f" + {regularizer.weight:g} * {term}" if regularizer.weight else ""),
         license=license,
-        merged=config.environment.get("merged"),
-        version=config.environment.get("orthoproxy", ""),
         body="\n\n".join(part for part in (_score_table(evaluation), no_match) if part),
     )
     return card.content
