@@ -61,13 +61,11 @@ def summarize_methods(study: Study, results: Sequence[TrialResult], metric: str)
     rows = [_summarize(study, finals, method, metric) for method in study.methods]
     if metric != study.metric:
         return rows
-    p_values = {row.method: row.difference.p for row in rows if row.difference}
-    planned = [p_values.get(method, math.nan) for method in study.compare]
-    corrected = dict(zip(study.compare, zip(planned, holm(planned), strict=True), strict=True))
-    return [
-        replace(row, p=corrected[row.method][0], holm_p=corrected[row.method][1]) if row.method in corrected else row
-        for row in rows
-    ]
+    planned = [row for row in rows if row.method in study.compare]
+    p_values = [row.difference.p if row.difference else math.nan for row in planned]
+    pairs = zip(planned, p_values, holm(p_values), strict=True)
+    corrected = {row.method: replace(row, p=p, holm_p=holm_p) for row, p, holm_p in pairs}
+    return [corrected.get(row.method, row) for row in rows]
 
 
 def _summarize(study: Study, finals: Mapping[str, Sequence[TrialResult]], method: str, metric: str) -> MethodSummary:
