@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from orthoproxy.core.errors import os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
 from orthoproxy.reports.html import Plot, figure_to_svg, load_template
 from orthoproxy.reports.text import metric_name
@@ -32,12 +31,11 @@ from orthoproxy.studies.table import (
 def write_page(study: Study, results: Sequence[TrialResult], folder: Path) -> None:
     """Write ``index.html``, ``table.md`` and ``table.csv`` to a folder; the page lists missing trials."""
     rows = {metric: summarize_methods(study, results, metric) for metric in ordered_metrics(study)}
-    with os_errors_as_input_errors(folder, "write the page again"):
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / "index.html", _render(study, results, rows))
-        atomic_write(folder / "table.md", to_markdown(study, results))
-        frame = to_frame([row for of_metric in rows.values() for row in of_metric])
-        atomic_write(folder / "table.csv", frame.to_csv(index=False))
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / "index.html", _render(study, results, rows))
+    atomic_write(folder / "table.md", to_markdown(study, results))
+    frame = to_frame([row for of_metric in rows.values() for row in of_metric])
+    atomic_write(folder / "table.csv", frame.to_csv(index=False))
 
 
 def _render(study: Study, results: Sequence[TrialResult], rows: dict[str, list[MethodSummary]]) -> str:
