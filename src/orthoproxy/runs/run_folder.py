@@ -130,8 +130,6 @@ class RunFolder:
         return Embedder.load(self.folder, device, with_proxies=with_proxies)
 
     def _check(self, config: Config, resume: bool) -> None:
-        if self.folder.is_file():
-            raise InputError("a file", field="out", path=self.folder, expected="a folder")
         found = [name for name in WRITTEN if (self.folder / name).exists()]
         if found and not self.exists:  # a start overwrites what a failed start left, never anything else
             problem = f"holds {found[0]} but no run"
