@@ -68,17 +68,14 @@ def run(options: Any) -> None:
         for image, hits in zip(names, catalog.search(queries, options.k, options.where, options.diverse), strict=True):
             similar = [hit for hit in hits if hit.similarity >= minimum]
             title = image if similar else f"{image}: no match"
-            results.append({"image": image, "results": [_record(hit) for hit in similar]})
+            records = [{**vars(hit), "box": hit.box and hit.box.text} for hit in similar]
+            results.append({"image": image, "results": records})
             if options.vote:
                 label, share = vote_of_hits(similar) or (None, 0.0)
                 results[-1] |= {"label": label, "share": share}
                 title = f"{image}: {label}, {100 * share:.0f} % of the vote" if label else f"{image}: unknown"
             _print_hits(title, similar)
         write(results)
-
-
-def _record(hit: Hit) -> dict[str, Any]:
-    return {**vars(hit), "box": hit.box and hit.box.text}
 
 
 def _similarity(text: str) -> float | str:
