@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +15,6 @@ from orthoproxy.studies.plan import Study
 from orthoproxy.studies.table import MethodSummary
 
 MAX_NAME = 26  # characters of a method's name beside the axes
-DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
 
 def method_colors(study: Study) -> dict[str, str]:
@@ -36,7 +34,8 @@ def scores_figure(rows: Sequence[MethodSummary], colors: Mapping[str, str]) -> F
         np.arange(len(scored)) - 0.5,
         np.arange(len(scored)) + 0.5,
         color=COLORS["muted"],
-        **DASHED,
+        linestyle=(0, (4, 2)),
+        linewidth=1.2,
     )
     label_axes(axes, f"{metric_name(rows[0].metric)}, % (dashed: untrained encoder)")
     return figure
