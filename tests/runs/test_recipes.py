@@ -67,7 +67,7 @@ def test_a_key_of_earlier_versions_names_its_successor(key):
     with pytest.raises(InputError) as caught:
         Config().with_overrides({key: "anything"})
     successor = (caught.value.hint or "").removeprefix("use ").split()[0]
-    assert successor == "remove" or successor in {name[: len(successor)] for name, _, _ in fields_by_key()}
+    assert successor == "remove" or successor in {name[: len(successor)] for name in fields_by_key()}
 
 
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):
@@ -79,4 +79,4 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
 
 
 def test_every_field_has_a_description():
-    assert [key for key, description, _ in fields_by_key() if not description] == []
+    assert [key for key, field in fields_by_key().items() if not field.description] == []

@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         from orthoproxy.runs.config import RENAMED, fields_by_key
 
         key = name.removeprefix("--")
-        if any(f"{key}.".startswith(f"{known}.") for known, _, _ in fields_by_key()):
+        if any(f"{key}.".startswith(f"{known}.") for known in fields_by_key()):
             problem = f"not an option of {self.prog}: it is decided when a model is trained"
             raise InputError(problem, field=name, hint="give it to orthoproxy train")
         if key in RENAMED:
@@ -94,18 +94,19 @@ class Parser(argparse.ArgumentParser):
 
         short = {"data.workers": "--workers", "training.device": "--device"} if keys is None else {}
         groups: dict[str, Any] = {}
-        for key, description, default in fields_by_key():
+        for key, field in fields_by_key().items():
             if keys is not None and key not in keys:
                 continue
             section = title or key.rpartition(".")[0]
             if section not in groups:
                 groups[section] = self.add_argument_group(section)
-            text = " ".join(description.split())
+            text, default = " ".join((field.description or "").split()), field.default
             if keys is None and default is not None:  # else the default is the value of a run
                 text += f" (default: {default if isinstance(default, str) else json.dumps(default)})"
             names = [name for name in (short.get(key), f"--{key}") if name]
-            groups[section].add_argument(*names, dest=key, metavar=_metavar(key), default=argparse.SUPPRESS, help=text)
-            if _annotation(key) == dict[str, Any]:
+            form = _metavar(field.annotation)
+            groups[section].add_argument(*names, dest=key, metavar=form, default=argparse.SUPPRESS, help=text)
+            if field.annotation == dict[str, Any]:
                 self.dict_fields.append(key)
 
     def error(self, message: str) -> NoReturn:
@@ -187,19 +188,8 @@ def config_overrides(options: argparse.Namespace) -> dict[str, Any]:
     return {"data.name": "folder", "data.root": images} | values
 
 
-def _annotation(key: str) -> Any:
-    from orthoproxy.runs.config import Config
-
-    annotation: Any = Config
-    for name in key.split("."):
-        fields = getattr(annotation, "model_fields", {})
-        annotation = fields[name].annotation if name in fields else Any  # below a dict
-    return annotation
-
-
-def _metavar(key: str) -> str:
+def _metavar(annotation: Any) -> str:
     """Return the allowed values where these are few, else VALUE."""
-    annotation = _annotation(key)
     if annotation is bool:
         return "true|false"
     return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else "VALUE"
@@ -210,8 +200,10 @@ def _value(key: str, text: str) -> Any:
     import yaml
 
     from orthoproxy.core.safe_parsing import parse_yaml
+    from orthoproxy.runs.config import fields_by_key
 
-    annotation = _annotation(key)
+    fields = fields_by_key()
+    annotation = fields[key].annotation if key in fields else Any  # below a dict
     if annotation is str or (get_origin(annotation) is UnionType and str in get_args(annotation)):
         return None if text == "null" and annotation is not str else text
     try:

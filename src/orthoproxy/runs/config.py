@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from itertools import accumulate
 from operator import getitem
@@ -23,6 +23,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from orthoproxy.core.errors import InputError
 
@@ -376,7 +377,7 @@ class Config(Section):
     def flatten(self) -> dict[str, Any]:
         """Return the values by dotted key, without `environment`."""
         values = self.to_dict()
-        return {key: reduce(getitem, key.split("."), values) for key, _, _ in fields_by_key()}
+        return {key: reduce(getitem, key.split("."), values) for key in fields_by_key()}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Config:
         """Return a validated copy with other values for some dotted keys."""
@@ -392,13 +393,15 @@ class Config(Section):
         return self.with_overrides(overrides)
 
 
-def fields_by_key(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield dotted key, description and default of each field but `environment`."""
+def fields_by_key(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
+    """Return all fields but `environment` by dotted key."""
+    fields: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
         if isinstance(field.default, Section):
-            yield from fields_by_key(type(field.default), f"{prefix}{name}.")
+            fields |= fields_by_key(type(field.default), f"{prefix}{name}.")
         elif name != "environment":
-            yield f"{prefix}{name}", field.description or "", field.default
+            fields[f"{prefix}{name}"] = field
+    return fields
 
 
 def parse_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -422,7 +425,7 @@ def _input_error(error: ValidationError) -> InputError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
-    keys = [key for key, _, _ in fields_by_key()]
+    keys = list(fields_by_key())
     *sections, field = accumulate(map(str, first["loc"]), "{}.{}".format)
     if first["type"] == "extra_forbidden":
         renamed = next((new for old, new in RENAMED.items() if f"{old}.".startswith(f"{field}.")), None)
