@@ -34,19 +34,14 @@ def run(options: Any) -> None:
 
     if len(options.runs) > 1 and not options.out:
         raise InputError("missing", field="out", expected="a folder for the page, as there are several runs")
-    out = Path(options.out or options.runs[0])
+    out, overrides = Path(options.out or options.runs[0]), config_overrides(options)
     for run in options.runs:
-        data = RunFolder(run).config.with_overrides(config_overrides(options)).data
+        data = RunFolder(run).config.with_overrides(overrides).data
         require_outside(data, out=out, json=options.json)
     with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
+        device = choose_device(options.device)
         diagnoses = diagnose_runs(
-            options.runs,
-            out,
-            options.split,
-            options.max_images,
-            config_overrides(options),
-            options.workers,
-            choose_device(options.device),
+            options.runs, out, options.split, options.max_images, overrides, options.workers, device
         )
         write({"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]})
         for diagnosis in diagnoses:

@@ -385,8 +385,8 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """Return a copy whose paths hold in any working directory."""
-        paths = {key: getattr(self.data, key) for key in ("root", "csv")}
-        overrides = {f"data.{key}": str(Path(path).resolve()) for key, path in paths.items() if path}
+        paths = {"data.root": self.data.root, "data.csv": self.data.csv}
+        overrides = {key: str(Path(path).resolve()) for key, path in paths.items() if path}
         kind, separator, place = self.encoder.init_from.rpartition(":")
         if kind == "run" or (not separator and place not in ("hub", "none")):
             overrides["encoder.init_from"] = f"{kind}{separator}{Path(place).resolve()}"

@@ -36,10 +36,7 @@ FALSE_MATCH_RATE = 0.01  # of queries without a match in the gallery, unless an 
 def evaluate_run(
     run: RunFolder, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
 ) -> RunResults:
-    """Embed the test images of a run with its model and with the baseline, and score both; all processes call it.
-
-    `overrides` by dotted key say where moved images are now. The main process gets the proxies.
-    """
+    """Embed the test images of a run with its model and with the baseline, and score both; all processes call it."""
     start, config = time.monotonic(), run.config
     table = load_table(run, overrides)
     test, validation = (evaluation_images(table, split) for split in ("test", "validation"))

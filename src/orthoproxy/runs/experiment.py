@@ -223,12 +223,8 @@ def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Ob
     with field_prefix("loss"):
         module = make_loss(loss.name, num_classes, embedding_dim, loss.args, loss.shard_proxies)
         with field_prefix("proxy_regularizer"):
-            term = make_regularizer(
-                regularizer.name,
-                regularizer.normalize,
-                regularizer.scaling,
-                sharded_classes=num_classes if loss.shard_proxies else None,
-            )
+            sharded_classes = num_classes if loss.shard_proxies else None
+            term = make_regularizer(regularizer.name, regularizer.normalize, regularizer.scaling, sharded_classes)
         with field_prefix("miner"):
             miner = make_miner(loss.miner.name, loss.miner.args) if loss.miner.name else None
         if loss.memory_size is not None:
