@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.core.files import atomic_write
 
 DATASETS = ("icons", "cub", "cars", "sop", "inshop")
 # options of version 0.1
@@ -151,8 +152,6 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
     stdout = sys.stdout
 
     def write(results: Any) -> None:
-        from orthoproxy.core.files import atomic_write
-
         text = json.dumps(results, indent=2, ensure_ascii=place == "-") + "\n"  # a terminal may lack characters
         if place == "-":
             stdout.write(text)
