@@ -181,7 +181,9 @@ def _date_and_environment(run: RunFolder) -> dict[str, Any]:
 def _measure(run: RunFolder) -> dict[str, Any]:
     """Collect scores and costs of a trained run."""
     records, table = run.records(), load_table(run)
-    images = _images_per_epoch(run.config, select_split(table, "train"))
+    training = select_split(table, "train")
+    sampler = make_sampler(run.config, pd.factorize(training["label"])[0], training["category"])
+    images = len(sampler) * sum(sampler.sizes)  # of an epoch; an incomplete last batch is dropped
     return {
         "validation": _score_split(run, table, "validation"),
         "curve": _curve(records, images),
@@ -209,12 +211,6 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Split) -> SplitScor
         trained={name: scores.values[name].round(DIGITS).tolist() for name in METRICS},
         untrained={name: baseline_scores.values[name].round(DIGITS).tolist() for name in METRICS},
     )
-
-
-def _images_per_epoch(config: Config, training: pd.DataFrame) -> int:
-    """Count the images of an epoch; an incomplete last batch is dropped."""
-    sampler = make_sampler(config, pd.factorize(training["label"])[0], training["category"])
-    return len(sampler) * sum(sampler.sizes)
 
 
 def _curve(records: pd.DataFrame, images_per_epoch: int) -> list[dict[Any, Any]]:
