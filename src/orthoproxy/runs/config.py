@@ -42,9 +42,6 @@ def _relative(pattern: str) -> str:
     return pattern
 
 
-Bounds = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
-
-
 class Section(BaseModel):
     """A group of fields: unknown keys are errors, values are immutable."""
 
@@ -56,7 +53,7 @@ class AugmentationConfig(Section):
 
     crop_scale: Annotated[tuple[PositiveFloat, Fraction], AfterValidator(_ordered)] = (0.2, 1.0)
     """Minimum and maximum area of a random crop, as a fraction of the image."""
-    crop_ratio: Bounds = (0.75, 1.3333)
+    crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)] = (0.75, 1.3333)
     """Minimum and maximum aspect ratio (width / height) of a random crop."""
     horizontal_flip: Fraction = 0.5
     """Probability of a horizontal flip; 0 where left and right differ in meaning."""

@@ -54,7 +54,6 @@ Seeds = Annotated[list[NonNegativeInt], BeforeValidator(_to_seeds), AfterValidat
 Set = Annotated[Options, AfterValidator(_without_seed)]
 Candidates = Annotated[list[Any], Field(min_length=1), AfterValidator(_check_distinct)]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,59}$")]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class Method(BaseModel):
@@ -121,7 +120,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: Text
+    title: Annotated[str, Field(min_length=1)]
     question: str = ""
     base: Path  # recipe of all trials
     set: Set = {}  # options of all trials
