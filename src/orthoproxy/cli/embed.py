@@ -60,8 +60,7 @@ def run(options: Any) -> None:
         )
         if not is_main():
             return
-        counts = {"images": result.images, "new_images": result.new_images, "seconds": result.seconds}
-        write(counts | {"unreadable": result.unreadable.to_dict("records")})
+        write({**vars(result), "unreadable": result.unreadable.to_dict("records")})
         speed = f", {result.new_images} of them now in {duration(result.seconds)}, {result.rate:.0f} images/s"
         print(f"{options.out}: {result.images} images embedded{speed if result.new_images else ''}")
         if len(result.unreadable):
