@@ -116,9 +116,9 @@ def read_trial(path: Path) -> TrialResult:
     """Read a result that `write_trial` has written; raise InputError if it is damaged or misnamed."""
     try:
         result = _validate(parse_json(path.read_text(encoding="utf-8")), path)
-    except ValueError as error:  # an InputError too
-        problem, field = ("not JSON", None) if not isinstance(error, InputError) else (error.problem, error.field)
-        raise InputError(problem, field=field, path=path, hint="delete it to run the trial again") from error
+    except ValueError as error:
+        damage = error if isinstance(error, InputError) else InputError("not JSON", path=path)
+        raise replace(damage, hint="delete it to run the trial again") from error
     if result.trial != path.stem:
         raise InputError(f"holds {result.trial}", path=path, hint=f"rename it to {result.trial}.json")
     return result
