@@ -202,7 +202,7 @@ def _value(key: str, text: str) -> Any:
     from orthoproxy.runs.config import fields_by_key
 
     fields = fields_by_key()
-    annotation = fields[key].annotation if key in fields else Any  # below a dict
+    annotation: Any = fields[key].annotation if key in fields else Any  # below a dict
     if annotation is str or (get_origin(annotation) is UnionType and str in get_args(annotation)):
         return None if text == "null" and annotation is not str else text
     try:

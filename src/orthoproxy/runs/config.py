@@ -6,7 +6,6 @@ import copy
 import difflib
 from collections.abc import Mapping
 from functools import reduce
-from itertools import accumulate
 from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -423,7 +422,8 @@ def _input_error(error: ValidationError) -> InputError:
     if isinstance(cause, InputError):
         return cause
     keys = list(fields_by_key())
-    *sections, field = accumulate(map(str, first["loc"]), "{}.{}".format)
+    parts = [str(part) for part in first["loc"]]
+    *sections, field = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
     if first["type"] == "extra_forbidden":
         renamed = next((new for old, new in RENAMED.items() if f"{old}.".startswith(f"{field}.")), None)
         if renamed is not None:

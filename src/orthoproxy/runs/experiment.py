@@ -68,7 +68,7 @@ class Experiment:
         with field_prefix("encoder"):
             if config.encoder.lora_rank:
                 self.encoder.add_lora(config.encoder.lora_rank)
-        self.average = None
+        self.average: AveragedModel | None = None
         if config.training.ema_decay is not None:
             self.average = AveragedModel(self.encoder, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
         self.inputs = make_inputs(config, self.baseline, self.table)
