@@ -89,8 +89,8 @@ def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("recall_at", [0]), ("recall_at", []), ("recall_at", [2**31]), ("bootstrap_samples", 0), ("confidence", 95), ("confidence", math.nan),
-    ("block_memory_mb", 0), ("block_memory_mb", math.inf),
+    ("recall_at", [0]), ("recall_at", []), ("recall_at", [2**31]), ("bootstrap_samples", 0), ("confidence", 95),
+    ("confidence", math.nan), ("block_memory_mb", 0), ("block_memory_mb", math.inf),
 ])  # fmt: skip
 def test_an_evaluation_protocol_out_of_range_is_an_error(key: str, value: Any) -> None:
     assert error_of(Config().with_overrides, {f"evaluation.{key}": value}).field.startswith(f"evaluation.{key}")

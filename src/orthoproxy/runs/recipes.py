@@ -55,8 +55,10 @@ def _merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in other.items():
         inner = merged.get(key)
-        sections = isinstance(inner, dict) and isinstance(value, dict) and key != "args"
-        merged[key] = _merge(inner, value) if sections else value
+        if isinstance(inner, dict) and isinstance(value, dict) and key != "args":
+            merged[key] = _merge(inner, value)
+        else:
+            merged[key] = value
     return merged
 
 
