@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from errors import error_of
 from synthetic_study import WEIGHT, make_failure, make_result, make_study
@@ -86,6 +88,8 @@ def test_a_damaged_parquet_file_is_found(tmp_path, result):
     write_results([result], tmp_path / "s.parquet")
     content = (tmp_path / "s.parquet").read_bytes()
     (tmp_path / "s.parquet").write_bytes(content[: len(content) // 2])
+    assert error_of(read_results, tmp_path / "s.parquet").path == tmp_path / "s.parquet"
+    pq.write_table(pa.table({"options": ["{"]}), tmp_path / "s.parquet")
     assert error_of(read_results, tmp_path / "s.parquet").path == tmp_path / "s.parquet"
 
 

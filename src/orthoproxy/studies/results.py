@@ -149,12 +149,12 @@ def read_results(path: str | Path) -> list[TrialResult]:
     path = Path(path)
     try:
         rows = parquet.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"cannot be read as Parquet: {error}", path=path) from error
-    for row in rows:
-        for column in JSON_COLUMNS:
-            value = row.get(column)
-            row[column] = parse_json(value) if isinstance(value, str) else value
+        for row in rows:
+            for column in JSON_COLUMNS:
+                value = row.get(column)
+                row[column] = parse_json(value) if isinstance(value, str) else value
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", path=path) from error
     return [_validate(row, path) for row in rows]
 
 
