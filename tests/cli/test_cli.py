@@ -222,7 +222,7 @@ def test_signals(number: int, code: int, monkeypatch, capsys) -> None:
     signal.signal(signal.SIGINT, previous)
 
 
-@pytest.mark.parametrize("module", ["orthoproxy.cli.main", "orthoproxy.core.errors", "PIL", "torch"])
+@pytest.mark.parametrize("module", ["orthoproxy.cli.main", "orthoproxy.core.errors", "PIL", "lancedb"])
 def test_ctrl_c_while_libraries_are_imported_is_one_line(module: str) -> None:
     code = f"""import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
