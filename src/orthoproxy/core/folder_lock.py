@@ -22,7 +22,7 @@ def folder_lock(folder: Path, field: str | None = None) -> Iterator[None]:
     """Keep other processes and threads out of a folder, which is created if missing; all processes of a job call it.
 
     The main process holds the lock. The operating system releases it when the process ends, however it ends. What an
-    interrupted `atomic_write` left behind is removed, and at the end the folder, if nothing was put into it. Raises
+    interrupted `atomic_write` left behind is removed at the start, and the folder at the end if it is empty. Raises
     InputError if the lock is held already.
     """
     with ExitStack() as stack:
@@ -43,8 +43,8 @@ def _lock(folder: Path, field: str | None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            # Removed while the lock is held: others that have opened the file find out that it has no name any more,
-            # and start over; see UnixFileLock._finalize_locked_fd. On Windows an open file cannot be removed.
+            # Removed while the lock is held: others that have opened the file see that it was removed, and open it
+            # again; see UnixFileLock._finalize_locked_fd. On Windows an open file cannot be removed.
             path.unlink()
             folder.rmdir()
         lock.release()
@@ -63,6 +63,8 @@ def _acquire(path: Path, field: str | None, attempts: int = 100) -> FileLock:
             if not attempts:  # else the previous holder removes the folder just now
                 raise
         except Timeout as error:
+            if attempts > 0 and not path.exists():  # released just now
+                continue
             holder = ""
             with suppress(OSError):
                 holder = path.read_text(encoding="utf-8", errors="replace")[:200]

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazy_imports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package, which imports each of these names from its module on first use."""
+    """Return the `__getattr__` of a package; `modules` maps each name to the module that it is imported from."""
 
     def import_name(name: str) -> Any:
         if name not in modules:

@@ -1,4 +1,4 @@
-"""Which of the connected processes this is; `distributed` connects them."""
+"""Rank and number of the processes of a job, which `core.distributed` connects."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 
 
 def process_count() -> int:
-    """Return W, the number of connected processes."""
-    dist = sys.modules.get("torch.distributed")  # not imported here, as a search may do without PyTorch
+    """Return the number W of connected processes, 1 without a distributed job."""
+    dist = sys.modules.get("torch.distributed")  # not imported: a search with an exported model does without
     return dist.get_world_size() if dist and dist.is_available() and dist.is_initialized() else 1
 
 

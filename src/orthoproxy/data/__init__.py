@@ -44,3 +44,7 @@ __all__ = [
 __getattr__ = lazy_imports(  # those that import PyTorch
     __name__, {"BatchSampler": "samplers", "TrainingImages": "datasets", "training_transform": "augmentation"}
 )
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Images in the evaluation transform, and their file names in shared memory."""
+"""Images to evaluate or embed, and file names in compact arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orthoproxy.data.images import read_image, to_rgb
 
 
 class EvaluationImages:
-    """Images in a fixed transform, in the order given: maps a row to pixels.
+    """A dataset of transformed images: row i is the pixels of image i.
 
     `images` are files, PIL images of any mode, or arrays of RGB pixels. An image that cannot be read is returned as its
     `InputError`, which `iterate_batches` raises.

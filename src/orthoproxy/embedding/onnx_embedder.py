@@ -29,7 +29,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": [CPU], "cuda": [CUDA], "auto": [CUDA, CPU]}
 EXPORT_AGAIN = "export the run again with orthoproxy export"
 
-# A session inherited by a forked worker must not be freed there: it would wait for threads that do not exist in it.
+# A forked worker inherits a session but not its threads: if the session were freed there, it would wait for them.
 os.register_at_fork(after_in_child=gc.freeze)
 
 
@@ -104,7 +104,7 @@ class OnnxEmbedder:
     def embed(
         self, images: Images, batch_size: int = 128, workers: int = 0, progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
-        """Embed images; parameters, result and errors are those of `Embedder.embed`."""
+        """Embed images as `Embedder.embed` does, but no features; floating point pixels are rounded to 8 bits."""
         model = self._embed_views if self.augment else self._run
         batches = iterate_image_batches(images, self.transform, batch_size, workers, progress)
         return np.concatenate([np.empty((0, self.embedding_dim), dtype=np.float32), *map(model, batches)])
@@ -115,29 +115,35 @@ class OnnxEmbedder:
         return mean_over_views(lambda pixels: torch.from_numpy(self._run(pixels)), torch.as_tensor(batch)).numpy()
 
     def _run(self, batch: Any) -> Float[np.ndarray, "b D"]:
-        pixels = batch if isinstance(batch, np.ndarray) else batch.cpu().numpy()
-        if pixels.dtype != np.uint8:
-            pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
-        return self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
+        if not isinstance(batch, np.ndarray):
+            batch = (batch.detach().float() if batch.is_floating_point() else batch).cpu().numpy()
+        if batch.dtype != np.uint8:
+            batch = (batch * 255).round().clip(0, 255).astype(np.uint8)
+        return self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
 
 
 def make_session(path: Path, device: str = "cpu") -> Any:
-    """Open an ONNX file with ``OMP_NUM_THREADS`` threads, as many as PyTorch uses, or one per core."""
+    """Open an ONNX file; it computes with ``OMP_NUM_THREADS`` threads, as PyTorch does, or else one per core."""
     onnxruntime = import_optional("onnxruntime", "onnx")
-    available = onnxruntime.get_available_providers()
-    providers = [provider for provider in PROVIDERS.get(device.partition(":")[0], []) if provider in available]
+    kind, _, number = device.partition(":")
+    providers = [name for name in PROVIDERS.get(kind, []) if name in onnxruntime.get_available_providers()]
+    unsupported = InputError(f"onnxruntime does not support {device} here", field="device", hint="use auto or cpu")
     if not providers:
-        raise InputError(f"onnxruntime does not support {device} here", field="device", hint="use auto or cpu")
+        raise unsupported
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or available_cores())
     options.log_severity_level = 3  # errors only
     try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
+        options_of = [{"device_id": int(number or 0)} if name == CUDA else {} for name in providers]
+        session = onnxruntime.InferenceSession(path, options, providers=providers, provider_options=options_of)
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
         reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 160)
         raise InputError(f"cannot be read as ONNX: {reason}", path=path, hint=EXPORT_AGAIN) from error
+    if kind == "cuda" and CUDA not in session.get_providers():  # its libraries did not load
+        raise unsupported
+    return session
 
 
 def load_model(path: str | Path, device: str = "cpu", identity: str = "") -> Embedder | OnnxEmbedder:
