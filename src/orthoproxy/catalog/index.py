@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,12 @@ from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
-from orthoproxy.embedding.collections import EmbeddedFiles, File, embed_files
-from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.batches import EmbeddedFiles, File
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
+
+if TYPE_CHECKING:
+    from orthoproxy.embedding.embedder import Embedder
 
 VALUES = ["content", "label", "group"]
 RESTORE = "restore the files, or --delete these images"
@@ -56,6 +59,8 @@ def index_images(
     outside the catalog's root, and `embedder` must be the catalog's own model. `report` is called with the numbers of
     images done and in total, each time more of them are durable.
     """
+    from orthoproxy.embedding.collections import embed_files  # imports PyTorch, which stored embeddings do without
+
     require_model(catalog, embedder.identity, "model")
     changes, images, size = Changes(), collection.images, 4 * batch_size
     rows = _rows(images, collection.root, Path(catalog.root))

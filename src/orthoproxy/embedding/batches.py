@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
 
 Images: TypeAlias = "Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray | Tensor | str | Path | Image.Image"
 OVERSHOOT = 0.2  # of bicubic interpolation at an edge, in floating point
+
+
+class File(NamedTuple):
+    """An image file; it is not decoded if its content is the known one."""
+
+    path: str
+    known_content: str | None = None
+
+
+class EmbeddedFiles(NamedTuple):
+    """Files of a batch: embeddings of those that were decoded; of all, a content hash or the reason for none."""
+
+    embeddings: Float[np.ndarray, "n D"]
+    contents: list[str]
+    reasons: list[str]
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[EmbeddedFiles]) -> EmbeddedFiles:
+        embeddings, contents, reasons = zip(*batches, strict=True)
+        return cls(np.concatenate(embeddings), list(itertools.chain(*contents)), list(itertools.chain(*reasons)))
 
 
 def iterate_image_batches(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +26,7 @@ from orthoproxy.data.images import read_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.data.transforms import ResizeAndCrop
+from orthoproxy.embedding.batches import EmbeddedFiles, File
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
 from orthoproxy.embedding.parquet_store import EmbeddingMeta, Part, begin, is_complete, write_part, write_unreadable
@@ -152,26 +152,6 @@ def _embed_parts(
             result = EmbeddedFiles.concatenate(done)
             columns = {"content": result.contents, "reason": result.reasons}
             yield plan.parts[number], rows(number).assign(**columns), result.embeddings
-
-
-class File(NamedTuple):
-    """An image file; it is not decoded if its content is the known one."""
-
-    path: str
-    known_content: str | None = None
-
-
-class EmbeddedFiles(NamedTuple):
-    """Files of a batch: embeddings of those that were decoded; of all, a content hash or the reason for none."""
-
-    embeddings: Float[np.ndarray, "n D"]
-    contents: list[str]
-    reasons: list[str]
-
-    @classmethod
-    def concatenate(cls, batches: Sequence[EmbeddedFiles]) -> EmbeddedFiles:
-        embeddings, contents, reasons = zip(*batches, strict=True)
-        return cls(np.concatenate(embeddings), list(itertools.chain(*contents)), list(itertools.chain(*reasons)))
 
 
 def embed_files(

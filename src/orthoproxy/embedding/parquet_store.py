@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,11 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data.sources.collection import Collection
-from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, read_json
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
+
+if TYPE_CHECKING:
+    from orthoproxy.embedding.embedder import Embedder
 
 META = "_embedding.json"  # Parquet readers skip what starts with _
 UNREADABLE = "_unreadable.csv"
