@@ -91,7 +91,7 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(tmp_path, tiny_encoder,
         job.optimizer.register_step_pre_hook(lambda optimizer, *_: gradients.append(gradient(optimizer)))
         torch.manual_seed(1)
         assert job.fit(gradient_accumulation_steps=parts).step == 2
-    torch.testing.assert_close(gradients[2:], gradients[:2], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients[2:], gradients[:2], rtol=1e-9, atol=1e-10)
 
 
 def test_diverged_weights_are_neither_validated_nor_saved(job):
