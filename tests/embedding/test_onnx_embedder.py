@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from errors import error_of
 from PIL import ExifTags, Image
 
+from orthoproxy.core.device import choose_device
 from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.augmentation import augmented
 from orthoproxy.embedding.embedder import Embedder
@@ -155,6 +156,7 @@ def test_files_that_are_not_exported_models(file: Path, tmp_path: Path) -> None:
     onnx.save(content, tmp_path / "foreign.onnx")
     assert error_of(OnnxEmbedder, tmp_path / "foreign.onnx").field == "format_version"
     assert error_of(OnnxEmbedder, file, "toaster").field == "device"
+    assert error_of(choose_device, "toaster").field == "device"
 
 
 @pytest.mark.parametrize(
