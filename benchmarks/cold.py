@@ -18,6 +18,8 @@ from measure import arguments, paired_seconds, report
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.runs.export import export_run
 
+HELP = ("", "train", "data verify")  # that of the most options, and of a subcommand
+
 
 def main() -> None:
     options = arguments(__doc__ or "", run="runs/icons", runs=5)
@@ -30,9 +32,8 @@ def main() -> None:
         orthoproxy = [sys.executable, "-m", "orthoproxy"]
         search = [*orthoproxy, "search", f"{options.run}/catalog", str(image)]
         commands = {
-            "orthoproxy --help": [*orthoproxy, "--help"],
-            "import torch": [sys.executable, "-c", "import torch"],
-            "import lancedb": [sys.executable, "-c", "import lancedb"],
+            **{f"orthoproxy {name} --help".replace("  ", " "): [*orthoproxy, *name.split(), "--help"] for name in HELP},
+            **{f"import {name}": [sys.executable, "-c", f"import {name}"] for name in ("torch", "timm", "lancedb")},
             "orthoproxy search, model in ONNX": [*search, "--model", str(onnx)],
             "orthoproxy search, model of the run": [*search, "--model", options.run],
         }

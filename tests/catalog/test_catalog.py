@@ -28,6 +28,8 @@ AWKWARD = [
     '"', "'", "\\", "a\\", "%", "_", "ä ö", "日本", "a\tb", "a\nb", " x ", "']", '" or path == "', "null", "\x7f",
 ]  # fmt: skip
 
+OF_CLASS_3 = [f"3/{number}.png" for number in range(10_000)]
+
 
 @pytest.fixture(scope="session")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -139,6 +141,10 @@ def test_deleted_images_are_gone(catalog: Catalog) -> None:
         (
             'not (label == "class 1" or group == "camera 0") and path != "2/2.png"',
             lambda row: not (row.label == "class 1" or row.group == "camera 0") and row.path != "2/2.png",
+        ),
+        pytest.param(f"path in {OF_CLASS_3}", lambda row: row.label == "class 3", id="many values"),
+        pytest.param(
+            " or ".join(f'path == "{path}"' for path in OF_CLASS_3[:1000]), lambda row: row.label == "class 3", id="or"
         ),
     ],
 )
@@ -425,10 +431,17 @@ def test_a_damaged_catalog_is_an_error_and_left_as_it_is(folder: Path) -> None:
     data.write_bytes(content)
     with Catalog.open(str(folder)) as catalog:
         assert len(ids(catalog)) == 30
-    newest = min((folder / "images.lance" / "_versions").glob("*.manifest"))
-    newest.write_bytes(newest.read_bytes()[:20])
-    assert error_of(Catalog.open, str(folder)).path == str(folder)
-    assert error_of(Catalog.create, str(folder), DIM, "m", "p").path == str(folder)
+    versions = folder / "images.lance" / "_versions"
+    newest = min(versions.glob("*.manifest"))
+    damages = (
+        lambda: newest.write_bytes(newest.read_bytes()[:20]),
+        newest.unlink,  # the version before is there
+        lambda: versions.rename(folder.parent / "away"),
+    )
+    for damage in damages:
+        damage()
+        assert error_of(Catalog.open, str(folder)).path == str(folder)
+        assert error_of(Catalog.create, str(folder), DIM, "m", "p").path == str(folder)
 
 
 @pytest.mark.parametrize(

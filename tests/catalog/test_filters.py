@@ -107,7 +107,8 @@ def test_lancedb_understands_it_too(condition: Any, rows: list[dict[str, str]]) 
         "label in [label]", "label in ['x'", "label not == 'x'", "label is 'x'", "(label == 'x'", "id == 'x'",
         "embedding == 'x'", "label == 'x' or count(id)", "label == 'x'; drop", "label == 'x' or 1 == 1",
         "label == 'x' if label == 'y' else label == 'z'", "not " * 150 + "label == 'x'",
-        "(" * 5000 + "label == 'x'" + ")" * 5000, "label == '" + "x" * 30_000 + "'",
+        "(" * 5000 + "label == 'x'" + ")" * 5000, "label == '" + "x" * 1_000_000 + "'",
+        " or ".join(["label == 'x'"] * 1001),
     ],
 )  # fmt: skip
 def test_invalid_filters(text: str) -> None:

@@ -141,8 +141,9 @@ def test_a_part_without_labels_keeps_them(place: Path, embedder: Embedder, pictu
 def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> None:
     for number in range(20):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(pictures / "blue" / f"more {number}.png")
+    shutil.copytree(pictures / "red", pictures / "white", ignore=shutil.ignore_patterns("[123].png"))
     with create(place, embedder, pictures) as catalog:
-        everything_there = index_images(catalog, read_collection(pictures), embedder).ids  # 32 images
+        everything_there = index_images(catalog, read_collection(pictures), embedder).ids  # 33 images
         gone = {image_id(f"blue/more {number}.png") for number in range(4)}
         left = [key for key in everything_there if key not in gone]
         assert error_of(images_to_prune, catalog, left).field == "prune"  # more than a tenth
@@ -150,6 +151,9 @@ def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> 
         assert error_of(images_to_prune, catalog, left, limit=3).field == "prune"
         assert len(images_to_prune(catalog, [*left, *sorted(gone)[1:]])) == 1
         assert images_to_prune(catalog, everything_there).empty
+        others = [key for key in everything_there if key != image_id("white/0.png")]
+        assert "white" in str(error_of(images_to_prune, catalog, others))  # all of a folder
+        assert images_to_prune(catalog, others, limit=1)["path"].tolist() == ["white/0.png"]
         (pictures / "green").rename(pictures.parent / "away")  # as if not mounted
         there = [key for key in everything_there if key != image_id("green/0.png")]
         for _ in range(2):
@@ -172,14 +176,16 @@ def test_unreadable_images_are_listed(place: Path, embedder: Embedder, pictures:
     (pictures / "red" / "1.png").write_bytes(b"no picture")
     (pictures / "red" / "2.png").write_bytes((pictures / "red" / "3.png").read_bytes()[:100])
     (pictures / "red" / "gone.png").symlink_to(pictures / "nowhere.png")
+    (pictures / "red" / "loop.png").symlink_to("loop.png")  # not missing, as in a folder without permission
     table = pd.DataFrame({"path": sorted(f"red/{path.name}" for path in (pictures / "red").iterdir()), "label": "red"})
     table.to_csv(pictures / "list.csv", index=False)
     with create(place, embedder, pictures) as catalog:
         changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
-        assert sorted(Path(path).name for path, _ in changes.unreadable) == ["1.png", "2.png", "gone.png"]
+        assert sorted(Path(path).name for path, _ in changes.unreadable) == ["1.png", "2.png", "gone.png", "loop.png"]
         assert all(reason for _, reason in changes.unreadable)
         assert sorted(everything(catalog)["path"]) == ["red/0.png", "red/3.png"]
-        assert image_id("red/1.png") in changes.ids and image_id("red/gone.png") not in changes.ids  # for prune
+        kept = {path for path in table["path"] if image_id(path) in changes.ids}  # by prune
+        assert kept == {*table["path"]} - {"red/gone.png"}
 
 
 def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None]] = [
     ({"json": {"id": GREEN, "path": "/etc/passwd"}}, 422, "path"),
     ({"json": {"id": GREEN, "filter": "content == 'x'"}}, 422, "filter"),
     ({"json": {"id": GREEN, "filter": "label == 'x') or (label != 'x'"}}, 422, "filter"),
+    ({"json": {"id": GREEN, "filter": "x" * 1_000_001}}, 422, "filter"),
     ({"json": {"embedding": [1.0] * 7}}, 422, "embedding"),
     ({"json": {"embedding": [0.0] * 8}}, 422, "embedding"),
     ({"content": b'{"embedding": [NaN, 1, 1, 1, 1, 1, 1, 1]}', "headers": JSON}, 422, "embedding.0"),

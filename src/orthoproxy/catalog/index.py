@@ -108,8 +108,17 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
     for key, file, reason in zip(part["id"], part["file"], files.reasons, strict=True):
         if reason:
             changes.unreadable.append((file, reason))
-        if not reason or os.path.exists(split_box(file)[0]):  # noqa: PTH110 -- prune keeps images that exist
+        if not reason or not _is_missing(split_box(file)[0]):  # for prune
             changes.ids.append(key)
+
+
+def _is_missing(file: str) -> bool:
+    """Whether a file does not exist, rather than cannot be read now."""
+    try:
+        Path(file).stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
 
 
 def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda done, total: None) -> Changes:
@@ -140,8 +149,9 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
 def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = None) -> pd.DataFrame:
     """Find all images except those with these ids, check that they may be deleted, and return ``id`` and ``path``.
 
-    Without a limit, they are at most a tenth of the catalog, and no folder that they are in is missing or empty, as if
-    it was not mounted. Raises InputError otherwise, or if they are more than the limit.
+    Without a limit, they are at most a tenth of the catalog, no folder that they are in is missing or empty, as if it
+    was not mounted, and they are not all images of a folder of the root. Raises InputError otherwise, or if they are
+    more than the limit.
     """
     keep, total = set(ids), len(catalog)
     pages = [pd.DataFrame(columns=["id", "path"]), *catalog.iterate_rows(["id", "path"])]
@@ -150,7 +160,11 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
     if limit is None:
         folders = {Path(catalog.root, path).parent for path in gone["path"]}
         away = sorted(folder for folder in folders if not folder.is_dir() or not any(folder.iterdir()))
+        tops = {path.split("/")[0] for path in gone["path"] if "/" in path}
+        tops -= {path.split("/")[0] for page in pages for path in page["path"][page["id"].isin(keep)]}
         problem = f"{away[0]} is missing or empty" if away else None
+        if problem is None and tops:
+            problem = f"all images of the folder {min(tops)}"
     if problem is None and len(gone) > (total / 10 if limit is None else limit):
         problem = f"{gone['path'].iloc[0]} and others, more than {f'{limit}' if limit is not None else 'a tenth'}"
     if problem is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -72,6 +73,7 @@ class LanceStore(Store):
             others = {path.name for path in folder.iterdir()} - {f"{TABLE}.lance"}
             if others:
                 raise InputError(f"holds {min(others)}, but no catalog", path=address, hint="choose another folder")
+            cls.open(address)  # raises if it is damaged
         with _lance_errors(address):
             return cls(_connect(address).create_table(TABLE, schema=_schema(dim, meta)), address)
 
@@ -79,15 +81,22 @@ class LanceStore(Store):
     def open(cls, address: str) -> tuple[LanceStore, str] | None:
         """Open a table; returns it with its metadata, or None if there is none."""
         folder = _local_folder(address)
-        if folder is not None and not (folder / f"{TABLE}.lance").is_dir():
+        files = folder and folder / f"{TABLE}.lance"
+        if files and not files.is_dir():
             return None
+        incomplete = InputError("files of the catalog are missing", path=address, hint="copy or restore all of them")
+        newest = _newest_version(files) if files else 0
         with _lance_errors(address):
             try:
                 table = _connect(address).open_table(TABLE)
             except ValueError as error:
-                if f"'{TABLE}' was not found" in str(error):  # LanceDB has no error of its own for this
-                    return None
-                raise
+                if f"'{TABLE}' was not found" not in str(error):  # LanceDB has no error of its own for this
+                    raise
+                if files and (files / "data").is_dir():
+                    raise incomplete from error
+                return None
+            if table.version < newest:  # LanceDB opens the newest that is there
+                raise incomplete
             if not {*TEXT_FIELDS, "embedding"} <= {*table.schema.names}:
                 raise InputError(f"its table {TABLE} is not a catalog", path=address, hint="choose another address")
             store = cls(table, address)
@@ -346,6 +355,14 @@ def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 def _local_folder(address: str) -> Path | None:
     return None if "://" in address else Path(address)
+
+
+def _newest_version(files: Path) -> int:
+    """Read the number of the newest version, which LanceDB writes beside the versions; 0 if it is not there."""
+    try:
+        return int(json.loads((files / "_versions" / "latest_version_hint.json").read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _connect(address: str) -> Any:

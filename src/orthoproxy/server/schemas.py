@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from orthoproxy.catalog.filters import MAX_LENGTH
 from orthoproxy.core.boxes import PATTERN, Box
 
 MAX_RESULTS = 100
@@ -34,9 +35,11 @@ class SearchOptions(QueryPart):
 
     k: int = Field(default=10, ge=1, le=MAX_RESULTS, description="Number of results.")
     filter: str | None = Field(
-        default=None, max_length=20_000, description='A condition on label, group and path, such as label != "wren".'
+        default=None,
+        max_length=MAX_LENGTH,
+        description='A condition on label, group and path, such as label != "wren".',
     )
-    labels: list[str] = Field(default=[], max_length=1000, description="Only images with one of these labels.")
+    labels: list[str] = Field(default=[], max_length=10_000, description="Only images with one of these labels.")
     diverse: bool = Field(
         default=False, description="At most one result per group, or per label where there is no group."
     )
