@@ -214,7 +214,7 @@ class Catalog:
         """Store where the images or the model are now; raises InputError if no known image is below the new root."""
         sample = self.get(self.sample_ids(100))["path"]
         if root is not None and len(sample) and not any((root / split_box(path)[0]).exists() for path in sample):
-            raise InputError(f"{sample[0]} and others are not below it", field="root", path=root)
+            raise InputError(f"images such as {sample[0]} are not below it", field="root", path=root)
         moved = {"root": root and str(root.absolute()), "model_path": model_path}
         meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
         self.store.set_meta(meta.model_dump_json())

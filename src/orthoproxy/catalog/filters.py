@@ -11,8 +11,8 @@ from orthoproxy.core.errors import InputError
 
 FIELDS = ("label", "group", "path")
 MAX_LENGTH = 1_000_000  # characters; 10,000 values of 100
-MAX_CONDITIONS = 1000
-MAX_NESTING = 100  # Python's parser stops at 200
+MAX_COMPARISONS = 1000
+MAX_PARENTHESES = 100  # and `not`; Python's parser nests up to 200
 TOKEN = re.compile(
     r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*') | (?P<word>\w+) | (?P<invalid>[^\s()\[\],=!])""", re.X | re.S
 )
@@ -75,8 +75,9 @@ def parse_filter(text: str) -> Condition:
 
     A filter compares ``label``, ``group`` and ``path`` (relative to the catalog's root) with quoted text by ``==``,
     ``!=``, ``in ["a", "b"]``, ``not in``, ``like`` (``%`` matches any text) or ``not like``, combined with ``and``,
-    ``or``, ``not`` and parentheses. A backslash escapes a quote, a ``%`` or itself. Raises InputError if it is invalid,
-    has more than 1,000,000 characters, 1000 comparisons, or 100 parentheses and ``not``.
+    ``or``, ``not`` and parentheses. A backslash escapes a quote, a ``%`` or itself; ``\\n``, ``\\r`` and ``\\t``
+    are control characters. Raises InputError if it is invalid, or has more than 1,000,000 characters, 1000 comparisons,
+    or 100 parentheses and ``not``.
 
     Examples
     --------
@@ -99,10 +100,10 @@ def parse_filter(text: str) -> Condition:
         return f" {token[0] if token[0] in FIELDS else word} "
 
     code = re.sub(r"\bnot\s*<", ">", " ".join(TOKEN.sub(encode, text).split()))
-    if len(re.findall(r"<|>|==|!=|\bin\b", code)) > MAX_CONDITIONS:
-        raise _error("too many conditions", f"at most {MAX_CONDITIONS}")
-    if len(re.findall(r"\(|\bnot\b(?! in\b)", code)) > MAX_NESTING:
-        raise _error("too many parentheses and `not`", f"at most {MAX_NESTING}")
+    if len(re.findall(r"<|>|==|!=|\bin\b", code)) > MAX_COMPARISONS:
+        raise _error("too many comparisons", f"at most {MAX_COMPARISONS}")
+    if len(re.findall(r"\(|\bnot\b(?! in\b)", code)) > MAX_PARENTHESES:
+        raise _error("too many parentheses and `not`", f"at most {MAX_PARENTHESES}")
     try:
         return _convert(ast.parse(code, mode="eval").body, values)
     except SyntaxError as error:

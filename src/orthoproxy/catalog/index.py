@@ -41,7 +41,7 @@ class Changes:
     replaced: int = 0
     relabeled: int = 0
     unchanged: int = 0
-    ids: list[str] = field(default_factory=list)  # of all images that exist, unreadable ones included
+    ids: list[str] = field(default_factory=list)  # for prune: of all images but those whose file is missing
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path, reason
 
 
@@ -147,11 +147,10 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
 
 
 def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = None) -> pd.DataFrame:
-    """Find all images except those with these ids, check that they may be deleted, and return ``id`` and ``path``.
+    """Return ``id`` and ``path`` of all images except those with these ids.
 
-    Without a limit, they are at most a tenth of the catalog, no folder that they are in is missing or empty, as if it
-    was not mounted, and they are not all images of a folder of the root. Raises InputError otherwise, or if they are
-    more than the limit.
+    Raises InputError for more than `limit` images. Without a limit: for more than a tenth of the catalog, all images of
+    a top-level folder, or images whose folder is missing or empty (a disk may not be mounted).
     """
     keep, total = set(ids), len(catalog)
     pages = [pd.DataFrame(columns=["id", "path"]), *catalog.iterate_rows(["id", "path"])]
@@ -166,7 +165,7 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
         if problem is None and tops:
             problem = f"all images of the folder {min(tops)}"
     if problem is None and len(gone) > (total / 10 if limit is None else limit):
-        problem = f"{gone['path'].iloc[0]} and others, more than {f'{limit}' if limit is not None else 'a tenth'}"
+        problem = f"more than {'a tenth' if limit is None else limit}, for example {gone['path'].iloc[0]}"
     if problem is not None:
         hint = f"if they are gone for good, add --prune-limit {len(gone)}"
         raise InputError(f"would remove {len(gone)} of {total} images: {problem}", field="prune", hint=hint)
@@ -195,18 +194,19 @@ def migrate(
     workers: int = 0,
     report: Report = lambda done, total: None,
 ) -> tuple[int, int]:
-    """Embed all images of a catalog by another model, then replace its rows and its model at once.
+    """Embed all images of a catalog with another model, then replace its rows and its model atomically.
 
-    If it was interrupted, the next call with the same model goes on. Returns the number of stored images used as
-    queries, and of those whose nearest neighbor has changed. The catalog must be opened again. Raises InputError if an
-    image cannot be read, as it would be lost.
+    Another call with the same model resumes an interrupted one. Returns the number of stored images used as queries,
+    and of those whose nearest neighbor has changed. Open the catalog again afterwards. Raises InputError if an image
+    cannot be read, as it would be lost.
     """
     address, root, version = catalog.store.migration, catalog.root, catalog.store.version
     names = ["id", "path", "label", "group"]
     images = pd.concat([pd.DataFrame(columns=names), *catalog.iterate_rows(names)], ignore_index=True)
     missing = [path for path in images["path"] if not Path(root, split_box(path)[0]).is_file()]
     if missing:
-        raise InputError(f"{missing[0]} and others are missing: {len(missing)} images", path=root, hint=RESTORE)
+        problem = f"{len(missing)} of {len(images)} images are missing, for example {missing[0]}"
+        raise InputError(problem, path=root, hint=RESTORE)
     exists = Catalog.exists(address)
     arguments = address, embedder.embedding_dim, embedder.identity, model_path, root
     with Catalog.open(address) if exists else Catalog.create(*arguments) as migrated:
@@ -247,7 +247,7 @@ def fit_index(catalog: Catalog) -> float | None:
 def recall_measure(catalog: Catalog, k: int = 10) -> Callable[[], float]:
     """Search exactly for 100 images of the catalog; return a function that measures Recall@k.
 
-    Results as similar as the k-th count.
+    Ties with the k-th result of exact search count as found.
     """
     queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)

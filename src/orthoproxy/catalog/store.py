@@ -98,7 +98,7 @@ class Store(ABC):
         raise self._unsupported()
 
     def replace_by(self, other: Store, meta: str, version: int) -> None:
-        """Replace rows and metadata at once by those of the store at `migration`, which is deleted.
+        """Replace rows and metadata atomically by those of the store at `migration`, which is deleted.
 
         Raises InputError if the store has changed since a version.
         """
