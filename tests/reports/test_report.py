@@ -12,7 +12,8 @@ from pages import ParsedPage, assert_fits_and_loads_nothing
 from PIL import Image
 
 from orthoproxy.data import make_table
-from orthoproxy.evaluation import NoMatchCalibration, Scoring, score
+from orthoproxy.evaluation import Estimate, NoMatchCalibration, Scoring, score
+from orthoproxy.evaluation.voting import VoteScores
 from orthoproxy.reports.figures import create_figure, loss_figure, validation_figure
 from orthoproxy.reports.geometry import compare_proxies, effective_rank
 from orthoproxy.reports.html import figure_to_svg, load_thumbnail
@@ -145,6 +146,17 @@ def test_scores_by_category(bare: RunResults) -> None:
     for row, (name, scores) in zip(shown[1:], evaluation.by_category.items(), strict=True):
         found = [x["recall@1"] for x in (scores.model, scores.baseline)]
         assert row[:5] == [name, "4", "20", *(f"{mean(x)} {interval(x)}" for x in found)]
+
+
+def test_the_vote_of_known_classes(bare: RunResults) -> None:
+    assert bare.evaluation is not None
+    shares = {"accuracy": Estimate(0.9, 0.8, 1.0), "coverage": Estimate(0.7, 0.6, 0.8)}
+    vote = VoteScores(10, 0.5, shares["coverage"], None, [("a", "b", 3), ("c", "a", 1)])
+    scores = {"model": shares, "baseline": shares, "difference": shares, "vote": vote}
+    tables = render(replace(bare, evaluation=replace(bare.evaluation, known_classes=True, **scores))).tables
+    shown = [["Accuracy", "90.0 [80.0, 100.0]"], ["Coverage", "70.0 [60.0, 80.0]"]]
+    assert [row[:2] for row in tables[0][1:]] == shown
+    assert [["Class", "Answer", "Queries"], ["a", "b", "3"], ["c", "a", "1"]] in tables
 
 
 NOTHING = make_table(["x"], ["x"]).iloc[:0]
