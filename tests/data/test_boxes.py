@@ -22,6 +22,8 @@ from orthoproxy.data.audit.scan import scan_images
 from orthoproxy.data.audit.verify import verify_images
 from orthoproxy.data.images import read_pixels
 from orthoproxy.data.transforms import evaluation_transform
+from orthoproxy.runs.config import DataConfig
+from orthoproxy.runs.dataset import read_table
 
 ROWS = "path,label,left,top,right,bottom\na.jpg,cat,8.5,4,20,15.2\na.jpg,dog,0,0,6,6\na.jpg,cat,,,,\n"
 
@@ -81,7 +83,7 @@ def test_cub_has_a_list_of_boxes(tmp_path: Path) -> None:
     (boxes := tmp_path / "bounding_boxes.txt").write_text("\n".join(rows))
     files = cub_table(tmp_path)["path"]
     found = [f"{file}#xywh={image},2,10,21" for file, image in zip(files, ids, strict=True)]
-    assert cub_table(tmp_path, boxes=True)["path"].tolist() == found
+    assert read_table(DataConfig(name="cub", root=str(tmp_path), boxes=True))["path"].tolist() == found
     for damaged in (rows[1:], [f"{rows[0].split()[0]} 5 5 0 5", *rows[1:]]):
         boxes.write_text("\n".join(damaged))
         assert error_of(cub_table, tmp_path, True).path == boxes

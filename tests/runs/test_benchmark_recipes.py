@@ -37,7 +37,7 @@ STAND_INS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         write_numbered_classes,
         {"data.csv": "images.csv", "encoder.init_from": "none", "encoder.image_size": "32"},
     ),
-    "cub": (lambda root: write_cub(root, (200, 110), range(1, 201)), {"data.root": "."}),
+    "cub": (lambda root: write_cub(root, (200, 110), range(1, 201)), {"data.root": ".", "data.boxes": "true"}),
     "cars": (lambda root: write_cars_in_one_folder(root, (196, 108), range(1, 197)), {"data.root": "."}),
     "sop": (lambda root: write_sop(root, (60, 24), (30, 12), range(1, 43)), {"data.root": "."}),
     "inshop": (lambda root: write_inshop(root, (60, 24, 24), (30, 12), range(1, 43)), {"data.root": "."}),
@@ -97,6 +97,8 @@ def test_the_command_of_a_recipe_trains(recipe: Path, arguments: list[str], fold
     assert [name for name in run.scores["model"] if name.startswith("recall@")] == [
         f"recall@{k}" for k in config.evaluation.recall_at
     ]
+    assert ("category_recall@1" in run.scores["model"]) == (recipe.stem == "sop")
+    assert any("bounding boxes" in note for note in run.scores["notes"]) == (recipe.stem == "cub")
     assert run.scores["selected_on"] == config.checkpoint_selection.split
     model = run.load_model()
     assert model.proxies.shape == (len(model.classes), config.encoder.embedding_dim)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,6 +20,7 @@ from orthoproxy.runs.config import Config, TrainingConfig
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring
 from orthoproxy.runs.evaluate import evaluate_run, write_report
+from orthoproxy.runs.experiment import make_loader, make_sampler
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.runs.run_folder import RunFolder
 
@@ -127,6 +129,13 @@ def test_a_run_of_version_1_gets_one_clear_error(finished, tmp_path):
     with pytest.raises(InputError) as caught:
         _ = RunFolder(tmp_path / "old").config
     assert caught.value.path == tmp_path / "old" and caught.value.hint
+
+
+def test_training_crops_have_the_margin_of_the_configuration(short):
+    config, labels = short.with_overrides({"data.box_margin": 0.3}), np.arange(6)
+    sampler = make_sampler(config, labels, pd.Series([""] * 6))
+    loader = make_loader(config, list, ["x.png#xywh=0,0,9,9"] * 6, labels, sampler, torch.device("cpu"))
+    assert loader.dataset.box_margin == 0.3
 
 
 def test_without_test_classes_there_are_no_scores(short, tmp_path):
