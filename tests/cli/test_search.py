@@ -118,7 +118,8 @@ def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tm
     assert input_error([*new, tmp_path / "some", "--root", tmp_path]).field == "root"
     assert input_error([*new, "--prune", "--info"]).field == "images"
     assert input_error([*new, image_folder / "blue", "--prune"]).field == "prune"
-    third = json_of([*new, image_folder / "blue", "--prune", "--prune-limit", 4])
+    ignore = ["--ignore", "red", "--ignore", "green"]
+    third = json_of([*new, image_folder, *ignore, "--prune", "--prune-limit", 4])
     assert (third["images"], third["removed"], third["unchanged"]) == (4, 4, 4)
     assert input_error(new).field == "images"
     assert input_error(["index", tmp_path / "new", image_folder]).field == "model"

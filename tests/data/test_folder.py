@@ -12,7 +12,11 @@ from errors import error_of
 
 from orthoproxy.core.progress import note_once
 from orthoproxy.data import assign_split, folder_table, read_collection
+from orthoproxy.data.images import readable_suffixes
+from orthoproxy.data.sources import folder
 from orthoproxy.data.sources.folder import labelled_files
+from orthoproxy.runs.config import DataConfig
+from orthoproxy.runs.dataset import read_table
 
 
 def touch(root: Path, *names: str) -> None:
@@ -86,16 +90,18 @@ def test_a_folder_that_cannot_be_listed_is_an_error() -> None:
         root.chmod(0o755)
 
 
-def notes(capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
+def notes(printed: str) -> dict[str, int]:
     """Return an example and the number of files of each reason."""
-    lines = capsys.readouterr().err.splitlines()
+    lines = printed.splitlines()
     found = [re.search(r": ([\d,]+) .* left out, for example (.*)\. Hint: .", line) for line in lines]
     return {match[2]: int(match[1]) for match in found if match}
 
 
-def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(folder, "readable_suffixes", lambda: readable_suffixes() - {".heic"})  # without its extra
     touch(tmp_path, "tern/1.JPG", "tern/2.MPO", "top.png", "store/x/1.png")
     touch(tmp_path, *(f"gull/{number}.jxl" for number in range(9)), "gull/a.txt", "gull/IMG_1", "gull/IMG_2")
+    touch(tmp_path, "gull/1.HEIC", "tern/2.heic")
     for number in range(4):
         (tmp_path / "gull" / f"dead{number}.jpg").symlink_to("/nowhere/1.jpg")
     (tmp_path / "gull" / "loop.jpg").symlink_to("loop.jpg")
@@ -103,18 +109,21 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, capsys: pytest.Ca
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/gull/caf\xe9.jpg")).touch()
     assert listed(tmp_path) == [("store/x/1.png", "store"), ("tern/1.JPG", "tern"), ("tern/2.MPO", "tern")]
     reasons = {"gull/0.jxl": 10, "gull/IMG_1": 2, "gull/dead0.jpg": 5, "gull/far": 1, "gull/caf\\udce9.jpg": 1}
-    assert notes(capsys) == reasons | {"top.png": 1}
+    reasons |= {"gull/1.HEIC": 2}
+    printed = capsys.readouterr().err
+    assert notes(printed) == reasons | {"top.png": 1}
+    assert all(part in printed for part in ("9 .jxl, 1 .txt", "2 .heic left out", "orthoproxy[heic]"))
     note_once.cache_clear()
     assert len(labelled_files(tmp_path)) == 4  # images of no class, too
-    assert notes(capsys) == reasons
+    assert notes(capsys.readouterr().err) == reasons
 
 
 def test_system_folders_and_patterns_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     touch(tmp_path, "gull/1.png", "gull/Thumbs.db", "gull/@eaDir/1.png", "$RECYCLE.BIN/x.png", "lost+found/1.jpg")
     touch(tmp_path, "System Volume Information/a.bin", "gull/.picasa/1.jpg", "drafts/1.png", "gull/deep/er/old_1.png")
     names = {("gull/1.png", "gull"), ("drafts/1.png", "drafts"), ("gull/deep/er/old_1.png", "gull")}
-    assert set(listed(tmp_path)) == names and not notes(capsys)
-    table = folder_table(tmp_path, allow_empty=False, ignore=["drafts", "*/old_*"])
+    assert set(listed(tmp_path)) == names and not notes(capsys.readouterr().err)
+    table = read_table(DataConfig(name="folder", root=str(tmp_path), ignore=["drafts", "*/old_*"]))
     assert table["path"].tolist() == [str(tmp_path / "gull" / "1.png")]
     assert folder_table(tmp_path, ignore=["gull/deep"])["label"].tolist() == ["drafts", "gull"]
 
