@@ -95,6 +95,8 @@ def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(
 def test_an_evaluation_protocol_out_of_range_is_an_error(key: str, value: Any) -> None:
     assert error_of(Config().with_overrides, {f"evaluation.{key}": value}).field.startswith(f"evaluation.{key}")
     assert error_of(Scoring, **{key: tuple(value) if isinstance(value, list) else value}).field == key
+    before_any_work = input_error(["evaluate", "nowhere", "nowhere-else", f"--evaluation.{key}", value])
+    assert str(before_any_work.field).startswith(f"evaluation.{key}")
 
 
 def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -> None:

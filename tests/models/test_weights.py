@@ -209,6 +209,8 @@ def test_a_hub_out_of_reach_is_an_error_with_the_other_choices(monkeypatch, tmp_
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     hint = assert_error(tiny_encoder, "hub").hint or ""
     assert all(choice in hint for choice in (".safetensors", "package:efficientnet-lite0", "run:FOLDER", "none"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")  # there is no home folder
+    assert "HF_HOME" in assert_error(tiny_encoder, "hub").problem
 
 
 def test_what_the_hub_has_is_loaded_at_the_size_asked_for(monkeypatch, tiny_encoder: Encoder) -> None:

@@ -235,6 +235,8 @@ def test_one_class_is_neither_trained_on_nor_evaluated(option: list, split: str,
 def test_what_makes_scores_wrong_is_noted_in_a_line_each(images: Path, capsys) -> None:
     (images / "class 0").rename(images / "gu\u0308ll")
     (images / "class 1").rename(images / "g\u00fcll")
+    (images / "class 4").rename(images / "wren")
+    (images / "class 5").rename(images / "wren ")
     shutil.copy(images / "class 2" / "0.png", images / "g\u00fcll" / "0.png")
     table = folder_table(images)
     table["split"] = ["test" if label in ("class 2", "class 3") else "train" for label in table["label"]]
@@ -243,4 +245,4 @@ def test_what_makes_scores_wrong_is_noted_in_a_line_each(images: Path, capsys) -
     check_images(table, None, config)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(lines) == 3
-    assert "'gu\\u0308ll'" in lines[0] and "'g\\xfcll'" in lines[0]
+    assert "2 classes" in lines[0] and "'gu\\u0308ll'" in lines[0] and "'g\\xfcll'" in lines[0]
