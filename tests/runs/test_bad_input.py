@@ -16,6 +16,7 @@ from command_line import input_error
 from errors import error_of
 from PIL import Image
 from small_runs import make_config, training
+from synthetic_study import write_study
 
 from orthoproxy.cli.main import main
 from orthoproxy.data import folder_table
@@ -213,10 +214,14 @@ def test_a_run_among_its_images_is_an_error_before_any_work(name, out, recipe, i
     ("diagnose RUN --data.root IMAGES --out IMAGES/x", "out"),
     ("export RUN --data.root IMAGES --out IMAGES/x.onnx", "out"),
     ("evaluate RUN IMAGES --json IMAGES/x/y.json", "json"), ("report RUN --data.root FOLDER", "run"),
+    ("index FOLDER/x IMAGES --model RUN --json IMAGES/x/y.json", "json"),
+    ("merge RUN RUN --soup --data.root IMAGES --out IMAGES/x", "out"),
+    ("study STUDY --data.root IMAGES --out IMAGES/x", "out"),
     ("data describe IMAGES --json IMAGES/x", "json"), ("embed RUN IMAGES --out FOLDER/x --json IMAGES/x", "json"),
 ])  # fmt: skip
-def test_no_command_writes_among_the_images(command: str, field: str, finished: Path, images: Path) -> None:
+def test_no_command_writes_among_the_images(command: str, field: str, finished: Path, images: Path, recipe) -> None:
     names = {"RUN": finished, "IMAGES": images, "FOLDER": finished.parent if field == "run" else images.parent}
+    names["STUDY"] = write_study(images.parent, base=str(recipe))
     before = files(finished)
     words = [next((word.replace(k, str(v)) for k, v in names.items() if k in word), word) for word in command.split()]
     assert input_error(words).field == field

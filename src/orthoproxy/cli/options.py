@@ -157,13 +157,14 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
             stdout.write(text)
         elif place is not None:
             with os_errors_as_input_errors(place, "run the command again"):
+                Path(place).parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(Path(place), text)
 
     if place not in (None, "-"):  # before hours of work
         with os_errors_as_input_errors(place, "run the command again"):
-            path = Path(place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            path = Path(place).absolute()
+            there = next(above for above in (path, *path.parents) if above.exists())
+            if path.is_dir() or not (there == path or there.is_dir()) or not os.access(there, os.W_OK):
                 raise InputError("cannot be written", field="json", path=place, hint="choose another path")
     with redirect_stdout(sys.stderr if place == "-" else stdout):
         yield write
