@@ -98,13 +98,16 @@ def test_a_damaged_file_is_named_and_leaves_nothing(files: list[Path], tmp_path:
     pq.write_table(pa.table({"picture": [b""]}), nameless := tmp_path / "nameless.parquet")
     pq.write_table(pa.table({"image": ["text"]}), text := tmp_path / "text.parquet")
     (torn := tmp_path / "torn.tar").write_bytes(write_tar(files, tmp_path / "x.tar").read_bytes()[:2000])
-    (tmp_path / "1.json").write_text("[1]")
-    with tarfile.open(no_object := tmp_path / "list.tar", "w") as tar:
-        tar.add(tmp_path / "1.json", "1.json")
-    kinds = {cut: "parquet", nameless: "parquet", text: "parquet", torn: "webdataset", no_object: "webdataset"}
+    kinds = {cut: "parquet", nameless: "parquet", text: "parquet", torn: "webdataset"}
+    for name, values in {"list": [1], "surrogate": {"label": "\ud800a"}}.items():
+        (tmp_path / "1.json").write_text(json.dumps(values))
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.add(files[0], "1.jpg")
+            tar.add(tmp_path / "1.json", "1.json")
+        kinds[tmp_path / f"{name}.tar"] = "webdataset"
     for path, kind in kinds.items():
         error = error_of(unpack, path, kind, cache)
-        assert (error.field, error.path) == ("root", path)
+        assert (error.field, error.path) == ("root", path) and str(error).isascii()
     assert error_of(unpack, tmp_path / "files", "parquet", cache).path == tmp_path / "files"
     assert list(cache.iterdir()) == []
 

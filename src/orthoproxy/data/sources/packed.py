@@ -46,21 +46,20 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
 
 def _write(files: list[Path], kind: str, folder: Path) -> None:
     folder.mkdir()
-    read, rows, fields = {"parquet": _read_parquet, "webdataset": _read_tar}[kind], [], set[str]()
-    for file in files:
-        before = len(rows)
-        try:
-            for content, values in read(file):
-                path = folder / f"{len(rows):08}"
-                path.write_bytes(content)
-                rows.append({"path": path.name, **values})
-                fields |= values.keys()
-        except (ValueError, TypeError, tarfile.TarError, EOFError) as error:  # Arrow's errors are ValueErrors
-            raise InputError(f"image {len(rows) - before + 1}: {error}", field="root", path=file) from error
+    read, count = {"parquet": _read_parquet, "webdataset": _read_tar}[kind], 0
     with (folder / "images.csv").open("w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, ["path", *(name for name in FIELDS if name in fields)])
+        writer = csv.DictWriter(out, ["path", *FIELDS])
         writer.writeheader()
-        writer.writerows(rows)
+        for file in files:
+            before = count
+            try:
+                for content, values in read(file):
+                    path = folder / f"{count:08}"
+                    path.write_bytes(content)
+                    writer.writerow({"path": path.name, **values})
+                    count += 1
+            except (ValueError, TypeError, tarfile.TarError, EOFError) as error:  # of Arrow and Unicode, ValueErrors
+                raise InputError(f"image {count - before + 1}: {error}", field="root", path=file) from error
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
