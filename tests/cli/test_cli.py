@@ -69,12 +69,19 @@ def test_options_override_recipes_and_later_recipes_earlier_ones(files: Files, t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "diagnose", "embed"])
+@pytest.mark.parametrize("command", [
+    "evaluate {run}", "diagnose {run} --out {out}", "embed {run} {files.unseen} --out {out}", "compare {run} {run}",
+    "data describe {files.unseen}", "data verify {files.unseen}", "search {catalog} {image}", "report {run}",
+    "train {files.training} --config {files.recipe} --out {run} --resume", "merge {run} {run} --dim 4 --out {out}",
+])  # fmt: skip
 def test_results_are_written_before_they_are_printed(command: str, files: Files, run: Path, tmp_path: Path) -> None:
-    more = {"evaluate": [], "diagnose": ["--out", tmp_path], "embed": [files.unseen, "--out", tmp_path / "out"]}
-    results = tmp_path / "results.json"
+    copy, catalog, results = shutil.copytree(run, tmp_path / "run"), tmp_path / "catalog", tmp_path / "results.json"
+    if "catalog" in command:
+        json_of(["index", catalog, files.unseen, "--model", run])
+    image = files.folder / "unseen-pink-0.png"
+    words = command.format(run=copy, files=files, out=tmp_path / "out", catalog=catalog, image=image).split()
     with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full, redirect_stdout(full):
-        main([*map(str, [command, run, *more[command], "--json", results])])
+        main([*words, "--json", str(results)])
     assert json.loads(results.read_text())
 
 

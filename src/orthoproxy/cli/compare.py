@@ -25,6 +25,7 @@ def run(options: Any) -> int:
     runs = RunFolder(options.first), RunFolder(options.second)
     with json_output(options.json) as write:
         comparison = compare_runs(*runs, choose_device(options.device), options.workers, config_overrides(options))
+        write(asdict(comparison))
         print(f"{options.second} compared with {options.first}: {comparison.verdict}")
         for section in ("configuration", "data", "environment"):
             for name, (first, second) in getattr(comparison, section).items():
@@ -35,5 +36,4 @@ def run(options: Any) -> int:
             print(f"difference of {metric}: {difference}")
         if comparison.note:
             print(f"note: {comparison.note}")
-        write(asdict(comparison))
     return int(comparison.verdict == "different")

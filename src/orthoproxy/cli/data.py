@@ -52,14 +52,14 @@ def run(options: Any) -> int:
             scan = scan_images(table["path"].tolist(), options.workers, hashes=verify)
         if not verify:
             description = describe_images(table, scan)
-            _print_description(description, data)
             write(description)
+            _print_description(description, data)
             return 0
         checks = verify_images(data.name, table, scan, Path(data.root) if data.root else None, data.ignore)
         passed = all(check.status != "failed" for check in checks)
-        _print_checks(checks, data)
         result = {"name": data.name, "root": data.root, "opened": scan is not None, "passed": passed}
         write(result | {"checks": [check.to_dict() for check in checks]})
+        _print_checks(checks, data)
     return 0 if passed else 2
 
 

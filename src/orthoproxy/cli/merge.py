@@ -36,8 +36,8 @@ def run(options: Any) -> None:
     with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
         places = [options.first, *options.others]
         results = merge_runs(places, out, options.dim, device, options.workers, overrides)
+        write({**results, "scores": RunFolder(out).scores})
         print(results["merged"])
         if scores := results["validation"]:
             print("MAP@R on validation images:", ", ".join(f"{name} {100 * x:.2f}" for name, x in scores.items()))
         print_run(RunFolder(out))
-        write({**results, "scores": RunFolder(out).scores})

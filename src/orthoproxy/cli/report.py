@@ -30,5 +30,5 @@ def run(options: Any) -> None:
     with json_output(options.json) as write, os_errors_as_input_errors(run_folder.folder, "run the command again"):
         with folder_lock(run_folder.folder):
             write_report(run_folder, evaluate_run(run_folder, device, config_overrides(options)))
-        print_run(run_folder)
         write(run_folder.scores)
+        print_run(run_folder)

@@ -64,7 +64,7 @@ def run(options: Any) -> None:
         if options.expand:
             queries = expand(catalog, queries, options.expand, options.where)
         names = [", ".join(options.images)] if options.together else options.images
-        results = []
+        results, printed = [], []
         for image, hits in zip(names, catalog.search(queries, options.k, options.where, options.diverse), strict=True):
             similar = [hit for hit in hits if hit.similarity >= minimum]
             title = image if similar else f"{image}: no match"
@@ -74,8 +74,10 @@ def run(options: Any) -> None:
                 label, share = vote_of_hits(similar) or (None, 0.0)
                 results[-1] |= {"label": label, "share": share}
                 title = f"{image}: {label}, {100 * share:.0f} % of the vote" if label else f"{image}: unknown"
-            _print_hits(title, similar)
+            printed.append((title, similar))
         write(results)
+        for title, similar in printed:
+            _print_hits(title, similar)
 
 
 def _similarity(text: str) -> float | str:

@@ -41,8 +41,8 @@ def run(options: Any) -> int:
         with json_output(options.json) as write, os_errors_as_input_errors(options.out, "continue with --resume"):
             run_folder = train(config, options.out, options.resume)
             if is_main():
-                print_run(run_folder)
                 write(run_folder.scores)
+                print_run(run_folder)
     except Interrupted as stop:
         if is_main():
             print(f"orthoproxy: {stop}. Hint: continue with --resume", file=sys.stderr)
