@@ -12,6 +12,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
+from orthoproxy.data import BatchSampler, TrainingImages, evaluation_transform
 from orthoproxy.evaluation import Retrieval, query_metrics
 
 RECALL_AT = (1, 2, 3, 5, 10)
@@ -86,5 +87,7 @@ def test_labels_may_be_of_any_integer_type(dtype: type) -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", [bool, np.float32])
 def test_labels_of_no_integer_type_are_an_error(dtype: type) -> None:
-    labels = np.array([0, 1, 1])
-    assert error_of(Retrieval, np.eye(3), labels.astype(dtype), labels, labels).field == "labels"
+    rows, labels = np.array([0, 1, 1]), np.array([0, 1, 1.5]).astype(dtype)
+    assert error_of(Retrieval, np.eye(3), labels, rows, rows).field == "labels"
+    assert error_of(BatchSampler, labels, 2).field == "labels"
+    assert error_of(TrainingImages, ["1.png", "2.png", "3.png"], labels, evaluation_transform(32)).field == "labels"

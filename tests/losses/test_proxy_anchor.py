@@ -14,6 +14,7 @@ from torch import Tensor
 
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality, proxy_anchor_loss
 from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
+from orthoproxy.training import class_means
 
 
 def log_one_plus_sum_exp(exponents: list[float]) -> float:
@@ -163,6 +164,7 @@ def test_labels_of_no_integer_type_are_an_error(dtype: torch.dtype) -> None:
     labels, module = torch.tensor([0, 1]).to(dtype), ProxyAnchorLoss(3, 3)
     assert error_of(proxy_anchor_loss, torch.ones(2, 3), labels, torch.eye(3)).field == "labels"
     assert error_of(Objective(module, 3, SoftOrthogonality()), torch.ones(2, 3), labels).field == "labels"
+    assert error_of(class_means, torch.ones(2, 3), labels, 3).field == "labels"
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -73,7 +73,7 @@ def test_the_second_moment_needs_no_memory_that_grows_with_the_images():
 def test_class_means_have_unit_length_and_the_direction_of_the_class():
     embeddings = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     labels = torch.arange(30) % 3
-    means = class_means(embeddings, labels, 3)
+    means = class_means(embeddings, labels.to(torch.uint8), 3)
     for c in range(3):
         mean = embeddings[labels == c].mean(dim=0)
         torch.testing.assert_close(means[c], mean / mean.norm())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +17,7 @@ from orthoproxy.data.augmentation import Augmentation
 from orthoproxy.data.evaluation_images import PathList
 from orthoproxy.data.images import read_pixels
 from orthoproxy.data.samplers import SampleSeed
+from orthoproxy.data.table import integer_labels
 
 
 class TrainingImages(Dataset):
@@ -30,7 +31,7 @@ class TrainingImages(Dataset):
     files
         Image files.
     labels
-        Class number of each.
+        Class number of each, of any integer type.
     transform
         From `training_transform`, or any function from an RGB image to uint8 pixels, a tensor or array; draws from
         PyTorch's random state, which is seeded here.
@@ -47,11 +48,11 @@ class TrainingImages(Dataset):
     def __init__(
         self,
         files: Sequence[str | Path],
-        labels: Sequence[int] | Int[np.ndarray, " N"],
+        labels: Sequence[int] | Integer[np.ndarray, " N"],
         transform: Augmentation | Callable[[Image.Image], UInt8[Tensor | np.ndarray, "3 H W"]],
         box_margin: float = 0.0,
     ) -> None:
-        self.files, self.labels, self.transform = PathList(files), np.asarray(labels), transform
+        self.files, self.labels, self.transform = PathList(files), integer_labels(labels), transform
         self.box_margin = box_margin
 
     def __len__(self) -> int:
@@ -81,10 +82,10 @@ class TrainingFeatures(Dataset):
     def __init__(
         self,
         features: Float[Tensor, "N F"],
-        labels: Sequence[int] | Int[np.ndarray, " N"],
+        labels: Sequence[int] | Integer[np.ndarray, " N"],
         files: Sequence[str] | None = None,
     ) -> None:
-        self.features, self.labels, self.files = features, torch.as_tensor(np.asarray(labels)), files
+        self.features, self.labels, self.files = features, torch.as_tensor(integer_labels(labels)), files
 
     def __len__(self) -> int:
         return len(self.features)

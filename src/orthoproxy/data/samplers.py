@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch.utils.data import Sampler
 
 from orthoproxy.core.distributed import split_sizes
 from orthoproxy.core.errors import InputError
+from orthoproxy.data.table import integer_labels
 
 SampleSeed = tuple[int, int]  # row of the table, seed of its augmentation
 
@@ -33,7 +34,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
     Parameters
     ----------
     labels
-        Class number of each row.
+        Class number of each row, of any integer type.
     batch_size
         B, summed over processes. The last, smaller batch of an epoch is dropped, unless it is the only one.
     images_per_class
@@ -48,7 +49,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
     Raises
     ------
     InputError
-        If `images_per_class` does not divide `batch_size`, or is None with categories.
+        If labels are no integers, or `images_per_class` does not divide `batch_size` or is None with categories.
 
     Examples
     --------
@@ -60,7 +61,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
 
     def __init__(
         self,
-        labels: Sequence[int] | Int[np.ndarray, " N"],
+        labels: Sequence[int] | Integer[np.ndarray, " N"],
         batch_size: int,
         images_per_class: int | None = None,
         seed: int = 0,
@@ -72,7 +73,7 @@ class BatchSampler(Sampler[list[SampleSeed]]):
             raise InputError("missing", field="images_per_class", expected="a number, as batches are by category")
         if images_per_class and batch_size % images_per_class:
             raise InputError(f"{images_per_class} does not divide batch_size {batch_size}", field="images_per_class")
-        self.labels, self.batch_size = np.asarray(labels), batch_size
+        self.labels, self.batch_size = integer_labels(labels), batch_size
         self.images_per_class, self.seed = images_per_class, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.batch = 0, 0  # where the next iteration starts

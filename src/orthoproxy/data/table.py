@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from orthoproxy.core.errors import InputError
 
@@ -135,6 +135,14 @@ def class_numbers(table: pd.DataFrame) -> tuple[Int[np.ndarray, " N"], list[str]
     """Return the number of each row's class, -1 for a distractor, and the names of the classes, sorted."""
     numbers, names = pd.factorize(table["label"].where(table["label"] != ""), sort=True)
     return numbers, names.tolist()
+
+
+def integer_labels(labels: object) -> Integer[np.ndarray, " N"]:
+    """Return labels as an array of their integer type; raises InputError for any other type."""
+    array = np.asarray(labels)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"of type {array.dtype}", field="labels", expected="integers")
+    return array
 
 
 def rank_by_hash(names: Iterable[str], salt: str) -> list[str]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.data.table import integer_labels
 
 BYTES_PER_PAIR = 24  # of a query and a gallery row: the similarity, a copy of it, a mask and what is selected from it
 Exclude = Literal["none", "group", "own_class_in_group"]  # what of a query's group leaves its gallery
@@ -74,8 +75,7 @@ class Retrieval:
     raised: tuple[Int[np.ndarray, "Q K"], Float[np.ndarray, "Q K"]] | None = None
 
     def __post_init__(self) -> None:
-        if not np.issubdtype(self.labels.dtype, np.integer):
-            raise InputError(f"of type {self.labels.dtype}", field="labels", expected="integers")
+        integer_labels(self.labels)
         finite = np.isfinite(self.embeddings).all(axis=1)
         if not finite.all():
             raise InputError(

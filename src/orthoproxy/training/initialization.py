@@ -6,11 +6,12 @@ A random projection first discards what the backbone knows; started from the dat
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.losses.proxy_anchor import class_numbers
 
 BLOCK = 8192  # rows converted to float64 at a time
 
@@ -71,7 +72,9 @@ def pca_projection(moment: Float[Tensor, "F F"], dim: int, whitening: float = 1.
     return weight / weight.norm(dim=1).mean()
 
 
-def class_means(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
+def class_means(
+    embeddings: Float[Tensor, "N D"], labels: Integer[Tensor, " N"], num_classes: int
+) -> Float[Tensor, "C D"]:
     """Return the mean embedding of each class, scaled to unit length; zero for a class without images.
 
     Examples
@@ -80,7 +83,7 @@ def class_means(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num
     tensor([[0.0000, 0.0000],
             [0.7071, 0.7071]])
     """
-    return F.normalize(class_sums(embeddings, labels, num_classes), dim=1)
+    return F.normalize(class_sums(embeddings, class_numbers(labels), num_classes), dim=1)
 
 
 def class_sums(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
