@@ -80,12 +80,12 @@ def test_what_was_checked_is_what_is_read(tmp_path: Path) -> None:
     assert found == [str(tmp_path / "root" / "a.png"), str(tmp_path / "root" / "link" / "b.png")]
 
 
-def test_a_root_that_is_a_link_has_two_names(tmp_path: Path) -> None:
+def test_a_root_that_is_a_link_has_two_names_of_the_same_images(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "real")
-    names = [f"{tmp_path}/{folder}/a.png" for folder in ("real", "root")]
-    path = write(tmp_path, "path,label\n" + "".join(f"{name},cat\n" for name in names))
-    assert csv_table(path, root=tmp_path / "root").path.tolist() == names
+    names = [f"{tmp_path}/{name}" for name in ("real/a.png", "root/a.png", "root/b.png#xywh=1,2,3,4")]
+    path = write(tmp_path, "path,label\n" + "".join(f'"{name}",cat\n' for name in names))
+    assert csv_table(path, root=tmp_path / "root").path.tolist() == [names[0], f"{tmp_path}/real/b.png#xywh=1,2,3,4"]
 
 
 @pytest.mark.parametrize("row", ["../x.png,cat", "x.png,", "x.png,cat,", ",cat"])

@@ -31,7 +31,7 @@ def make_table(
     Parameters
     ----------
     path
-        Image files, one a row. They are normalized as text, and rows that name the same image are merged: an image
+        Image files, one a row. Rows that name the same image, also through a link to its folder, are merged: an image
         that is a query in one row and part of the gallery in another becomes ``both``.
     label
         Class name of each image; numbers are taken as names. Empty for a distractor: an image of no class, which has
@@ -88,7 +88,7 @@ def make_table(
         if unknown := sorted(set(table[name]) - set(allowed)):
             expected = " or ".join(value or "nothing" for value in allowed)
             raise InputError(repr(unknown[0]), field=name, expected=expected)
-    table["path"] = table["path"].map(os.path.normpath)
+    table["path"] = _name_folders_once(table["path"].map(os.path.normpath))
     table = _merge_rows(table)
     if (table["category"] != "").any():
         _require_one_per_class(table, "category", "category", "one for each class")
@@ -103,6 +103,15 @@ def source_errors(field: str, path: Path) -> Iterator[None]:
     except InputError as error:
         column = f"column {error.field!r}: " if error.field else ""
         raise replace(error, problem=column + error.problem, field=field, path=error.path or path) from error
+
+
+def _name_folders_once(paths: pd.Series) -> pd.Series:
+    """Replace the names of a folder, where links give it several, by the first one."""
+    folders, first = paths.map(os.path.dirname), dict[str, str]()
+    names = {folder: first.setdefault(os.path.realpath(folder), folder) for folder in folders.unique()}
+    if len(first) == len(names):
+        return paths
+    return pd.Series([str(Path(names[folder], Path(path).name)) for folder, path in zip(folders, paths, strict=True)])
 
 
 def _merge_rows(table: pd.DataFrame) -> pd.DataFrame:
