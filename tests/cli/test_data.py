@@ -198,7 +198,9 @@ def test_own_folder_and_csv_file(image_folder: Path, tmp_path: Path) -> None:
     assert described["all"] == {"images": 13, "classes": 3}
     per_class = {"smallest": 4, "median": 4.0, "mean": 4.33, "largest": 5, "single": 0}
     assert described["images_per_class"]["all"] == per_class
+    Image.fromarray(np.linspace(0, 4095, 1600).astype(np.uint16).reshape(40, 40)).save(root / "red" / "12 bits.png")
     checks = checks_of(run("verify", root))
+    assert checks["almost black images"]["items"] == [str(root / "red" / "12 bits.png")]
     assert checks["unlisted images"]["items"] == [str(root / "loose.png")]
     assert checks["exact duplicates across classes"]["count"] == 1
     assert run("describe", root, "--ignore", "green", "--ignore", "*/0.png")["all"] == {"images": 6, "classes": 2}

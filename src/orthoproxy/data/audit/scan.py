@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,16 +17,17 @@ from orthoproxy.data.evaluation_images import PathList
 from orthoproxy.data.images import read_image
 from orthoproxy.data.loading import iterate_batches, loader_options
 
-COLUMNS = {"width": "int64", "height": "int64", "error": "str", "content": "str", "appearance": "uint64"}
+COLUMNS = {"width": "int64", "height": "int64", "error": "str"}
+COLUMNS |= {"content": "str", "appearance": "uint64", "brightest": "int64"}  # with `hashes`
 
 
 def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) -> pd.DataFrame:
     """Decode every image, since a truncated file is only found this way; one row a path, in their order.
 
     Columns are the upright `width` and `height` in pixels; `error`, why the image cannot be read, or empty; `content`,
-    the SHA-256 of the file and the box; and `appearance`, the image's 64-bit difference hash (`imagehash.dhash`), which
-    differs in few bits or none between copies in other formats and sizes. Of an unreadable image, all but the error is
-    zero or empty, as are the last two columns without `hashes`.
+    the SHA-256 of the file and the box; `appearance`, the image's 64-bit difference hash (`imagehash.dhash`), which
+    differs in few bits or none between copies in other formats and sizes; and `brightest`, its largest value. Of an
+    unreadable image, all but the error is zero or empty, as are the last three columns without `hashes`.
     """
     loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
     rows = []
@@ -45,21 +47,22 @@ class _Files(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[int, int, str, str, int]:
+    def __getitem__(self, row: int) -> tuple[int, int, str, str, int, int]:
         path = self.paths[row]
         try:
             image = read_image(path)
         except InputError as error:
-            return 0, 0, error.problem, "", 0
+            return 0, 0, error.problem, "", 0, 0
         if not self.hashes:
-            return *image.size, "", "", 0
+            return *image.size, "", "", 0, 0
         from imagehash import dhash  # imports SciPy and PyWavelets
 
         name, box = split_box(path)
         with Path(name).open("rb") as file:
             content = hashlib.file_digest(file, "sha256")
         content.update(str(box or "").encode())
-        return *image.size, "", content.hexdigest(), int(str(dhash(image)), 16)
+        brightest = int(np.asarray(image).max())
+        return *image.size, "", content.hexdigest(), int(str(dhash(image)), 16), brightest
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:

@@ -35,6 +35,7 @@ PUBLISHED_SIZES = {"inshop": (256, 256)}
 PHOTOS_OF_MANY_SIZES = ("cub", "cars", "sop")
 READERS = {"cub": cub_table, "cars": cars_table}  # of bounding boxes
 TOLERATED = 0.01  # of the images; beyond, the copy is not what was published
+DARK = 16  # of 255: the largest value of 12 bits, taken as 16
 # What duplicates mean, by their relation
 MEANINGS = {
     "within a class": "",
@@ -72,7 +73,7 @@ def verify_images(
     checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root, ignore)]
     if scan is not None:
         checks += [_check_readable(table, scan), *_check_sizes(name, table, scan, root)]
-        checks += _check_duplicates(table, scan)
+        checks += [_check_dark(table, scan), *_check_duplicates(table, scan)]
     return checks
 
 
@@ -137,6 +138,11 @@ def _image_folders(name: str, listed: Iterable[Path], root: Path | None) -> set[
 def _check_readable(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
     unreadable = [item for item in unreadable_images(table, scan) if Path(split_box(item["path"])[0]).is_file()]
     return _check("unreadable images", unreadable, f"{len(unreadable):,} of {len(table):,} listed", "failed")
+
+
+def _check_dark(table: pd.DataFrame, scan: pd.DataFrame) -> CopyCheck:
+    dark = table["path"][((scan["error"] == "") & (scan["brightest"] <= DARK)).to_numpy()].tolist()
+    return _check("almost black images", dark, f"{len(dark):,}; multiply 12-bit values in 16-bit files by 16")
 
 
 def _check_sizes(name: str, table: pd.DataFrame, scan: pd.DataFrame, root: Path | None) -> list[CopyCheck]:
