@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from orthoproxy.server.service import Service
 
 SECRET = "the words of a file that nobody may read"
 GREEN, RED = image_id("green/0.png"), image_id("red/0.png")
-OUTSIDE = {"../secret.png": 404, "../secret.txt": 404, "words.png": 415, "link.png": 404, "gone.png": 404}
+OUTSIDE = {"../secret.png": 404, "../secret.txt": 404, "words.png": 422, "link.png": 404, "gone.png": 404}
 OUTSIDE |= {"/etc/passwd": 404}
 
 
@@ -269,6 +270,7 @@ def test_images_and_thumbnails(client: TestClient, root: Path) -> None:
 
 
 def test_what_browsers_do_not_show_is_sent_as_jpeg(tmp_path: Path) -> None:
+    pytest.importorskip("pi_heif", reason="the extra heic is not installed")
     root, model = tmp_path / "images", make_model()
     root.mkdir()
     pixels = np.asarray(Image.radial_gradient("L").resize((60, 40)).convert("RGB"))
@@ -276,19 +278,25 @@ def test_what_browsers_do_not_show_is_sent_as_jpeg(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(pixels).save(root / "1.tiff", exif=exif)
     Image.fromarray(pixels).save(root / "2.bmp")
-    Image.fromarray(np.tile(pixels, (25, 25, 1))).save(root / "3.tiff", compression="tiff_lzw")
-    catalog = make_catalog(tmp_path / "catalog", model, root, ["1.tiff", "2.bmp", "3.tiff"])
-    limits = Limits(decode_workers=1, pixels=1_000_000)
+    Image.fromarray(pixels).save(root / "3.avif")
+    shutil.copy(Path(__file__).parents[1] / "data" / "turned.heic", root / "4.heic")
+    catalog = make_catalog(tmp_path / "catalog", model, root, sorted(path.name for path in root.iterdir()))
+    limits = Limits(decode_workers=1, pixels=100, upload_bytes=100)  # of uploads
     service = Service({"odd": catalog}, [model], limits)
     with client_of(make_app(service)) as client:
         answer = client.get(f"/images/{image_id('1.tiff')}")
         assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
         shown = np.asarray(Image.open(io.BytesIO(answer.content))).astype(float)
         assert np.abs(shown - pixels[::-1].swapaxes(0, 1)).mean() < 3  # upright
-        assert client.get(f"/images/{image_id('1.tiff')}", params={"size": 160}).headers["content-type"] == "image/webp"
-        assert client.get(f"/images/{image_id('2.bmp')}").headers["content-type"] == "image/bmp"
-        for size in ({}, {"size": 160}):
-            assert client.get(f"/images/{image_id('3.tiff')}", params=size).status_code == 413  # 1.5 megapixels
+        for name, kind in {"1.tiff": "jpeg", "2.bmp": "bmp", "3.avif": "jpeg", "4.heic": "jpeg"}.items():
+            for size, sent in {"": kind, "?size=160": "webp"}.items():
+                answer = client.get(f"/images/{image_id(name)}{size}")
+                assert (answer.status_code, answer.headers["content-type"]) == (200, f"image/{sent}")
+            assert client.post("/search", json={"id": image_id(name), "box": "0,0,20,20"}).status_code == 200
+        assert client.post("/search", files={"image": answer.content}).status_code == 413
+        content = (root / "2.bmp").read_bytes()
+        (root / "2.bmp").write_bytes(content[:18] + np.array([30_000, 3000], "<i4").tobytes() + content[26:])
+        assert client.get(f"/images/{image_id('2.bmp')}?size=160").status_code == 413  # 90 megapixels
 
 
 @pytest.mark.parametrize(("path", "status"), OUTSIDE.items())

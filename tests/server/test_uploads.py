@@ -146,7 +146,7 @@ def test_thumbnails_are_small_and_without_metadata(pool: DecoderPool) -> None:
 def test_a_worker_has_a_memory_limit(pool: DecoderPool) -> None:
     lines = Path(f"/proc/{worker_pid(pool)}/limits").read_text(encoding="ascii").splitlines()
     limit = next(line for line in lines if line.startswith("Max data size"))
-    assert int(limit.split()[3]) < 3_000_000_000
+    assert int(limit.split()[3]) < 5_000_000_000
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

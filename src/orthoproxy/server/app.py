@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -134,7 +134,9 @@ async def images(
     side = None if size is None else int(size)
     content, media_type = await anyio.to_thread.run_sync(_service(request).image, id, catalog, side)
     headers = {"cache-control": "private, max-age=300", "content-security-policy": "default-src 'none'; sandbox"}
-    return Response(content, media_type=media_type, headers=headers)
+    if isinstance(content, bytes):
+        return Response(content, media_type=media_type, headers=headers)
+    return FileResponse(content, media_type=media_type, headers=headers)
 
 
 def _service(request: Request) -> Service:

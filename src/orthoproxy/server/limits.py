@@ -35,8 +35,8 @@ class RequestError(InputError):
 class Limits:
     """What the server accepts from a client, and how much it does at once."""
 
-    upload_bytes: int = 20_000_000  # of an image file
-    pixels: int = 50_000_000  # of an image, checked before it is decoded
+    upload_bytes: int = 20_000_000  # of an uploaded file
+    pixels: int = 50_000_000  # of an uploaded image, checked before it is decoded
     decode_seconds: float = 10.0  # a worker that takes longer is killed and replaced
     decode_workers: int = 2
     body_seconds: float = 60.0  # for the body of a request to arrive

@@ -28,7 +28,7 @@ from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
 from orthoproxy.server.limits import Limits, RequestError
 from orthoproxy.server.schemas import CatalogInfo, SearchOptions, SearchResult, SearchResults
-from orthoproxy.server.uploads import MEDIA_TYPES, DecoderPool, image_format
+from orthoproxy.server.uploads import MEDIA_TYPES, DecoderPool, Source, image_format
 
 LOG = logging.getLogger("orthoproxy.server")
 SAMPLES = 12  # images that the page starts with
@@ -106,8 +106,8 @@ class Service:
                 raise
             query = None
         if query is None or options.box:
-            content, _, box = self._read_image(image_id, source or served.name)
-            query = self._embed(content, _require_model(served), options.box or box)
+            path, box = self._find_image(image_id, source or served.name)
+            query = self._embed(path, _require_model(served), options.box or box)
         return self._search(served, query, options, started, excluded=image_id)
 
     def search_upload(self, upload: str, options: SearchOptions = DEFAULTS) -> SearchResults:
@@ -141,28 +141,29 @@ class Service:
             self._uploads[key] = embeddings
         return key
 
-    def image(self, image_id: str, catalog: str | None = None, side: int | None = None) -> tuple[bytes, str]:
-        """Return an image's file, as JPEG if browsers do not show it, and its media type.
+    def image(self, image_id: str, catalog: str | None = None, side: int | None = None) -> tuple[Path | bytes, str]:
+        """Return an image's file, or its content as JPEG if browsers do not show it, and its media type.
 
         With a longer side in pixels, return a small copy of the image or its box instead, as WebP.
         """
-        content, media_type, box = self._read_image(image_id, catalog)
-        return (content, media_type) if side is None else (self.decoders.thumbnail(content, side, box), "image/webp")
+        path, box = self._find_image(image_id, catalog)
+        if side is not None:
+            return self.decoders.thumbnail(path, side, box), "image/webp"
+        with path.open("rb") as file:
+            start = file.read(16)
+        try:
+            return path, MEDIA_TYPES[image_format(start)]
+        except RequestError:
+            return self.decoders.jpeg(path), "image/jpeg"
 
-    def _read_image(self, image_id: str, catalog: str | None) -> tuple[bytes, str, Box | None]:
-        """Read an image whose path comes from the catalog and lies below the catalog's root."""
+    def _find_image(self, image_id: str, catalog: str | None) -> tuple[Path, Box | None]:
+        """Return the file and box of an image whose path comes from the catalog and lies below the catalog's root."""
         served = self.served(catalog)
         file, box = split_box(self._row(served, image_id)["path"])
         path = _inside(Path(served.catalog.root).resolve(), file)
         if path is None:
             raise RequestError("the image's file is missing", status=404, field="id")
-        if path.stat().st_size > self.limits.upload_bytes:
-            raise RequestError("the image's file is too large", status=413, field="id")
-        content = path.read_bytes()
-        try:
-            return content, MEDIA_TYPES[image_format(content)], box
-        except RequestError:
-            return self.decoders.jpeg(content), "image/jpeg", box
+        return path, box
 
     def close(self) -> None:
         """End the worker processes and close the catalogs."""
@@ -171,8 +172,8 @@ class Service:
         for served in self.catalogs.values():
             served.catalog.close()
 
-    def _embed(self, content: bytes, model: Model, box: Box | None) -> Float[np.ndarray, " D"]:
-        pixels = self.decoders.model_input(content, model.image_size, model.resize, box)
+    def _embed(self, source: Source, model: Model, box: Box | None) -> Float[np.ndarray, " D"]:
+        pixels = self.decoders.model_input(source, model.image_size, model.resize, box)
         return self._embedding_thread.submit(model.embed, torch.from_numpy(pixels)[None]).result()[0]
 
     def _search(

@@ -1,4 +1,4 @@
-"""Validate uploaded images by their first bytes and dimensions, and decode them in worker processes with a deadline."""
+"""Decode uploads, checked by first bytes and dimensions, and images of catalogs in worker processes with a deadline."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from orthoproxy.core.boxes import Box
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import evaluation_transform
-from orthoproxy.data.images import readable_formats, to_rgb
+from orthoproxy.data.images import MAX_MEGAPIXELS, readable_formats, to_rgb
 from orthoproxy.data.metadata import despite_metadata
 from orthoproxy.data.transforms import Resize
 from orthoproxy.server.limits import Limits, RequestError
 
 MEDIA_TYPES = {kind: f"image/{kind.lower()}" for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF")}
 SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
-MAX_SIDE = 30_000  # pixels
+MAX_SIDE = 30_000  # pixels of an upload
+MAX_PIXELS = MAX_MEGAPIXELS * 10**6  # of an image of a catalog, as `read_image` reads it
 BYTES_PER_PIXEL = 40  # of decoding, rotating, blending with white and resizing together
 START_SECONDS = 120.0  # for a worker to import its libraries
 WAIT_SECONDS = 30.0  # for a worker to become free
+Source = bytes | Path  # an upload, or an image of a catalog
 
 
 def image_format(content: bytes) -> str:
@@ -50,27 +52,26 @@ def image_format(content: bytes) -> str:
     raise RequestError("not an image in a supported format", status=415, field="image", expected=", ".join(MEDIA_TYPES))
 
 
-def open_image(content: bytes, max_pixels: int, formats: tuple[str, ...] = ()) -> Image.Image:
-    """Open an image of a supported size, and format unless some are given, without decoding its pixels."""
+def open_image(source: Source, formats: tuple[str, ...], max_pixels: int, max_side: int) -> Image.Image:
+    """Open an image of one of these formats and a supported size, without decoding its pixels."""
     expected = f"at most {max_pixels:,} pixels"
     try:
-        image = Image.open(io.BytesIO(content), formats=formats or (image_format(content),))
-    except UnidentifiedImageError as error:
-        if not formats:  # broken behind its first bytes
-            raise
-        raise RequestError("not an image of a known format", status=415, field="image") from error
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except Image.DecompressionBombError as error:
         raise RequestError("too many pixels", status=413, field="image", expected=expected) from error
     width, height = image.size
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+    if width * height > max_pixels or max(width, height) > max_side:
         raise RequestError(f"{width} x {height} pixels", status=413, field="image", expected=expected)
     return image
 
 
-def _in_worker(task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
+def _in_worker(task: Callable[..., bytes], source: Source, limits: tuple[Any, ...], *arguments: Any) -> bytes:
     """Run a task in a worker process; anything that a broken image makes it raise becomes an `InputError`."""
     try:
-        return despite_metadata(lambda plain: task(plain or content, *arguments), lambda: content)
+        return despite_metadata(
+            lambda plain: task(open_image(plain or source, *limits), *arguments),
+            lambda: source if isinstance(source, bytes) else source.read_bytes(),
+        )
     except InputError:
         raise
     except MemoryError:
@@ -84,12 +85,11 @@ def _decode(image: Image.Image, box: Box | None) -> Image.Image:
     return image.crop(box.edges(image.size)) if box else image
 
 
-def _model_input(content: bytes, max_pixels: int, image_size: int, resize: Resize, box: Box | None) -> bytes:
-    return evaluation_transform(image_size, resize)(_decode(open_image(content, max_pixels), box)).tobytes()
+def _model_input(image: Image.Image, image_size: int, resize: Resize, box: Box | None) -> bytes:
+    return evaluation_transform(image_size, resize)(_decode(image, box)).tobytes()
 
 
-def _thumbnail(content: bytes, max_pixels: int, side: int, box: Box | None) -> bytes:
-    image = open_image(content, max_pixels)
+def _thumbnail(image: Image.Image, side: int, box: Box | None) -> bytes:
     if box is None:
         image.draft("RGB", (side, side))  # a JPEG decodes faster to a half, quarter or eighth
     image = _decode(image, box)
@@ -99,9 +99,9 @@ def _thumbnail(content: bytes, max_pixels: int, side: int, box: Box | None) -> b
     return out.getvalue()
 
 
-def _jpeg(content: bytes, max_pixels: int) -> bytes:
+def _jpeg(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    to_rgb(open_image(content, max_pixels, readable_formats())).save(out, "JPEG", quality=90)
+    to_rgb(image).save(out, "JPEG", quality=90)
     return out.getvalue()
 
 
@@ -145,7 +145,7 @@ class DecoderPool:
     """Processes that decode images, each with a deadline and a memory limit; one that hangs or dies is replaced."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits, self._most_pixels = limits, max(limits.pixels, MAX_PIXELS)
         # a fork of a process with threads may deadlock; the fork server has none, and has imported everything
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
@@ -161,39 +161,40 @@ class DecoderPool:
     def _start(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # for the fork server, which inherits it
         for _ in range(self.limits.decode_workers):
-            self._idle.put(_Worker(self._context, self.limits.pixels))
+            self._idle.put(_Worker(self._context, self._most_pixels))
 
     def model_input(
-        self, content: bytes, image_size: int, resize: Resize, box: Box | None = None
+        self, source: Source, image_size: int, resize: Resize, box: Box | None = None
     ) -> UInt8[np.ndarray, "3 S S"]:
         """Decode an image to the pixels that a model takes, the same as those of the file."""
-        pixels = self._run(_model_input, content, image_size, resize, box)
+        pixels = self._run(_model_input, source, image_size, resize, box)
         return np.frombuffer(pixels, dtype=np.uint8).reshape(3, image_size, image_size).copy()
 
-    def thumbnail(self, content: bytes, side: int, box: Box | None = None) -> bytes:
+    def thumbnail(self, source: Source, side: int, box: Box | None = None) -> bytes:
         """Return a small copy of an image or its box, as WebP without metadata."""
-        return self._run(_thumbnail, content, side, box)
+        return self._run(_thumbnail, source, side, box)
 
-    def jpeg(self, content: bytes) -> bytes:
-        """Return an image of any format that `read_image` reads as JPEG, upright and without metadata."""
-        return self._run(_jpeg, content)
+    def jpeg(self, source: Source) -> bytes:
+        """Return an image as JPEG, upright and without metadata."""
+        return self._run(_jpeg, source)
 
-    def _run(self, task: Callable[..., bytes], content: bytes, *arguments: Any) -> bytes:
-        if len(content) > self.limits.upload_bytes:
-            expected = f"at most {self.limits.upload_bytes:,} bytes"
-            raise RequestError(f"{len(content):,} bytes", status=413, field="image", expected=expected)
-        if task is not _jpeg:
-            image_format(content)  # what needs no worker takes none
+    def _run(self, task: Callable[..., bytes], source: Source, *arguments: Any) -> bytes:
+        limits = (readable_formats(), MAX_PIXELS, MAX_PIXELS)
+        if isinstance(source, bytes):
+            if len(source) > self.limits.upload_bytes:
+                expected = f"at most {self.limits.upload_bytes:,} bytes"
+                raise RequestError(f"{len(source):,} bytes", status=413, field="image", expected=expected)
+            limits = ((image_format(source),), self.limits.pixels, MAX_SIDE)
         try:
             worker = self._idle.get(timeout=WAIT_SECONDS)
         except queue.Empty:
             raise RequestError("too many images to decode", status=503, hint="try again in a second") from None
         try:
-            return worker.run(self.limits.decode_seconds, task, content, self.limits.pixels, *arguments)
+            return worker.run(self.limits.decode_seconds, task, source, limits, *arguments)
         except (TimeoutError, BrokenProcessPool) as error:
             started = worker.pid.done() and worker.pid.exception() is None
             worker.kill()
-            worker = _Worker(self._context, self.limits.pixels)
+            worker = _Worker(self._context, self._most_pixels)
             if not started:
                 raise RequestError("images cannot be decoded at the moment", status=503) from error
             reason = "took too long" if isinstance(error, TimeoutError) else "failed"
