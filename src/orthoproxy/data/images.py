@@ -41,7 +41,7 @@ TURNS = {  # to upright, by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-BIT_DEPTHS = {2**bits - 1 for bits in (10, 12, 14)}  # brightest values of cameras that store them in 16 bits
+WHITE_VALUES = {2**bits - 1 for bits in (10, 12, 14)}  # of cameras that store fewer bits in 16
 
 
 def read_image(path: str | Path, data: bytes | None = None, margin: float = 0.0) -> Image.Image:
@@ -74,7 +74,7 @@ def _decode(source: str | Path | io.BytesIO) -> Image.Image:
 
 
 def read_image_bytes(path: str | Path) -> bytes:
-    """Return the content of an image file; raises InputError as `read_image` does."""
+    """Return the content of an image file, undecoded; raises InputError if it is missing, no file, or above 1 GiB."""
     file, _ = split_box(path)
     with noting_file(path):
         try:
@@ -122,8 +122,8 @@ def readable_suffixes() -> frozenset[str]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB as a person would see it on white paper.
 
-    It is rotated as its EXIF orientation says; transparent parts become white; 16-bit gray is scaled to 8 bits, as is
-    32-bit gray with values above 255, or floating point values from 0 to 1.
+    It is rotated as its EXIF orientation says; transparent parts become white; gray of 16 bits is scaled to 8 bits, as
+    is that of 32 bits with values above 255. Floating-point gray up to 1 is scaled from 0 to 1.
     """
     brightest = _brightest(image)
     image.load()  # Pillow turns a TIFF here, and removes its orientation
@@ -150,7 +150,7 @@ def _brightest(image: Image.Image) -> int:
     """Return the value of white in 16-bit gray: 65535, unless the bit depth or maximum in a TIFF says otherwise."""
     tags = getattr(image, "tag_v2", {})
     bits, maximum = tags.get(ExifTags.Base.BitsPerSample, (16,)), tags.get(ExifTags.Base.MaxSampleValue)
-    return next((value for value in BIT_DEPTHS if value == 2 ** bits[0] - 1 or maximum == (value,)), 65535)
+    return next((value for value in WHITE_VALUES if value == 2 ** bits[0] - 1 or maximum == (value,)), 65535)
 
 
 def _to_8_bits(image: Image.Image, brightest: int) -> Image.Image:
