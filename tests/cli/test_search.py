@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import RECIPE, input_error, json_of
+from servers import milvus_server
 
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
@@ -108,7 +111,11 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
     assert json.loads(printed("--json", "-"))[0]["image"] == str(image)
 
 
-def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_index_again_prune_delete_and_info(
+    catalog: Path, image_folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed, delete = [], Catalog.delete
+    monkeypatch.setattr(Catalog, "delete", lambda *given: printed.append(capsys.readouterr().out) or delete(*given))
     new = ["index", tmp_path / "catalog"]
     first = json_of([*new, image_folder, "--model", catalog.parent / "model"])
     assert (first["images"], first["added"], first["unchanged"]) == (12, 12, 0)
@@ -121,8 +128,23 @@ def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tm
     ignore = ["--ignore", "red", "--ignore", "green"]
     third = json_of([*new, image_folder, *ignore, "--prune", "--prune-limit", 4])
     assert (third["images"], third["removed"], third["unchanged"]) == (4, 4, 4)
+    assert sorted(re.findall("removing (.*)", printed[-1])) == [f"green/{number}.png" for number in range(4)]
+    assert json_of([*new, "--undo", "--info"])["info"]["images"] == 8
     assert input_error(new).field == "images"
     assert input_error(["index", tmp_path / "new", image_folder]).field == "model"
+
+
+@pytest.mark.server
+def test_a_server_that_dies_is_an_error_of_one_line(
+    catalog: Path, image_folder: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as server:
+        address = server.enter_context(milvus_server(tmp_path / "milvus"))
+        monkeypatch.setattr("orthoproxy.cli.index._print_progress", lambda *_: server.close())  # after the first write
+        words = ["--model", str(catalog.parent / "model"), "--batch-size", "1", "--workers", "0"]
+        assert main(["index", address, str(image_folder / "list.csv"), *words]) == 2
+    [error] = capfd.readouterr().err.splitlines()
+    assert error.startswith(f"orthoproxy: {address}: ")
 
 
 def test_the_model_may_be_moved_but_not_replaced(catalog: Path, image_folder: Path, tmp_path: Path) -> None:

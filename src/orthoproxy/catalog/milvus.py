@@ -29,9 +29,8 @@ try:
 except ImportError as error:
     raise InputError("pymilvus is not installed", hint="pip install 'orthoproxy[milvus]'") from error
 
-for _name in ("pymilvus", "grpc._server"):  # errors are raised, so do not log them too
-    logging.getLogger(_name).addHandler(logging.NullHandler())
-    logging.getLogger(_name).propagate = False
+for _name in ("pymilvus", "pymilvus.milvus_client"):  # which print errors that they also raise
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 COLLECTION = "orthoproxy"
 HNSW = {"M": 32, "efConstruction": 200}
@@ -175,7 +174,7 @@ class MilvusStore(Store):
 
 
 def to_expression(condition: Condition) -> str:
-    """Render a condition for Milvus."""
+    """Render a condition for Milvus, texts as escaped literals; templates need Milvus 2.5."""
     match condition:
         case In(field, values):
             return f"{field} in [{', '.join(map(_quote, values))}]"

@@ -107,7 +107,7 @@ def _prune(catalog: Catalog, ids: list[str], limit: int | None) -> int:
 
     gone = images_to_prune(catalog, ids, limit)
     for path in gone["path"]:
-        print(f"removing {path}")
+        print(f"removing {path}", flush=True)
     return catalog.delete(gone["id"].tolist())
 
 
