@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command_line import Files, input_error, json_of, make_files, train_arguments
+from command_line import Files, input_error, interrupted_at, json_of, make_files, train_arguments
 
 from orthoproxy.cli import search
 from orthoproxy.cli.main import main
@@ -231,14 +231,7 @@ def test_signals(number: int, code: int, monkeypatch, capsys) -> None:
 
 @pytest.mark.parametrize("module", ["orthoproxy.cli.main", "orthoproxy.core.errors", "PIL", "lancedb"])
 def test_ctrl_c_while_libraries_are_imported_is_one_line(module: str) -> None:
-    code = f"""import runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-hook = lambda event, args: signal.raise_signal(signal.SIGINT) if event == "import" and args[0] == {module!r} else None
-sys.argv = ["orthoproxy", "search", "catalog", "image.png"]
-sys.addaudithook(hook)
-runpy.run_module("orthoproxy", run_name="__main__")"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "orthoproxy: interrupted\n")
+    assert interrupted_at(module, ["search", "catalog", "image.png"]) == (130, "", "orthoproxy: interrupted\n")
 
 
 def test_errors_of_a_backend_keep_text_and_traceback(fail, monkeypatch, capsys) -> None:

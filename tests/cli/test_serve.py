@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import input_error
+from command_line import input_error, interrupted_at
 from serving import TOKEN, make_catalog, make_images, make_model
 
 from orthoproxy.server.serve import name_catalogs
@@ -59,6 +59,12 @@ def test_it_serves_until_it_is_stopped(folder: Path, request: pytest.FixtureRequ
     process.send_signal(stop)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["uvicorn", "gradio", "multiprocessing.popen_forkserver"])
+def test_ctrl_c_while_it_starts_is_one_line(folder: Path, module: str) -> None:
+    arguments = ["serve", str(folder / "squares"), "--port", "0"]
+    assert interrupted_at(module, arguments) == (130, "", "orthoproxy: interrupted\n")
 
 
 @pytest.mark.parametrize(("arguments", "field"), [

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +56,22 @@ def json_of(arguments: Sequence[object], code: int = 0) -> Any:
         out = Path(folder) / "new" / "results.json"
         assert main([*map(str, arguments), "--json", str(out)]) == code
         return json.loads(out.read_text(encoding="utf-8"))
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+module, *sys.argv = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupt = lambda event, args: os.killpg(0, signal.SIGINT) if event == "import" and args[0] == module else None
+sys.addaudithook(interrupt)
+runpy.run_module("orthoproxy", run_name="__main__")"""
+
+
+def interrupted_at(module: str, arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Press Ctrl-C when a command imports a module; return its exit code and what it printed."""
+    command = [sys.executable, "-c", INTERRUPTED, module, "orthoproxy", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 def input_error(arguments: Sequence[object]) -> InputError:
