@@ -130,6 +130,7 @@ def test_the_metadata_say_what_goes_in_and_comes_out(file: Path, model: Embedder
     about = {entry.key: entry.value for entry in content.metadata_props}
     assert about["image_size"] == "32" and about["resize"] == "36" and about["interpolation"] == '"bicubic"'
     assert about["crop"] == '"center"' and about["mean"] == "[0.5, 0.5, 0.5]" and about["std"] == "[0.5, 0.5, 0.5]"
+    assert "EXIF" in about["decoding"] and "transparent" in about["decoding"] and "16-bit" in about["decoding"]
     assert about["identity"] == f'"{model.identity}"' and "threshold" not in about
     (taken,), (given,) = content.graph.input, content.graph.output
     assert (taken.name, given.name) == ("images", "embeddings")

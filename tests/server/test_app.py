@@ -22,6 +22,7 @@ from serving import COLORS, HERE, QUICK, TOKEN, client_of, make_catalog, make_ha
 from starlette.testclient import TestClient
 
 from orthoproxy.catalog.catalog import Catalog, image_id
+from orthoproxy.catalog.index import migrate
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.server.app import PAGE, make_app
@@ -372,6 +373,9 @@ def test_everything_needs_the_token_and_other_bodies_are_small(service: Service)
         assert client.get(path).status_code == 401
     assert client.get("/catalogs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/", auth=("anybody", TOKEN)).status_code == 200  # the page, as a browser asks for it
+    cookies = ['settings={"a": [1, "b"]}; plain; =; seen=Tue, 01-Dec-2026 09:00:00 GMT', "list[]=1; é=(x); a=b=c"]
+    headers = [("authorization", f"Bearer {TOKEN}"), *(("cookie", cookie.encode("latin-1")) for cookie in cookies)]
+    assert [client.get(path, headers=headers).status_code for path in ("/catalogs", f"{PAGE}/")] == [200, 200]
     joining = client.post(f"{PAGE}/gradio_api/queue/join", content=bytes(100_000), auth=("anybody", TOKEN))
     assert joining.status_code == 413
 
@@ -420,12 +424,21 @@ def test_a_catalog_without_its_model_is_searched_by_id(service: Service, root: P
 
 
 def test_a_model_that_has_changed_is_an_error(tmp_path: Path, root: Path) -> None:
-    make_model(5).save(tmp_path / "model")
-    with make_catalog(tmp_path / "catalog", make_model(4), root, ["green/0.png"]) as catalog:
-        catalog.move(model_path=str(tmp_path / "model"))
+    model = str(tmp_path / "model")
+    make_model(4).save(Path(model))
+    make_catalog(tmp_path / "catalog", make_model(4), root, ["green/0.png", "red/0.png"], model).close()
+    catalog, other = (Catalog.open(str(tmp_path / "catalog")) for _ in range(2))
+    with client_of(make_app(Service({"catalog": catalog}, [], QUICK))) as client, other:
+        make_model(5).save(Path(model))
         with pytest.raises(InputError) as caught:
-            Service({"catalog": catalog}, [], QUICK)
+            Service({"catalog": other}, [], QUICK)
         assert caught.value.field == "models"
+        best = client.post("/search", files={"image": file(root)}).json()["results"][0]  # by the model it has loaded
+        assert best["id"] == GREEN and best["similarity"] > 0.999
+        migrate(other, make_model(5), model)
+        for ask in ({"files": {"image": file(root)}}, {"json": {"id": GREEN}}):
+            answer = client.post("/search", **ask)
+            assert answer.status_code == 503 and "restart" in answer.json()["error"]["hint"]
 
 
 def test_the_api_description_names_every_route_and_body(client: TestClient) -> None:

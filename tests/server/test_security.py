@@ -78,6 +78,7 @@ def test_pages_of_other_origins_may_only_link() -> None:
     same, foreign = "http://127.0.0.1:7860", ["http://127.0.0.1:8000", "http://evil.example", "null", "http://["]
     assert statuses(client, "origin", same, *foreign) == [200, 403, 403, 403, 403]
     assert statuses(client, "sec-fetch-site", "same-origin", "none", "same-site", "cross-site") == [200, 200, 403, 403]
+    assert "--name" in client.get("/here", headers={"origin": "null"}).json()["error"]["hint"]
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     assert client.get("/here", headers=link).status_code == 200
     assert client.post("/here", headers=link).status_code == 403
