@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pytest
 from catalog_rows import DIM, some, write_parts
 from errors import error_of
-from servers import milvus_server, s3_server
 
 from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
@@ -23,6 +21,8 @@ from orthoproxy.catalog.filters import parse_filter
 from orthoproxy.catalog.index import fit_index, recall_measure
 from orthoproxy.catalog.lance import LanceStore, matches
 from orthoproxy.core.errors import InputError
+from orthoproxy.server.schemas import SearchOptions
+from orthoproxy.server.service import Service
 
 AWKWARD = [
     '"', "'", "\\", "a\\", "%", "_", "ä ö", "日本", "a\tb", "a\nb", " x ", "']", '" or path == "', "null", "\x7f",
@@ -31,28 +31,7 @@ AWKWARD = [
 OF_CLASS_3 = [f"3/{number}.png" for number in range(10_000)]
 
 
-@pytest.fixture(scope="session")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
-        yield address
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with (
-        s3_server(tmp_path_factory.mktemp("s3") / "data", "bucket") as variables,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield "s3://bucket"
-
-
-@pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.server) for name in ("milvus", "s3"))])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "folder":
-        return str(tmp_path / "catalog")
-    return f"{request.getfixturevalue(request.param)}/test_{uuid.uuid4().hex}"
+FOLDER_OR_S3 = ["folder", pytest.param("s3", marks=pytest.mark.server)]
 
 
 @pytest.fixture
@@ -254,12 +233,20 @@ def test_an_index_above_a_size_with_its_recall_measured(catalog: Catalog) -> Non
     recall = fit_index(catalog)
     assert catalog.store.index_type in ("IVF", "HNSW") and fit_index(catalog) is None
     assert recall is not None and 0.9 < recall <= 1
-    for where in ("path like '0/%'", "path == '1/1.png'", "label == 'none'", "label != 'class 0'"):
+    queries, is_exact = some(10, seed=1)[1], catalog.store.index_type == "IVF"  # with a condition
+    for where in (
+        "path like '0/%'",
+        "path like '0/1%'",
+        "path == '1/1.png'",
+        "label == 'none'",
+        "label != 'class 0'",
+    ):
         allowed = rows[catalog_rows(rows, where)]
-        hits = catalog.search(embeddings[:1], 10, where)[0]
-        assert len(hits) == min(10, len(allowed)) and set(keys(hits)) <= set(allowed["id"])
-        if catalog.store.index_type == "IVF":  # exact with a condition
-            assert keys(hits) == nearest(allowed, embeddings[allowed.index], embeddings[0], 10)
+        found = [keys(hits) for hits in catalog.search(queries, 10, where)]
+        exact = [nearest(allowed, embeddings[allowed.index], query, 10) for query in queries]
+        assert all(len(one) == min(10, len(allowed)) and {*one} <= {*allowed["id"]} for one in found)
+        missed = sum(len({*best} - {*one}) for best, one in zip(exact, found, strict=True))
+        assert found == exact if is_exact else missed <= 0.01 * sum(map(len, exact))
     catalog.upsert(*some(3200))  # rows that the index does not have yet
     new = some(3200)[1][3100]
     assert keys(catalog.search(new[None], 1)[0]) == [image_id("0/3100.png")]
@@ -309,12 +296,13 @@ def test_the_rows_in_memory_are_read_once_for_each_version(folder: Path, monkeyp
         assert len(reads) == 2
 
 
-def test_the_last_changes_can_be_undone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", FOLDER_OR_S3, indirect=True)
+def test_the_last_changes_can_be_undone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "MAX_CHANGES", 3)
     monkeypatch.setattr(lance, "MAX_VERSIONS", 0)
     rows, embeddings = some(60)
-    with Catalog.create(str(folder), DIM, "m", "p") as catalog, Catalog.open(str(folder)) as reader:
-        assert error_of(catalog.store.undo).path == str(folder)
+    with Catalog.create(address, DIM, "m", "p") as catalog, Catalog.open(address) as reader:
+        assert error_of(catalog.store.undo).path == address
         for first in range(0, 60, 10):
             with catalog.store.undoable():
                 catalog.upsert(rows[first : first + 10], embeddings[first : first + 10])
@@ -353,19 +341,40 @@ def test_a_read_only_folder_can_be_searched() -> None:
                 path.chmod(0o755)
 
 
-def test_a_search_sees_all_of_a_change_or_nothing(folder: Path) -> None:
-    rows, embeddings = some(300)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_search_sees_all_of_a_change_or_nothing(indexed: bool, folder: Path) -> None:
+    rows, embeddings = some(100)
     with Catalog.create(str(folder), DIM, "m", "p") as writer, Catalog.open(str(folder)) as reader:
         writer.upsert(rows.assign(label="0"), embeddings)
+        if indexed:
+            writer.store.exact_below = reader.store.exact_below = 0
+            assert fit_index(writer) is not None
+        service = Service({"x": reader})
         changes = threading.Thread(
             target=lambda: [writer.upsert(rows.assign(label=str(number)), embeddings) for number in range(20)]
         )
         changes.start()
         seen = []
         while changes.is_alive():
-            seen.append({hit.label for hit in reader.search(embeddings[:1], 300)[0]})
+            results = service.search_embedding(embeddings[0].tolist(), SearchOptions(k=100)).results
+            seen.append((len(results), *{result.label for result in results}))
         changes.join()
-    assert all(len(labels) == 1 for labels in seen) and len({*map(frozenset, seen)}) > 1
+        service.close()
+    assert all(len(one) == 2 and one[0] == 100 for one in seen) and len({*seen}) > 1
+
+
+@pytest.mark.parametrize("address", FOLDER_OR_S3, indirect=True)
+def test_servers_over_one_catalog_find_what_another_wrote(address: str) -> None:
+    rows, embeddings = some(30)
+    Catalog.create(address, DIM, "m", "p").close()
+    one, other = (Service({"x": Catalog.open(address)}) for _ in range(2))
+    for last, writer in ((20, one), (30, other)):
+        writer.catalogs["x"].catalog.upsert(rows[:last], embeddings[:last])
+        for service in (one, other):
+            found = service.search_id(rows["id"][last - 1], SearchOptions(k=30)).results
+            assert {result.id for result in found} == {*rows["id"][: last - 1]}
+    one.close()
+    other.close()
 
 
 def test_an_index_that_was_interrupted_is_built_again(folder: Path) -> None:

@@ -49,7 +49,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
 
 
-def create(place: Path, embedder: Embedder, root: Path) -> Catalog:
+def create(place: Path | str, embedder: Embedder, root: Path) -> Catalog:
     return Catalog.create(str(place), embedder.embedding_dim, embedder.identity, "", root)
 
 
@@ -57,9 +57,9 @@ def everything(catalog: Catalog) -> pd.DataFrame:
     return pd.concat(catalog.iterate_rows()).sort_values("id", ignore_index=True)
 
 
-def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: Path) -> None:
+def test_images_get_their_embeddings(address: str, embedder: Embedder, pictures: Path) -> None:
     told: list[tuple[int, int]] = []
-    with create(place, embedder, pictures) as catalog:
+    with create(address, embedder, pictures) as catalog:
         changes = index_images(
             catalog, read_collection(pictures), embedder, batch_size=2, report=lambda *step: told.append(step)
         )
@@ -74,6 +74,10 @@ def test_images_get_their_embeddings(place: Path, embedder: Embedder, pictures: 
         np.testing.assert_allclose(np.stack(kept["embedding"].tolist()), embedder.embed(files), atol=1e-5)
 
 
+def nearest_others(embeddings: np.ndarray) -> np.ndarray:
+    return (embeddings @ embeddings.T - 3 * np.eye(len(embeddings))).argmax(axis=1)
+
+
 class Counting(Embedder):
     """Counts the images that it embeds."""
 
@@ -84,9 +88,9 @@ class Counting(Embedder):
         return super().embed(images, *args, **options)
 
 
-def test_again_only_what_changed_is_embedded(place: Path, tiny_encoder: Encoder, pictures: Path) -> None:
+def test_again_only_what_changed_is_embedded(address: str, tiny_encoder: Encoder, pictures: Path) -> None:
     embedder = Counting(tiny_encoder)
-    with create(place, embedder, pictures) as catalog:
+    with create(address, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures), embedder)
         before = everything(catalog)
         for name, color in (("0", "yellow"), ("new", "purple")):  # changed, new
@@ -111,11 +115,11 @@ def test_again_only_what_changed_is_embedded(place: Path, tiny_encoder: Encoder,
         assert len(catalog) == 13
 
 
-def test_another_label_keeps_the_embedding(place: Path, tiny_encoder: Encoder, pictures: Path) -> None:
+def test_another_label_keeps_the_embedding(address: str, tiny_encoder: Encoder, pictures: Path) -> None:
     embedder = Counting(tiny_encoder)
     listed = pd.DataFrame({"path": ["red/0.png", "red/1.png"], "label": ["rose", "rose"], "group": ["a", "a"]})
     listed.to_csv(pictures / "list.csv", index=False)
-    with create(place, embedder, pictures) as catalog:
+    with create(address, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures / "list.csv"), embedder)
         before = catalog.get([image_id("red/0.png")], with_embeddings=True)
         listed.assign(label=["tulip", "rose"]).to_csv(pictures / "list.csv", index=False)
@@ -162,12 +166,16 @@ def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> 
         assert len(images_to_prune(catalog, there, limit=1)) == 1
 
 
-def test_pruning_by_embeddings_keeps_images_that_could_not_be_read(
+def test_an_image_that_can_no_longer_be_read_keeps_its_row(
     place: Path, embedder: Embedder, pictures: Path, tmp_path: Path
 ) -> None:
     with create(place, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures), embedder)
+        before = catalog.get([image_id("red/0.png")], with_embeddings=True)
         (pictures / "red" / "0.png").write_bytes(b"no picture")
+        changes = index_images(catalog, read_collection(pictures), embedder)
+        assert (len(changes.unreadable), changes.unchanged) == (1, 11)
+        pd.testing.assert_frame_equal(catalog.get([image_id("red/0.png")], with_embeddings=True), before)
         embed_collection(embedder, "runs/x", read_collection(pictures), tmp_path / "embeddings")
         assert images_to_prune(catalog, index_embeddings(catalog, tmp_path / "embeddings").ids).empty
 
@@ -198,11 +206,11 @@ def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pic
         assert len(catalog) == 0
 
 
-def test_embeddings_are_taken_over(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
+def test_embeddings_are_taken_over(address: str, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
     collection, folder = read_collection(pictures), tmp_path / "embeddings"
     embed_collection(embedder, "runs/x", collection, folder, part_size=5)
     told: list[tuple[int, int]] = []
-    with create(place, embedder, pictures) as catalog:
+    with create(address, embedder, pictures) as catalog:
         changes = index_embeddings(catalog, folder, lambda *step: told.append(step))
         assert (changes.added, changes.replaced, changes.unchanged) == (12, 0, 0)
         assert told == [(5, 12), (10, 12), (12, 12)]
@@ -292,8 +300,11 @@ def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
     (pictures / "blue" / "0.png").rename(pictures / "away.png")
     assert "blue/0.png" in error_of(migrate, catalog, new, "new", batch_size=2).problem
     (pictures / "away.png").rename(pictures / "blue" / "0.png")
-    assert migrate(catalog, new, "new", batch_size=2)[0] == 11
+    counts = migrate(catalog, new, "new", batch_size=2)
     assert new.images == 11
+    files = [pictures / path for path in before["path"]]
+    old_nearest, new_nearest = (nearest_others(model.embed(files)) for model in (embedder, new))
+    assert counts == (11, (old_nearest != new_nearest).sum())
 
     query = new.embed([pictures / "green" / "1.png"])
     with Catalog.open(str(place)) as migrated:
@@ -362,8 +373,8 @@ def test_moved_images_are_found_below_the_new_root(place: Path, embedder: Embedd
         assert index_images(catalog, read_collection(moved), embedder).unchanged == 12
 
 
-def test_images_and_folders_are_deleted(place: Path, embedder: Embedder, pictures: Path) -> None:
-    with create(place, embedder, pictures) as catalog:
+def test_images_and_folders_are_deleted(address: str, embedder: Embedder, pictures: Path) -> None:
+    with create(address, embedder, pictures) as catalog:
         index_images(catalog, read_collection(pictures), embedder)
         assert delete_paths(catalog, ["red/0.png", str(pictures / "red" / "1.png"), "blue"]) == 6
         assert sorted(everything(catalog)["path"]) == [*(f"green/{n}.png" for n in range(4)), "red/2.png", "red/3.png"]
