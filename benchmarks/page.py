@@ -86,7 +86,7 @@ SECTIONS = (
         "First answer",
         ("cold",),
         "`orthoproxy search` in a fresh process, with the icons model of `make demo`. With a model in ONNX, which does "
-        "without PyTorch, most of it is the import of LanceDB.",
+        "without PyTorch, most of it is the import of LanceDB; with a run, that of timm, which imports PyTorch, too.",
     ),
     (
         "HTTP search",
