@@ -203,7 +203,7 @@ def test_own_folder_and_csv_file(image_folder: Path, tmp_path: Path) -> None:
     assert checks["almost black images"]["items"] == [str(root / "red" / "12 bits.png")]
     assert checks["unlisted images"]["items"] == [str(root / "loose.png")]
     assert checks["exact duplicates across classes"]["count"] == 1
-    assert run("describe", root, "--ignore", "green", "--ignore", "*/0.png")["all"] == {"images": 6, "classes": 2}
+    assert run("describe", root, "--ignore", "green", "--ignore", "*/0.png")["all"] == {"images": 7, "classes": 2}
     assert checks_of(run("verify", root, "--ignore", "green", "--ignore", "loose*"))["unlisted images"]["count"] == 0
     rows = ["path,label,split", "images/red/0.png,red,train", "images/red/1.png,red,train", "images/blue/1.png,blue,"]
     (tmp_path / "list.csv").write_text("\n".join(rows))

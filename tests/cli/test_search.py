@@ -205,7 +205,7 @@ def test_augmented_embeddings_are_searched_by_augmented_queries(catalog: Path, i
     assert hit["path"] == str(image) and hit["similarity"] == pytest.approx(1, abs=1e-5)
     plain = Embedder.load(model).embed(image)
     with Catalog.open(str(place)) as opened:
-        assert opened.search(plain, k=1)[0][0].similarity < 1 - 1e-4
+        assert opened.search(plain, k=1)[0][0].similarity < 1 - 1e-5
     assert input_error(["search", place, image, "--min-similarity", "auto"]).field == "min_similarity"
     assert input_error(["index", place, image_folder, "--model", model, "--workers", 0]).field == "model"
     shutil.copytree(model, tmp_path / "moved")
