@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ import pytest
 from command_line import input_error
 from errors import error_of
 from PIL import Image
+from servers import forwarded
 
 from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.catalog.index import delete_paths, images_to_prune, index_embeddings, index_images, migrate
+from orthoproxy.cli.main import main
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_collection
 from orthoproxy.embedding.collections import embed_collection
@@ -380,6 +383,20 @@ def test_images_and_folders_are_deleted(address: str, embedder: Embedder, pictur
         assert sorted(everything(catalog)["path"]) == [*(f"green/{n}.png" for n in range(4)), "red/2.png", "red/3.png"]
         assert error_of(delete_paths, catalog, ["green/0.png", "gree"]).path == "gree"
         assert len(catalog) == 6
+
+
+@pytest.mark.server
+def test_a_server_that_is_lost_is_an_error_of_one_line(
+    milvus: str, embedder: Embedder, pictures: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder.save(tmp_path / "model")
+    with ExitStack() as server:
+        address = f"{server.enter_context(forwarded(milvus, tmp_path))}/lost"
+        monkeypatch.setattr("orthoproxy.cli.index._print_progress", lambda *_: server.close())  # after the first write
+        words = ["--model", str(tmp_path / "model"), "--batch-size", "1", "--workers", "0"]
+        assert main(["index", address, str(pictures), *words]) == 2
+    [error] = capfd.readouterr().err.splitlines()
+    assert error.startswith(f"orthoproxy: {address}: ")
 
 
 # ---- kills

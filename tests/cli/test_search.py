@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import RECIPE, input_error, json_of
-from servers import milvus_server
 
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
@@ -132,19 +130,6 @@ def test_index_again_prune_delete_and_info(
     assert json_of([*new, "--undo", "--info"])["info"]["images"] == 8
     assert input_error(new).field == "images"
     assert input_error(["index", tmp_path / "new", image_folder]).field == "model"
-
-
-@pytest.mark.server
-def test_a_server_that_dies_is_an_error_of_one_line(
-    catalog: Path, image_folder: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with ExitStack() as server:
-        address = server.enter_context(milvus_server(tmp_path / "milvus"))
-        monkeypatch.setattr("orthoproxy.cli.index._print_progress", lambda *_: server.close())  # after the first write
-        words = ["--model", str(catalog.parent / "model"), "--batch-size", "1", "--workers", "0"]
-        assert main(["index", address, str(image_folder / "list.csv"), *words]) == 2
-    [error] = capfd.readouterr().err.splitlines()
-    assert error.startswith(f"orthoproxy: {address}: ")
 
 
 def test_the_model_may_be_moved_but_not_replaced(catalog: Path, image_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import urllib.request
 import venv
 from collections.abc import Iterator
@@ -35,6 +36,20 @@ print("port", server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 server.stop()
 """
+FORWARD = """
+import asyncio, sys
+async def copy(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+async def connect(reader, writer):
+    back, forth = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+    await asyncio.gather(copy(reader, forth), copy(back, writer))
+async def main():
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    print("port", server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+asyncio.run(main())
+"""
 
 
 @contextmanager
@@ -58,6 +73,14 @@ def s3_server(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
         urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
         account = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
         yield {**account, "AWS_ENDPOINT": address, "AWS_ALLOW_HTTP": "true"}
+
+
+@contextmanager
+def forwarded(address: str, folder: Path) -> Iterator[str]:
+    """Give another address of a server, which is as if the server was lost once the context ends."""
+    host, port = address.rsplit(":", 1)
+    with _running([sys.executable, "-c", FORWARD, port], folder) as new:
+        yield f"{host}:{new}"
 
 
 @contextmanager

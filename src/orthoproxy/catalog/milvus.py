@@ -183,9 +183,15 @@ def to_expression(condition: Condition) -> str:
         case Not(inner):
             return f"not ({to_expression(inner)})"
         case And(conditions):
-            return " and ".join(f"({to_expression(part)})" for part in conditions)
+            return _join([to_expression(part) for part in conditions], "and")
         case Or(conditions):
-            return " or ".join(f"({to_expression(part)})" for part in conditions)
+            return _join([to_expression(part) for part in conditions], "or")
+
+
+def _join(parts: list[str], word: str) -> str:
+    """Join expressions as a balanced tree, as Milvus does not parse a deep one."""
+    half = len(parts) // 2
+    return f"({_join(parts[:half], word)}) {word} ({_join(parts[half:], word)})" if half else parts[0]
 
 
 def _quote(text: str) -> str:
