@@ -123,6 +123,15 @@ def test_an_unfinished_trial_continues_from_its_checkpoint(study, folder, paths,
     assert last.stat().st_mtime_ns == saved
 
 
+def test_a_trial_without_a_result_is_trained_and_evaluated_at_once(study, folder, paths):
+    out = StudyPaths(folder / "at-once", folder / "at-once.parquet")
+    at_once = evaluate_trial(study, FROZEN, out)
+    assert not out.run(FROZEN).folder.exists()
+    assert at_once.retrained is None
+    again = evaluate_trial(study, FROZEN, paths, train_trial(study, FROZEN, paths))
+    assert (at_once.test, at_once.validation) == (again.test, again.validation)
+
+
 def test_a_frozen_trial_leaves_no_run_folder_and_is_trained_again_for_the_test_classes(study, paths):
     trained = train_trial(study, FROZEN, paths)
     assert not paths.run(FROZEN).folder.exists()
@@ -139,6 +148,8 @@ def test_a_diverged_trial_is_a_result(study, paths):
     assert (result.trial, result.validation) == (trial.name, None)
     assert "step" in result.failed
     assert read_trial(paths.trial(trial)) == result
+    shutil.rmtree(paths.run(trial).folder)
+    assert evaluate_trial(study, trial, paths).failed == result.failed
     shutil.rmtree(paths.run(trial).folder)
     with pytest.raises(DivergedError, match=trial.name):  # and where it is to be trained again, an error
         evaluate_trial(study, trial, paths, make_result(study, trial, evaluated=False))

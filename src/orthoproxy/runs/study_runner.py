@@ -48,14 +48,14 @@ class StudyRunner:
         for name, trial in self.study.possible_trials.items():
             if name in self.results:
                 check_options(self.study, trial, self.results[name])
-        self._work(self.train, self._missing(self.study.tuning_trials), "to train")
+        tuning = [t for t in self.study.tuning_trials if self.study.methods[t.method].choose]
+        self._work(self.train, [t for t in tuning if t.name not in self.results], "to train, to choose settings")
         for name, setting in self.chosen.items():
             if setting is None:
                 _print(f"{name}: no setting trained with all tuning seeds, so none is chosen")
             elif setting:
                 _print(f"{name}: chosen on validation classes: {format_setting(setting)}")
-        self._work(self.train, self._missing(self.final_trials), "to train with the remaining seeds")
-        self._work(self.evaluate, self._unevaluated(), "to evaluate on the test classes")
+        self._work(self.evaluate, self._unfinished(), "to train unless they are, and to evaluate on the test classes")
         self.save()
 
     def load(self) -> None:
@@ -90,12 +90,9 @@ class StudyRunner:
         chosen = [(name, setting) for name, setting in self.chosen.items() if setting is not None]
         return [trial for name, setting in chosen for trial in self.study.final_trials(name, setting)]
 
-    def _missing(self, trials: Sequence[Trial]) -> list[Trial]:
-        return [trial for trial in trials if trial.name not in self.results]
-
-    def _unevaluated(self) -> list[Trial]:
-        trained = [trial for trial in self.final_trials if trial.name in self.results]
-        return [t for t in trained if not (self.results[t.name].test or self.results[t.name].failed)]
+    def _unfinished(self) -> list[Trial]:
+        known = [(trial, self.results.get(trial.name)) for trial in self.final_trials]
+        return [trial for trial, result in known if not (result and (result.test or result.failed))]
 
     def expected_seconds(self, method: str) -> float | None:
         """Estimate the duration of a trial from the method's trials, from all trials, or from the study."""
@@ -109,7 +106,7 @@ class StudyRunner:
             return
         start = time.monotonic()
         _print(f"{self.study.name}: {len(trials)} trials {what}")
-        known = [[self.results[trial.name]] if task is self.evaluate else [] for trial in trials]
+        known = [[self.results[trial.name]] if trial.name in self.results else [] for trial in trials]
         arguments = [(self.study, trial, self.paths, *result) for trial, result in zip(trials, known, strict=True)]
         serial = self.processes == 1
         results = starmap(task, arguments) if serial else _run_in_processes(task, arguments, self.processes)

@@ -123,9 +123,14 @@ def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
 def train_trial(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
     """Train a trial, or resume it, and write its result without test scores.
 
-    The output of the training goes to ``log.txt`` in the run folder. With a frozen encoder the folder is then removed:
-    it takes megabytes, and training again takes seconds. A training that diverged is a result, too.
+    The output of the training goes to ``log.txt`` in the run folder. A training that diverged is a result, too.
     """
+    result = _train(study, trial, paths)
+    _remove_if_frozen(study, trial, paths)
+    return result
+
+
+def _train(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
     start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
     outcome: dict[str, Any]
     try:
@@ -146,16 +151,23 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
         **outcome,
     )
     write_trial(result, paths.trial(trial))
-    if config.encoder.freeze:
-        shutil.rmtree(run.folder)
     return result
 
 
-def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
-    """Evaluate a trial on the test classes, and add the scores to its result.
+def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult | None = None) -> TrialResult:
+    """Train a trial unless it has a result, evaluate it on the test classes, and add the scores to the result.
 
-    If the run folder is gone, the trial is trained again, and ``retrained`` records that; all else stays as it was.
+    If the run folder of a result is gone, the trial is trained again, and ``retrained`` records that; all else stays as
+    it was.
     """
+    result = result or _train(study, trial, paths)
+    if not result.failed:
+        result = _evaluate(study, trial, paths, result)
+    _remove_if_frozen(study, trial, paths)
+    return result
+
+
+def _evaluate(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
     config, run = configure_trial(study, trial), paths.run(trial)
     retrained = not run.has_model
     try:
@@ -167,9 +179,13 @@ def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialR
     updates = {"test": test, "retrained": _date_and_environment(run) if retrained else None}
     result = result.model_copy(update=updates)
     write_trial(result, paths.trial(trial))
-    if config.encoder.freeze:
-        shutil.rmtree(run.folder)
     return result
+
+
+def _remove_if_frozen(study: Study, trial: Trial, paths: StudyPaths) -> None:
+    """Remove the run folder of a frozen encoder: it takes megabytes, and training again takes seconds."""
+    if configure_trial(study, trial).encoder.freeze:
+        shutil.rmtree(paths.run(trial).folder)
 
 
 def _date_and_environment(run: RunFolder) -> dict[str, Any]:
