@@ -8,10 +8,18 @@ import pytest
 from errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import make_config, make_photos
 
 from orthoproxy.data import assign_split, hold_out_validation, make_table
 from orthoproxy.data.audit.describe import count_images, describe_images
-from orthoproxy.data.table import evaluation_images, rank_by_hash, select_split, split_images
+from orthoproxy.data.table import (
+    evaluation_images,
+    limit_training_images,
+    rank_by_hash,
+    select_split,
+    split_images,
+)
+from orthoproxy.runs.dataset import split_table
 
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
 
@@ -189,3 +197,24 @@ def test_known_classes_search_among_the_training_images() -> None:
     assert (split_images(held_out, Path("/photos"), 0.0, 0.3).split == "validation").sum() == 4
     unseen = table[table.label != "x"].reset_index(drop=True)
     assert evaluation_images(unseen, "test").equals(select_split(unseen, "test"))
+
+
+@given(SIZES, st.integers(1, 20), st.integers(0, 3))
+def test_only_training_images_are_limited(sizes: dict[str, int], count: int, seed: int) -> None:
+    table = split_images(photos(sizes, more=1), Path("/photos"), 0.3, 0.2)
+    limited = limit_training_images(table, count, seed)
+    others = table.split != "train"
+    assert limited[limited.split != "train"].path.tolist() == table[others].path.tolist()
+    found, available = (select_split(of, "train").label.value_counts() for of in (limited, table))
+    assert found.to_dict() == available.clip(upper=count).to_dict()
+    assert limited.equals(limit_training_images(table, count, seed)) and limited.index.equals(
+        pd.RangeIndex(len(limited))
+    )
+
+
+def test_the_seed_of_a_run_draws_its_training_images(tmp_path: Path) -> None:
+    make_photos(tmp_path)
+    options = {"data.max_images_per_class": 2}
+    tables = [split_table(make_config(tmp_path, options | {"training.seed": seed})) for seed in (0, 1)]
+    assert [select_split(table, "train").label.value_counts().unique().tolist() for table in tables] == [[2], [2]]
+    assert not tables[0].equals(tables[1])

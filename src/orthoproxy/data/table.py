@@ -222,6 +222,12 @@ def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validati
     return table
 
 
+def limit_training_images(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Drop all but `count` training images of each class, drawn at random."""
+    shuffled = table[table["split"] == "train"].sample(frac=1, random_state=seed)
+    return table.drop(shuffled.index[shuffled.groupby("label").cumcount() >= count]).reset_index(drop=True)
+
+
 def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return the rows of one split, with an index from 0."""
     return table[table["split"] == split].reset_index(drop=True)

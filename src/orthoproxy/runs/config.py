@@ -91,6 +91,8 @@ class DataConfig(Section):
     """Names of the test classes, instead of a fraction."""
     validation_fraction: Fraction = 0.1
     """Fraction of the training classes, or images of each, held out for validation, chosen in the same way."""
+    max_images_per_class: PositiveInt | None = None
+    """Train on this many images of each class at most, drawn with training.seed; null for all."""
     resize: PositiveInt | Literal["stretch"] | None = None
     """Shorter side in pixels before the center crop of evaluation; null for encoder.image_size * 256 / 224; stretch
     resizes the whole image to a square, for images far from square."""

@@ -37,7 +37,13 @@ from orthoproxy.data.audit.duplicates import duplicates_across_splits, find_copi
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.sources.folder import split_folders
 from orthoproxy.data.sources.packed import SUFFIXES, unpack
-from orthoproxy.data.table import class_numbers, evaluation_images, select_split, split_images
+from orthoproxy.data.table import (
+    class_numbers,
+    evaluation_images,
+    limit_training_images,
+    select_split,
+    split_images,
+)
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
 from orthoproxy.runs.config import Config, DataConfig
@@ -106,6 +112,8 @@ def split_table(config: Config) -> pd.DataFrame:
         else:
             table = assign_split(table, data.test_fraction, data.test_classes)
             table = hold_out_validation(table, validation)
+    if data.max_images_per_class:
+        table = limit_training_images(table, data.max_images_per_class, config.training.seed)
     if not (table["split"] == "train").any():
         raise InputError("no class is left for training", field="data.test_fraction", hint="lower it or add classes")
     return table
