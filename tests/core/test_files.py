@@ -6,10 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from errors import error_of
 from fault_injection import kill_at
 
 from orthoproxy.core.errors import InputError
@@ -40,17 +43,12 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
     assert link.is_symlink() and path.read_text() == "after"
 
 
-def _write_after_kill_at(stage: str, path: Path) -> None:
-    kill_at(f"{path.name} {stage}:1")
-    atomic_write(path, b"after" * LONG)
-
-
 @pytest.mark.parametrize("stage", ["half", "unflushed", "flushed", "renamed"])
 def test_killed_while_a_file_is_written(tmp_path: Path, stage: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
     (tmp_path / ".b.tmp").touch()  # of somebody else
-    process = fork(_write_after_kill_at, stage, path)
+    process = fork(lambda: (kill_at(f"{path.name} {stage}:1"), atomic_write(path, b"after" * LONG)))
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert path.read_text() == ("after" * LONG if stage == "renamed" else "before")
@@ -68,54 +66,30 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     writer.join()
 
 
-# ---- locks
-
-
-def assert_in_use(folder: Path) -> None:
-    with pytest.raises(InputError) as caught, folder_lock(folder, "out"):
-        pass
-    assert caught.value.field == "out" and caught.value.path == folder
-    assert f"process {os.getpid()} on " in caught.value.problem
-
-
-def test_a_lock_excludes_its_own_process_and_thread(tmp_path: Path) -> None:
-    folder, errors = tmp_path / "folder", []
-
-    def try_in_thread() -> None:
-        try:
-            assert_in_use(folder)
-        except BaseException as error:
-            errors.append(error)
-
-    with folder_lock(folder):
-        assert_in_use(folder)
-        thread = threading.Thread(target=try_in_thread)
-        thread.start()
-        thread.join()
-        assert not errors and (folder / ".lock").exists()
-    assert not folder.exists()
-    with folder_lock(folder):
-        (folder / "model").touch()
-    assert [path.name for path in folder.iterdir()] == ["model"]
-
-
-def _take_in_turn(folder: Path, counter: Path, times: int) -> None:
-    while times:
-        try:
-            with folder_lock(folder):
-                counter.write_text(str(int(counter.read_text()) + 1))
-                times -= 1
-        except InputError:
-            time.sleep(0.0001)
+def test_a_lock_excludes_other_threads_of_its_own_process(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "folder"), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(error_of, folder_lock(tmp_path / "folder", "out").__enter__).result()
+        (tmp_path / "folder" / "model").touch()
+    assert (error.field, error.path) == ("out", tmp_path / "folder")
+    assert f"process {os.getpid()} on " in error.problem
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["model"]
 
 
 def test_a_lock_taken_and_removed_often_has_one_holder_at_a_time(tmp_path: Path) -> None:
-    (tmp_path / "counter").write_text("0")
-    processes = [fork(_take_in_turn, tmp_path / "folder", tmp_path / "counter", 200) for _ in range(3)]
+    (counter := tmp_path / "counter").write_text("0")
+
+    def take_in_turn(times: int) -> None:
+        while times:
+            with suppress(InputError), folder_lock(tmp_path / "folder"):
+                counter.write_text(str(int(counter.read_text()) + 1))
+                times -= 1
+            time.sleep(0.0001)
+
+    processes = [fork(take_in_turn, 200) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert (tmp_path / "counter").read_text() == "600" and not (tmp_path / "folder").exists()
+    assert counter.read_text() == "600" and not (tmp_path / "folder").exists()
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path: Path) -> None:

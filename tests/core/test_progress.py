@@ -1,30 +1,16 @@
-"""Lines in a log, a bar in a terminal, and times."""
+"""Lines in a log, and a bar in a terminal."""
 
-import pytest
+from types import SimpleNamespace
+
 from rich.console import Console
 
 from orthoproxy.core import progress
-from orthoproxy.core.progress import Progress, duration, track
+from orthoproxy.core.progress import Progress
 
 
-class Clock:
-    """A clock that stands still until told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def test_a_log_gets_a_line_now_and_then_with_the_time_left(monkeypatch, capsys) -> None:
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(progress, "time", clock)
-    return clock
-
-
-def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("embed", total=100, done=20, every=10) as shown:  # 20 by an earlier run
         shown.note = "loss 2.5"
         for _ in range(40):
@@ -46,17 +32,3 @@ def test_a_terminal_gets_a_bar_with_count_and_note(monkeypatch, capsys) -> None:
     written = capsys.readouterr().err
     assert "embed" in written and "2/4" in written and "loss 2.5" in written
     assert "epoch 1: [loss] 2.5" in written
-
-
-def test_track_passes_items_on_and_counts_them(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    seen = []
-    for item in track("abc", "spell", total=3):
-        seen.append(item)
-        clock.now += 11
-    counts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert seen == ["a", "b", "c"] and counts == ["spell 1/3", "spell 2/3", "spell 3/3"]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599.5, "1:00:00"), (90061, "25:01:01")])
-def test_durations_read_as_clocks(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
