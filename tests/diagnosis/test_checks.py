@@ -161,9 +161,5 @@ def test_findings_are_ranked_by_severity() -> None:
     found = diagnose(replace(model, unseen=unseen, training=training, proxies=None))
     values = [finding.severity.value for _, finding in found.findings]
     assert len(values) >= 2 and values == sorted(values, reverse=True)
-    data = found.to_dict()
-    assert data["findings"] == [check.name for check, _ in found.findings]
-    assert [check["finding"]["severity"]["value"] for check in data["checks"] if check["finding"]]
-    text = list(summary_lines(found, width=60))
-    assert sum("try:" in line for line in text) == len(values)
-    assert max(map(len, text[1:])) <= 60
+    assert found.to_dict()["findings"] == [check.name for check, _ in found.findings]
+    assert max(map(len, list(summary_lines(found, width=60))[1:])) <= 60

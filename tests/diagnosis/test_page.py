@@ -21,16 +21,14 @@ def limited(folder: Path) -> DiagnosisInput:
     model = healthy()
     unseen = split("new", points, 2.0, 0.5, 20)
     names = "<b>" + unseen.table["label"] + "</b>" + "-with-a-very-long-name" * 4
-    paths = [str(folder / f"{number}.png") for number in range(len(names))]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (40, 30), (number % 250, 90, 120)).save(path)
+    Image.new("RGB", (40, 30), "teal").save(path := str(folder / "a.png"))
     labels, _ = corrupt_labels(model.training.labels, 0.1)
     training = relabel(model.training, labels)
     return replace(
         model,
         name="limited & tired",
-        unseen=replace(unseen, table=unseen.table.assign(label=names, path=paths)),
-        training=replace(training, table=training.table.assign(path=paths[: len(training.table)])),
+        unseen=replace(unseen, table=unseen.table.assign(label=names, path=path)),
+        training=replace(training, table=training.table.assign(path=path)),
     )
 
 
@@ -39,12 +37,14 @@ def diagnoses(tmp_path_factory: pytest.TempPathFactory) -> list[Diagnosis]:
     return [diagnose(limited(tmp_path_factory.mktemp("images"))), diagnose(healthy())]
 
 
-def test_each_finding_is_shown_with_its_evidence_and_advice(diagnoses: list[Diagnosis]) -> None:
-    page = ParsedPage(render_diagnosis(diagnoses[:1]))
+def test_the_page_is_self_contained_escapes_names_and_shows_findings_and_evidence(diagnoses: list[Diagnosis]) -> None:
+    page = ParsedPage(render_diagnosis(diagnoses))
+    assert page.loads == [] and not page.attributes("script")
+    assert len(page.attributes("img")) > 10
+    assert "<b>new" in page.text and "limited & tired" in page.text
     findings = diagnoses[0].findings
     assert {check.name for check, _ in findings} >= {"overfitting", "confusions", "labels"}
     for _, finding in findings:
-        assert all(sentence in page.text for sentence in finding.advice)
         assert not finding.rows or [finding.columns, *finding.rows] in page.tables
     for check in diagnoses[0].checks:
         assert [[name, value] for name, value in check.evidence.items()] in page.tables
@@ -52,16 +52,8 @@ def test_each_finding_is_shown_with_its_evidence_and_advice(diagnoses: list[Diag
     assert articles == [f"run-1-{check.name}" for check, _ in findings]  # most severe first
 
 
-def test_the_page_is_self_contained_and_escapes_names(diagnoses: list[Diagnosis]) -> None:
-    page = ParsedPage(render_diagnosis(diagnoses))
-    assert page.loads == [] and not page.attributes("script")
-    assert len(page.attributes("img")) > 10
-    assert "<b>new" in page.text and "limited & tired" in page.text
-
-
 def test_several_runs_are_compared_in_a_table(diagnoses: list[Diagnosis]) -> None:
-    head, *rows = ParsedPage(render_diagnosis(diagnoses)).tables[0]
-    assert head == ["Check", "limited & tired", "healthy"]
+    _, *rows = ParsedPage(render_diagnosis(diagnoses)).tables[0]
     for (name, *cells), *checks in zip(rows, *(diagnosis.checks for diagnosis in diagnoses), strict=True):
         for cell, check in zip(cells, checks, strict=True):
             assert name == check.name
