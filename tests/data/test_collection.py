@@ -51,7 +51,8 @@ def test_a_list_needs_paths_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "field"), [
     ("label\ngull\n", "source"), ("path\n", "source"), ("path,label\n,gull\n", "source"), ("path\n../a.png\n", "root"),
-    ("path\n/elsewhere/a.png\n", "root"), ("path,label\na.png,gull\n./a.png,tern\n", None),
+    ("path,left,top,right,bottom\na.jpg,5,5,5,9\n", "source"), ("path\n/elsewhere/a.png\n", "root"),
+    ("path,label\na.png,gull\n./a.png,tern\n", None),
 ])  # fmt: skip
 def test_the_cause_of_an_unusable_list_is_named(text: str, field: str | None, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(text)

@@ -35,8 +35,7 @@ def test_all_columns_are_read_in_the_order_of_the_file(end: str, encoding: str, 
 
 
 def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "path,label\nx/a.png,cat\n")
-    assert csv_table(path, root=Path("/data")).path.tolist() == ["/data/x/a.png"]
+    write(tmp_path, "path,label\nx/a.png,cat\n")
     monkeypatch.chdir(tmp_path)
     assert csv_table(Path("list.csv"), root=Path("images")).path[0] == str(tmp_path / "images/x/a.png")
     assert csv_table(Path("list.csv")).path[0] == str(tmp_path / "x/a.png")
@@ -47,6 +46,7 @@ def test_paths_start_from_root_where_there_is_one(tmp_path: Path, monkeypatch: p
     [
         "a.png,cat\nb.png,dog\n", "path;label\na.png;cat\n", "", "path,label\n", 'path,label\n"a.png,cat\n',
         "path,label\na.png,\n", "path,label\na.png\n", "path,label\n,cat\n", "path,label,path\na.png,cat,b.png\n",
+        "path,label,left,top,right,bottom\na.jpg,cat,5,5,5,9\n",
         "path,label,split\na.png,cat,training\n", "path,label,role\na.png,cat,probe\n",
         "path,label\na.png,Möwe\n".encode("utf-16"), "path,label\na.png,Möwe\n".encode("latin-1"),
     ],

@@ -1,33 +1,26 @@
-"""A training view depends on its row and seed alone, whoever makes it and whatever was drawn before."""
+"""A training view depends on its row and seed alone; the time limit of workers, and scripts that cannot have any."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from errors import error_of
 
-from orthoproxy.data import (
-    EvaluationImages,
-    TrainingImages,
-    evaluation_transform,
-    folder_table,
-    read_image,
-    training_transform,
-)
-
-
-@pytest.fixture
-def images(image_folder: Path) -> TrainingImages:
-    paths = folder_table(image_folder).path.tolist()
-    return TrainingImages(paths, [number // 4 for number in range(12)], training_transform(32, jitter=0.3))
+from orthoproxy.data import TrainingImages, folder_table, training_transform
+from orthoproxy.data.loading import TIMEOUT_VARIABLE, loader_options
 
 
 def random_states() -> list[object]:
     return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
 
 
-def test_a_view_depends_on_row_and_seed_alone_and_leaves_random_states(images: TrainingImages) -> None:
+def test_a_view_depends_on_row_and_seed_alone_and_leaves_random_states(image_folder: Path) -> None:
+    paths, labels = folder_table(image_folder).path.tolist(), [number // 4 for number in range(12)]
+    images = TrainingImages(paths, labels, training_transform(32, jitter=0.3))
     pixels, label = images[5, 123]
     assert (pixels.shape, pixels.dtype, label) == ((3, 32, 32), torch.uint8, 1)
     torch.manual_seed(99)
@@ -39,10 +32,26 @@ def test_a_view_depends_on_row_and_seed_alone_and_leaves_random_states(images: T
     assert random_states() == before
 
 
-def test_a_fixed_view_is_that_of_the_image_read_as_it_is(images: TrainingImages) -> None:
-    paths, transform = list(images.files)[::-1], evaluation_transform(32)
-    fixed, training = EvaluationImages(paths, transform), TrainingImages(paths, images.labels, transform)
-    assert len(fixed) == len(training) == 12
-    for row, path in enumerate(paths):
-        expected = transform(read_image(path))
-        assert np.array_equal(fixed[row], expected) and np.array_equal(training[row, 1][0], expected)
+SCRIPT = """
+import multiprocessing, sys
+import torch
+from orthoproxy.data.loading import iterate_batches, loader_options
+if multiprocessing.get_start_method(allow_none=True) is None:
+    multiprocessing.set_start_method(sys.argv[1])
+print(list(iterate_batches(torch.utils.data.DataLoader(torch.arange(6), **loader_options(1)))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_script_without_a_main_guard_is_told_so(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "40")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, tmp_path / "script.py", method], capture_output=True, text=True)
+    assert done.returncode == 1 and "__main__" in done.stderr.splitlines()[-1] and "bootstrapping" not in done.stderr
+
+
+def test_the_timeout_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("soon", "-1", "nan", "inf"):
+        monkeypatch.setenv(TIMEOUT_VARIABLE, value)
+        assert error_of(loader_options, 1).field == TIMEOUT_VARIABLE
