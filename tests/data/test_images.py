@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from errors import error_of
 from PIL import Image
 
 from orthoproxy.core.errors import InputError
@@ -102,15 +103,6 @@ UPRIGHT = {  # what the EXIF standard says row 0 and column 0 of the stored pixe
 }
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_exif_orientations_are_turned_upright(suffix: str, tmp_path: Path) -> None:
-    for orientation, upright in UPRIGHT.items():
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(COLORS).save(tmp_path / f"turned.{suffix}", exif=exif)
-        assert_pixels(read_image(tmp_path / f"turned.{suffix}"), upright(COLORS))
-
-
 def photo(size: tuple[int, int] = (75, 50)) -> Image.Image:
     coarse = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -121,15 +113,16 @@ LOSSY = {"jpg": {"quality": 95}, "mpo": {"quality": 95, "save_all": True}, "avif
 
 
 @pytest.mark.parametrize(("suffix", "options"), (LOSSLESS | LOSSY).items())
-def test_every_format_is_turned_once(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_format_is_turned_upright_once(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
     exif, path = Image.Exif(), tmp_path / f"turned.{suffix}"
-    exif[0x0112] = 6
     if suffix == "mpo":
         options = options | {"append_images": [photo()]}
-    photo().save(path, exif=exif, **options)
-    expected = UPRIGHT[6](np.asarray(photo()))
-    assert_pixels(read_image(path), expected, within=0 if suffix in LOSSLESS else 32)
-    assert np.abs(read_pixels(path).astype(float) - expected).mean() < (0.01 if suffix in LOSSLESS else 4)
+    for orientation, upright in UPRIGHT.items():
+        exif[0x0112] = orientation
+        photo().save(path, exif=exif, **options)
+        expected = upright(np.asarray(photo()))
+        assert_pixels(read_image(path), expected, within=0 if suffix in LOSSLESS else 32)
+        assert np.abs(read_pixels(path).astype(float) - expected).mean() < (0.01 if suffix in LOSSLESS else 4)
 
 
 def test_heic_of_a_phone_is_turned_once() -> None:
@@ -198,54 +191,31 @@ def test_damaged_metadata_do_not_cost_the_picture(name: str, tmp_path: Path) -> 
     assert np.array_equal(read_pixels(tmp_path / "image"), np.asarray(image))
 
 
-def tiff_of(values: list[int], bits: int, *more: tuple[int, int, int, int]) -> bytes:
-    """Encode a row of gray values; 12 bits are packed, two values in three bytes."""
-    packed = "".join(f"{value:0{bits}b}" for value in values)
-    data = int(packed, 2).to_bytes(len(packed) // 8, "big") if bits == 12 else struct.pack(f"<{len(values)}H", *values)
-    tags = [(256, 4, 1, len(values)), (257, 4, 1, 1), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
-    tags += [(277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, len(data)), *more]
+def packed_tiff(values: list[int]) -> bytes:
+    """Encode a row of gray values of 12 bits, two in three bytes."""
+    data = int("".join(f"{value:012b}" for value in values), 2).to_bytes(len(values) * 12 // 8, "big")
+    tags = [(256, 4, 1, len(values)), (257, 4, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, len(data))]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
-@pytest.mark.parametrize(("content", "white"), [
-    (tiff_of([0, 1000, 2048, 4095], 12), 4095), (tiff_of([0, 1000, 2048, 4095], 16, (281, 3, 1, 4095)), 4095),
-    (tiff_of([0, 1000, 2048, 4095], 16), 65535), (tiff_of([0, 1000, 2048, 4095], 16, (281, 3, 1, 4000)), 65535),
-])  # fmt: skip
-def test_twelve_bits_are_scaled_where_the_file_says_so(content: bytes, white: int, tmp_path: Path) -> None:
-    (tmp_path / "gray.tiff").write_bytes(content)
-    expected = np.array([[0, 1000, 2048, 4095]]) * 255 / white
-    assert_pixels(read_image(tmp_path / "gray.tiff"), gray_as_rgb(expected.round()))
-
-
-KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
-
-
-def assert_unreadable(path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        read_image(path)
-    assert caught.value.path == path and caught.value.problem
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own about the file
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_truncated_file_is_an_input_error_wherever_it_ends(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "cut.img"
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)).save(path, kind)
-    content = path.read_bytes()
-    for keep in [*range(0, 64, 7), *np.linspace(64, len(content) * 0.9, 6).astype(int)]:
-        path.write_bytes(content[:keep])
-        assert_unreadable(path)
+def test_twelve_bits_are_scaled_where_the_file_says_so(tmp_path: Path) -> None:
+    values, path = np.array([[0, 1000, 2048, 4095]], np.uint16), tmp_path / "gray.tiff"
+    path.write_bytes(packed_tiff(values[0].tolist()))
+    assert_pixels(read_image(path), gray_as_rgb((values * (255 / 4095)).round()))
+    for maximum, white in ((4095, 4095), (4000, 65535)):  # no camera has 4000
+        Image.fromarray(values).save(path, tiffinfo={281: maximum})
+        assert_pixels(read_image(path), gray_as_rgb((values * (255 / white)).round()))
 
 
 def test_what_is_no_image_file_is_an_input_error(tmp_path: Path) -> None:
     for number, content in enumerate((b"", b"hello", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / f"{number}.png").write_bytes(content)
-        assert_unreadable(tmp_path / f"{number}.png")
-    assert_unreadable(tmp_path / "missing.png")
-    assert_unreadable(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
-    assert_unreadable(tmp_path / "pipe.png")
+    for path in (*tmp_path.iterdir(), tmp_path, tmp_path / "missing.png"):
+        error = error_of(read_image, path)
+        assert error.path == path and error.problem
 
 
 JPEG_OPTIONS: list[dict[str, object]] = [
@@ -255,32 +225,22 @@ JPEG_OPTIONS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("size", [(75, 50), (1, 1), (17, 200)])
-def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_jpeg_has_the_pixels_that_pillow_gives(size: tuple[int, int], tmp_path: Path) -> None:
     for options in JPEG_OPTIONS:
         photo(size).save(tmp_path / "photo.jpg", **options)
         image = read_pixels(tmp_path / "photo.jpg")
         assert image.shape == (size[1], size[0], 3)
         assert np.array_equal(image, np.asarray(read_image(tmp_path / "photo.jpg"))), options
-
-
-def test_what_is_no_plain_jpeg_is_turned_and_converted_as_before(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    photo().save(tmp_path / "turned.jpg", exif=turned)
     for mode in ("L", "CMYK"):
-        photo().convert(mode).save(tmp_path / f"{mode}.jpg")
-    photo().save(tmp_path / "png.jpg", "PNG")
-    for path in tmp_path.iterdir():
-        assert np.array_equal(read_pixels(path), np.asarray(read_image(path))), path.name
-    assert read_pixels(tmp_path / "turned.jpg").shape[1] == 50
+        photo(size).convert(mode).save(tmp_path / "photo.jpg")
+        assert np.array_equal(read_pixels(tmp_path / "photo.jpg"), np.asarray(read_image(tmp_path / "photo.jpg")))
 
 
 def outcome(path: Path, read: Callable[[Path], np.ndarray | Image.Image]) -> str | bytes:
     try:
-        found = read(path)
+        return read(path).tobytes()
     except InputError as error:
         return str(error)
-    return found.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -303,5 +263,4 @@ def test_a_damaged_jpeg_is_read_or_an_error_as_pillow_does(tmp_path: Path) -> No
 def test_too_many_megapixels_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo((1500, 1000)).save(tmp_path / "large.jpg")
     monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
-    with pytest.raises(InputError, match="1 megapixels"):
-        read_pixels(tmp_path / "large.jpg")
+    assert "1 megapixels" in error_of(read_pixels, tmp_path / "large.jpg").problem

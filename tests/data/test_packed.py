@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import input_error, json_of
 from errors import error_of
-from PIL import Image
 
 from orthoproxy.data import csv_table
 from orthoproxy.data.sources.packed import unpack
@@ -27,13 +27,9 @@ LABELS = ["auk", "gull", "tern", "tern", "wren", "wren"]
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    generator = np.random.default_rng(0)
-    paths = [tmp_path / "files" / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(6)]
-    paths[0].parent.mkdir()
-    for path in paths:
-        Image.fromarray(generator.integers(0, 256, size=(40, 48, 3)).astype(np.uint8)).save(path)
-    return paths
+def files(image_folder: Path, tmp_path: Path) -> list[Path]:
+    shutil.copytree(image_folder, tmp_path / "files")
+    return sorted((tmp_path / "files").rglob("*.png"))[:6]
 
 
 def write_parquet(files: list[Path], out: Path, structure: bool = True) -> Path:
@@ -47,14 +43,12 @@ def write_parquet(files: list[Path], out: Path, structure: bool = True) -> Path:
 def write_tar(files: list[Path], out: Path) -> Path:
     with tarfile.open(out, "w") as tar:
         for number, (file, label, split) in enumerate(zip(files, LABELS, SPLITS, strict=True)):
-            texts = (
-                {"json": json.dumps({"label": label, "split": split, "views": 1})} if number else {"cls": f"{label}\n"}
-            )
-            for suffix, content in {file.suffix[1:].upper(): file.read_bytes(), **texts}.items():
+            values = json.dumps({"label": label, "split": split, "views": 1})
+            text = ("json", values.encode()) if number else ("cls", f"{label}\n".encode())
+            for suffix, content in ((file.suffix[1:].upper(), file.read_bytes()), text):
                 member = tarfile.TarInfo(f"../{number}.{suffix}")  # its name is never a path
-                data = content.encode() if isinstance(content, str) else content
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
     return out
 
 
