@@ -33,26 +33,18 @@ def test_embeddings_have_unit_length_and_the_width_asked_for(name: str, embeddin
     torch.testing.assert_close(embeddings, expected.detach())
 
 
-def test_a_distilled_feature_is_the_mean_of_its_two_tokens_in_training_too() -> None:
-    encoder = Encoder(DISTILLED, image_size=32)
+@pytest.mark.parametrize(("name", "pooling", "pool"), [
+    (DISTILLED, None, lambda tokens: tokens[:, :2].mean(dim=1)),
+    ("deit_tiny_patch16_224", "avg", lambda tokens: tokens[:, 1:].mean(dim=1)),  # without the class token
+    ("deit_tiny_patch16_224", "max", lambda tokens: tokens[:, 1:].amax(dim=1)),
+])  # fmt: skip
+def test_tokens_are_pooled_in_training_as_in_evaluation(name: str, pooling: str | None, pool: Callable) -> None:
+    encoder = Encoder(name, image_size=32, pooling=pooling)
     with torch.no_grad():
         tokens = encoder.backbone.forward_features((images() / 255 - encoder.mean) / encoder.std)
         for mode in (True, False):
-            torch.testing.assert_close(encoder.train(mode).features(images()), tokens[:, :2].mean(dim=1))
+            torch.testing.assert_close(encoder.train(mode).features(images()), pool(tokens))
     assert (tokens[:, 0] - tokens[:, 1]).norm() > 0.1
-
-
-@pytest.mark.parametrize(("pooling", "pool"), [("avg", lambda x: x.mean(dim=1)), ("max", lambda x: x.amax(dim=1))])
-def test_patch_tokens_are_pooled_without_the_class_token(pooling: str, pool: Callable[[Tensor], Tensor]) -> None:
-    encoder = Encoder("deit_tiny_patch16_224", image_size=32, pooling=pooling).eval()
-    with torch.no_grad():
-        tokens = encoder.backbone.forward_features((images() / 255 - encoder.mean) / encoder.std)
-        torch.testing.assert_close(encoder.features(images()), pool(tokens[:, 1:]))
-
-
-@pytest.mark.parametrize(("name", "pooling"), [(DISTILLED, "avg"), (SMALL_CNN, "token"), (SMALL_VIT, "mean")])
-def test_a_pooling_that_the_backbone_does_not_have_is_an_error(name: str, pooling: str) -> None:
-    assert error_of(Encoder, name, image_size=32, pooling=pooling).field == "pooling"
 
 
 def test_drop_path_drops_in_training_only() -> None:
@@ -61,20 +53,6 @@ def test_drop_path_drops_in_training_only() -> None:
         assert torch.equal(encoder.eval()(images()), encoder(images()))
         encoder.train()
         assert not torch.equal(encoder(images()), encoder(images()))
-
-
-@pytest.mark.parametrize("name", [SMALL_VIT, "tf_efficientnet_lite0"])
-def test_mean_and_deviation_of_the_backbone_are_applied_once(name: str) -> None:
-    expects = timm.get_pretrained_cfg(name)
-    encoder = Encoder(name, image_size=32).eval()
-    seen = []
-    original = encoder.backbone.forward_features
-    encoder.backbone.forward_features = lambda x: (seen.append(x), original(x))[1]
-    with torch.no_grad():
-        encoder(images())
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (expects.mean, expects.std))
-    assert len(seen) == 1
-    torch.testing.assert_close(seen[0], (images() / 255 - mean) / std)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -145,9 +123,10 @@ def test_low_rank_additions_start_at_zero_and_are_merged() -> None:
     assert error_of(Encoder("test_resnet", image_size=32).add_lora, 2).field == "lora_rank"
 
 
-@pytest.mark.parametrize(
-    ("name", "image_size", "field"),
-    [("deit_smal_patch16", 32, "name"), ("deit_tiny_patch16_224", 8, "image_size"), ("levit_128s", 8, "image_size")],
-)
-def test_an_unknown_backbone_and_a_size_that_it_cannot_take_are_errors(name: str, image_size: int, field: str) -> None:
-    assert error_of(Encoder, name, image_size=image_size).field == field
+@pytest.mark.parametrize(("name", "image_size", "pooling", "field"), [
+    ("deit_smal_patch16", 32, None, "name"), ("deit_tiny_patch16_224", 8, None, "image_size"),
+    ("levit_128s", 8, None, "image_size"), (DISTILLED, 32, "avg", "pooling"), (SMALL_CNN, 32, "token", "pooling"),
+    (SMALL_VIT, 32, "mean", "pooling"),
+])  # fmt: skip
+def test_a_backbone_size_or_pooling_that_timm_cannot_build_is_an_error(name, image_size, pooling, field) -> None:
+    assert error_of(Encoder, name, image_size=image_size, pooling=pooling).field == field
