@@ -1,7 +1,5 @@
 """The icons dataset: naming rules, cleaning, the cache, and the finished table."""
 
-import re
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -10,21 +8,9 @@ from errors import error_of
 from PIL import Image, ImageFont, ImageOps
 
 from orthoproxy.data.sources import icons
-from orthoproxy.data.sources.icons import (
-    EM,
-    INK,
-    SIZE,
-    concept,
-    draw,
-    icons_table,
-    naming_rules,
-    package_file,
-    read_glyph_map,
-)
 
-RULES = naming_rules()
+RULES = icons.naming_rules()
 FONTS = RULES["fonts"]
-CARD = Path(__file__).parents[2] / "docs" / "data" / "icons.md"
 FEW = ("eva", "ion", "typicons")  # the three smallest families: rendered in a second
 
 CONCEPTS = """
@@ -48,58 +34,53 @@ gmi local_activity None
 @pytest.mark.parametrize("line", CONCEPTS.strip().splitlines())
 def test_concept(line: str) -> None:
     family, glyph, expected = line.split()
-    assert str(concept(family, glyph)) == expected
+    assert str(icons.concept(family, glyph)) == expected
 
 
 def test_the_rules_fit_the_installed_packages() -> None:
     assert set(RULES["rewrites"]) == set(RULES["homonyms"]) == set(FONTS)
     assert not set(RULES["same"].values()) & set(RULES["same"])  # synonyms lead to a class and not to each other
     for family, exceptions in RULES["glyphs"].items():
-        names = {name for glyph_map in FONTS[family].values() for name in read_glyph_map(family, glyph_map)}
+        names = {name for glyph_map in FONTS[family].values() for name in icons.read_glyph_map(family, glyph_map)}
         assert set(exceptions) <= names
 
 
 def test_draw_centers_and_scales_the_ink() -> None:
-    font = ImageFont.truetype(package_file("lucide", "lucide.ttf"), EM)
-    image = draw(font, read_glyph_map("lucide", "glyphmap.json")["icon-minus"])
+    font = ImageFont.truetype(icons.package_file("lucide", "lucide.ttf"), icons.EM)
+    image = icons.draw(font, icons.read_glyph_map("lucide", "glyphmap.json")["icon-minus"])
     left, top, right, bottom = ImageOps.invert(image).getbbox()
-    assert (right - left, left) == (INK, (SIZE - INK) // 2)
-    assert abs((top + bottom) / 2 - SIZE / 2) <= 1
-    assert image.getpixel((SIZE // 2, SIZE // 2)) == 0
+    assert (right - left, left) == (icons.INK, (icons.SIZE - icons.INK) // 2)
+    assert abs((top + bottom) / 2 - icons.SIZE / 2) <= 1
+    assert image.getpixel((icons.SIZE // 2, icons.SIZE // 2)) == 0
 
 
 def test_images_are_rendered_once_for_each_version_and_completely(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(naming_rules(), "fonts", {family: FONTS[family] for family in FEW})
-    first = icons_table(tmp_path)
+    monkeypatch.setitem(icons.naming_rules(), "fonts", {family: FONTS[family] for family in FEW})
+    first = icons.icons_table(tmp_path)
     [folder] = tmp_path.iterdir()
     contents = {path: path.read_bytes() for path in folder.rglob("*.png")}
-    with monkeypatch.context() as patched:
-        patched.setattr(pd.DataFrame, "to_csv", None)  # at the end of rendering
-        assert icons_table(tmp_path).equals(first)
-        patched.setattr(icons, "FORMAT_VERSION", icons.FORMAT_VERSION + 1)
-        with pytest.raises(TypeError):
-            icons_table(tmp_path)
-    assert list(tmp_path.iterdir()) == [folder]
     next(iter(contents)).unlink()
-    assert icons_table(tmp_path).equals(first)
+    assert icons.icons_table(tmp_path).equals(first)
     assert {path: path.read_bytes() for path in folder.rglob("*.png")} == contents
+    monkeypatch.setattr(pd.DataFrame, "to_csv", None)  # at the end of rendering
+    assert icons.icons_table(tmp_path).equals(first)
+    monkeypatch.setattr(icons, "FORMAT_VERSION", icons.FORMAT_VERSION + 1)
+    with pytest.raises(TypeError):
+        icons.icons_table(tmp_path)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_missing_packages_and_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = error_of(package_file, "eva", "other.ttf")
+    error = error_of(icons.package_file, "eva", "other.ttf")
     assert "tkinter-icons-eva" in error.problem and error.hint
     monkeypatch.setattr("sys.path", [])  # where installed packages are looked for
-    error = error_of(icons_table, tmp_path / "icons")
+    error = error_of(icons.icons_table, tmp_path / "icons")
     assert "tkinter-icons-" in error.problem and "orthoproxy[icons]" in error.hint
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return icons_table(tmp_path_factory.mktemp("icons"))
-
-
 @pytest.mark.slow
-def test_whole_classes_are_in_two_halves_and_all_images_differ(table: pd.DataFrame) -> None:
+def test_whole_classes_are_in_two_halves_and_all_images_differ(tmp_path: Path) -> None:
+    table = icons.icons_table(tmp_path)
     assert set(table["role"]) == {"both"} and set(table["group"]) == set(FONTS)
     assert table.groupby("label")["group"].nunique().min() >= 3
     assert table.groupby("label")["split"].nunique().max() == 1
@@ -108,20 +89,6 @@ def test_whole_classes_are_in_two_halves_and_all_images_differ(table: pd.DataFra
     seen = set()
     for path in table["path"]:
         with Image.open(path) as image:
-            assert (image.mode, image.size) == ("L", (SIZE, SIZE)) and image.getextrema()[0] < 128
+            assert (image.mode, image.size) == ("L", (icons.SIZE, icons.SIZE)) and image.getextrema()[0] < 128
             seen.add(image.tobytes())
     assert len(seen) == len(table)
-
-
-@pytest.mark.slow
-def test_the_data_card_states_what_its_commands_print(table: pd.DataFrame, capsys: pytest.CaptureFixture) -> None:
-    """Only for the package versions the card is about; others may well have other icons."""
-    card = CARD.read_text(encoding="utf-8")
-    versions = dict(re.findall(r"`tkinter-icons-(\w+)` ([\d.]+)", card))
-    if any(metadata.version(f"tkinter-icons-{family}") != version for family, version in versions.items()):
-        pytest.skip("the card is about other versions of the icon packages")
-    root = str(Path(table["path"][0]).parents[2])
-    commands, outputs = (re.findall(rf"```{language}\n(.*?)```", card, re.S) for language in ("python", "text"))
-    for command, output in zip(commands, outputs, strict=True):
-        exec(command.replace('"data/icons"', repr(root)), {})
-        assert capsys.readouterr().out == output
