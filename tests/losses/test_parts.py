@@ -1,6 +1,7 @@
 """What is computed in parts: each as large as the memory given allows, and nothing of a size that is to be avoided."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -22,23 +23,14 @@ def products(compute: Callable[[], object]) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("rows", [1, 10, 33])
-def test_proxy_anchor_takes_as_many_proxies_as_fit(rows: int) -> None:
-    memory = rows * 4 * 2 * (12 + 8) / MIB  # unit rows and their gradient, cosines and their gradient
+def test_a_part_has_as_many_rows_as_fit(rows: int) -> None:
+    parts, row = [min(rows, 100 - start) for start in range(0, 100, rows)], rows * 4 / MIB
+    memory = row * 2 * (12 + 8)  # unit rows and their gradient, cosines and their gradient
     shapes = products(lambda: proxy_anchor_loss(ROWS[:12], LABELS, ROWS, memory_mb=memory))
-    assert [min(rows, 100 - start) for start in range(0, 100, rows)] == [shape[0] for shape in shapes]
-
-
-@pytest.mark.parametrize("rows", [1, 10, 33])
-@pytest.mark.parametrize("measure", [mutual_coherence, koleo])
-def test_the_nearest_are_looked_for_by_as_many_as_fit(measure: Callable, rows: int) -> None:
-    shapes = products(lambda: measure(ROWS, memory_mb=rows * 4 * 100 / MIB))
-    assert shapes == [(min(rows, 100 - start), 100) for start in range(0, 100, rows)]
-
-
-@pytest.mark.parametrize("rows", [1, 10, 33])
-def test_soft_orthogonality_adds_up_the_products_of_as_many_as_fit(rows: int) -> None:
-    shapes = products(lambda: soft_orthogonality(ROWS, memory_mb=rows * 2 * 4 * 8 / MIB))
-    assert shapes == [(8, 8)] * len(range(0, 100, rows))
+    assert [shape[0] for shape in shapes] == parts
+    for measure in (mutual_coherence, koleo):
+        assert products(partial(measure, ROWS, memory_mb=row * 100)) == [(part, 100) for part in parts]
+    assert products(lambda: soft_orthogonality(ROWS, memory_mb=row * 2 * 8)) == [(8, 8)] * len(parts)
 
 
 @pytest.mark.parametrize("shape", [(30, 4), (4, 30)])

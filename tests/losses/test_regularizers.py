@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_regularizer, soft_orthogonality
+from orthoproxy.losses import make_regularizer, soft_orthogonality
 from orthoproxy.losses.regularizers import (
     Name,
     coding_rate_deficit,
@@ -51,9 +51,6 @@ def unit(p: Tensor) -> np.ndarray:
 def even_spread(count: int, dim: int) -> Tensor:
     """Orthonormal rows, or a tight frame of unit rows: copies of a random orthonormal basis."""
     return torch.linalg.qr(proxies((dim, dim), 7)).Q.repeat(math.ceil(count / dim), 1)[:count]
-
-
-# against the definitions
 
 
 @pytest.mark.parametrize("memory", [ONE_ROW, 16.0])
@@ -94,16 +91,7 @@ def test_coding_rate_deficit_is_what_the_log_determinant_lacks(shape: tuple[int,
     most = np.diag(np.repeat([math.sqrt(count / rank), 0], [rank, dim - rank]))  # singular values of an even spread
     expected = (rate(most) - rate(unit(p))) / rank
     assert float(coding_rate_deficit(p, distortion)) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("measure", [spectral_isometry, coding_rate_deficit])
-@pytest.mark.parametrize(("count", "dim"), [(4, 9), (12, 4), (300, 20)])
-def test_only_an_even_spread_costs_nothing(measure: Measure, count: int, dim: int) -> None:
-    p = even_spread(count, dim)
-    assert float(measure(p)) == pytest.approx(0, abs=1e-12)
-    assert 0 <= float(measure(p.float())) < 1e-5
-    p[0] = p[1]
-    assert float(measure(p)) > 1e-3 / count
+    assert 0 <= float(coding_rate_deficit(even_spread(20 * dim, dim).float(), distortion)) < 1e-5
 
 
 @pytest.mark.parametrize("measure", ANGLES)
@@ -117,23 +105,12 @@ def test_angles_alone_count(measure: Measure, shape: tuple[int, int], seed: int)
         torch.testing.assert_close(measure(changed), measure(p), rtol=tolerance, atol=1e-9)
 
 
-# gradients
-
-
 @pytest.mark.parametrize(
     "measure", [*ANGLES, partial(spectral_isometry, normalize=False, iterations=200), off_diagonal]
 )
 @pytest.mark.parametrize("shape", [(3, 3), (5, 8), (9, 4)])
 def test_gradients(measure: Measure, shape: tuple[int, int]) -> None:
     torch.autograd.gradcheck(measure, (0.4 * proxies(shape)).requires_grad_())
-
-
-def test_only_the_closest_pair_gets_a_gradient_of_coherence() -> None:
-    p = proxies((20, 6))
-    p[17] = -p[4] + 0.01 * p[3]
-    p.requires_grad_()
-    mutual_coherence(p, ONE_ROW).backward()
-    assert p.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [4, 17]
 
 
 @pytest.mark.parametrize("measure", ALL)
@@ -170,24 +147,6 @@ def test_a_single_proxy_costs_nothing(measure: Measure) -> None:
     assert value.item() == 0 and torch.equal(p.grad, torch.zeros(1, 5))
 
 
-# by name
-
-
-@pytest.mark.parametrize("loss", ["proxy_anchor", "NormalizedSoftmaxLoss"])
-@pytest.mark.parametrize("name", get_args(Name))
-def test_each_reaches_the_loss_with_its_weight(name: str, loss: str) -> None:
-    torch.manual_seed(0)
-    regularizer = make_regularizer(name, normalize=name != "off_diagonal")
-    objective = Objective(make_loss(loss, 9, 5), 9, regularizer, weight=0.25)
-    objective.set_class_vectors(torch.randn(9, 5) + 0.5)
-    parts = objective(torch.randn(6, 5), torch.tensor([0, 0, 1, 2, 8, 8]))
-    torch.testing.assert_close(parts["regularizer"].detach(), FUNCTIONS[name](objective.class_vectors().detach()))
-    torch.testing.assert_close(parts["loss"], parts["metric_loss"] + 0.25 * parts["regularizer"])
-    (parameter,) = objective.parameters()
-    (gradient,) = torch.autograd.grad(parts["regularizer"], parameter)
-    assert gradient.abs().sum() > 0
-
-
 @pytest.mark.parametrize(("options", "field"), [
     ({"name": "off_diagonal"}, "normalize"), ({"name": "coherence", "normalize": False}, "normalize"),
     ({"name": "spectral", "scaling": "sum"}, "scaling"), ({"name": "spectral", "sharded_classes": 9}, "name"),
@@ -199,9 +158,10 @@ def test_options_that_one_does_not_have_are_an_error(options: dict, field: str) 
     assert error_of(make_regularizer, **options).field == field
 
 
-def test_options_reach_the_functions() -> None:
-    assert isinstance(make_regularizer(), SoftOrthogonality)
+def test_each_name_and_its_options_reach_the_function() -> None:
     p = proxies((9, 4))
+    for name in get_args(Name):
+        assert torch.equal(make_regularizer(name, normalize=name != "off_diagonal")(p), FUNCTIONS[name](p))
     assert torch.equal(make_regularizer("off_diagonal", False, "mean")(p), off_diagonal(p, "mean"))
     assert torch.equal(make_regularizer("spectral", False)(p), spectral_isometry(p, False))
     assert torch.equal(make_regularizer("soft_orthogonality", False, "sum")(p), soft_orthogonality(p, False))
