@@ -14,17 +14,6 @@ def all_counts(num_classes: int, samples: int, seed: int = 0, chunk_memory_mb: f
     return np.concatenate(list(class_counts(num_classes, samples, seed, chunk_memory_mb)))
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 7, 300])
-def test_each_sample_holds_as_many_classes_as_there_are_each_equally_often(num_classes: int) -> None:
-    counts = all_counts(num_classes, samples=2000, seed=1)
-    assert counts.shape == (2000, num_classes)
-    assert (counts.sum(axis=1) == num_classes).all()
-    assert (counts >= 0).all() and (counts == counts.round()).all()
-    # the mean of 2000 counts of variance about 1 lies within 5 / sqrt(2000) of 1
-    assert counts.mean(axis=0) == pytest.approx(np.ones(num_classes), abs=0.12)
-    assert counts.var(axis=0).mean() == pytest.approx(1 - 1 / num_classes, abs=0.05)
-
-
 def test_samples_depend_on_the_seed_alone_not_on_the_chunks() -> None:
     assert np.array_equal(all_counts(20, 9, seed=3), all_counts(20, 9, seed=3, chunk_memory_mb=0.0007))
     assert not np.array_equal(all_counts(20, 5, seed=3), all_counts(20, 5, seed=4))
@@ -75,7 +64,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """Classes of differing size and difficulty; the truth is the mean over infinitely many classes."""
     generator = np.random.default_rng(0)
     confidence, truth, covered, runs = 0.9, 0.6, 0, 400
-    naive_covered = 0
     for _ in range(runs):
         sizes = generator.integers(3, 9, size=50)
         classes = np.repeat(np.arange(50), sizes)
@@ -84,7 +72,4 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         resampled = bootstrap_means(values, classes, 300, seed=int(generator.integers(2**31)))
         result = estimate(values.mean(), resampled, confidence)
         covered += result.low <= truth <= result.high
-        half = 1.645 * values.std() / len(values) ** 0.5  # as if images were independent
-        naive_covered += abs(values.mean() - truth) <= half
     assert 0.84 <= covered / runs <= 0.95
-    assert naive_covered / runs < 0.8  # which is why whole classes are drawn

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from brute_force import query_metrics
 from errors import error_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from many import in_processes
 
@@ -19,11 +19,10 @@ from orthoproxy.data import folder_table, make_table
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Evaluation, Scoring, evaluate, score
 from orthoproxy.evaluation.bootstrap import bootstrap_means
-from orthoproxy.evaluation.evaluate import build_retrieval, require_scorable
+from orthoproxy.evaluation.evaluate import build_retrieval, mean_scores, require_scorable
+from orthoproxy.evaluation.per_class import class_scores
 from orthoproxy.evaluation.retrieval import Exclude
 from orthoproxy.models import Encoder
-
-NUMBERS = {"queries", "classes", "queries_without_positive", "seconds"}
 
 
 def random_table(seed: int, groups: bool = False) -> pd.DataFrame:
@@ -69,7 +68,8 @@ def test_a_category_has_the_scores_of_its_queries_with_an_interval_over_its_clas
     table = table.assign(category=[f"kind {len(name) + ord(name[-1]) % 3}" for name in table.label])
     x, y = random_embeddings(table, 1), random_embeddings(table, 2, spread=3)
     result = score(x, y, table, Scoring(recall_at=(1, 5), bootstrap_samples=200))
-    assert Evaluation.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert Evaluation.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
+    assert result.baseline == score(y, None, table, Scoring(recall_at=(1, 5), bootstrap_samples=200)).model
     assert list(result.model)[-1] == "category_recall@1" and result.by_category is not None
     assert all(x["category_recall@1"].value >= x["recall@1"].value for x in (result.model, result.baseline))
     assert list(result.by_category) == sorted(set(table.category[table.label.str.startswith("class")]))
@@ -88,6 +88,18 @@ def test_a_category_has_the_scores_of_its_queries_with_an_interval_over_its_clas
             assert difference == pytest.approx(found.value - scores.baseline[metric].value)
     assert sum(x.queries for x in result.by_category.values()) == result.queries
     assert score(x, None, random_table(0), Scoring(bootstrap_samples=2)).by_category is None
+
+
+@pytest.mark.parametrize("exclude", get_args(Exclude))
+def test_the_mean_of_class_scores_over_queries_is_the_score(exclude: Exclude) -> None:
+    table, scoring = random_table(0, groups=True), Scoring(recall_at=(1, 3), map=True, exclude=exclude)
+    x = random_embeddings(table, 1)
+    scores, means = class_scores(x, table, scoring), mean_scores(x, table, scoring)
+    assert scores.classes == sorted(scores.classes)
+    assert not {"single one", "single two"} & set(scores.classes)  # which have nothing to find
+    assert set(scores.values) == set(means)
+    for name, mean in means.items():
+        assert np.average(scores.values[name], weights=scores.queries) == pytest.approx(mean, abs=1e-12)
 
 
 def test_roles_and_groups_of_the_table_reach_the_retrieval() -> None:
@@ -112,6 +124,7 @@ def test_roles_and_groups_of_the_table_reach_the_retrieval() -> None:
         ("recall_at", ()),
         ("bootstrap_samples", 0),
         ("exclude", "own_class"),
+        ("expand", -1),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -119,71 +132,15 @@ def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
     assert error_of(Scoring, **{field: value}).field == field
 
 
-def test_the_difference_is_paired() -> None:
-    """Two models that differ on few queries: their difference is known far better than either score."""
-    table = random_table(5)
-    x = random_embeddings(table, 6, spread=1.5)
-    y = x.copy()
-    y[::11] += 0.5 * np.random.default_rng(7).standard_normal(y[::11].shape)
-    result = score(x, y, table, Scoring(recall_at=(1,), bootstrap_samples=500))
-    difference = result.difference["mrr"]
-    assert difference.value == pytest.approx(result.model["mrr"].value - result.baseline["mrr"].value)
-    assert 0 < difference.high - difference.low < 0.7 * (result.model["mrr"].high - result.model["mrr"].low)
-    # from the definition: both resampled with the same classes
-    retrievals = [build_retrieval(z, table) for z in (x, y)]
-    mrr = np.array([[query_metrics(c, q, (1,))["mrr"] for q in c.queries] for c in retrievals])
-    scored = ~np.isnan(mrr[0])
-    _, classes = np.unique(retrievals[0].labels[retrievals[0].queries][scored], return_inverse=True)
-    resampled = bootstrap_means(mrr[0, scored] - mrr[1, scored], classes, 500)
-    assert (difference.low, difference.high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
-
-
-def test_json_holds_fractions_under_the_documented_keys() -> None:
-    table = random_table(0, groups=True)
-    scoring = Scoring(recall_at=(1, 10), bootstrap_samples=50)
-    result = score(random_embeddings(table, 1), None, table, scoring)
-    written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert {"model", *NUMBERS} <= set(written["exclude_none"]) and set(written) >= NUMBERS
-    assert set(written["model"]) == {"recall@1", "recall@10", "map@r", "r_precision", "mrr"}
-    for value in written["model"].values():
-        assert set(value) == {"value", "low", "high"}
-        assert all(0 <= number <= 1 for number in value.values())
-    assert written["baseline"] is None and written["difference"] is None
-    assert written["model"]["recall@1"]["value"] == result.model["recall@1"].value
-    assert isinstance(written["queries"], int) and written["seconds"] >= 0
-
-
-@pytest.mark.parametrize("table", [
-    make_table(["1", "2"], ["a", "b"]), make_table(["1", "2"], ["a", "a"], role="query"),
-    make_table(["1", "2"], ["a", "a"], role="gallery"),
-    make_table(["1", "2", "3"], ["a", "a", "b"], group="one camera"), make_table(["1", "2"], ["a", "a"]),
-    make_table(["1", "2", "3"], ["a", "a", "b"], role=["query", "gallery", "query"]),
-    make_table(["1", "2", "3"], ["a", "", ""], role=["query", "gallery", "gallery"]),
-], ids=["single images", "no gallery", "no query", "one group", "one class", "one class in the gallery",
-        "distractors only"])  # fmt: skip
-def test_without_a_query_with_a_positive_scoring_is_an_error(table: pd.DataFrame) -> None:
-    assert error_of(score, np.eye(len(table)), None, table, Scoring()).field in ("table", "exclude")
-
-
-@pytest.mark.parametrize("table", [
-    make_table(["1", "2", "3"], ["a", "a", "b"], role=["query", "gallery", "gallery"]),
-    make_table(["1", "2", "3"], ["b", "a", "a"]),
-    make_table(["1", "2", "3", "4"], ["a", "a", "a", "b"], group=["x", "x", "y", "z"]),
-    make_table(["1", "2", "3"], ["a", "a", "b"], group=["x", "", ""]),
-])  # fmt: skip
-def test_one_query_with_a_positive_can_be_scored_and_labels_alone_tell(table: pd.DataFrame) -> None:
-    require_scorable(table, Scoring(), "these")
-    assert score(np.eye(len(table)), None, table, Scoring(bootstrap_samples=2)).queries >= 1
-
-
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from(get_args(Exclude)), st.booleans())
 def test_whether_some_query_has_a_positive_is_known_from_the_table(seed, count, exclude, duplicates) -> None:
     generator = np.random.default_rng(seed)
-    table = make_table(
-        list("123456"[:count]), generator.choice(["a", "b"], count).tolist(),
-        role=generator.choice(["query", "gallery", "both"], count).tolist(),
-        group=generator.choice(["", "x", "y"], count).tolist(),
-    ).assign(copies=generator.integers(-1, 2, count))  # fmt: skip
+    role = generator.choice(["query", "gallery", "both"], count)
+    label, group = generator.choice(["a", "b"], count), generator.choice(["", "x", "y"], count)
+    label[(role == "gallery") & (generator.random(count) < 0.3)] = ""  # distractors
+    table = make_table(list("123456"[:count]), label.tolist(), role=role.tolist(), group=group.tolist())
+    table = table.assign(copies=generator.integers(-1, 2, count))
     retrieval = build_retrieval(np.eye(count), table, exclude, duplicates)
     scorable = any(query_metrics(retrieval, query, (1,))["mrr"] > 0 for query in retrieval.queries)
     scoring = Scoring(exclude=exclude, exclude_duplicates=duplicates, bootstrap_samples=2)
@@ -211,17 +168,13 @@ def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
         x, scoring = random_embeddings(some, 1), Scoring(recall_at=(1, 3), bootstrap_samples=20)
         expected = score(x, None, some, scoring).model
         assert score(x, None, some, replace(scoring, shared=True)).model == expected
-        assert in_processes(count, _shared_scores, x, some, scoring) == [expected] * count
-
-
-def _shared_scores(x: np.ndarray, table: pd.DataFrame, scoring: Scoring) -> dict:
-    return score(x, None, table, replace(scoring, shared=True)).model
+        in_each = in_processes(count, score, x, None, some, replace(scoring, shared=True))
+        assert [found.model for found in in_each] == [expected] * count
 
 
 def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_model(
     tmp_path: Path, image_folder: Path, tiny_encoder: Encoder
 ) -> None:
-
     table = folder_table(image_folder)
     trained, untrained = Embedder(tiny_encoder), Embedder(Encoder(tiny_encoder.name, image_size=32))
     trained.save(tmp_path / "model")

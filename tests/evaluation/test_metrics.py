@@ -34,26 +34,6 @@ def test_every_metric_of_every_query_is_the_definition(retrieval: Retrieval, mem
         assert {name: values[place] for name, values in metrics.items()} == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_tie_across_position_k_never_favors_the_query() -> None:
-    east, north = [1.0, 0.0], [0.0, 1.0]
-    points = np.array([east, east, east, east, north])  # a query, its positive, two rivals exactly as similar, one far
-    retrieval = Retrieval(points, np.array([0, 0, 1, 1, 1]), np.array([0]), np.arange(5))
-    metrics = query_metrics(retrieval, recall_at=(1, 2, 3, 4))
-    assert {name: float(value[0]) for name, value in metrics.items()} == {
-        "recall@1": 0, "recall@2": 0, "recall@3": 1, "recall@4": 1, "map@r": 0, "r_precision": 0,
-        "mrr": pytest.approx(1 / 3),
-    }  # fmt: skip
-
-
-def test_a_nearest_neighbor_of_the_category_counts_unless_another_category_ties() -> None:
-    points = np.array([[1, 0], [0, 1], [1, 0.1], [1, 0.2], [0, 1], [1, 0.1]])
-    labels, categories = np.array([0, 0, 1, 2, 3, 4]), np.array([0, 0, 0, 1, 1, 1])
-    for rows, first in (([1, 2, 3], 1.0), ([1, 2, 3, 5], 0.0)):  # row 2 is a sibling, row 5 its copy elsewhere
-        retrieval = Retrieval(points, labels, np.array([0]), np.array(rows), categories=categories)
-        metrics = query_metrics(retrieval, recall_at=(1,))
-        assert (metrics["recall@1"], metrics["category_recall@1"]) == (0, first)
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_without_ties_the_values_are_those_of_pytorch_metric_learning(seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -146,4 +146,3 @@ def test_neighbor_lists_beyond_the_memory_are_refused_before_images_are_read(tin
     scoring = Scoring(rerank=True, block_memory_mb=0.1)
     error = error_of(evaluate, Embedder(tiny_encoder), table, scoring=scoring)
     assert (error.field, error.expected) == ("block_memory_mb", "at least 0.128")
-    assert error_of(Scoring, expand=-1).field == "expand"

@@ -37,13 +37,6 @@ def test_the_label_with_most_weight_wins_in_any_order(neighbors: list, threshold
         random.shuffle(neighbors)
 
 
-def test_equal_votes_go_to_the_nearest_and_then_to_the_first_label() -> None:
-    half = 0.03 * math.log(math.exp(0.8 / 0.03) / 2)  # two of them weigh as much as one neighbor at 0.8
-    labels = np.array([["b", "a", "a"], ["b", "a", "a"]])
-    winner, share = vote(np.array([[0.8, half, half - 1e-9], [0.8, 0.8, -np.inf]]), labels)
-    assert winner.tolist() == [0, 1] and share == pytest.approx([0.5, 0.5])
-
-
 @pytest.mark.parametrize("threshold", [None, 0.8])
 def test_scores_of_the_vote_are_those_of_plain_counting(threshold: float | None) -> None:
     generator = np.random.default_rng(0)
