@@ -12,6 +12,7 @@ from PIL import Image
 
 from orthoproxy.core.environment import file_versions
 from orthoproxy.data import make_table
+from orthoproxy.data.audit import duplicates
 from orthoproxy.data.audit.duplicates import duplicates_across_splits, hash_components
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 
@@ -56,16 +57,18 @@ def test_memory_is_not_that_of_all_pairs(hashes: np.ndarray) -> None:
     tracemalloc.stop()
 
 
-def test_the_same_bytes_in_several_splits_are_found(tmp_path: Path) -> None:
-    """Beside files of the same size, and with the same bytes in the middle."""
+def test_the_same_bytes_in_several_splits_are_found(tmp_path: Path, monkeypatch) -> None:
+    """Beside files of the same size, and with the same bytes in the middle; those of other sizes are not read."""
     one, end, middle = (b"a" * 9000, b"a" * 8999 + b"b", b"a" * 4500 + b"b" * 4500)
     files = [one, end, middle, one, end, b"short", one, middle, b"", b"", b"of its own"]
     splits = ["train", "train", "train", "test", "train", "test", "validation", "test", "train", "test", "test"]
     paths = [str(tmp_path / f"{number}.png") for number in range(len(files))]
     for path, content in zip(paths, files, strict=True):
         Path(path).write_bytes(content)
-    sizes = file_versions(paths)[:, 0]
+    sizes, read, hash_file = file_versions(paths)[:, 0], set(), duplicates._hash_file
+    monkeypatch.setattr(duplicates, "_hash_file", lambda path, size: read.add(path) or hash_file(path, size))
     assert sorted(duplicates_across_splits(paths, splits, sizes)) == [[0, 3, 6], [2, 7]]
+    assert read == {*paths[:5], *paths[6:8]}
     assert duplicates_across_splits(paths, ["train"] * len(paths), sizes) == []
     assert duplicates_across_splits([*paths[:2], "gone", *paths[3:]], splits, sizes) == [[0, 3, 6]]
 

@@ -132,7 +132,7 @@ def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
     assert error_of(Scoring, **{field: value}).field == field
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from(get_args(Exclude)), st.booleans())
 def test_whether_some_query_has_a_positive_is_known_from_the_table(seed, count, exclude, duplicates) -> None:
     generator = np.random.default_rng(seed)
