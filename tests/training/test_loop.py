@@ -178,14 +178,31 @@ def test_weights_are_checked_with_a_single_read(job):
     assert counter.count == 1
 
 
-@pytest.mark.parametrize("stop_at", [2, 3])  # in an epoch, at its end
-def test_ctrl_c_saves_after_the_step_and_is_as_before_afterwards(job, stop_at):
+@pytest.mark.parametrize("stop_at", [2, 3, 5])  # in the first epoch, at its end, in the second
+def test_ctrl_c_stops_after_the_step_and_resuming_gives_the_same_bits(tmp_path, tiny_encoder, image_folder, stop_at):
+    tiny_encoder.backbone.pos_drop.p = 0.1  # training draws random numbers
+    whole = make_job(tmp_path / "whole", tiny_encoder, image_folder)
+    whole.fit(epochs=3, log_every_n_steps=1)
+
+    stopped = make_job(tmp_path / "stopped", tiny_encoder, image_folder)
+
     def log(record):
+        stopped.records.append(record)
         if record["step"] == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
-    job.log, handler = log, signal.getsignal(signal.SIGINT)
+    stopped.log = log
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted) as caught:
-        job.fit(epochs=3, log_every_n_steps=1)
+        stopped.fit(epochs=3, log_every_n_steps=1)
     assert caught.value.code == 130 and signal.getsignal(signal.SIGINT) == handler
-    assert job.checkpoints.load("last").step == stop_at
+
+    resumed = make_job(tmp_path / "stopped", tiny_encoder, image_folder)
+    torch.manual_seed(123)
+    state = resumed.checkpoints.load("last")
+    assert state.step == stop_at
+    resumed.fit(state, epochs=3, log_every_n_steps=1)
+    after, expected = resumed.parameters(), whole.parameters()
+    assert all(torch.equal(after[name], expected[name]) for name in expected)
+    records = stopped.records + resumed.records
+    assert [(r["step"], r["loss"]) for r in records] == [(r["step"], r["loss"]) for r in whole.records]
