@@ -1,16 +1,13 @@
 """Embedding by several processes: the files of one, one that prints, errors that end all, and a killed job finished."""
 
-import os
-import re
 import shutil
-import signal
-import subprocess
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from many import children, in_processes, torchrun
+from fault_injection import kill_at
+from many import in_processes
 
 from orthoproxy.core.distributed import RemoteProcessError, process_index
 from orthoproxy.core.errors import InputError
@@ -18,7 +15,6 @@ from orthoproxy.data import read_collection
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.parquet_store import read_parts
 from orthoproxy.models import Encoder
 
 
@@ -27,11 +23,13 @@ def tiny() -> Embedder:
     return Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
 
 
-def embed(images: Path, out: Path, without_last_in: int | None = None) -> tuple[str, int]:
+def embed(images: Path, out: Path, without_last_in: int | None = None, moments: Sequence[str] = ()) -> tuple[str, int]:
     """Embed the twelve images, three a part; return what this process reports, or the kind of the error it meets."""
     collection = read_collection(images)
     if process_index() == without_last_in:
         collection = Collection(collection.root, collection.images[:-1])
+    if moments:
+        kill_at(moments[process_index()])
     try:
         done = embed_collection(tiny(), "runs/x", collection, out, batch_size=2, part_size=3)
     except (InputError, RemoteProcessError) as error:
@@ -68,15 +66,17 @@ def test_any_number_of_processes_writes_the_same_files(photos, tmp_path, one, co
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
-def test_another_number_of_processes_finishes_what_is_missing(photos, tmp_path, one, before, after) -> None:
-    in_processes(before, embed, photos, tmp_path / "out")
-    for name in ("part-00000.parquet", "part-00002.parquet", "_unreadable.csv"):
-        (tmp_path / "out" / name).unlink()
-    kept = (tmp_path / "out" / "part-00003.parquet").stat().st_mtime_ns
-    assert in_processes(after, embed, photos, tmp_path / "out") == [("11 images, 1 unreadable", 6)] * after
-    assert files(tmp_path / "out") == one
-    assert (tmp_path / "out" / "part-00003.parquet").stat().st_mtime_ns == kept
+@pytest.mark.parametrize(("moments", "after", "left"), [
+    (["part-00001.parquet half:1"], 3, 9),
+    (["part-00002.parquet half:1", "part-00003.parquet unflushed:1"], 1, 6),
+])  # fmt: skip
+def test_another_number_of_processes_finishes_a_killed_job(photos, tmp_path, one, moments, after, left) -> None:
+    out, count = tmp_path / "out", len(moments)
+    in_processes(count, embed, photos, out, None, moments, killed=tuple(range(count)))
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert in_processes(after, embed, photos, out) == [("11 images, 1 unreadable", left)] * after
+    assert files(out) == one
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_an_error_in_one_process_ends_all(photos, tmp_path) -> None:
@@ -86,34 +86,3 @@ def test_an_error_in_one_process_ends_all(photos, tmp_path) -> None:
     ended = in_processes(2, embed, photos, tmp_path / "out", 1)
     assert [kind for kind, _ in ended] == [RemoteProcessError.__name__, InputError.__name__]
     assert not list((tmp_path / "out").glob("part-*"))
-
-
-def start(processes: int, model: Path, images: Path, out: Path) -> subprocess.Popen[str]:
-    options = ["--part-size", "2", "--batch-size", "2", "--workers", "1", "--out", out]
-    return torchrun(processes, "-m", "orthoproxy", "embed", model, images, *options)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_a_killed_job_is_finished_by_another_number_of_processes(photos, tmp_path) -> None:
-    """With torchrun: all of its processes are killed, then others finish the work."""
-    many, model, out = tmp_path / "many", tmp_path / "model", tmp_path / "out"
-    for copy in range(20):
-        shutil.copytree(photos, many / f"{copy}")
-    tiny().save(model)
-    job = start(2, model, many, out)
-    while len(list(out.glob("part-*"))) < 5:
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.01)
-    for process in (job.pid, *children(job.pid)):
-        os.kill(process, signal.SIGKILL)
-    job.communicate()  # returns when all have ended
-    kept = {path.name: path.read_bytes() for path in out.glob("part-*")}
-    assert len(kept) < 120
-    job = start(3, model, many, out)
-    printed = job.communicate(timeout=500)[0]
-    assert job.returncode == 0, printed
-    assert kept.items() <= files(out).items()
-    assert sum(len(rows) for rows, _ in read_parts(out)) == 220
-    made = re.search(r"220 images embedded, (\d+) of them now", printed)
-    assert made is not None and int(made[1]) == 240 - 2 * len(kept)

@@ -48,15 +48,11 @@ def test_another_file_transform_or_model_computes_new_features(picture, tiny_enc
     assert torch.equal(compute(), last)  # read from the cache
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x10\0\0\0\0\0\0\0{cut short", None])
-def test_a_damaged_file_is_replaced(picture, tiny_encoder, tmp_path, damage):
+def test_features_of_another_shape_are_replaced(picture, tiny_encoder, tmp_path):
     model, folder = Embedder(tiny_encoder), tmp_path / "features"
     first = pooled_features(model, [picture], folder)
     [path] = folder.iterdir()
-    if damage is None:
-        save_file({"features": torch.zeros(2, 3)}, path)
-    else:
-        path.write_bytes(damage)
+    save_file({"features": torch.zeros(2, 3)}, path)
     torch.testing.assert_close(pooled_features(model, [picture], folder), first)
     torch.testing.assert_close(load_file(path)["features"], first)
 
