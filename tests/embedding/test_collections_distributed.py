@@ -9,6 +9,7 @@ import torch
 from fault_injection import kill_at
 from many import in_processes
 
+from orthoproxy.cli.main import main
 from orthoproxy.core.distributed import RemoteProcessError, process_index
 from orthoproxy.core.errors import InputError
 from orthoproxy.data import read_collection
@@ -64,6 +65,15 @@ def test_any_number_of_processes_writes_the_same_files(photos, tmp_path, one, co
     assert files(tmp_path / "out") == one
     assert len(one) == 6  # four parts, their list, the unreadable image
     assert capfd.readouterr().out == ""
+
+
+def test_the_command_embeds_in_several_processes_and_one_prints(photos, tmp_path, one, capfd) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    tiny().save(model)
+    words = ["embed", model, photos, "--out", out, "--part-size", 3, "--batch-size", 2, "--workers", 0]
+    assert in_processes(2, main, [str(word) for word in words]) == [0, 0]
+    assert capfd.readouterr().out.count("11 images embedded, 12 of them now") == 1
+    assert files(out) | {"_embedding.json": one["_embedding.json"]} == one  # it says where the model is
 
 
 @pytest.mark.parametrize(("moments", "after", "left"), [

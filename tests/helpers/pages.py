@@ -27,7 +27,7 @@ class ParsedPage(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.tables: list[list[list[str]]] = []
         self._text: list[str] = []
-        self._open: list[str] = []
+        self._in_cell = False
         self.feed(page)
 
     @property
@@ -47,25 +47,24 @@ class ParsedPage(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self._open.append(tag)
         if tag == "table":
             self.tables.append([])
         elif tag == "tr" and self.tables:
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
+            self._in_cell = True
         self._text.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._open:
-            while self._open.pop() != tag:
-                pass
+        if tag in ("td", "th"):
+            self._in_cell = False
         self._text.append(" ")
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._open or "title" in self._open:
+        if self.lasttag in ("style", "title"):
             return
         self._text.append(data)
-        if "td" in self._open or "th" in self._open:
+        if self._in_cell:
             cells = self.tables[-1][-1]
             cells[-1] = " ".join(f"{cells[-1]} {data}".split())
