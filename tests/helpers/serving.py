@@ -1,6 +1,5 @@
 """A small catalog of colored squares, indexed with a model of random weights, and clients of a server for it."""
 
-import hashlib
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orthoproxy.catalog.catalog import Catalog, image_id
+from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.catalog.index import index_images
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.embedder import Embedder
@@ -50,14 +49,11 @@ def make_model(seed: int = 0) -> Embedder:
 
 def make_catalog(folder: Path, model: Embedder, root: Path, paths: Sequence[str], place: str = "nowhere") -> Catalog:
     """Index images; the label is the folder, the group a number that every fifth image shares."""
-    rows = pd.DataFrame({"path": list(paths)})
-    rows["id"] = rows["path"].map(image_id)
-    rows["label"] = rows["path"].str.split("/").str[0]
-    rows["group"] = rows["path"].str.extract(r"(\d+)", expand=False).fillna("")
-    files = [root / path for path in paths]
-    rows["content"] = [hashlib.sha256(file.read_bytes()).hexdigest()[:32] for file in files]
+    images = pd.DataFrame({"path": list(paths)})
+    images["label"] = images["path"].str.split("/").str[0]
+    images["group"] = images["path"].str.extract(r"(\d+)", expand=False).fillna("")
     catalog = Catalog.create(str(folder), model.embedding_dim, model.identity, place, root)
-    catalog.upsert(rows, model.embed([str(file) for file in files]))
+    index_images(catalog, Collection(root, images), model)
     return catalog
 
 
