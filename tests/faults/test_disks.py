@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_injection import kill_at
-from small_runs import STEPS_PER_EPOCH, Run, difference, disk, message, mount
+from small_runs import STEPS_PER_EPOCH, Run, contents, difference, message
 
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
@@ -19,12 +20,20 @@ from orthoproxy.cli.main import main
 PAGE = 4096  # in which a tmpfs gives space
 
 
+def mount(*arguments: object) -> bool:
+    try:
+        return subprocess.run(["mount", *map(str, arguments)], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with disk(tmp_path / "disk", "64m") as mounted:
-        if not mounted:
-            pytest.skip("this user may not mount a file system")
-        yield tmp_path / "disk"
+    (tmp_path / "disk").mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path / "disk"):
+        pytest.skip("this user may not mount a file system")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)  # tensors may still be mapped into memory
 
 
 @contextmanager
@@ -33,11 +42,6 @@ def full(folder: Path, free_pages: int = 0) -> Iterator[None]:
     ballast.write_bytes(bytes(shutil.disk_usage(folder).free - free_pages * PAGE))
     yield
     ballast.unlink()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.name not in ("ballast", ".lock")}
-    return {name: path.read_bytes() for name, path in found.items() if path.is_file()}
 
 
 @pytest.fixture(scope="module")

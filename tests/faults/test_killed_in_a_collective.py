@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 from fault_injection import kill_at
 from many import in_processes
-from small_runs import RECIPE, difference, make_photos, training
+from small_runs import difference, training
 
 from orthoproxy.cli.main import main
 
@@ -22,13 +22,10 @@ def _train(arguments: list[str], errors: Path, killed: bool) -> int:
 
 
 @pytest.mark.slow
-def test_one_of_four_processes_killed_loses_nothing(tmp_path: Path) -> None:
-    make_photos(tmp_path / "photos")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-
+def test_one_of_four_processes_killed_loses_nothing(recipe: Path, photos: Path, tmp_path: Path) -> None:
     def run(out: str, *more: str, killed: tuple[int, ...] = ()) -> tuple[list[int], str]:
         more = ("--training.deterministic", "true", *more)
-        words = training(tmp_path / "recipe.yaml", tmp_path / "photos", tmp_path / out, *more)
+        words = training(recipe, photos, tmp_path / out, *more)
         errors = tmp_path / f"errors of {out}"
         errors.mkdir(exist_ok=True)
         codes = in_processes(PROCESSES, _train, words, errors, bool(killed), killed=killed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_injection import on_event
-from small_runs import STEPS_PER_EPOCH, Run, difference, message, saved_step
+from small_runs import STEPS_PER_EPOCH, Run, contents, difference, message, saved_step
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.folder_lock import folder_lock
@@ -46,10 +46,6 @@ def test_sigterm_does_not_wait_for_validation_or_evaluation(part: str, run: Run,
     assert code == 143 and message(error), error
     assert part == "evaluation" or saved_step(run.out) == STEPS_PER_EPOCH
     assert run.resumes_to(whole)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_second_run_in_the_same_folder_ends_at_once_and_the_first_goes_on(

@@ -1,12 +1,10 @@
 """Small runs, some of them in processes of their own."""
 
 import multiprocessing
-import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +123,12 @@ def saved_step(out: Path) -> int:
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state"]["step"]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, but for its lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def without_seconds(scores: Any) -> Any:
     """The scores without how long they took."""
     if not isinstance(scores, dict):
@@ -144,21 +148,3 @@ def difference(out: Path, whole: Path) -> str:
         "half a file": bool(list(out.rglob("*.tmp"))),
     }
     return ", ".join(name for name, found in differs.items() if found)
-
-
-def mount(*arguments: object) -> bool:
-    try:
-        return subprocess.run(["mount", *map(str, arguments)], capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-@contextmanager
-def disk(folder: Path, size: str) -> Iterator[bool]:
-    """A file system of its own; False if this user may not mount one."""
-    folder.mkdir()
-    if not mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder):
-        yield False
-        return
-    yield True
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # tensors may still be mapped into memory
