@@ -1,4 +1,4 @@
-"""The documentation is true: its Python prints what it shows, its recipes and commands are valid, its links resolve."""
+"""The documentation is true: its Python prints what it shows, its recipes, commands, links and figures are valid."""
 
 import contextlib
 import io
@@ -97,6 +97,13 @@ def test_commands_are_valid(page: Path, work_folder: Path) -> None:
             _, options = parse(words[words.index("orthoproxy") + 1 :])
             if "search" not in words:  # whose images are queries, not data
                 read_config(*getattr(options, "config", ()), overrides=config_overrides(options))
+
+
+def test_the_performance_page_shows_the_figures_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from page import PAGE, page  # from benchmarks/results
+
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 def test_every_command_is_documented() -> None:

@@ -58,14 +58,16 @@ def test_categories_reach_batches_scores_and_the_printed_result(files: Files, tm
 
 
 def test_options_override_recipes_and_later_recipes_earlier_ones(files: Files, tmp_path: Path, capsys) -> None:
-    (tmp_path / "more.yaml").write_text("training: {epochs: 5, seed: 7}\nsampler: {batch_size: 6}")
-    more = ["--training.epochs", 3, "--config", tmp_path / "more.yaml", "--print-config", "--loss.args.scale", 16]
+    (tmp_path / "a.yaml").write_text("training: {epochs: 4, seed: 7}\nloss: {args: {margin: 0.2}}")
+    (tmp_path / "b.yaml").write_text("training: {epochs: 5}\nsampler: {batch_size: 6}\nloss: {args: {scale: 8}}")
+    more = ["--training.epochs", 3, "--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml", "--print-config"]
+    more += ["--encoder.embedding_dim", "null", "--loss.args.eps", "1e-4"]
     assert main(train_arguments(files, tmp_path / "run", *more)) == 0
-    printed = capsys.readouterr().out
-    (tmp_path / "printed.yaml").write_text(printed)
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     config = read_config(tmp_path / "printed.yaml")
     assert (config.training.epochs, config.training.seed, config.sampler.batch_size) == (3, 7, 6)
-    assert config.encoder.name == "test_vit" and config.loss.args == {"scale": 16}
+    assert (config.encoder.name, config.encoder.embedding_dim) == ("test_vit", None)
+    assert config.loss.args == {"scale": 8, "eps": 1e-4}  # arguments of one loss are not those of another
     assert not (tmp_path / "run").exists()
 
 

@@ -13,9 +13,7 @@ from errors import error_of
 
 from orthoproxy.cli.main import COMMANDS, main, parse
 from orthoproxy.cli.options import config_overrides
-from orthoproxy.core.errors import InputError
 from orthoproxy.evaluation import Scoring
-from orthoproxy.runs.config import Config
 from orthoproxy.runs.recipes import read_config
 
 
@@ -47,29 +45,21 @@ def test_images_are_a_dataset_a_folder_or_a_csv_file(images: str, expected: dict
     assert short == expected | {"data.workers": 2, "training.device": "cpu"}
 
 
-@pytest.mark.parametrize(("arguments", "field"), [
-    (["train", "--out", "x", "--training.epoch", "3"], "--training.epoch"),
-    (["train", "--out", "x", "--loss.margin", "3"], "--loss.margin"),
-    (["evaluate", "x", "--device", "gpu"], "--device"), (["evaluate", "x", "--workers", "-1"], "--workers"),
-    (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size"),
-    (["diagnose", "x", "--split", "train"], "--split"), (["search", "x", "y.png", "-k", "many"], "-k"),
-    (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity"),
-    (["data", "describe", "x", "--data.rot", "x"], "--data.rot"), (["data", "verfy", "cub"], "action"),
-])  # fmt: skip
-def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str], field: str) -> None:
-    with pytest.raises(InputError) as error:
-        parse(arguments)
-    assert error.value.field == field
-    assert field != "--training.epoch" or "--training.epochs" in str(error.value.hint)
-
-
 @pytest.mark.parametrize(("arguments", "field", "hint"), [
+    (["train", "--out", "x", "--training.epoch", "3"], "--training.epoch", "--training.epochs"),
+    (["train", "--out", "x", "--loss.margin", "3"], "--loss.margin", ""),
+    (["evaluate", "x", "--device", "gpu"], "--device", ""), (["evaluate", "x", "--workers", "-1"], "--workers", ""),
+    (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size", ""),
+    (["diagnose", "x", "--split", "train"], "--split", ""), (["search", "x", "y.png", "-k", "many"], "-k", ""),
+    (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity", ""),
+    (["data", "describe", "x", "--data.rot", "x"], "--data.rot", ""), (["data", "verfy", "cub"], "action", ""),
+    # options of training
     (["evaluate", "x", "--data.resize", "squash"], "--data.resize", "orthoproxy train"),
     (["embed", "x", "y", "--out", "z", "--encoder.image_size=64"], "--encoder.image_size", "orthoproxy train"),
     (["diagnose", "x", "--loss.args.margin", "1"], "--loss.args.margin", "orthoproxy train"),
     (["evaluate", "x", "--evaluation.draws", "0"], "--evaluation.draws", "evaluation.bootstrap_samples"),
 ])  # fmt: skip
-def test_options_of_training_are_named_as_such(arguments: list[str], field: str, hint: str) -> None:
+def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str], field: str, hint: str) -> None:
     error = error_of(parse, arguments)
     assert error.field == field and hint in str(error.hint)
 
@@ -92,17 +82,15 @@ def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(
     ("recall_at", [0]), ("recall_at", []), ("recall_at", [2**31]), ("bootstrap_samples", 0), ("confidence", 95),
     ("confidence", math.nan), ("block_memory_mb", 0), ("block_memory_mb", math.inf),
 ])  # fmt: skip
-def test_an_evaluation_protocol_out_of_range_is_an_error(key: str, value: Any) -> None:
-    assert error_of(Config().with_overrides, {f"evaluation.{key}": value}).field.startswith(f"evaluation.{key}")
+def test_an_evaluation_protocol_out_of_range_is_an_error_before_any_work(key: str, value: Any) -> None:
     assert error_of(Scoring, **{key: tuple(value) if isinstance(value, list) else value}).field == key
-    before_any_work = input_error(["evaluate", "nowhere", "nowhere-else", f"--evaluation.{key}", value])
-    assert str(before_any_work.field).startswith(f"evaluation.{key}")
+    error = input_error(["evaluate", "nowhere", "nowhere-else", f"--evaluation.{key}", value])
+    assert str(error.field).startswith(f"evaluation.{key}")
 
 
 def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -> None:
-    with pytest.raises(InputError) as error:
-        parse(["diagnose", "x", "--on", "train"])
-    assert (error.value.field, error.value.expected) == ("--on", "--split, one of validation, test")
+    error = error_of(parse, ["diagnose", "x", "--on", "train"])
+    assert (error.field, error.expected) == ("--on", "--split, one of validation, test")
 
 
 EXPORT = ["export", "x", "--out", "model.pt"]  # not .onnx
