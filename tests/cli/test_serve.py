@@ -1,15 +1,13 @@
 """orthoproxy serve, as it is started: an address, answers, Ctrl-C; and what it refuses."""
 
-import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import httpx
 import pytest
 from command_line import input_error, interrupted_at
 from serving import TOKEN, make_catalog, make_images, make_model
@@ -39,23 +37,13 @@ def test_it_serves_until_it_is_stopped(folder: Path, request: pytest.FixtureRequ
     assert process.stdout is not None
     said = process.stdout.readline()
     assert said.startswith("http://127.0.0.1:") and TOKEN not in said
-    connection = http.client.HTTPConnection(said.split("/")[2], timeout=120)
     picture = (folder / "images" / "red" / "1.png").read_bytes()
-    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    ask = {"content-type": "multipart/form-data; boundary=x", "authorization": f"Bearer {TOKEN}"}
-    connection.request("POST", "/search", head + picture + b"\r\n--x--\r\n", ask)
-    answer = connection.getresponse()
-    found = json.loads(answer.read())
-    assert answer.status == 200 and found["results"][0]["path"] == "red/1.png"
-    assert answer.getheader("server") is None
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        connection.request("GET", "/health")
-        assert connection.getresponse().read()
-        seconds.append(time.perf_counter() - start)
+    with httpx.Client(base_url=said.strip(), headers={"authorization": f"Bearer {TOKEN}"}, timeout=120) as client:
+        answer = client.post("/search", files={"image": picture})
+        assert answer.status_code == 200 and answer.json()["results"][0]["path"] == "red/1.png"
+        assert "server" not in answer.headers
+        seconds = [client.get("/health").elapsed.total_seconds() for _ in range(20)]
     assert min(seconds) < 0.03  # a small answer does not wait for the client's acknowledgement, 40 ms
-    connection.close()
     process.send_signal(stop)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "", "")
