@@ -1,10 +1,12 @@
-"""Trials of a study: real training, and their scores, costs and geometry against plain NumPy."""
+"""Trials of a study: real training, and their scores, costs and geometry against their definitions."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from brute_force import query_metrics
 from errors import error_of
 from small_runs import STEPS_PER_EPOCH, make_config
 from synthetic_study import WEIGHT, make_result, write_study
@@ -13,12 +15,13 @@ from orthoproxy.cli.main import main
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.evaluation import Retrieval
 from orthoproxy.reports.geometry import effective_rank, pair_cosines
 from orthoproxy.runs.dataset import split_table
 from orthoproxy.runs.recipes import write_config
 from orthoproxy.runs.study_trials import StudyPaths, check_splits, configure_trial, evaluate_trial, train_trial
 from orthoproxy.studies.plan import Study, Trial, read_study
-from orthoproxy.studies.results import SplitScores, TrialResult, read_results, read_trial
+from orthoproxy.studies.results import METRICS, SplitScores, TrialResult, read_results, read_trial
 
 LIVE, FROZEN = Trial("alone", {}, 0), Trial("frozen", {}, 0)
 GIVEN = {
@@ -68,21 +71,15 @@ def trained(study: Study, paths: StudyPaths) -> TrialResult:
 
 
 def assert_scores(scores: SplitScores, study: Study, paths: StudyPaths, split: str) -> None:
-    """Compare the scores of trained model and untrained encoder with float64 NumPy, class by class."""
+    """Compare the scores of trained model and untrained encoder with their definitions, class by class."""
     images = select_split(split_table(configure_trial(study, LIVE)), split)
-    labels, run = images["label"].to_numpy(), paths.run(LIVE)
-    assert scores.classes == sorted(set(labels))
-    assert scores.queries == [5] * len(scores.classes)
+    (numbers, classes), rows, run = pd.factorize(images["label"], sort=True), np.arange(len(images)), paths.run(LIVE)
+    assert scores.classes == classes.tolist() and scores.queries == [5] * len(classes)
     for model, found in ((run.load_model(), scores.trained), (Embedder.load(run.baseline), scores.untrained)):
-        x = model.embed(images["path"].tolist(), workers=0).astype(np.float64)
-        similarities = x @ x.T
-        np.fill_diagonal(similarities, -np.inf)
-        hits = labels[np.argsort(-similarities)[:, :4]] == labels[:, None]  # 4 others of each class
-        precision = np.cumsum(hits, axis=1) / np.arange(1, 5)
-        expected = {"recall@1": hits[:, 0], "map@r": (precision * hits).mean(axis=1)}
-        for metric, values in expected.items():
-            by_class = [values[labels == label].mean() for label in scores.classes]
-            assert found[metric] == pytest.approx(by_class, abs=2e-6)
+        retrieval = Retrieval(model.embed(images["path"].tolist(), workers=0), numbers, rows, rows)
+        expected = pd.DataFrame([query_metrics(retrieval, row, [1]) for row in rows]).groupby(numbers).mean()
+        for metric in METRICS:
+            assert found[metric] == pytest.approx(expected[metric].tolist(), abs=2e-6)
 
 
 def test_a_trial_has_validation_scores_costs_and_geometry_but_no_test_scores(study, paths, trained):
@@ -123,21 +120,15 @@ def test_an_unfinished_trial_continues_from_its_checkpoint(study, folder, paths,
     assert last.stat().st_mtime_ns == saved
 
 
-def test_a_trial_without_a_result_is_trained_and_evaluated_at_once(study, folder, paths):
+def test_a_frozen_trial_leaves_no_run_folder_and_is_trained_again_for_the_test_classes(study, folder, paths):
     out = StudyPaths(folder / "at-once", folder / "at-once.parquet")
-    at_once = evaluate_trial(study, FROZEN, out)
-    assert not out.run(FROZEN).folder.exists()
-    assert at_once.retrained is None
-    again = evaluate_trial(study, FROZEN, paths, train_trial(study, FROZEN, paths))
-    assert (at_once.test, at_once.validation) == (again.test, again.validation)
-
-
-def test_a_frozen_trial_leaves_no_run_folder_and_is_trained_again_for_the_test_classes(study, paths):
+    at_once = evaluate_trial(study, FROZEN, out)  # trained and evaluated without a result before
     trained = train_trial(study, FROZEN, paths)
-    assert not paths.run(FROZEN).folder.exists()
+    assert not out.run(FROZEN).folder.exists() and not paths.run(FROZEN).folder.exists()
     result = evaluate_trial(study, FROZEN, paths, trained)
     assert not paths.run(FROZEN).folder.exists()
     assert len(result.test.classes) == 4
+    assert (at_once.test, at_once.validation, at_once.retrained) == (result.test, trained.validation, None)
     assert result.retrained == {"date": result.retrained["date"], "environment": trained.environment}
     assert result.validation == trained.validation
 
