@@ -1,11 +1,10 @@
 """A closed set from end to end: training, scores, report, and a class that is enrolled without training."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import input_error, json_of
+from command_line import json_of
 from pages import ParsedPage
 from PIL import Image
 from small_runs import make_config
@@ -60,7 +59,7 @@ def test_scores_and_threshold_are_of_new_images_of_the_training_classes(run: Run
 
 def test_report_and_commands_say_that_the_classes_are_known(run: RunFolder, capsys) -> None:
     page = ParsedPage(run.report.read_text())
-    assert "run: known classes" in page.text[:200] and "Unseen classes" in page.tables[0][0]
+    assert "Unseen classes" in page.tables[0][0]
     evaluated = json_of(["evaluate", run.folder, "--workers", 0])
     assert capsys.readouterr().out.startswith("Known classes: 40 queries")
     assert evaluated["known_classes"] and evaluated["model"]["map@r"] == run.scores["model"]["map@r"]
@@ -102,6 +101,3 @@ def test_a_class_is_enrolled_by_indexing_three_of_its_images(run: RunFolder, tmp
     assert after["label"] == UNSEEN[0] and after["share"] == pytest.approx(1)
     (auto,) = json_of(search)
     assert all(hit["similarity"] >= run.load_model().threshold for hit in auto["results"])
-    shutil.copytree(run.baseline, tmp_path / "baseline")
-    json_of(["index", tmp_path / "untrained", tmp_path / "new.csv", "--model", tmp_path / "baseline", *words])
-    assert input_error(["search", tmp_path / "untrained", new[3], "--vote"]).field == "min_similarity"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -14,7 +13,7 @@ import pytest
 import torch
 from fault_injection import kill_at
 from many import children, distance, in_processes, torchrun
-from small_runs import make_config
+from small_runs import make_config, saved_step
 
 import orthoproxy
 from orthoproxy.core.distributed import RemoteProcessError, is_main
@@ -113,23 +112,20 @@ def damage(photos: Path, folder: Path, split: str = "train") -> Path:
     return broken
 
 
-def test_an_input_error_in_one_process_ends_all(photos, tmp_path) -> None:
-    broken = damage(photos, tmp_path / "photos")
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_image_that_one_process_cannot_read_ends_all_with_the_run_saved(photos, tmp_path, split) -> None:
+    broken = damage(photos, tmp_path / "photos", split)
     errors = [seen["error"] for seen in in_processes(2, train, config_for(tmp_path / "photos"), tmp_path / "run")]
     assert sorted(isinstance(error, InputError) for error in errors) == [False, True]
     assert all(str(broken) in str(error) for error in errors)
-    config = config_for(photos).with_overrides({"encoder.embedding_dim": 4096})  # an error of all
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() == (split == "validation")
+
+
+def test_an_input_error_of_all_processes_is_reported_once(photos, tmp_path) -> None:
+    config = config_for(photos).with_overrides({"encoder.embedding_dim": 4096})
     errors = [seen["error"] for seen in in_processes(2, train, config, tmp_path / "run")]
     assert [type(error) for error in errors] == [InputError, RemoteProcessError]
     assert errors[0].field == "encoder.embedding_dim"
-
-
-def test_a_validation_image_that_one_process_cannot_read_ends_all_with_the_run_saved(photos, tmp_path) -> None:
-    broken = damage(photos, tmp_path / "photos", "validation")
-    errors = [seen["error"] for seen in in_processes(2, train, config_for(tmp_path / "photos"), tmp_path / "run")]
-    assert sorted(isinstance(error, InputError) for error in errors) == [False, True]
-    assert all(str(broken) in str(error) for error in errors)
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_unreadable_images_are_found_by_all_processes_and_left_out(photos, tmp_path) -> None:
@@ -151,76 +147,44 @@ class Job:
     """`orthoproxy train` under torchrun, in two processes."""
 
     def __init__(self, recipe: Path, out: Path, *options: str) -> None:
-        verb = ["-m", "orthoproxy", "train", "--config", recipe, "--out", out, "--resume"]
-        self.metrics, self.job = out / "metrics.jsonl", torchrun(2, *options, *verb)
+        command = ["-m", "orthoproxy", "train", "--config", recipe, "--out", out, "--resume"]
+        self.run, self.process = RunFolder(out), torchrun(2, *options, *command)
 
     def wait_for_step(self, step: int) -> None:
         for _ in range(8000):  # 400 s, as a busy machine takes minutes to start PyTorch twice
-            text = self.metrics.read_text() if self.metrics.is_file() else ""
-            if any(json.loads(line)["step"] >= step for line in text.splitlines(keepends=True) if line.endswith("\n")):
+            if max(self.run.records().get("step", [0])) >= step:
                 return
-            assert self.job.poll() is None, self.job.communicate()[0]
+            assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.05)
         raise AssertionError(f"step {step} was not reached")
 
-    def workers(self) -> list[int]:
-        """The processes that train, in the order of their numbers."""
-        ranks = {}
-        for child in children(self.job.pid):
-            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            ranks |= {int(v.removeprefix(b"RANK=")): child for v in variables if v.startswith(b"RANK=")}
-        return [ranks[rank] for rank in sorted(ranks)]
+    def kill(self, rank: int) -> None:
+        for child in children(self.process.pid):
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                os.kill(child, signal.SIGKILL)
 
     def end(self) -> tuple[int, str]:
-        output = self.job.communicate(timeout=500)[0]
-        return self.job.returncode, output
-
-
-@pytest.fixture
-def recipe(photos, tmp_path) -> Path:
-    config = config_for(photos, sharded=True, epochs=60).with_overrides(KEEP_LAST)
-    write_config(config, tmp_path / "recipe.yaml")
-    return tmp_path / "recipe.yaml"
-
-
-linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+        output = self.process.communicate(timeout=500)[0]
+        return self.process.returncode, output
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@linux_only
-def test_a_killed_process_ends_the_job_and_torchrun_starts_it_again_from_the_last_checkpoint(recipe, tmp_path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_ctrl_c_saves_a_job_and_torchrun_restarts_one_that_lost_a_process(photos, tmp_path) -> None:
+    config = config_for(photos, sharded=True, epochs=60).with_overrides(KEEP_LAST)
+    write_config(config, recipe := tmp_path / "recipe.yaml")
     job = Job(recipe, tmp_path / "run")
     job.wait_for_step(7)
-    os.kill(job.workers()[1], signal.SIGKILL)
-    code, output = job.end()
-    assert code == 1
-    # the other process says that it cannot reach this one, unless torchrun ends it before
-    assert re.search(r"Signal 9 \(SIGKILL\)", output)
-    assert not RunFolder(tmp_path / "run").has_report
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state"]["step"]
-    assert saved >= 5
+    job.process.send_signal(signal.SIGINT)
+    _, output = job.end()
+    saved = saved_step(tmp_path / "run")  # all stop after the same step
+    assert output.count(f"stopped after step {saved}; the run is saved") == 1, output
 
     job = Job(recipe, tmp_path / "run", "--max-restarts", "1")
     job.wait_for_step(saved + 20)
-    os.kill(job.workers()[0], signal.SIGKILL)
+    job.kill(rank=0)
     code, output = job.end()
-    assert code == 0, output
-    run = RunFolder(tmp_path / "run")
-    steps = run.records()["step"].tolist()
-    assert run.has_report and steps == sorted(steps) and steps[-1] == 300 and len(set(steps)) == len(steps)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@linux_only
-def test_ctrl_c_stops_all_after_the_same_step_and_saves(recipe, tmp_path) -> None:
-    job = Job(recipe, tmp_path / "run")
-    job.wait_for_step(7)
-    job.job.send_signal(signal.SIGINT)
-    _, output = job.end()
-    stopped = re.search(r"stopped after (step) (\d+); the run is saved", output)
-    assert stopped is not None, output
-    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state"]
-    assert state[stopped[1]] == int(stopped[2])
-    assert "stopping after this step" in output and output.count("stopped after step") == 1
+    assert code == 0 and job.run.has_report, output
+    steps = job.run.records()["step"].tolist()
+    assert steps == sorted(set(steps)) and steps[-1] == 300

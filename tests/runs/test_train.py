@@ -1,18 +1,19 @@
 """A whole run on a few images: what it writes, how it resumes, what it rejects."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from errors import error_of
-from small_runs import make_config
+from small_runs import difference, make_config
 
 import orthoproxy
-from orthoproxy.core.errors import InputError
 from orthoproxy.data.table import select_split
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.models.weights import read_tensors
@@ -49,12 +50,6 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return read_tensors(run.folder / "model" / "model.safetensors", "")
 
 
-def assert_same(a: RunFolder, b: RunFolder) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert a.scores | {"seconds": 0} == b.scores | {"seconds": 0}
-
-
 def times_of_change(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -87,10 +82,7 @@ def test_test_and_validation_classes_get_no_proxy(finished, config):
 def test_scores_stand_beside_the_baseline(finished, config):
     scores = finished.scores
     assert (scores["queries"], scores["classes"], scores["queries_without_positive"]) == (20, 4, 0)
-    for metric in ("recall@1", "recall@2", "map@r", "r_precision", "mrr"):
-        model, baseline, difference = (scores[name][metric] for name in ("model", "baseline", "difference"))
-        assert difference["value"] == pytest.approx(model["value"] - baseline["value"])
-        assert all(e["low"] <= e["value"] <= e["high"] for e in (model, baseline, difference))
+    assert [*scores["model"]] == ["recall@1", "recall@2", "map@r", "r_precision", "mrr"]
     assert scores["selected_on"] == "validation" and len(scores["notes"]) == 1
     table = select_split(split_table(config), "test")
     alone = orthoproxy.evaluate(orthoproxy.load(finished.baseline), table, scoring=make_scoring(config.evaluation))
@@ -106,29 +98,25 @@ def test_the_model_is_the_best_on_validation(finished):
     torch.testing.assert_close(best["objective"]["loss.proxies"], finished.load_model().proxies)
 
 
-def test_evaluation_can_come_later(finished, config, tmp_path):
+def test_evaluation_can_come_later_and_a_finished_run_is_returned_as_it_is(finished, config, tmp_path):
     run = orthoproxy.train(config, tmp_path / "run", evaluate=False)
     assert run.has_model and not run.has_report and run.scores is None
     before = times_of_change(run.folder)
     assert not orthoproxy.train(config, run.folder, resume=True, evaluate=False).has_report
     assert times_of_change(run.folder) == before
-    assert_same(orthoproxy.train(config, run.folder, resume=True), finished)
-
-
-def test_a_finished_run_is_returned_as_it_is(finished, config):
-    before = times_of_change(finished.folder)
-    orthoproxy.train(config, finished.folder, resume=True)
-    assert times_of_change(finished.folder) == before
+    assert not difference(orthoproxy.train(config, run.folder, resume=True).folder, finished.folder)
+    before = times_of_change(run.folder)
+    orthoproxy.train(config, run.folder, resume=True)
+    assert times_of_change(run.folder) == before
     other = config.with_overrides({"optimizer.lr.proxies": 0.5})
-    assert error_of(orthoproxy.train, other, finished.folder, resume=True).field == "optimizer.lr.proxies"
+    assert error_of(orthoproxy.train, other, run.folder, resume=True).field == "optimizer.lr.proxies"
 
 
 def test_a_run_of_version_1_gets_one_clear_error(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "old")
     (tmp_path / "old" / "baseline").rename(tmp_path / "old" / "untrained")
-    with pytest.raises(InputError) as caught:
-        _ = RunFolder(tmp_path / "old").config
-    assert caught.value.path == tmp_path / "old" and caught.value.hint
+    error = error_of(lambda: RunFolder(tmp_path / "old").config)
+    assert error.path == tmp_path / "old" and error.hint
 
 
 def test_training_crops_have_the_margin_of_the_configuration(short):
@@ -136,11 +124,6 @@ def test_training_crops_have_the_margin_of_the_configuration(short):
     sampler = make_sampler(config, labels, pd.Series([""] * 6))
     loader = make_loader(config, list, ["x.png#xywh=0,0,9,9"] * 6, labels, sampler, torch.device("cpu"))
     assert loader.dataset.box_margin == 0.3
-
-
-def test_without_test_classes_there_are_no_scores(short, tmp_path):
-    run = orthoproxy.train(short.with_overrides({"data.test_fraction": 0}), tmp_path / "run")
-    assert run.scores is None and run.has_report
 
 
 def test_selection_on_test_classes_is_labeled(short, tmp_path):
@@ -153,13 +136,6 @@ def test_a_loss_without_proxies_trains(short, tmp_path):
     loss = {"name": "MultiSimilarityLoss", "miner": {"name": "MultiSimilarityMiner"}}
     run = orthoproxy.train(short.with_overrides({"loss": loss, "sampler.images_per_class": 2}), tmp_path / "run")
     assert run.load_model().proxies is None and not (run.folder / "model" / "proxies.safetensors").exists()
-
-
-def test_a_loss_with_several_centers_starts_from_class_means_and_is_regularized(short, tmp_path):
-    overrides = {"loss.name": "SoftTripleLoss", "loss.args": {"centers_per_class": 2}}
-    run = orthoproxy.train(short.with_overrides(overrides), tmp_path / "run")
-    assert run.load_model().proxies.shape == (4, 8)
-    assert run.records()["regularizer"].notna().any()
 
 
 def test_starting_from_a_run_keeps_its_projection_and_known_proxies(finished, short, tmp_path):
@@ -191,21 +167,13 @@ def test_random_initialization(short, tmp_path):
     assert run.load_model().proxies.norm(dim=1).mean() > 1.5  # 2 is expected: Kaiming, fan-out of 4 classes, D = 8
 
 
-def test_data_driven_initialization_reads_each_image_once(short, tmp_path, monkeypatch):
-    read = []
-    embed = Embedder.embed
-
-    def counting(self, images, *args, **options):
-        read.extend(images if isinstance(images, list) else [])
-        return embed(self, images, *args, **options)
-
-    monkeypatch.setattr(Embedder, "embed", counting)
+def test_proxies_start_as_class_means_from_one_pass_over_the_images(short, tmp_path):
     overrides = {"data.validation_fraction": 0, "data.test_fraction": 0, **FROZEN_RATES}
-    run = orthoproxy.train(short.with_overrides(overrides), tmp_path / "run", evaluate=False)
-    table = split_table(run.config)
-    assert sorted(read) == sorted(table["path"])
-    # proxies are the class means of the initialized encoder
-    model = run.load_model()
+    with patch.object(Embedder, "embed", autospec=True, side_effect=Embedder.embed) as embed:
+        run = orthoproxy.train(short.with_overrides(overrides), tmp_path / "run", evaluate=False)
+    table, model = split_table(run.config), run.load_model()
+    inputs = [call.args[1] for call in embed.call_args_list]
+    assert sorted(path for images in inputs if isinstance(images, list) for path in images) == sorted(table["path"])
     embeddings = torch.from_numpy(model.embed(table["path"].tolist()))
     for label, proxy in zip(model.classes, model.proxies, strict=True):
         mean = embeddings[torch.tensor((table["label"] == label).tolist())].mean(dim=0)
@@ -230,35 +198,28 @@ def damaged(config, photos, tmp_path) -> tuple[Config, dict[str, list[Path]]]:
 
 def test_unreadable_images_are_left_out_of_every_split_and_listed_also_after_resuming(damaged, tmp_path):
     config, files = damaged
-    broken = {"train": files["train"][7], "test": files["test"][0], "validation": files["validation"][3]}
-    content = {path: path.read_bytes() for path in broken.values()}
-    for path, bytes_left in zip(content, (None, 0, 500), strict=True):
-        path.write_bytes(b"not an image" if bytes_left is None else content[path][:bytes_left])
+    gone = files["train"][0].parent  # a whole class, which gets no proxy
+    splits = {**dict.fromkeys(gone.iterdir(), "train"), files["validation"][3]: "validation", files["test"][0]: "test"}
+    content = {path: path.read_bytes() for path in splits}
+    for length, path in enumerate(splits):
+        path.write_bytes(content[path][: 100 * length])
     run = orthoproxy.train(config, tmp_path / "run")
     listed = pd.read_csv(run.folder / "unreadable_images.csv", index_col="path")
     assert list(listed) == ["split", "label", "reason"]
-    assert listed["split"].to_dict() == {str(path): split for split, path in broken.items()}
+    assert listed["split"].to_dict() == {str(path): split for path, split in splits.items()}
     assert run.scores["queries"] == 19 and len(run.scores["notes"]) == 2
+    assert len(run.load_model().classes) == 3 and gone.name not in run.load_model().classes
     for path in content:
         path.write_bytes(content[path])  # readable again, but the run continues as it began
     unfinished = shutil.ignore_patterns("model", "report.html", "evaluation.json")
     shutil.copytree(run.folder, tmp_path / "resumed", ignore=unfinished)
-    assert_same(orthoproxy.train(config, tmp_path / "resumed", resume=True), run)
+    assert not difference(orthoproxy.train(config, tmp_path / "resumed", resume=True).folder, run.folder)
 
 
 def test_skipping_changes_nothing_if_all_images_can_be_read(finished, config, tmp_path):
     run = orthoproxy.train(config.with_overrides(SKIP), tmp_path / "run")
     assert run.unreadable is not None and run.unreadable.empty
-    assert_same(run, finished)
-
-
-def test_a_class_without_readable_images_gets_no_proxy(damaged, tmp_path):
-    config, files = damaged
-    gone = files["train"][0].parent
-    for path in gone.iterdir():
-        path.write_bytes(b"")
-    classes = orthoproxy.train(config, tmp_path / "run").load_model().classes
-    assert len(classes) == 3 and gone.name not in classes
+    assert not difference(run.folder, finished.folder)
 
 
 def test_what_cannot_be_evaluated_is_found_before_training(damaged, tmp_path):
@@ -285,12 +246,17 @@ def test_a_failed_start_can_be_started_over(short, tmp_path):
     assert orthoproxy.train(short, tmp_path / "run").config.encoder.embedding_dim == 8
 
 
-def test_a_run_started_with_relative_paths_is_evaluated_from_anywhere(short, photos, tmp_path, monkeypatch):
-    monkeypatch.chdir(photos.parent)
-    orthoproxy.train(short.with_overrides({"data.root": photos.name}), tmp_path / "run", evaluate=False)
+def test_a_run_started_with_relative_paths_in_the_default_folder_is_evaluated_from_anywhere(
+    finished, short, photos, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    run = RunFolder(tmp_path / "run")
+    relative = {"data.root": os.path.relpath(photos), "encoder.init_from": f"run:{os.path.relpath(finished.folder)}"}
+    run = orthoproxy.train(short.with_overrides(relative), evaluate=False)
+    assert run.folder.resolve() == tmp_path / "runs" / "folder"
+    monkeypatch.chdir(photos)
+    run = RunFolder(tmp_path / "runs" / "folder")
     assert run.config.data.root == str(photos)
+    assert run.config.encoder.init_from == f"run:{finished.folder}"
     write_report(run, evaluate_run(run))
     assert run.has_report
 
@@ -302,11 +268,6 @@ def test_a_run_trained_on_a_gpu_is_evaluated_on_a_cpu(finished, tmp_path):
     write_config(on_gpu, folder / "config.yaml")
     expected, found = (evaluate_run(run, "cpu").evaluation for run in (finished, RunFolder(folder)))
     assert expected is not None and found is not None and found.model == expected.model
-
-
-def test_the_default_folder_is_named_after_the_dataset(short, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert orthoproxy.train(short, evaluate=False).folder.resolve() == tmp_path / "runs" / "folder"
 
 
 @pytest.mark.parametrize(("capabilities", "native"), [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)])
