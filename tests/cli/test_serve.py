@@ -38,7 +38,7 @@ def test_it_serves_until_it_is_stopped(folder: Path, request: pytest.FixtureRequ
     said = process.stdout.readline()
     assert said.startswith("http://127.0.0.1:") and TOKEN not in said
     picture = (folder / "images" / "red" / "1.png").read_bytes()
-    with httpx.Client(base_url=said.strip(), headers={"authorization": f"Bearer {TOKEN}"}, timeout=120) as client:
+    with httpx.Client(base_url=said.split()[0], headers={"authorization": f"Bearer {TOKEN}"}, timeout=120) as client:
         answer = client.post("/search", files={"image": picture})
         assert answer.status_code == 200 and answer.json()["results"][0]["path"] == "red/1.png"
         assert "server" not in answer.headers
