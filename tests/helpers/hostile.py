@@ -1,13 +1,11 @@
 """Files that would run a program if anything in them were unpickled or imported."""
 
-import json
 import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -52,22 +50,6 @@ WAYS: dict[str, Callable[[object, Path], None]] = {
 }
 
 
-def is_live(way: Callable[[object, Path], None], folder: Path) -> bool:
-    """Whether the trap springs where somebody does unpickle such a file."""
-    marker, path = folder / "sprung", folder / "live"
-    way({"model": Trap(marker)}, path)
-    if way in (as_numpy, as_npz):
-        loaded = np.load(path, allow_pickle=True)
-        _ = loaded["a"] if way is as_npz else loaded
-    elif way is as_pickle:
-        pickle.loads(path.read_bytes())
-    else:
-        torch.load(path, weights_only=False)
-    found = marker.exists()
-    marker.unlink(missing_ok=True)
-    return found
-
-
 def rejected(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must end as bad input, without a traceback; return its message."""
     capsys.readouterr()
@@ -75,8 +57,3 @@ def rejected(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
     assert code == 2, said.err
     assert "Traceback" not in said.err
     return said.err[said.err.index("orthoproxy: ") :].strip()
-
-
-def change_json(path: Path, **values: object) -> None:
-    """Change entries of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
