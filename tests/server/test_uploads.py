@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from errors import error_of
 from PIL import Image
 
 from orthoproxy.data import evaluation_transform
 from orthoproxy.data.images import read_image
 from orthoproxy.server.limits import Limits, RequestError
-from orthoproxy.server.uploads import DecoderPool, image_format
+from orthoproxy.server.uploads import DecoderPool
 
 PIXELS = 4_000_000
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
@@ -64,11 +65,8 @@ def inflated() -> bytes:
 
 GOOD: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: saved(noise(), "JPEG"),
-    "cmyk jpeg": lambda: saved(noise().convert("CMYK"), "JPEG"),
     "rotated jpeg": lambda: saved(noise(), "JPEG", exif=exif(0x0112, 6)),
     "png with alpha": lambda: saved(noise().convert("RGBA"), "PNG"),
-    "palette png": lambda: saved(noise().convert("P"), "PNG"),
-    "16-bit png": lambda: saved(Image.fromarray(np.full((40, 60), 40_000, dtype=np.uint16)), "PNG"),
     "webp": lambda: saved(noise(), "WEBP", lossless=True),
     "bmp": lambda: saved(noise(), "BMP"),
     "png with more pixels than announced": lambda: png(1500, 1500, data=inflated()),
@@ -85,6 +83,7 @@ BAD: dict[str, tuple[Callable[[], bytes], int]] = {
     "webp cut off": (lambda: saved(noise(), "WEBP")[:200], 422),
     "svg behind a png's first bytes": (lambda: b"\x89PNG\r\n\x1a\n" + SVG, 422),
     "png without height": (lambda: png(50, 0), 422),
+    "more bytes than the limit": (lambda: GOOD["jpeg"]() + bytes(8_000_000), 413),
     "a line of pixels": (lambda: png(20_000, 1), 422),
     "bomb: a png of gigapixels": (lambda: png(100_000, 100_000), 413),
     "bomb: a png just above the limit": (lambda: png(2001, 2000), 413),
@@ -107,10 +106,9 @@ def worker_pid(pool: DecoderPool) -> int:
 
 
 def status_of(decode: Callable[..., object], *arguments: object) -> int:
-    with pytest.raises(RequestError) as caught:
-        decode(*arguments)
-    assert caught.value.field == "image"
-    return caught.value.status
+    error = error_of(decode, *arguments)
+    assert isinstance(error, RequestError) and error.field == "image"
+    return error.status
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -128,11 +126,6 @@ def test_other_files_are_rejected_and_the_worker_survives(name: str, pool: Decod
     assert status_of(pool.model_input, content, 32, None) == status_of(pool.thumbnail, content, 160) == status
     assert worker_pid(pool) == pid
     assert pool.thumbnail(GOOD["jpeg"](), 20)
-
-
-def test_too_many_bytes_are_rejected_before_a_worker_sees_them(pool: DecoderPool) -> None:
-    assert status_of(pool.model_input, GOOD["jpeg"]() + bytes(8_000_000), 32, None) == 413
-    assert image_format(b"\xff\xd8\xff\xe0 named .png") == "JPEG"
 
 
 def test_thumbnails_are_small_and_without_metadata(pool: DecoderPool) -> None:
