@@ -10,16 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from catalog_rows import DIM, some, write_parts
 from errors import error_of
 
 from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
-from orthoproxy.catalog.filters import parse_filter
 from orthoproxy.catalog.index import fit_index, recall_measure
-from orthoproxy.catalog.lance import LanceStore, matches
+from orthoproxy.catalog.lance import LanceStore
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.schemas import SearchOptions
 from orthoproxy.server.service import Service
@@ -29,9 +27,6 @@ AWKWARD = [
 ]  # fmt: skip
 
 OF_CLASS_3 = [f"3/{number}.png" for number in range(10_000)]
-
-
-FOLDER_OR_S3 = ["folder", pytest.param("s3", marks=pytest.mark.server)]
 
 
 @pytest.fixture
@@ -53,27 +48,41 @@ def ids(catalog: Catalog) -> set[str]:
     return {key for page in catalog.iterate_rows(["id"]) for key in page["id"]}
 
 
-def test_what_is_written_is_there(catalog: Catalog) -> None:
-    rows, embeddings = some(100)
-    catalog.upsert(rows, embeddings)
-    found = catalog.get(rows["id"].tolist()[::-1], with_embeddings=True)
-    pd.testing.assert_frame_equal(found[rows.columns], rows[::-1].reset_index(drop=True), check_dtype=False)
-    np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings[::-1])
-    read = np.concatenate(list(catalog.iterate_embeddings()))
-    np.testing.assert_array_equal(read[np.lexsort(read.T)], embeddings[np.lexsort(embeddings.T)])
-    assert ids(catalog) == set(rows["id"]) and len(catalog) == 100
-    assert catalog.get(["f" * 32]).empty and catalog.get([]).empty
+def test_what_is_written_is_there_when_it_is_opened_again(address: str) -> None:
+    rows, embeddings = some(300)
+    with Catalog.create(address, DIM, "0123456789abcdef", "runs/x", "/pictures") as catalog:
+        catalog.upsert(rows.assign(label="old"), embeddings)
+        catalog.upsert(rows, embeddings)
+        catalog.delete(rows["id"][290:].tolist())
+    rows, embeddings = rows[:290], embeddings[:290]
+    with Catalog.open(address) as catalog:
+        facts = (catalog.dim, catalog.model, catalog.model_path, catalog.root)
+        assert facts == (DIM, "0123456789abcdef", "runs/x", "/pictures")
+        found = catalog.get(rows["id"].tolist()[::-1], with_embeddings=True)
+        pd.testing.assert_frame_equal(found[rows.columns], rows[::-1].reset_index(drop=True), check_dtype=False)
+        np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings[::-1])
+        read = np.concatenate(list(catalog.iterate_embeddings()))
+        np.testing.assert_array_equal(read[np.lexsort(read.T)], embeddings[np.lexsort(embeddings.T)])
+        assert ids(catalog) == set(rows["id"]) and len(catalog) == 290
+        assert catalog.get(["f" * 32]).empty and catalog.get([]).empty
+        assert keys(catalog.search(embeddings[100:101], 10)[0]) == nearest(rows, embeddings, embeddings[100], 10)
 
 
-def test_a_known_id_is_replaced(catalog: Catalog) -> None:
-    rows, embeddings = some(30)
+def test_known_ids_are_replaced_and_deleted_ones_gone(catalog: Catalog) -> None:
+    rows, embeddings = some(50)
     catalog.upsert(rows, embeddings)
     changed = rows.iloc[:10].assign(label="new", content="0" * 32)
     catalog.upsert(changed, embeddings[10:20])
     found = catalog.get(changed["id"].tolist(), with_embeddings=True)
-    assert len(catalog) == 30 and (found["label"] == "new").all()
+    assert len(catalog) == 50 and (found["label"] == "new").all()
     np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings[10:20])
     assert set(keys(catalog.search(embeddings[10:11], 2)[0])) == {rows["id"][0], rows["id"][10]}
+    assert catalog.delete([*rows["id"][:5], "f" * 32]) == 5
+    assert catalog.delete(rows["id"][:5].tolist()) == 0
+    assert ids(catalog) == set(rows["id"][5:])
+    assert rows["id"][0] not in keys(catalog.search(embeddings[10:11], 50)[0])
+    catalog.upsert(rows[:1], embeddings[:1])  # and come back
+    assert keys(catalog.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
 
 
 def test_search_is_exact(catalog: Catalog) -> None:
@@ -96,22 +105,9 @@ def test_fewer_images_than_asked_for(catalog: Catalog) -> None:
     assert len(catalog.search(embeddings[:1], 5)[0]) == 3 and catalog.search(embeddings[:0], 5) == []
 
 
-def test_deleted_images_are_gone(catalog: Catalog) -> None:
-    rows, embeddings = some(50)
-    catalog.upsert(rows, embeddings)
-    assert catalog.delete([*rows["id"][:5], "f" * 32]) == 5
-    assert catalog.delete(rows["id"][:5].tolist()) == 0
-    assert ids(catalog) == set(rows["id"][5:])
-    assert rows["id"][0] not in keys(catalog.search(embeddings[:1], 50)[0])
-    catalog.upsert(rows[:1], embeddings[:1])  # and come back
-    assert keys(catalog.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
-
-
 @pytest.mark.parametrize(
     ("where", "meant"),
     [
-        ('label == "class 1"', lambda row: row.label == "class 1"),
-        ('label != "class 1"', lambda row: row.label != "class 1"),
         ('label in ["class 1", "class 2"]', lambda row: row.label in ("class 1", "class 2")),
         ('label not in ["class 1", "class 2"]', lambda row: row.label not in ("class 1", "class 2")),
         ('path like "3/%"', lambda row: row.path.startswith("3/")),
@@ -182,22 +178,6 @@ def test_info(catalog: Catalog) -> None:
     }  # fmt: skip
 
 
-def test_reopened_it_has_everything(address: str) -> None:
-    rows, embeddings = some(300)
-    with Catalog.create(address, DIM, "0123456789abcdef", "runs/x", "/pictures") as catalog:
-        catalog.upsert(rows, embeddings)
-        catalog.upsert(rows[:20].assign(label="new"), embeddings[:20])
-        catalog.delete(rows["id"][290:].tolist())
-    with Catalog.open(address) as catalog:
-        facts = (catalog.dim, catalog.model, catalog.model_path, catalog.root)
-        assert facts == (DIM, "0123456789abcdef", "runs/x", "/pictures")
-        found = pd.concat(catalog.iterate_rows())
-        assert sorted(found["id"]) == sorted(rows["id"][:290])
-        assert (found["label"] == "new").sum() == 20
-        hits = catalog.search(embeddings[100:101], 10)[0]
-        assert keys(hits) == nearest(rows[:290], embeddings[:290], embeddings[100], 10)
-
-
 def test_invalid_arguments(catalog: Catalog) -> None:
     rows, one = some(1)
     calls: list[tuple[str, Callable[[], object]]] = [
@@ -223,37 +203,45 @@ def test_there_is_one_catalog_at_an_address(address: str) -> None:
     Catalog.open(address).close()
 
 
-def test_an_index_above_a_size_with_its_recall_measured(catalog: Catalog) -> None:
+def test_an_index_above_a_size_with_its_recall_measured_also_after_an_interruption(catalog: Catalog) -> None:
     rows, embeddings = some(3000)
     catalog.upsert(rows, embeddings)
     assert fit_index(catalog) is None and catalog.store.index_type == "FLAT"
     assert recall_measure(catalog)() == 1.0
     catalog.store.exact_below = 0  # a search in memory would not use the index
     catalog.upsert(rows[:1], embeddings[:1])
+    if isinstance(catalog.store, LanceStore):
+
+        def interrupt() -> float:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            catalog.store.build_index(interrupt)
+        with Catalog.open(catalog.address) as again:
+            again.store.exact_below = 0
+            assert again.store.index_type == "FLAT" and recall_measure(again)() == 1.0
     recall = fit_index(catalog)
     assert catalog.store.index_type in ("IVF", "HNSW") and fit_index(catalog) is None
     assert recall is not None and 0.9 < recall <= 1
     queries, is_exact = some(10, seed=1)[1], catalog.store.index_type == "IVF"  # with a condition
-    for where in (
-        "path like '0/%'",
-        "path like '0/1%'",
-        "path == '1/1.png'",
-        "label == 'none'",
-        "label != 'class 0'",
+    for where, meets in (
+        ("path like '0/%'", rows["path"].str.startswith("0/")),
+        ("path like '0/1%'", rows["path"].str.startswith("0/1")),
+        ("path == '1/1.png'", rows["path"] == "1/1.png"),
+        ("label == 'none'", rows["label"] == "none"),
+        ("label != 'class 0'", rows["label"] != "class 0"),
     ):
-        allowed = rows[catalog_rows(rows, where)]
+        allowed = rows[meets]
         found = [keys(hits) for hits in catalog.search(queries, 10, where)]
         exact = [nearest(allowed, embeddings[allowed.index], query, 10) for query in queries]
         assert all(len(one) == min(10, len(allowed)) and {*one} <= {*allowed["id"]} for one in found)
         missed = sum(len({*best} - {*one}) for best, one in zip(exact, found, strict=True))
         assert found == exact if is_exact else missed <= 0.01 * sum(map(len, exact))
+    if is_exact:
+        assert len(catalog.search(queries[:1], 2500)[0]) == 2500  # more than the partitions probed hold
     catalog.upsert(*some(3200))  # rows that the index does not have yet
     new = some(3200)[1][3100]
     assert keys(catalog.search(new[None], 1)[0]) == [image_id("0/3100.png")]
-
-
-def catalog_rows(rows: pd.DataFrame, where: str) -> np.ndarray:
-    return matches(parse_filter(where), pa.Table.from_pandas(rows))
 
 
 # ---- a folder
@@ -264,7 +252,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
 
 
-def test_processes_write_at_the_same_time_and_no_row_is_lost(folder: Path) -> None:
+def test_processes_write_and_tidy_up_at_the_same_time_and_no_row_is_lost(folder: Path) -> None:
     rows, embeddings = some(400)
     Catalog.create(str(folder), DIM, "m", "p").close()
     context = multiprocessing.get_context("spawn")
@@ -281,22 +269,19 @@ def test_processes_write_at_the_same_time_and_no_row_is_lost(folder: Path) -> No
         np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings)
 
 
-def test_the_rows_in_memory_are_read_once_for_each_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_in_memory_are_read_once_for_each_version(folder: Path) -> None:
     rows, embeddings = some(50)
-    reads = []
-    to_numpy = lance._to_numpy
-    monkeypatch.setattr(lance, "_to_numpy", lambda *args: reads.append(1) or to_numpy(*args))
     with Catalog.create(str(folder), DIM, "m", "p") as catalog:
         catalog.upsert(rows, embeddings)
-        for _ in range(3):
-            catalog.search(embeddings[:2], 3)
-        assert len(reads) == 1
+        catalog.search(embeddings[:2], 3)
+        rows_in_memory = catalog.store._in_memory
+        catalog.search(embeddings[:2], 3)
+        assert catalog.store._in_memory is rows_in_memory
         catalog.delete(rows["id"][:1].tolist())
         assert keys(catalog.search(embeddings[:1], 50)[0]) == nearest(rows[1:], embeddings[1:], embeddings[0], 50)
-        assert len(reads) == 2
 
 
-@pytest.mark.parametrize("address", FOLDER_OR_S3, indirect=True)
+@pytest.mark.parametrize("address", ["folder", pytest.param("s3", marks=pytest.mark.server)], indirect=True)
 def test_the_last_changes_can_be_undone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "MAX_CHANGES", 3)
     monkeypatch.setattr(lance, "MAX_VERSIONS", 0)
@@ -311,9 +296,8 @@ def test_the_last_changes_can_be_undone(address: str, monkeypatch: pytest.Monkey
         with catalog.store.undoable():
             catalog.delete([])
         assert [count for _, count in catalog.store.history()] == [45, 36, 27]
-        assert [when for when, _ in catalog.store.history()] == sorted(
-            (when for when, _ in catalog.store.history()), reverse=True
-        )
+        times = [when for when, _ in catalog.store.history()]
+        assert times == sorted(times, reverse=True)
         for left in (45, 36, 27):
             catalog.store.undo()
             assert ids(reader) == set(rows["id"][: left // 9 * 10]) - set(rows["id"][::10])
@@ -350,63 +334,21 @@ def test_a_search_sees_all_of_a_change_or_nothing(indexed: bool, folder: Path) -
             writer.store.exact_below = reader.store.exact_below = 0
             assert fit_index(writer) is not None
         service = Service({"x": reader})
-        changes = threading.Thread(
-            target=lambda: [writer.upsert(rows.assign(label=str(number)), embeddings) for number in range(20)]
-        )
+        seen: list[tuple] = []
+
+        def change() -> None:
+            for number in range(1, 1000):
+                if len({*seen}) < 5:
+                    writer.upsert(rows.assign(label=str(number)), embeddings)
+
+        changes = threading.Thread(target=change)
         changes.start()
-        seen = []
         while changes.is_alive():
             results = service.search_embedding(embeddings[0].tolist(), SearchOptions(k=100)).results
             seen.append((len(results), *{result.label for result in results}))
         changes.join()
         service.close()
-    assert all(len(one) == 2 and one[0] == 100 for one in seen) and len({*seen}) > 1
-
-
-@pytest.mark.parametrize("address", FOLDER_OR_S3, indirect=True)
-def test_servers_over_one_catalog_find_what_another_wrote(address: str) -> None:
-    rows, embeddings = some(30)
-    Catalog.create(address, DIM, "m", "p").close()
-    one, other = (Service({"x": Catalog.open(address)}) for _ in range(2))
-    for last, writer in ((20, one), (30, other)):
-        writer.catalogs["x"].catalog.upsert(rows[:last], embeddings[:last])
-        for service in (one, other):
-            found = service.search_id(rows["id"][last - 1], SearchOptions(k=30)).results
-            assert {result.id for result in found} == {*rows["id"][: last - 1]}
-    one.close()
-    other.close()
-
-
-def test_an_index_that_was_interrupted_is_built_again(folder: Path) -> None:
-    rows, embeddings = some(3000)
-    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
-        catalog.upsert(rows, embeddings)
-        catalog.store.exact_below = 0
-
-        def stop() -> float:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            catalog.store.build_index(stop)
-    with Catalog.open(str(folder)) as catalog:
-        catalog.store.exact_below = 0
-        assert catalog.store.index_type == "FLAT" and recall_measure(catalog)() == 1
-        assert fit_index(catalog) is not None and catalog.store.index_type == "IVF"
-        assert len(catalog.search(embeddings[:1], 2500)[0]) == 2500  # more than the partitions probed hold
-
-
-def test_tidying_up_and_writing_at_the_same_time_lose_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lance, "MAX_VERSIONS", 0)
-    rows, embeddings = some(600)
-    with Catalog.create(str(folder), DIM, "m", "p") as writer, Catalog.open(str(folder)) as other:
-        parts = [slice(first, first + 20) for first in range(0, 600, 20)]
-        writing = threading.Thread(target=lambda: [writer.upsert(rows.iloc[part], embeddings[part]) for part in parts])
-        writing.start()
-        while writing.is_alive():
-            other.store.optimize()
-        writing.join()
-        other.store.optimize()
-        assert ids(other) == set(rows["id"])
+    assert all(len(one) == 2 and one[0] == 100 for one in seen) and len({*seen}) >= 5
 
 
 def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
@@ -454,20 +396,12 @@ def test_a_damaged_catalog_is_an_error_and_left_as_it_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "field"),
-    [("{}", "format_version"), ("[]", None), ("{", None), ('{"format_version": 99}', "format_version")],
+    ("text", "field"), [("{}", "format_version"), ("[]", None), ('{"format_version": 99}', "format_version")]
 )
 def test_a_damaged_description(folder: Path, text: str, field: str | None) -> None:
     LanceStore.create(str(folder), DIM, text).close()
     error = error_of(Catalog.open, str(folder))
     assert (error.field, error.path) == (field, str(folder))
-
-
-def test_a_catalog_of_version_1_names_the_remedy(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "catalog.json").write_text("{}")
-    for opens in (lambda: Catalog.open(str(folder)), lambda: Catalog.create(str(folder), DIM, "m", "p")):
-        assert error_of(opens).hint
 
 
 # ---- a server
@@ -491,27 +425,12 @@ def test_another_collection_is_not_taken_for_a_catalog(milvus: str) -> None:
 
 
 @pytest.mark.server
-def test_a_second_connection_reads_what_the_first_wrote(milvus: str) -> None:
-    rows, embeddings = some(50)
-    address = f"{milvus}/shared"
-    with Catalog.create(address, DIM, "m", "p") as one, Catalog.open(address) as other:
-        one.upsert(rows, embeddings)
-        assert ids(other) == set(rows["id"])
-        assert keys(one.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
-
-
-@pytest.mark.server
 def test_what_a_server_cannot_do_is_an_error(milvus: str) -> None:
     rows, embeddings = some(5)
     with Catalog.create(f"{milvus}/plain", DIM, "m", "p") as catalog:
         with catalog.store.undoable():
             catalog.upsert(rows, embeddings)
-        calls = (
-            catalog.store.history,
-            catalog.store.undo,
-            lambda: catalog.store.migration,
-            partial(catalog.move, None, "q"),
-        )
-        for call in calls:
+        store = catalog.store
+        for call in (store.history, store.undo, lambda: store.migration, partial(catalog.move, None, "q")):
             assert error_of(call).path == catalog.address
         assert ids(catalog) == set(rows["id"]) and catalog.model_path == "p"

@@ -1,10 +1,11 @@
-"""Rows for catalogs, and a process that writes some."""
+"""Rows for catalogs, and a process that writes some and tidies up."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, image_id
 
 DIM = 16
@@ -23,9 +24,11 @@ def some(count: int, seed: int = 0, dim: int = DIM) -> tuple[pd.DataFrame, np.nd
 
 
 def write_parts(folder: str, start: int, barrier: Any) -> None:
+    lance.MAX_VERSIONS = 0  # so that there is something to tidy up
     rows, embeddings = some(400)
     with Catalog.open(folder) as catalog:
         barrier.wait(60)
         for first in range(start, 400, 40):
             part = slice(first, first + 30)  # overlaps with what the others write
             catalog.upsert(rows.iloc[part], embeddings[part])
+            catalog.store.optimize()
