@@ -83,7 +83,7 @@ def test_recipes_and_studies_are_valid(page: Path, work_folder: Path) -> None:
     for path in write_recipes(page):
         if path.parent.name == "studies":
             study = read_study(path)
-            assert all(configure_trial(study, trial) for trial in study.tuning_trials)
+            assert all(configure_trial(study, trial) for trial in study.planned_trials)
         else:
             make_objective(read_config(path).loss, num_classes=4, embedding_dim=8)
 

@@ -174,14 +174,15 @@ def test_known_classes_search_among_the_training_images() -> None:
 @given(SIZES, st.integers(1, 20), st.integers(0, 3))
 def test_only_training_images_are_limited(sizes: dict[str, int], count: int, seed: int) -> None:
     table = split_images(photos(sizes), Path("/photos"), 0.3, 0.2)
-    limited = limit_training_images(table, count, seed)
+    limited = limit_training_images(table, Path("/photos"), count, seed)
     others = table.split != "train"
     assert limited[limited.split != "train"].path.tolist() == table[others].path.tolist()
     found, available = (select_split(of, "train").label.value_counts() for of in (limited, table))
     assert found.to_dict() == available.clip(upper=count).to_dict()
-    assert limited.equals(limit_training_images(table, count, seed)) and limited.index.equals(
-        pd.RangeIndex(len(limited))
-    )
+    assert limited.index.equals(pd.RangeIndex(len(limited)))
+    for other, more in ((table[::-1], 0), (table, 1)):  # neither the order of rows nor the count redraws
+        found = limit_training_images(other, Path("/photos"), count + more, seed)
+        assert {*limited.path} <= {*found.path} and (more or len(found) == len(limited))
 
 
 def test_the_seed_of_a_run_draws_its_training_images(tmp_path: Path) -> None:

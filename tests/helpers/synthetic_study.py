@@ -114,6 +114,6 @@ def best_setting(study: Study, method: str) -> dict[str, Any]:
 
 def finished_results(study: Study) -> list[TrialResult]:
     finals = {t.name for name in study.methods for t in study.final_trials(name, best_setting(study, name))}
-    trials = [trial for trial in study.tuning_trials if trial.name not in finals]
+    trials = [trial for trial in study.planned_trials if trial.name not in finals]
     trials += [study.possible_trials[name] for name in sorted(finals)]
     return [make_result(study, trial, trial.name in finals) for trial in trials]

@@ -38,17 +38,20 @@ class Recorder:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
-        self.stops_before = ""
+        self.stops_before = ("", "")
+
+    def note(self, task: str, trial: Trial) -> None:
+        if (task, trial.name) == self.stops_before:
+            raise Interrupted(3)
+        self.done.append((task, trial.name))
 
     def train(self, study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
-        if trial.name == self.stops_before:
-            raise Interrupted(3)
-        self.done.append(("train", trial.name))
+        self.note("train", trial)
         return train(study, trial, paths)
 
     def evaluate(self, study: Study, trial: Trial, paths: StudyPaths, result: TrialResult | None = None) -> TrialResult:
         result = result or self.train(study, trial, paths)
-        self.done.append(("evaluate", trial.name))
+        self.note("evaluate", trial)
         return evaluate(study, trial, paths, result)
 
 
@@ -84,13 +87,14 @@ def test_a_larger_study_continues_from_the_finished_one(folder, work):
     assert work.done == [(what, name) for name in ("off_seed3", "on_weight-1_seed3") for what in ("train", "evaluate")]
 
 
-def test_an_interrupted_study_continues(folder, work):
-    work.stops_before = TUNING[4]
+@pytest.mark.parametrize("stops_before", [("train", TUNING[4]), ("evaluate", "off_seed1")])
+def test_an_interrupted_study_continues_where_it_stopped(folder, work, stops_before):
+    work.stops_before = stops_before
     with pytest.raises(Interrupted):
         make_runner(work).run()
-    assert work.done == [("train", name) for name in TUNING[:4]]
-    work.stops_before = ""
+    before, work.stops_before = len(work.done), ("", "")
     make_runner(work).run()
+    assert work.done[before] == stops_before
     assert sorted(name for task, name in work.done if task == "train") == sorted({*TUNING, *FINAL})
 
 

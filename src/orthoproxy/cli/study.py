@@ -56,7 +56,7 @@ def _print_plan(runner: StudyRunner) -> None:
 
     runner.load()
     study, chosen = runner.study, runner.chosen
-    rows = {trial.name: (trial, format_setting(trial.setting)) for trial in study.tuning_trials}
+    rows = {trial.name: (trial, format_setting(trial.setting)) for trial in study.planned_trials}
     for name, setting in chosen.items():
         words = "the chosen one" if setting is None else format_setting(setting)
         finals = study.final_trials(name, study.methods[name].settings[0] if setting is None else setting)

@@ -208,8 +208,7 @@ def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validati
     """
     table, free = table.copy(), table["split"] == ""
     table.loc[free, "split"] = np.where(table["label"][free] == "", "test", "train")  # a distractor is not trained on
-    names = pd.Series([os.path.relpath(path, root) for path in table["path"]], table.index)
-    places = names.map({name: place for place, name in enumerate(rank_by_hash(names, salt="image"))})
+    places = _places(table, root, salt="image")
     held_out = {"test": (test_fraction, free)}
     if not ((table["split"] == "validation") & (table["label"] != "")).any():
         held_out["validation"] = (validation_fraction, pd.Series(True, table.index))
@@ -222,10 +221,20 @@ def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validati
     return table
 
 
-def limit_training_images(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Drop all but `count` training images of each class, drawn at random."""
-    shuffled = table[table["split"] == "train"].sample(frac=1, random_state=seed)
-    return table.drop(shuffled.index[shuffled.groupby("label").cumcount() >= count]).reset_index(drop=True)
+def limit_training_images(table: pd.DataFrame, root: Path, count: int, seed: int) -> pd.DataFrame:
+    """Keep at most `count` training images of each class; with the same seed, fewer are some of more.
+
+    Images are chosen by a hash of the seed and their path relative to `root`.
+    """
+    training = table[table["split"] == "train"]
+    ranks = _places(training, root, salt=f"limit {seed}").groupby(training["label"]).rank()
+    return table.drop(training.index[ranks > count]).reset_index(drop=True)
+
+
+def _places(table: pd.DataFrame, root: Path, salt: str) -> pd.Series:
+    """Return the place of each image in a shuffle by a hash of its path relative to `root`."""
+    names = pd.Series([os.path.relpath(path, root) for path in table["path"]], table.index)
+    return names.map({name: place for place, name in enumerate(rank_by_hash(names, salt))})
 
 
 def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -92,7 +92,8 @@ class DataConfig(Section):
     validation_fraction: Fraction = 0.1
     """Fraction of the training classes, or images of each, held out for validation, chosen in the same way."""
     max_images_per_class: PositiveInt | None = None
-    """Train on this many images of each class at most, drawn with training.seed; null for all."""
+    """Train on at most this many images of each class, drawn with training.seed; null for all. If images are split,
+    they are the gallery, too."""
     resize: PositiveInt | Literal["stretch"] | None = None
     """Shorter side in pixels before the center crop of evaluation; null for encoder.image_size * 256 / 224; stretch
     resizes the whole image to a square, for images far from square."""

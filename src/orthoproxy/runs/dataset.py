@@ -100,23 +100,29 @@ def unpack_images(data: DataConfig) -> Path:
 
 
 def split_table(config: Config) -> pd.DataFrame:
-    """Read the table of a dataset and assign every class, or every image, to train, validation or test."""
+    """Read a dataset, assign every class, or every image, to a split, and limit the training images."""
     data = config.data
     table = read_table(data)
     with field_prefix("data"):
         validation = data.validation_fraction if config.checkpoint_selection.split == "validation" else 0.0
         if data.split_by == "image":
-            root = data.root or (Path(data.csv).parent if data.csv else user_cache() / "icons")
-            root = Path(table["path"][0]).parent if data.name in SUFFIXES else root
-            table = split_images(table, Path(root), data.test_fraction, validation)
+            table = split_images(table, _image_root(data, table), data.test_fraction, validation)
         else:
             table = assign_split(table, data.test_fraction, data.test_classes)
             table = hold_out_validation(table, validation)
     if data.max_images_per_class:
-        table = limit_training_images(table, data.max_images_per_class, config.training.seed)
+        root = _image_root(data, table)
+        table = limit_training_images(table, root, data.max_images_per_class, config.training.seed)
     if not (table["split"] == "train").any():
         raise InputError("no class is left for training", field="data.test_fraction", hint="lower it or add classes")
     return table
+
+
+def _image_root(data: DataConfig, table: pd.DataFrame) -> Path:
+    """Return the folder that the names of images are relative to."""
+    if data.name in SUFFIXES:
+        return Path(table["path"][0]).parent
+    return Path(data.root or (Path(data.csv).parent if data.csv else user_cache() / "icons"))
 
 
 def read_splits(config: Config) -> pd.DataFrame:

@@ -48,14 +48,18 @@ class StudyRunner:
         for name, trial in self.study.possible_trials.items():
             if name in self.results:
                 check_options(self.study, trial, self.results[name])
-        tuning = [t for t in self.study.tuning_trials if self.study.methods[t.method].choose]
-        self._work(self.train, [t for t in tuning if t.name not in self.results], "to train, to choose settings")
+        missing = [trial for trial in self.study.tuning_trials if trial.name not in self.results]
+        self._work(self.train, missing, "tuning trials to train")
         for name, setting in self.chosen.items():
             if setting is None:
-                _print(f"{name}: no setting trained with all tuning seeds, so none is chosen")
+                _print(f"{name}: no setting is chosen, as each diverged with a tuning seed")
             elif setting:
                 _print(f"{name}: chosen on validation classes: {format_setting(setting)}")
-        self._work(self.evaluate, self._unfinished(), "to train unless they are, and to evaluate on the test classes")
+        self._work(
+            self.evaluate,
+            self._unfinished(),
+            "final trials to train, where needed, and to evaluate on the test classes",
+        )
         self.save()
 
     def load(self) -> None:
@@ -64,7 +68,7 @@ class StudyRunner:
         found += [read_trial(path) for path in sorted((self.paths.folder / "trials").glob("*.json"))]
         self.results = {}
         for result in found:
-            if result.trial not in self.results or result.test:
+            if result.test or not (result.trial in self.results and self.results[result.trial].test):
                 self.results[result.trial] = result
         trials = self.study.possible_trials
         if unknown := sorted(self.results.keys() - trials.keys()):
@@ -91,8 +95,8 @@ class StudyRunner:
         return [trial for name, setting in chosen for trial in self.study.final_trials(name, setting)]
 
     def _unfinished(self) -> list[Trial]:
-        known = [(trial, self.results.get(trial.name)) for trial in self.final_trials]
-        return [trial for trial, result in known if not (result and (result.test or result.failed))]
+        done = {name for name, result in self.results.items() if result.test or result.failed}
+        return [trial for trial in self.final_trials if trial.name not in done]
 
     def expected_seconds(self, method: str) -> float | None:
         """Estimate the duration of a trial from the method's trials, from all trials, or from the study."""
@@ -105,9 +109,9 @@ class StudyRunner:
         if not trials:
             return
         start = time.monotonic()
-        _print(f"{self.study.name}: {len(trials)} trials {what}")
-        known = [[self.results[trial.name]] if trial.name in self.results else [] for trial in trials]
-        arguments = [(self.study, trial, self.paths, *result) for trial, result in zip(trials, known, strict=True)]
+        _print(f"{self.study.name}: {len(trials)} {what}")
+        known = {name: (result,) for name, result in self.results.items()}
+        arguments = [(self.study, trial, self.paths, *known.get(trial.name, ())) for trial in trials]
         serial = self.processes == 1
         results = starmap(task, arguments) if serial else _run_in_processes(task, arguments, self.processes)
         try:

@@ -77,7 +77,7 @@ def check_splits(study: Study, outputs: StudyPaths | None = None) -> None:
     """
     splits: dict[str, dict[str, list[str]]] = {}
     first: dict[tuple[str, str], tuple[Trial, list[str]]] = {}
-    for trial in study.tuning_trials:
+    for trial in study.planned_trials:
         config = configure_trial(study, trial)
         if outputs:
             require_outside(config.data, out=outputs.folder, study=outputs.parquet)
@@ -125,13 +125,14 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
 
     The output of the training goes to ``log.txt`` in the run folder. A training that diverged is a result, too.
     """
-    result = _train(study, trial, paths)
-    _remove_if_frozen(study, trial, paths)
+    config = configure_trial(study, trial)
+    result = _train(config, study, trial, paths)
+    _remove_if_frozen(config, paths.run(trial))
     return result
 
 
-def _train(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
-    start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
+def _train(config: Config, study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+    start, run = time.monotonic(), paths.run(trial)
     outcome: dict[str, Any]
     try:
         with _trial_environment(config, run):
@@ -146,7 +147,7 @@ def _train(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
         setting=trial.setting,
         seed=trial.seed,
         options=recorded_options(config),
-        elapsed=round(time.monotonic() - start, 1),
+        elapsed=round(max(time.monotonic() - start, outcome.get("seconds", 0)), 1),  # more if it was interrupted
         **_date_and_environment(run),
         **outcome,
     )
@@ -160,32 +161,32 @@ def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialR
     If the run folder of a result is gone, the trial is trained again, and ``retrained`` records that; all else stays as
     it was.
     """
-    result = result or _train(study, trial, paths)
-    if not result.failed:
-        result = _evaluate(study, trial, paths, result)
-    _remove_if_frozen(study, trial, paths)
-    return result
-
-
-def _evaluate(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
     config, run = configure_trial(study, trial), paths.run(trial)
-    retrained = not run.has_model
-    try:
-        with _trial_environment(config, run):
-            train(config, run.folder, resume=True, evaluate=False)
-            test = _score_split(run, load_table(run), "test")
-    except DivergedError as error:
-        raise DivergedError(f"{trial.name}, trained again for the test classes: {error}") from error
-    updates = {"test": test, "retrained": _date_and_environment(run) if retrained else None}
-    result = result.model_copy(update=updates)
-    write_trial(result, paths.trial(trial))
+    result = result or _train(config, study, trial, paths)
+    if not result.failed:
+        result = _evaluate(config, run, paths.trial(trial), result)
+    _remove_if_frozen(config, run)
     return result
 
 
-def _remove_if_frozen(study: Study, trial: Trial, paths: StudyPaths) -> None:
+def _evaluate(config: Config, run: RunFolder, file: Path, result: TrialResult) -> TrialResult:
+    with _trial_environment(config, run):
+        if not run.has_model:
+            try:
+                train(config, run.folder, resume=True, evaluate=False)
+            except DivergedError as error:
+                raise DivergedError(f"{result.trial}, trained again for the test classes: {error}") from error
+            result = result.model_copy(update={"retrained": _date_and_environment(run)})
+            write_trial(result, file)  # so that it is known if the evaluation is interrupted
+        result = result.model_copy(update={"test": _score_split(run, load_table(run), "test")})
+    write_trial(result, file)
+    return result
+
+
+def _remove_if_frozen(config: Config, run: RunFolder) -> None:
     """Remove the run folder of a frozen encoder: it takes megabytes, and training again takes seconds."""
-    if configure_trial(study, trial).encoder.freeze:
-        shutil.rmtree(paths.run(trial).folder)
+    if config.encoder.freeze:
+        shutil.rmtree(run.folder)
 
 
 def _date_and_environment(run: RunFolder) -> dict[str, Any]:

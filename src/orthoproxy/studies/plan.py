@@ -105,14 +105,14 @@ class Trial:
 class Study(BaseModel):
     """A comparison of methods.
 
-    Each setting of a method is trained with each tuning seed. The setting that is best on the validation classes is
-    then trained with all seeds, and only these runs are evaluated on the test classes.
+    Each setting to choose from is trained with each tuning seed. The setting that is best on the validation classes is
+    then trained with all seeds, as are methods without a choice. Only these runs are evaluated on the test classes.
 
     Examples
     --------
     >>> study = Study(title="SO", base="icons.yaml", baseline="off", compare=["on"], seeds=3, tuning_seeds=[0],
     ...               methods={"off": Method(), "on": Method(choose={"loss.margin": [0.1, 1]})})
-    >>> [trial.name for trial in study.tuning_trials]
+    >>> [trial.name for trial in study.planned_trials]
     ['off_seed0', 'off_seed1', 'off_seed2', 'on_margin-0.1_seed0', 'on_margin-1_seed0']
     >>> [trial.seed for trial in study.final_trials("on", {"loss.margin": 1})]
     [0, 1, 2]
@@ -156,7 +156,7 @@ class Study(BaseModel):
         return self.path.stem
 
     @property
-    def tuning_trials(self) -> list[Trial]:
+    def planned_trials(self) -> list[Trial]:
         """All trials that are known beforehand: settings with tuning seeds; methods without a choice with all seeds."""
         return [
             Trial(name, setting, seed)
@@ -166,11 +166,16 @@ class Study(BaseModel):
         ]
 
     @property
+    def tuning_trials(self) -> list[Trial]:
+        """The trials that choose a setting."""
+        return [trial for trial in self.planned_trials if self.methods[trial.method].choose]
+
+    @property
     def possible_trials(self) -> dict[str, Trial]:
         """All trials that may be run, whatever settings are chosen, by name."""
         finals = [t for name, m in self.methods.items() for s in m.settings for t in self.final_trials(name, s)]
         trials: dict[str, Trial] = {}
-        for trial in [*self.tuning_trials, *finals]:
+        for trial in [*self.planned_trials, *finals]:
             if trials.setdefault(trial.name, trial) != trial:
                 raise InputError(f"two trials have the name {trial.name}", field="methods", hint="rename a method")
         return trials

@@ -56,12 +56,12 @@ class TrialResult(_Record):
     seed: int
     options: dict[str, Any]  # configuration by dotted keys, without what depends on the machine
     validation: SplitScores | None = None
-    test: SplitScores | None = None  # None until the trial is evaluated at the end of the study
+    test: SplitScores | None = None  # of final trials
     curve: list[dict[str, FiniteFloat]] = []  # epoch, seconds, images and validation scores after each epoch
     geometry: dict[str, FiniteFloat | None] | None = None  # of the proxies, see reports.geometry; None without
     seconds: FiniteFloat | None = None  # of the training
     images: int | None = None
-    elapsed: FiniteFloat  # of the whole trial
+    elapsed: FiniteFloat  # of the trial without the test classes
     date: str
     environment: dict[str, str]
     retrained: dict[str, Any] | None = None  # date and environment of a second training, to evaluate on test classes

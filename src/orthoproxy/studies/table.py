@@ -154,7 +154,7 @@ def notes(study: Study, results: Sequence[TrialResult]) -> list[str]:
     known = {result.trial: result for result in results}
     settings = {name: choose_setting(study, results, name) for name in study.methods}
     finals = [trial.name for name, s in settings.items() if s is not None for trial in study.final_trials(name, s)]
-    expected = dict.fromkeys([*(trial.name for trial in study.tuning_trials), *finals])
+    expected = dict.fromkeys([*(trial.name for trial in study.planned_trials), *finals])
     precisions = {str(result.environment["precision"]) for result in results if "precision" in result.environment}
     lists = {
         "Missing trials": [name for name in expected if name not in known],
