@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
+export PYTHONDONTWRITEBYTECODE :=  # or every process of the tests compiles what it imports
 
 .PHONY: help demo test test-core lint check slow server gpu bench bench-full docs fuzz audit reliability coverage dist clean
 

@@ -236,7 +236,7 @@ def test_an_index_above_a_size_with_its_recall_measured_also_after_an_interrupti
         exact = [nearest(allowed, embeddings[allowed.index], query, 10) for query in queries]
         assert all(len(one) == min(10, len(allowed)) and {*one} <= {*allowed["id"]} for one in found)
         missed = sum(len({*best} - {*one}) for best, one in zip(exact, found, strict=True))
-        assert found == exact if is_exact else missed <= 0.01 * sum(map(len, exact))
+        assert found == exact if is_exact else missed <= 0.05 * sum(map(len, exact))
     if is_exact:
         assert len(catalog.search(queries[:1], 2500)[0]) == 2500  # more than the partitions probed hold
     catalog.upsert(*some(3200))  # rows that the index does not have yet

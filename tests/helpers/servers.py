@@ -16,8 +16,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orth
 
 # these run in an environment of their own, until their input ends: when the tests end, however they do
 MILVUS = """
-import sys
+import signal, sys
 from milvus import MilvusServer
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 server = MilvusServer()
 server.set_base_dir(sys.argv[1])
 try:

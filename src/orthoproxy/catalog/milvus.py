@@ -34,7 +34,7 @@ for _name in ("pymilvus", "pymilvus.milvus_client"):  # which print errors that 
 
 COLLECTION = "orthoproxy"
 HNSW = {"M": 32, "efConstruction": 200}
-EF_SEARCH = 128  # HNSW's candidates per search
+EF_SEARCH, EF_FILTERED = 128, 512  # HNSW's candidates per search; with a filter, only some of them count
 PAGE_SIZE = 8000  # rows; a query returns at most 16,384
 MAX_ROWS = 16_384
 
@@ -129,7 +129,7 @@ class MilvusStore(Store):
                 filter=to_expression(where) if where else "",
                 limit=k,
                 output_fields=HIT_FIELDS,
-                search_params={"metric_type": "IP", "params": {"ef": max(EF_SEARCH, k)}},
+                search_params={"metric_type": "IP", "params": {"ef": max(EF_FILTERED if where else EF_SEARCH, k)}},
                 consistency_level="Strong" if self._has_written else "Bounded",
             )
         columns = [*HIT_FIELDS, "similarity"]
