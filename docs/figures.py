@@ -1,6 +1,6 @@
 """Draw the figures of README and docs.
 
-python docs/figures.py               figures of docs/method.md and docs/findings.md
+python docs/figures.py               figures of README, docs/method.md and docs/findings.md
 python docs/figures.py runs/icons    also the nearest neighbors found by a run, for README.md
 """
 
@@ -23,9 +23,9 @@ from orthoproxy.reports.html import load_thumbnail
 from orthoproxy.reports.text import shorten
 from orthoproxy.runs.evaluate import evaluate_run
 from orthoproxy.runs.run_folder import RunFolder
-from orthoproxy.studies import read_results
+from orthoproxy.studies import read_results, read_study, summarize_methods
 
-DOCS = Path(__file__).parent
+DOCS, STUDIES = Path(__file__).parent, Path(__file__).parent.parent / "studies"
 CLASSES, DIM, STEPS = 60, 16, 300
 DASHED = {"color": COLORS["muted"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
 WEIGHT = "loss.proxy_regularizer.weight"
@@ -77,7 +77,7 @@ def spread_figure():
 
 def tuning_results(study):
     """Read the results of a study with the seeds that tried all weights."""
-    results = read_results(DOCS.parent / "studies" / "results" / f"{study}.parquet")
+    results = read_results(STUDIES / "results" / f"{study}.parquet")
     tuning = {r.seed for r in results if r.method in FORMS and not r.test}
     return [r for r in results if r.seed in tuning]
 
@@ -149,6 +149,47 @@ def size_figure():
 
 
 @report_style
+def birds_figure():
+    """Draw MAP@R on validation classes over the epochs, and Recall@1 on test classes with intervals."""
+    study, results = (
+        read_study(STUDIES / "claim-cub100.yaml"),
+        read_results(STUDIES / "results" / "claim-cub100.parquet"),
+    )
+    summaries = {row.method: row for row in summarize_methods(study, results, "recall@1")}
+    initializations = {"proxy-anchor": "data-driven initialization", "random": "random initialization"}
+    figure = Figure(figsize=(8.4, 2.7), layout="constrained")
+    curves, scores = figure.subplots(1, 2)
+    for (method, name), color in zip(initializations.items(), SERIES, strict=False):
+        seeds = 100 * np.array([[epoch["map@r"] for epoch in r.curve] for r in results if r.method == method])
+        epochs = np.arange(1, seeds.shape[1] + 1)
+        curves.plot(epochs, seeds.mean(axis=0), color=color, marker="o", markersize=4, label=name)
+        curves.fill_between(epochs, seeds.min(axis=0), seeds.max(axis=0), color=color, alpha=0.2, linewidth=0)
+    untrained = np.mean([r.score("validation", "map@r", "untrained") for r in results])
+    curves.axhline(100 * untrained, label="untrained encoder", **DASHED)
+    label_axes(curves, "epoch", "MAP@R on validation classes, %")
+    curves.legend(loc="lower right")
+
+    bars = {
+        "untrained encoder": (summaries["random"].untrained, COLORS["muted"]),
+        "random initialization": (summaries["random"].mean, SERIES[1]),
+        "data-driven initialization": (summaries["proxy-anchor"].mean, SERIES[0]),
+        "with Soft Orthogonality, sum": (summaries["so-sum"].mean, SERIES[2]),
+        "with Soft Orthogonality, scaled": (summaries["so-excess"].mean, SERIES[3]),
+    }
+    for y, (score, color) in enumerate(bars.values()):
+        scores.plot([100 * score.low, 100 * score.high], [y, y], color=color, linewidth=3, alpha=0.55)
+        scores.plot(100 * score.value, y, "o", color=color, markersize=7)
+        text = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        scores.annotate(f"{100 * score.value:.1f}", (100 * score.value, y), (0, 6), **text)
+    scores.set_yticks(range(len(bars)), list(bars))
+    scores.set_ylim(len(bars) - 0.5, -0.8)
+    scores.grid(visible=False)
+    scores.grid(visible=True, axis="x")
+    label_axes(scores, "", "Recall@1 on 42 unseen species, %")
+    return figure
+
+
+@report_style
 def retrieval_strip(results, queries=5, neighbors=6):
     """Draw random queries with their nearest neighbors, untrained encoder and model side by side."""
     retrieval = results.retrieval(results.embeddings)
@@ -195,6 +236,7 @@ def save(figure, name):
     figure.savefig(DOCS / "images" / name, dpi=130)
 
 
+save(birds_figure(), "birds.png")
 save(spread_figure(), "spread.png")
 save(weight_figure({"frozen-icons": "Frozen encoder", "icons": "Whole network"}), "weight.png")
 save(size_figure(), "size.png")

@@ -33,7 +33,8 @@ def test_summaries_are_means_over_all_queries_of_the_chosen_setting(study, resul
         assert row.mean.value == pytest.approx(np.mean(scores))
         assert row.deviation == pytest.approx(np.std(scores, ddof=1))
         untrained = [np.repeat(test.untrained["recall@1"], test.queries).mean() for test in tests]
-        assert row.untrained == pytest.approx(np.mean(untrained))
+        assert row.untrained.value == pytest.approx(np.mean(untrained))
+        assert row.untrained.low < row.untrained.value < row.untrained.high
         assert row.gain.value == pytest.approx(np.mean(scores) - np.mean(untrained))
 
 

@@ -30,7 +30,7 @@ def scores_figure(rows: Sequence[MethodSummary], colors: Mapping[str, str]) -> F
     scored = [(row, row.mean, row.scores) for row in rows if row.mean]
     figure, axes = _draw_intervals(scored, colors)
     axes.vlines(
-        [100 * row.untrained for row, _, _ in scored],
+        [100 * row.untrained.value for row, _, _ in scored if row.untrained],
         np.arange(len(scored)) - 0.5,
         np.arange(len(scored)) + 0.5,
         color=COLORS["muted"],

@@ -32,7 +32,7 @@ class MethodSummary:
     scores: list[float] = field(default_factory=list)  # of each seed, as fractions
     mean: Estimate | None = None  # over the seeds, with its interval over seeds and classes
     deviation: float = math.nan  # over the seeds
-    untrained: float = math.nan
+    untrained: Estimate | None = None  # score of the untrained encoder
     gain: Estimate | None = None  # over the untrained encoder
     validation: float = math.nan  # mean of the same runs on the validation classes
     difference: Difference | None = None  # to the baseline or to `against`
@@ -85,7 +85,7 @@ def _summarize(study: Study, finals: Mapping[str, Sequence[TrialResult]], method
         scores=scores.tolist(),
         mean=mean_score(values, queries),
         deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan,
-        untrained=float(seed_scores(untrained, queries).mean()),
+        untrained=mean_score(untrained, queries),
         gain=mean_score(values - untrained, queries),
         validation=float(np.mean([result.score("validation", metric) for result in results])),
         difference=None if is_baseline else _difference(results, finals[against or study.baseline], metric),
@@ -125,7 +125,7 @@ def to_cells(row: MethodSummary) -> dict[str, str]:
         "seeds ahead": f"{gain.seeds_ahead} of {len(gain.by_seed)}" if gain else DASH,
         "p": format_p(row.p),
         "p (Holm)": format_p(row.holm_p),
-        "untrained": _or_dash(100 * row.untrained),
+        "untrained": _format(row.untrained),
         "validation": _or_dash(100 * row.validation),
         "seconds": _or_dash(row.seconds, digits=0),
         "images": _or_dash(row.images, digits=0),
