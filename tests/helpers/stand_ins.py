@@ -1,4 +1,4 @@
-"""Stand-ins for the benchmarks: lists written from their published formats, of full size unless asked for less.
+"""Stand-ins for the benchmarks: lists written from their published formats.
 
 They share no code with the readers under test. Rows and ids are shuffled, so that nothing can be right by position.
 Classes are of equal size. JPEGs are written only for the classes asked for.
@@ -56,7 +56,7 @@ def write_pictures(paths: Iterable[tuple[Path, int]], classes: Collection[int]) 
             (image.convert("L") if number % 10 == 0 else image).save(path, format="JPEG")
 
 
-def write_cub(root: Path, images: tuple[int, int] = (5864, 5924), pictures: Collection[int] = ()) -> None:
+def write_cub(root: Path, images: tuple[int, int], pictures: Collection[int] = ()) -> None:
     """Write a folder CUB_200_2011: lists, among them the split for classification, and the litter of an archive."""
     labels = spread(images[0], range(1, 101)) + spread(images[1], range(101, 201))
     ids = shuffled(range(1, len(labels) + 1), seed=0)
@@ -96,9 +96,7 @@ def car_labels(images: tuple[int, int]) -> list[int]:
 BOX = {"bbox_x1": np.uint16(3), "bbox_y1": np.uint16(1), "bbox_x2": np.uint16(40), "bbox_y2": np.uint16(30)}
 
 
-def write_cars_in_one_folder(
-    root: Path, images: tuple[int, int] = (8054, 8131), pictures: Collection[int] = ()
-) -> None:
+def write_cars_in_one_folder(root: Path, images: tuple[int, int], pictures: Collection[int] = ()) -> None:
     """Write car_ims and cars_annos.mat; its flag `test` is the split for classification."""
     labels = car_labels(images)
     paths = [f"car_ims/{number:06d}.jpg" for number in range(1, len(labels) + 1)]
@@ -112,7 +110,7 @@ def write_cars_in_one_folder(
 
 
 def write_cars_in_two_folders(
-    root: Path, images: tuple[int, int] = (8054, 8131), pictures: Collection[int] = (), test_list: str = "devkit"
+    root: Path, images: tuple[int, int], pictures: Collection[int] = (), test_list: str = "devkit"
 ) -> None:
     """Write cars_train, cars_test and their lists; `test_list` is where the one with the test's classes goes."""
     labels = car_labels(images)
@@ -129,9 +127,7 @@ def write_cars_in_two_folders(
     write_mat(root / "devkit" / "cars_meta.mat", names=CAR_NAMES)
 
 
-def write_cars_by_class(
-    root: Path, images: tuple[int, int] = (8054, 8131), parts: tuple[str, ...] = ("train", "test")
-) -> None:
+def write_cars_by_class(root: Path, images: tuple[int, int], parts: tuple[str, ...] = ("train", "test")) -> None:
     """Write empty files into a folder for each class, by turns in each part; slashes in names become hyphens."""
     for part in parts:
         for name in CAR_NAMES:
@@ -142,12 +138,7 @@ def write_cars_by_class(
         (folder / f"{place + 1:05d}.jpg").touch()
 
 
-def write_sop(
-    root: Path,
-    images: tuple[int, int] = (59551, 60502),
-    classes: tuple[int, int] = (11318, 11316),
-    pictures: Collection[int] = (),
-) -> None:
+def write_sop(root: Path, images: tuple[int, int], classes: tuple[int, int], pictures: Collection[int] = ()) -> None:
     """Write a folder Stanford_Online_Products: the lists of training and test, class numbers going on."""
     numbers = {"train": range(1, classes[0] + 1), "test": range(classes[0] + 1, sum(classes) + 1)}
     for count, (part, labels) in zip(images, numbers.items(), strict=True):
@@ -162,8 +153,8 @@ def write_sop(
 
 def write_inshop(
     root: Path,
-    images: tuple[int, int, int] = (25882, 14218, 12612),
-    items: tuple[int, int] = (3997, 3985),
+    images: tuple[int, int, int],
+    items: tuple[int, int],
     pictures: Collection[int] = (),
     place: str = "Eval/list_eval_partition.txt",
     folder: str = "Img",
