@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
-from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner
+from orthoproxy.losses import Objective
+from orthoproxy.runs.experiment import make_objective
+from orthoproxy.runs.recipes import read_config
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "losses"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -16,14 +17,7 @@ C, D = 8, 6
 
 def build(name: str) -> Objective:
     torch.manual_seed(0)
-    options = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["loss"]
-    miner = options.get("miner") or {}
-    return Objective(
-        make_loss(options["name"], C, D, options.get("args")),
-        C,
-        SoftOrthogonality(),
-        miner=make_miner(miner["name"], miner.get("args")) if miner.get("name") else None,
-    )
+    return make_objective(read_config(RECIPES / f"{name}.yaml").loss, C, D)
 
 
 def unit_batch(seed: int = 0) -> tuple[Tensor, Tensor]:
