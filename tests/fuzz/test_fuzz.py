@@ -19,11 +19,10 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from mutations import edits, mutate, substitute, substitutions
 from PIL import Image
 from serving import QUICK, client_of, make_catalog, make_images, make_model
 from starlette.testclient import TestClient
-from targets import EVIL, TARGETS, changed
+from targets import EVIL, TARGETS, changed, edits, mutate, substitute, substitutions
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.app import make_app

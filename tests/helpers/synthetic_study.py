@@ -1,13 +1,22 @@
-"""A study without training: results as its trials would leave them, with known gains."""
+"""A study without training: results as its trials would leave them, with known gains.
 
+And tasks in the place of training, which child processes import from here.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from orthoproxy.runs.study_trials import StudyPaths, configure_trial, recorded_options
 from orthoproxy.studies.plan import Method, Study, Trial
-from orthoproxy.studies.results import SplitScores, TrialResult
+from orthoproxy.studies.results import SplitScores, TrialResult, write_trial
+from orthoproxy.training.signals import Interrupted, stop_on_signal
 
 ROOT = Path(__file__).parents[2]
 WEIGHT, SCALING = "loss.proxy_regularizer.weight", "loss.proxy_regularizer.scaling"
@@ -117,3 +126,65 @@ def finished_results(study: Study) -> list[TrialResult]:
     trials = [trial for trial in study.planned_trials if trial.name not in finals]
     trials += [study.possible_trials[name] for name in sorted(finals)]
     return [make_result(study, trial, trial.name in finals) for trial in trials]
+
+
+# ---- in the place of training
+
+
+def scores_by_weight(trial: Trial) -> SplitScores:
+    """The middle weight is best."""
+    score = {0.1: 0.5, 1: 0.6}.get(trial.setting.get(WEIGHT, 0), 0.4) + 0.01 * trial.seed
+    values = {"recall@1": [score] * 2, "map@r": [score / 2] * 2}
+    return SplitScores(classes=["a", "b"], queries=[3, 1], trained=values, untrained=values)
+
+
+def train(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+    """Write a result at once, as training does in the end."""
+    options = recorded_options(configure_trial(study, trial))
+    result = make_result(study, trial, evaluated=False, validation=scores_by_weight(trial), options=options)
+    write_trial(result, paths.trial(trial))
+    return result
+
+
+def evaluate(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
+    result = result.model_copy(update={"test": scores_by_weight(trial)})
+    write_trial(result, paths.trial(trial))
+    return result
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def die(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def train_until_stopped(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+    """The first trial finishes at once; the second trains until it is stopped, and saves its state."""
+    if trial.seed == 0:
+        return train(study, trial, paths)
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    with stop_on_signal() as stop:
+        (paths.folder / "begun").touch()
+        wait_for(lambda: stop.requested)
+    (paths.folder / "saved").touch()
+    raise Interrupted(3, stop.signal)
+
+
+def write_until_stopped(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+    """A trial that is not training, but writes a file."""
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    unfinished = paths.folder / f"{trial.name}.tmp"
+    unfinished.touch()
+    (paths.folder / "begun").touch()
+    try:
+        wait_for(lambda: False)
+    finally:
+        unfinished.unlink()
+    raise AssertionError

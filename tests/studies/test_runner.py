@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from errors import error_of
-from study_tasks import die, evaluate, train, wait_for
-from synthetic_study import GIVEN, WEIGHT, write_study
+from synthetic_study import GIVEN, WEIGHT, die, evaluate, train, wait_for, write_study
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.errors import WorkerLost
@@ -134,7 +133,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {helpers!r})
-import study_tasks
+import synthetic_study
 from orthoproxy.cli.main import _sigterm_raises
 from orthoproxy.runs.study_runner import StudyRunner
 from orthoproxy.runs.study_trials import StudyPaths
@@ -142,7 +141,7 @@ from orthoproxy.studies.plan import read_study
 if __name__ == "__main__":
     paths = StudyPaths(Path("out"), Path("s.parquet"))
     with _sigterm_raises():
-        StudyRunner(read_study("s.yaml"), paths, processes=2, evaluate=study_tasks.{task}).run()
+        StudyRunner(read_study("s.yaml"), paths, processes=2, evaluate=synthetic_study.{task}).run()
 """
 
 
