@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import input_error, json_of
-from errors import error_of
+from command_line import json_of
+from errors import error_of, input_error
 from PIL import Image
 from servers import forwarded
 
@@ -53,6 +54,21 @@ def place(tmp_path: Path) -> Path:
 
 def create(place: Path | str, embedder: Embedder, root: Path) -> Catalog:
     return Catalog.create(str(place), embedder.embedding_dim, embedder.identity, "", root)
+
+
+@pytest.fixture
+def catalog(place: Path, embedder: Embedder, pictures: Path) -> Iterator[Catalog]:
+    """With all pictures."""
+    with create(place, embedder, pictures) as catalog:
+        index_images(catalog, read_collection(pictures), embedder)
+        yield catalog
+
+
+@pytest.fixture
+def embeddings(embedder: Embedder, pictures: Path, tmp_path: Path) -> Path:
+    """Of all pictures, in parts of five."""
+    embed_collection(embedder, "runs/x", read_collection(pictures), tmp_path / "embeddings", part_size=5)
+    return tmp_path / "embeddings"
 
 
 def everything(catalog: Catalog) -> pd.DataFrame:
@@ -114,15 +130,13 @@ def test_images_get_their_embeddings_and_again_only_those_that_changed(
         assert len(catalog) == 13
 
 
-def test_a_part_without_labels_keeps_them(place: Path, embedder: Embedder, pictures: Path) -> None:
-    with create(place, embedder, pictures) as catalog:
-        index_images(catalog, read_collection(pictures), embedder)
-        before = everything(catalog)
-        Image.new("RGB", (40, 32), "yellow").save(pictures / "red" / "0.png")
-        changes = index_images(catalog, read_collection(pictures / "red"), embedder)  # images in no sub-folder
-        assert (changes.replaced, changes.relabeled, changes.unchanged) == (1, 0, 3)
-        columns = ["id", "path", "label", "group"]
-        pd.testing.assert_frame_equal(everything(catalog)[columns], before[columns])
+def test_a_part_without_labels_keeps_them(catalog: Catalog, embedder: Embedder, pictures: Path) -> None:
+    before = everything(catalog)
+    Image.new("RGB", (40, 32), "yellow").save(pictures / "red" / "0.png")
+    changes = index_images(catalog, read_collection(pictures / "red"), embedder)  # images in no sub-folder
+    assert (changes.replaced, changes.relabeled, changes.unchanged) == (1, 0, 3)
+    columns = ["id", "path", "label", "group"]
+    pd.testing.assert_frame_equal(everything(catalog)[columns], before[columns])
 
 
 def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> None:
@@ -150,28 +164,26 @@ def test_what_may_be_pruned(place: Path, embedder: Embedder, pictures: Path) -> 
 
 
 def test_images_that_cannot_be_read_are_listed_and_rows_that_they_have_are_kept(
-    place: Path, embedder: Embedder, pictures: Path, tmp_path: Path
+    catalog: Catalog, embedder: Embedder, pictures: Path, tmp_path: Path
 ) -> None:
-    red = pictures / "red"
-    with create(place, embedder, pictures) as catalog:
-        ids = index_images(catalog, read_collection(pictures), embedder).ids
-        before = catalog.get(ids, with_embeddings=True)
-        (red / "1.png").write_bytes(b"no picture")
-        (red / "2.png").write_bytes((red / "3.png").read_bytes()[:100])
-        embed_collection(embedder, "runs/x", read_collection(pictures), tmp_path / "embeddings")
-        assert images_to_prune(catalog, index_embeddings(catalog, tmp_path / "embeddings").ids).empty
-        (red / "new.png").write_bytes(b"no picture")
-        (red / "gone.png").symlink_to(pictures / "nowhere.png")
-        (red / "loop.png").symlink_to("loop.png")  # not missing, as in a folder without permission
-        table = pd.DataFrame({"path": sorted(f"red/{path.name}" for path in red.iterdir()), "label": "red"})
-        table.to_csv(pictures / "list.csv", index=False)
-        changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
-        unreadable = ["1.png", "2.png", "gone.png", "loop.png", "new.png"]
-        assert [Path(path).name for path, reason in changes.unreadable if reason] == unreadable
-        assert (changes.added, changes.unchanged, len(catalog)) == (0, 2, 12)
-        pd.testing.assert_frame_equal(catalog.get(ids, with_embeddings=True), before)
-        kept = {path for path in table["path"] if image_id(path) in changes.ids}  # by prune
-        assert kept == {*table["path"]} - {"red/gone.png"}
+    red, ids = pictures / "red", everything(catalog)["id"].tolist()
+    before = catalog.get(ids, with_embeddings=True)
+    (red / "1.png").write_bytes(b"no picture")
+    (red / "2.png").write_bytes((red / "3.png").read_bytes()[:100])
+    embed_collection(embedder, "runs/x", read_collection(pictures), tmp_path / "embeddings")
+    assert images_to_prune(catalog, index_embeddings(catalog, tmp_path / "embeddings").ids).empty
+    (red / "new.png").write_bytes(b"no picture")
+    (red / "gone.png").symlink_to(pictures / "nowhere.png")
+    (red / "loop.png").symlink_to("loop.png")  # not missing, as in a folder without permission
+    table = pd.DataFrame({"path": sorted(f"red/{path.name}" for path in red.iterdir()), "label": "red"})
+    table.to_csv(pictures / "list.csv", index=False)
+    changes = index_images(catalog, read_collection(pictures / "list.csv"), embedder)
+    unreadable = ["1.png", "2.png", "gone.png", "loop.png", "new.png"]
+    assert [Path(path).name for path, reason in changes.unreadable if reason] == unreadable
+    assert (changes.added, changes.unchanged, len(catalog)) == (0, 2, 12)
+    pd.testing.assert_frame_equal(catalog.get(ids, with_embeddings=True), before)
+    kept = {path for path in table["path"] if image_id(path) in changes.ids}  # by prune
+    assert kept == {*table["path"]} - {"red/gone.png"}
 
 
 def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
@@ -184,27 +196,23 @@ def test_another_models_vectors_are_refused(place: Path, embedder: Embedder, pic
         assert len(catalog) == 0
 
 
-def test_embeddings_are_taken_over(address: str, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
-    collection, folder = read_collection(pictures), tmp_path / "embeddings"
-    embed_collection(embedder, "runs/x", collection, folder, part_size=5)
+def test_embeddings_are_taken_over(address: str, embedder: Embedder, pictures: Path, embeddings: Path) -> None:
     told: list[tuple[int, int]] = []
     with create(address, embedder, pictures) as catalog:
-        changes = index_embeddings(catalog, folder, lambda *step: told.append(step))
+        changes = index_embeddings(catalog, embeddings, lambda *step: told.append(step))
         assert (changes.added, changes.replaced, changes.unchanged) == (12, 0, 0)
         assert told == [(5, 12), (10, 12), (12, 12)]
-        for rows, embeddings in read_parts(folder):
+        for rows, x in read_parts(embeddings):
             kept = catalog.get(rows["path"].map(image_id).tolist(), with_embeddings=True)
             pd.testing.assert_frame_equal(kept[rows.columns], rows, check_dtype=False)
-            np.testing.assert_array_equal(np.stack(kept["embedding"].tolist()), embeddings)
-        assert index_embeddings(catalog, folder).unchanged == 12
+            np.testing.assert_array_equal(np.stack(kept["embedding"].tolist()), x)
+        assert index_embeddings(catalog, embeddings).unchanged == 12
         # the images themselves, afterwards, are what the embeddings said
-        assert index_images(catalog, collection, embedder).unchanged == 12
+        assert index_images(catalog, read_collection(pictures), embedder).unchanged == 12
 
 
-def test_damaged_embeddings_leave_no_catalog(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
-    folder, part = tmp_path / "embeddings", tmp_path / "embeddings" / "part-00001.parquet"
-    embed_collection(embedder, "runs/x", read_collection(pictures), folder, part_size=5)
-    table = pq.read_table(part)
+def test_damaged_embeddings_leave_no_catalog(place: Path, embeddings: Path) -> None:
+    table = pq.read_table(part := embeddings / "part-00001.parquet")
 
     def changed(column: str, values: list, kind: pa.DataType) -> pa.Table:
         return table.set_column(table.column_names.index(column), column, pa.array(values, kind))
@@ -217,19 +225,17 @@ def test_damaged_embeddings_leave_no_catalog(place: Path, embedder: Embedder, pi
     tables.append((changed("path", [*paths[:2], None, *paths[3:]], pa.string()), "row 2:"))
     for damaged, problem in tables:
         pq.write_table(damaged, part)
-        error = input_error(["index", place, folder])
+        error = input_error(["index", place, embeddings])
         assert error.path == part and problem in error.problem and not place.exists()
 
 
-def test_embeddings_edited_with_pandas(place: Path, embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
-    folder, part = tmp_path / "embeddings", tmp_path / "embeddings" / "part-00001.parquet"
-    embed_collection(embedder, "runs/x", read_collection(pictures), folder, part_size=5)
-    rows = pd.read_parquet(part)
+def test_embeddings_edited_with_pandas(place: Path, embedder: Embedder, pictures: Path, embeddings: Path) -> None:
+    rows = pd.read_parquet(part := embeddings / "part-00001.parquet")
     edited = rows.assign(label=["rose", "3", None, "rose", "rose"])[rows.index != 3]
     pd.concat([edited.assign(label="twice"), edited]).to_parquet(part)  # the last of a path counts
     with create(place, embedder, pictures) as catalog:
-        assert index_embeddings(catalog, folder).added == 11
-        assert index_embeddings(catalog, folder).unchanged == 11
+        assert index_embeddings(catalog, embeddings).added == 11
+        assert index_embeddings(catalog, embeddings).unchanged == 11
         kept = catalog.get(rows["path"].map(image_id).tolist(), with_embeddings=True)
     assert kept["label"].tolist() == ["rose", "3", "", "rose"]
     expected = np.stack(rows["embedding"].drop(3).tolist())
@@ -243,11 +249,9 @@ def test_an_image_outside_of_the_root_is_refused(place: Path, embedder: Embedder
 
 
 def test_a_migration_goes_on_where_it_stopped_and_can_be_undone(
-    place: Path, embedder: Embedder, pictures: Path
+    catalog: Catalog, place: Path, embedder: Embedder, pictures: Path
 ) -> None:
     new = Counting(Encoder("test_vit", embedding_dim=16, image_size=32))
-    catalog = create(place, embedder, pictures)
-    index_images(catalog, read_collection(pictures), embedder)
     catalog.delete([image_id("red/0.png")])
     before = everything(catalog)
 
@@ -313,16 +317,14 @@ def test_rows_written_during_a_migration_are_not_lost(
         assert len(catalog) == 11
 
 
-def test_moved_images_are_found_below_the_new_root(place: Path, embedder: Embedder, pictures: Path) -> None:
-    with create(place, embedder, pictures) as catalog:
-        index_images(catalog, read_collection(pictures), embedder)
-        moved = pictures.rename(pictures.with_name("moved"))
-        assert error_of(catalog.move, moved / "red").field == "root"
-        catalog.move(moved, "elsewhere")
-    with Catalog.open(str(place)) as catalog:
-        assert (catalog.root, catalog.model_path) == (str(moved), "elsewhere")
-        assert catalog.search(embedder.embed([moved / "red" / "2.png"]), 1)[0][0].path == str(moved / "red" / "2.png")
-        assert index_images(catalog, read_collection(moved), embedder).unchanged == 12
+def test_moved_images_are_found_below_the_new_root(catalog, place: Path, embedder: Embedder, pictures: Path) -> None:
+    moved = pictures.rename(pictures.with_name("moved"))
+    assert error_of(catalog.move, moved / "red").field == "root"
+    catalog.move(moved, "elsewhere")
+    with Catalog.open(str(place)) as again:
+        assert (again.root, again.model_path) == (str(moved), "elsewhere")
+        assert again.search(embedder.embed([moved / "red" / "2.png"]), 1)[0][0].path == str(moved / "red" / "2.png")
+        assert index_images(again, read_collection(moved), embedder).unchanged == 12
 
 
 def test_images_and_folders_are_deleted(address: str, embedder: Embedder, pictures: Path) -> None:
@@ -390,7 +392,7 @@ def test_a_server_that_is_lost_is_an_error_of_one_line(
         address = f"{server.enter_context(forwarded(milvus, tmp_path))}/lost"
         monkeypatch.setattr("orthoproxy.cli.index._print_progress", lambda *_: server.close())  # after the first write
         words = ["--model", str(tmp_path / "model"), "--batch-size", "1", "--workers", "0"]
-        assert main(["index", address, str(pictures), *words]) == 2
+        assert main(["index", address, str(pictures / "list.csv"), *words]) == 2
     [error] = capfd.readouterr().err.splitlines()
     assert error.startswith(f"orthoproxy: {address}: ")
 
