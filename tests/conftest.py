@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ jaxtyping.install_import_hook(
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+from small_runs import RECIPE, training, write_shades  # noqa: E402
 
+from orthoproxy.cli.main import main  # noqa: E402
 from orthoproxy.models import Encoder  # noqa: E402
 
 # The first backward pass starts a thread for each device but the processor, and then PyTorch refuses to train in forks.
@@ -89,31 +91,45 @@ def tiny_encoder(_tiny_encoder: Encoder) -> Encoder:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of five images, each class in shades of a color of its own; to be read only."""
-    from small_runs import make_photos  # not above: it imports the command line
-
-    root = tmp_path_factory.mktemp("photos") / "photos"
-    make_photos(root)
+    root, generator = tmp_path_factory.mktemp("photos") / "photos", np.random.default_rng(0)
+    for number in range(10):
+        write_shades(root / f"class {number}", generator.integers(60, 256, size=3), 5, generator, spread=40)
     return root
+
+
+@pytest.fixture
+def own_photos(photos: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe for these images that trains in seconds."""
-    from small_runs import RECIPE
-
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(RECIPE)
     return path
 
 
 @pytest.fixture(scope="session")
+def whole(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the recipe on the photos, from start to end; to be read only."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main(training(recipe, photos, out)) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of four images, each class in shades of a color of its own; 40 x 32 pixels."""
-    root = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
+    """Three classes of four images, each class in shades of a color of its own, and a list; to be read only."""
+    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for name, color in {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}.items():
-        (root / name).mkdir()
-        for number in range(4):
-            pixels = np.array(color) + generator.integers(-20, 21, size=(32, 40, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
+        write_shades(root / name, color, 4, generator)
+    rows = [f"{name}/{number}.png,{name},{number}\n" for name in ("blue", "green", "red") for number in range(4)]
+    (root / "list.csv").write_text("path,label,group\n" + "".join(rows))
     return root
+
+
+@pytest.fixture(scope="session")
+def paths(image_folder: Path) -> list[Path]:
+    return sorted(image_folder.rglob("*.png"))

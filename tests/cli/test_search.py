@@ -5,15 +5,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import input_error, json_of
+from command_line import json_of, loaded_by
+from errors import input_error
 
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main
@@ -29,8 +28,6 @@ def catalog(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     embedder = Embedder(Encoder("test_vit", embedding_dim=8, image_size=32))
     embedder.threshold = 0.5
     embedder.save(folder / "model")
-    lines = [f"{path.relative_to(image_folder)},{path.parent.name},{path.stem}" for path in image_folder.rglob("*.png")]
-    (image_folder / "list.csv").write_text("path,label,group\n" + "\n".join(sorted(lines)) + "\n")
     arguments = ["index", str(folder / "catalog"), str(image_folder / "list.csv"), "--model", str(folder / "model")]
     assert main([*arguments, "--workers", "0"]) == 0
     return folder / "catalog"
@@ -38,14 +35,6 @@ def catalog(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def search(catalog: Path, *options: object) -> list[dict[str, Any]]:
     return json_of(["search", catalog, *options])
-
-
-SEARCH = """
-import sys
-from orthoproxy.cli.main import main
-assert main(sys.argv[1:]) == 0
-print(*sys.modules, sep=chr(10))
-"""
 
 
 @pytest.mark.parametrize("exported", [False, True])
@@ -58,10 +47,8 @@ def test_a_search_loads_only_what_it_needs(exported: bool, catalog: Path, image_
         model = tmp_path / "model.onnx"
         write_onnx(embedder, model)
         write_metadata(model, describe(embedder))
-    words = ["search", str(catalog), str(image_folder / "blue" / "0.png"), "--model", str(model)]
-    done = subprocess.run([sys.executable, "-c", SEARCH, *words], capture_output=True, text=True, check=True)
-    assert "blue/0.png" in done.stdout
-    assert not unused & {*done.stdout.splitlines()}
+    printed, modules = loaded_by(["search", catalog, image_folder / "blue" / "0.png", "--model", model])
+    assert "blue/0.png" in printed and not unused & modules
 
 
 def test_results_by_similarity_filter_group_and_minimum(catalog: Path, image_folder: Path, capsys) -> None:

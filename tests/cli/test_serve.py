@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_line import input_error, interrupted_at
+from command_line import interrupted_at
+from errors import input_error
 from serving import TOKEN, make_catalog, make_images, make_model
 
 from orthoproxy.server.serve import name_catalogs

@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import input_error, json_of
-from errors import error_of
+from command_line import json_of
+from errors import error_of, input_error
 
 from orthoproxy.data import csv_table
 from orthoproxy.data.sources.packed import unpack

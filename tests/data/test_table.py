@@ -8,7 +8,7 @@ import pytest
 from errors import error_of
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import make_config, make_photos
+from small_runs import make_config
 
 from orthoproxy.data import assign_split, hold_out_validation, make_table
 from orthoproxy.data.audit.describe import count_images, describe_images
@@ -127,7 +127,7 @@ def test_a_class_in_two_splits_is_an_error_unless_images_are_split(split: str) -
     assert split_images(table, Path(), 0.5, 0.5).equals(table)
 
 
-def photos(sizes: dict[str, int], root: str = "/photos"):
+def sized(sizes: dict[str, int], root: str = "/photos"):
     names = [f"{label}/{number}.png" for label, size in sizes.items() for number in range(size)]
     return make_table([f"{root}/{name}" for name in names], [name.split("/")[0] for name in names])
 
@@ -137,9 +137,9 @@ SIZES = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=
 
 @given(SIZES, st.floats(0, 1), st.floats(0, 1))
 def test_each_class_gives_an_exact_share_of_its_images_and_keeps_two(sizes: dict[str, int], test, validation) -> None:
-    table = split_images(photos(sizes), Path("/photos"), test, validation)
-    assert table.drop(columns="split").equals(photos(sizes).drop(columns="split"))
-    assert table.split.equals(split_images(photos(sizes, "/moved"), Path("/moved"), test, validation).split)
+    table = split_images(sized(sizes), Path("/photos"), test, validation)
+    assert table.drop(columns="split").equals(sized(sizes).drop(columns="split"))
+    assert table.split.equals(split_images(sized(sizes, "/moved"), Path("/moved"), test, validation).split)
     ranked = rank_by_hash([path.removeprefix("/photos/") for path in table.path], "image")
     for label, size in sizes.items():
         first = max(0, min(round(test * size), size - 2))
@@ -165,7 +165,7 @@ def test_known_classes_search_among_the_training_images() -> None:
     with_distractors = pd.concat([table, junk], ignore_index=True)
     assert evaluation_images(with_distractors, "test").equals(found) and evaluation_images(junk, "test").empty
     assert (split_images(junk.assign(split=""), Path(), 0.0, 0.0).split == "test").all()
-    held_out = pd.concat([photos({"a": 9}), junk], ignore_index=True)
+    held_out = pd.concat([sized({"a": 9}), junk], ignore_index=True)
     assert (split_images(held_out, Path("/photos"), 0.0, 0.3).split == "validation").sum() == 4
     unseen = table[table.label != "x"].reset_index(drop=True)
     assert evaluation_images(unseen, "test").equals(select_split(unseen, "test"))
@@ -173,7 +173,7 @@ def test_known_classes_search_among_the_training_images() -> None:
 
 @given(SIZES, st.integers(1, 20), st.integers(0, 3))
 def test_only_training_images_are_limited(sizes: dict[str, int], count: int, seed: int) -> None:
-    table = split_images(photos(sizes), Path("/photos"), 0.3, 0.2)
+    table = split_images(sized(sizes), Path("/photos"), 0.3, 0.2)
     limited = limit_training_images(table, Path("/photos"), count, seed)
     others = table.split != "train"
     assert limited[limited.split != "train"].path.tolist() == table[others].path.tolist()
@@ -185,9 +185,8 @@ def test_only_training_images_are_limited(sizes: dict[str, int], count: int, see
         assert {*limited.path} <= {*found.path} and (more or len(found) == len(limited))
 
 
-def test_the_seed_of_a_run_draws_its_training_images(tmp_path: Path) -> None:
-    make_photos(tmp_path)
+def test_the_seed_of_a_run_draws_its_training_images(photos: Path) -> None:
     options = {"data.max_images_per_class": 2}
-    tables = [split_table(make_config(tmp_path, options | {"training.seed": seed})) for seed in (0, 1)]
+    tables = [split_table(make_config(photos, options | {"training.seed": seed})) for seed in (0, 1)]
     assert [select_split(table, "train").label.value_counts().unique().tolist() for table in tables] == [[2], [2]]
     assert not tables[0].equals(tables[1])

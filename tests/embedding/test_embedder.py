@@ -29,11 +29,6 @@ def embedder(encoder: Encoder) -> Embedder:
     return Embedder(encoder, resize=36, classes=["ä", "b", "c"], proxies=torch.randn(3, 8))
 
 
-@pytest.fixture
-def paths(image_folder: Path) -> list[Path]:
-    return sorted(image_folder.rglob("*.png"))
-
-
 def test_files_pictures_arrays_and_pixels_give_the_same_embeddings(embedder: Embedder, paths: list[Path]) -> None:
     files = embedder.embed(paths)
     assert files.shape == (12, 8) and files.dtype == np.float32

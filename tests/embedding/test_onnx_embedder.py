@@ -47,11 +47,6 @@ def file(model: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(model, tmp_path_factory.mktemp("onnx") / "model.onnx")
 
 
-@pytest.fixture
-def paths(image_folder: Path) -> list[Path]:
-    return sorted(image_folder.rglob("*.png"))
-
-
 def test_files_pictures_and_pixels_give_the_same_embeddings(file: Path, model: Embedder, paths: list[Path]) -> None:
     ours = OnnxEmbedder(file)
     files = ours.embed(paths)

@@ -13,8 +13,7 @@ import onnx
 import pytest
 import torch
 import yaml
-from command_line import input_error
-from errors import error_of
+from errors import error_of, input_error
 from small_runs import make_config
 
 import orthoproxy

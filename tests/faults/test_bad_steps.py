@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from errors import message
 from safetensors.torch import load_file, save_file
-from small_runs import difference, message, training, training_images
+from small_runs import difference, training, training_images
 
 from orthoproxy.cli.main import main
 from orthoproxy.models.weights import read_tensors

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import message
 from fault_injection import kill_at
-from small_runs import Run, message
+from small_runs import Run
 from torch import nn
 
 from orthoproxy.cli.main import main

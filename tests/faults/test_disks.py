@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from errors import message
 from fault_injection import kill_at
-from small_runs import STEPS_PER_EPOCH, Run, contents, difference, message
+from small_runs import STEPS_PER_EPOCH, Run, contents, difference
 
 from orthoproxy.catalog.catalog import Catalog
 from orthoproxy.cli.main import main

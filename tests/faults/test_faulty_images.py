@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from errors import message
 from fault_injection import on_event
+from many import children
 from PIL import Image
-from small_runs import STEPS_PER_EPOCH, Run, message, saved_step, training_images
+from small_runs import STEPS_PER_EPOCH, Run, saved_step, training_images
 
 from orthoproxy.data.loading import TIMEOUT_VARIABLE
 
@@ -71,8 +73,8 @@ def test_an_image_replaced_while_training_is_reported(run_of_own: Run, photos: P
 @pytest.mark.parametrize("step", [1, pytest.param(STEPS_PER_EPOCH + 2, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_no_step(step: int, run: Run, whole: Path, hurry) -> None:
     def kill_worker() -> None:
-        (worker,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        os.kill(int(worker), signal.SIGKILL)
+        (worker,) = children(os.getpid())
+        os.kill(worker, signal.SIGKILL)
 
     code, error = run.start(partial(on_event, f"step:{step}", kill_worker)).end()
     saved = saved_step(run.out)

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from errors import message
 from fault_injection import on_event
-from small_runs import STEPS_PER_EPOCH, Run, contents, difference, message, saved_step
+from small_runs import STEPS_PER_EPOCH, Run, contents, difference, saved_step
 
 from orthoproxy.cli.main import main
 from orthoproxy.core.folder_lock import folder_lock

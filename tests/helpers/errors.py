@@ -1,9 +1,11 @@
-"""The error of a call."""
+"""The error of a call or of a command."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from orthoproxy.cli.main import main, parse
 from orthoproxy.core.errors import InputError
 
 
@@ -12,3 +14,24 @@ def error_of(call: Callable[..., object], *args: object, **options: object) -> I
     with pytest.raises(InputError) as caught:
         call(*args, **options)
     return caught.value
+
+
+def input_error(arguments: Sequence[object]) -> InputError:
+    """Run a command and return the error that `main` would print."""
+    with pytest.raises(InputError) as caught:
+        importlib.import_module(f"orthoproxy.cli.{arguments[0]}").run(parse([*map(str, arguments)])[1])
+    return caught.value
+
+
+def rejected(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must end as bad input, without a traceback; return its message."""
+    capsys.readouterr()
+    code, error = main([str(word) for word in arguments]), capsys.readouterr().err
+    assert code == 2, error
+    return message(error)
+
+
+def message(error: str) -> str:
+    """The message that a command ended with."""
+    assert "Traceback" not in error, error
+    return error[error.index("orthoproxy: ") :].strip()

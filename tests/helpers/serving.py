@@ -12,6 +12,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
+from small_runs import write_shades
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,10 +35,7 @@ def make_images(root: Path, each: int = 5) -> list[str]:
     """Some squares of each color, in folders of their names."""
     generator = np.random.default_rng(0)
     for name, color in COLORS.items():
-        (root / name).mkdir(parents=True)
-        for number in range(each):
-            pixels = np.array(color) + generator.integers(-25, 26, size=(48, 56, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number}.png")
+        write_shades(root / name, color, each, generator)
     return [f"{name}/{number}.png" for name in COLORS for number in range(each)]
 
 
@@ -61,12 +59,9 @@ def make_halves(root: Path, folder: Path, model: Embedder) -> Catalog:
     """Index the left half of a picture, which is red; the right half is green. And an image of each color."""
     halves = Image.new("RGB", (80, 40), COLORS["red"])
     halves.paste(COLORS["green"], (40, 0, 80, 40))
-    halves.save(root / "halves.png")
-    labels = {"halves.png#xywh=0,0,40,40": "left", "red/0.png": "red", "green/0.png": "green"}
-    images = pd.DataFrame({"path": list(labels), "label": list(labels.values())}).assign(group="")
-    catalog = Catalog.create(str(folder), model.embedding_dim, model.identity, "nowhere", root)
-    index_images(catalog, Collection(root, images), model)
-    return catalog
+    (root / "left").mkdir()
+    halves.save(root / "left" / "halves.png")
+    return make_catalog(folder, model, root, ["left/halves.png#xywh=0,0,40,40", "red/0.png", "green/0.png"])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from orthoproxy.cli.main import main
@@ -30,16 +31,12 @@ evaluation: {recall_at: [1, 2], bootstrap_samples: 20}
 STEPS_PER_EPOCH = 5  # and a validation after each
 
 
-def make_photos(root: Path) -> None:
-    """Ten classes of five images, each class in shades of a color of its own."""
-    generator = np.random.default_rng(0)
-    for number in range(10):
-        (root / f"class {number}").mkdir(parents=True)
-        color = generator.integers(60, 256, size=3)
-        for copy in range(5):
-            pixels = color + generator.integers(-40, 40, size=(36, 40, 3))
-            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-            image.save(root / f"class {number}" / f"{copy}.png")
+def write_shades(folder: Path, color: ArrayLike, each: int, generator: np.random.Generator, spread: int = 20) -> None:
+    """Images of 40 x 36 pixels in shades of a color."""
+    folder.mkdir(parents=True)
+    for number in range(each):
+        pixels = np.array(color) + generator.integers(-spread, spread, size=(36, 40, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
 
 
 def make_config(root: Path, overrides: Mapping[str, object] = {}) -> Config:
@@ -111,12 +108,6 @@ class Run:
     def resumes_to(self, whole: Path) -> bool:
         """Resume; return whether it comes to the same bits as a run that nothing happened to."""
         return main(self.words("--resume")) == 0 and not difference(self.out, whole)
-
-
-def message(error: str) -> str:
-    """The message that a command ended with."""
-    assert "Traceback" not in error, error
-    return error[error.index("orthoproxy: ") :].strip()
 
 
 def saved_step(out: Path) -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import input_error
-from errors import error_of
-from small_runs import make_config, training
+from errors import error_of, input_error
+from small_runs import contents, make_config, training
 from synthetic_study import write_study
 
 from orthoproxy.cli.main import main
@@ -28,26 +27,9 @@ def arguments(recipe: Path, photos: Path) -> Callable[..., list[str]]:
     return lambda out, *more: training(recipe, photos, out, *NO_WORKERS, *more)
 
 
-@pytest.fixture(scope="module")
-def finished(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, which no test changes."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert main(training(recipe, photos, out, *NO_WORKERS)) == 0
-    return out
-
-
 @pytest.fixture
-def images(photos: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(photos, tmp_path / "images"))
-
-
-@pytest.fixture
-def with_images(recipe: Path, images: Path) -> Callable[..., list[str]]:
-    return partial(training, recipe, images)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def with_images(recipe: Path, own_photos: Path) -> Callable[..., list[str]]:
+    return partial(training, recipe, own_photos)
 
 
 def weights(out: Path) -> bytes:
@@ -71,28 +53,28 @@ def test_no_home_of_a_user_whom_the_system_does_not_know(monkeypatch: pytest.Mon
         os.setreuid(0, -1)
 
 
-def test_an_unreadable_test_image_costs_no_training(with_images, images, photos, finished, tmp_path) -> None:
-    (broken := images / TEST / "1.png").write_bytes(b"")
+def test_an_unreadable_test_image_costs_no_training(with_images, own_photos, photos, whole, tmp_path) -> None:
+    (broken := own_photos / TEST / "1.png").write_bytes(b"")
     out = tmp_path / "run"
     error = input_error(with_images(out))
     assert Path(str(error.path)) == broken and error.hint is not None
     shutil.copy(photos / TEST / "1.png", broken)
-    trained = files(out / "checkpoints")
+    trained = contents(out / "checkpoints")
     assert main(with_images(out, "--resume")) == 0
-    assert trained in ({}, files(out / "checkpoints")) and weights(out) == weights(finished)
+    assert trained in ({}, contents(out / "checkpoints")) and weights(out) == weights(whole)
 
 
 @pytest.mark.parametrize(("more", "field"), [
     (["--resume", "--training.epochs", 4], "training.epochs"), (["--resume", "--loss.args.margin", 0.2], "loss.args"),
     ([], "out"),
 ])  # fmt: skip
-def test_another_configuration_leaves_a_run_alone(more, field, arguments, finished, tmp_path) -> None:
-    out = tmp_path / "unfinished"  # it has its checkpoints, but no model yet
-    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("model", "report.html", "evaluation.json"))
-    before = files(out)
+def test_another_configuration_leaves_a_run_alone(more, field, arguments, whole, tmp_path) -> None:
+    out = tmp_path / "unwhole"  # it has its checkpoints, but no model yet
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("model", "report.html", "evaluation.json"))
+    before = contents(out)
     error = input_error(arguments(out, *more))
     assert (error.field, error.path) == (field, out)
-    assert files(out) == before
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("name", ["checkpoints/mine.ckpt", "metrics.jsonl", "model/mine.pt", "report.html"])
@@ -101,7 +83,7 @@ def test_files_of_others_are_not_overwritten(name: str, arguments: Callable, tmp
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("of many days")
     assert input_error(arguments(out)).field == "out"
-    assert files(out) == {name: b"of many days"}
+    assert contents(out) == {name: b"of many days"}
 
 
 @pytest.mark.parametrize("below", ["", "run"])
@@ -112,14 +94,14 @@ def test_a_file_in_place_of_the_run_folder(below: str, arguments: Callable, tmp_
 
 
 @pytest.mark.slow
-def test_damaged_scores_are_written_again_by_report(arguments: Callable, finished: Path, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(finished, tmp_path / "run"))
+def test_damaged_scores_are_written_again_by_report(arguments: Callable, whole: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
     os.truncate(out / "evaluation.json", 100)
     assert input_error(arguments(out, "--resume")).path == out / "evaluation.json"
     assert main(["report", str(out)]) == 0 and main(arguments(out, "--resume")) == 0
 
 
-def test_a_file_size_limit_costs_nothing(arguments: Callable, finished: Path, tmp_path: Path) -> None:
+def test_a_file_size_limit_costs_nothing(arguments: Callable, whole: Path, tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
@@ -128,14 +110,14 @@ def test_a_file_size_limit_costs_nothing(arguments: Callable, finished: Path, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert Path(str(error.path)).is_relative_to(tmp_path / "run") and not list(tmp_path.rglob("*.tmp"))
     assert main(arguments(tmp_path / "run", "--resume")) == 0
-    assert weights(tmp_path / "run") == weights(finished)
+    assert weights(tmp_path / "run") == weights(whole)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_missing_gpu(arguments: Callable, finished: Path, tmp_path: Path) -> None:
+def test_a_missing_gpu(arguments: Callable, whole: Path, tmp_path: Path) -> None:
     assert input_error(arguments(tmp_path / "run", "--device", "cuda")).field == "training.device"
     assert not (tmp_path / "run").exists()
-    assert input_error(["evaluate", str(finished), "--device", "cuda"]).field == "device"
+    assert input_error(["evaluate", str(whole), "--device", "cuda"]).field == "device"
 
 
 def test_batches_by_category_of_images_without(arguments: Callable, tmp_path: Path) -> None:
@@ -155,10 +137,10 @@ def test_images_encoders_and_losses_that_do_not_exist(key: str, value: object, a
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_among_its_images_is_an_error_before_any_work(images: Path, monkeypatch) -> None:
-    monkeypatch.chdir(images)
+def test_a_run_among_its_images_is_an_error_before_any_work(own_photos: Path, monkeypatch) -> None:
+    monkeypatch.chdir(own_photos)
     assert error_of(train, make_config(Path()), "runs/first").field == "out"
-    assert not (images / "runs").exists()
+    assert not (own_photos / "runs").exists()
 
 
 @pytest.mark.parametrize(("command", "field"), [
@@ -173,13 +155,13 @@ def test_a_run_among_its_images_is_an_error_before_any_work(images: Path, monkey
     ("study STUDY --data.root IMAGES --out IMAGES/x", "out"),
     ("data describe IMAGES --json IMAGES/x", "json"), ("embed RUN IMAGES --out FOLDER/x --json IMAGES/x", "json"),
 ])  # fmt: skip
-def test_no_command_writes_among_the_images(command: str, field: str, finished: Path, images: Path, recipe) -> None:
-    names = {"RUN": finished, "IMAGES": images, "FOLDER": finished.parent if field == "run" else images.parent}
-    names |= {"RECIPE": recipe, "STUDY": write_study(images.parent, base=str(recipe))}
-    before = files(finished)
+def test_no_command_writes_among_the_images(command: str, field: str, whole: Path, own_photos: Path, recipe) -> None:
+    names = {"RUN": whole, "IMAGES": own_photos, "FOLDER": whole.parent if field == "run" else own_photos.parent}
+    names |= {"RECIPE": recipe, "STUDY": write_study(own_photos.parent, base=str(recipe))}
+    before = contents(whole)
     words = [next((word.replace(k, str(v)) for k, v in names.items() if k in word), word) for word in command.split()]
     assert input_error(words).field == field
-    assert len(list(images.iterdir())) == 10 and files(finished) == before
+    assert len(list(own_photos.iterdir())) == 10 and contents(whole) == before
 
 
 @pytest.mark.parametrize(("option", "split"), [
@@ -191,18 +173,18 @@ def test_one_class_is_neither_trained_on_nor_evaluated(option: list, split: str,
     assert not (tmp_path / "run").exists()
 
 
-def test_what_makes_scores_wrong_is_noted_in_a_line_each(images: Path, capsys) -> None:
-    (images / "class 0").rename(images / "gu\u0308ll")
-    (images / "class 1").rename(images / "g\u00fcll")
+def test_what_makes_scores_wrong_is_noted_in_a_line_each(own_photos: Path, capsys) -> None:
+    (own_photos / "class 0").rename(own_photos / "gu\u0308ll")
+    (own_photos / "class 1").rename(own_photos / "g\u00fcll")
     for number in range(1, 5):
-        (images / "class 9" / f"{number}.png").unlink()
-    (images / "class 4").rename(images / "wren")
-    (images / "class 5").rename(images / "wren ")
-    shutil.copy(images / "class 2" / "0.png", images / "g\u00fcll" / "0.png")
-    table = folder_table(images)
+        (own_photos / "class 9" / f"{number}.png").unlink()
+    (own_photos / "class 4").rename(own_photos / "wren")
+    (own_photos / "class 5").rename(own_photos / "wren ")
+    shutil.copy(own_photos / "class 2" / "0.png", own_photos / "g\u00fcll" / "0.png")
+    table = folder_table(own_photos)
     table["split"] = ["test" if label in ("class 2", "class 3") else "train" for label in table["label"]]
     table["group"] = table["path"]
-    config = make_config(images, {"checkpoint_selection.split": "none", "data.test_fraction": 0})
+    config = make_config(own_photos, {"checkpoint_selection.split": "none", "data.test_fraction": 0})
     check_images(table, None, config)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(lines) == 4 and "'class 9'" in lines[0]

@@ -7,7 +7,7 @@ import pytest
 from command_line import json_of
 from pages import ParsedPage
 from PIL import Image
-from small_runs import make_config
+from small_runs import make_config, write_shades
 
 import orthoproxy
 from orthoproxy.data.table import evaluation_images, select_split
@@ -24,11 +24,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder, generator = tmp_path_factory.mktemp("closed"), np.random.default_rng(1)
     lines = ["path,label,split"]
     for label in [*KNOWN, *UNSEEN]:
-        color = generator.integers(20, 236, size=3)
-        for number in range(IMAGES):
-            pixels = color + generator.integers(-20, 21, size=(32, 32, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{label} {number}.png")
-            lines.append(f"{label} {number}.png,{label},{'test' if label in UNSEEN else ''}")
+        write_shades(folder / label, generator.integers(20, 236, size=3), IMAGES, generator)
+        split = "test" if label in UNSEEN else ""
+        lines += [f"{label}/{number}.png,{label},{split}" for number in range(IMAGES)]
     (folder / "images.csv").write_text("\n".join(lines) + "\n")
     changes = {"name": "csv", "csv": str(folder / "images.csv"), "root": None, "split_by": "image", "workers": 0}
     changes |= {"test_fraction": 0.2, "validation_fraction": 0.65, "resize": 32}

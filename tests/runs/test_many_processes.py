@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from contextlib import suppress
@@ -103,19 +102,17 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(photos, tmp_path
     assert {part.partition(".")[0] for part in parts[after:]} == {"last-step-5"}  # of previous.ckpt
 
 
-def damage(photos: Path, folder: Path, split: str = "train") -> Path:
-    """A copy of the photos with one broken file, of the class that sorts last in a split."""
-    shutil.copytree(photos, folder)
-    config = config_for(folder)
-    broken = Path(select_split(split_table(config), split)["path"].iloc[-1])
+def damage(photos: Path, split: str = "train") -> Path:
+    """Break an image of the class that sorts last in a split."""
+    broken = Path(select_split(split_table(config_for(photos)), split)["path"].iloc[-1])
     broken.write_bytes(b"not an image")
     return broken
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_an_image_that_one_process_cannot_read_ends_all_with_the_run_saved(photos, tmp_path, split) -> None:
-    broken = damage(photos, tmp_path / "photos", split)
-    errors = [seen["error"] for seen in in_processes(2, train, config_for(tmp_path / "photos"), tmp_path / "run")]
+def test_an_image_that_one_process_cannot_read_ends_all_with_the_run_saved(own_photos, tmp_path, split) -> None:
+    broken = damage(own_photos, split)
+    errors = [seen["error"] for seen in in_processes(2, train, config_for(own_photos), tmp_path / "run")]
     assert sorted(isinstance(error, InputError) for error in errors) == [False, True]
     assert all(str(broken) in str(error) for error in errors)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() == (split == "validation")
@@ -128,9 +125,9 @@ def test_an_input_error_of_all_processes_is_reported_once(photos, tmp_path) -> N
     assert errors[0].field == "encoder.embedding_dim"
 
 
-def test_unreadable_images_are_found_by_all_processes_and_left_out(photos, tmp_path) -> None:
-    broken = damage(photos, tmp_path / "photos")
-    config = config_for(tmp_path / "photos", epochs=1).with_overrides({"data.on_unreadable_image": "skip"})
+def test_unreadable_images_are_found_by_all_processes_and_left_out(own_photos, tmp_path) -> None:
+    broken = damage(own_photos)
+    config = config_for(own_photos, epochs=1).with_overrides({"data.on_unreadable_image": "skip"})
     in_processes(2, train, config, tmp_path / "run")
     listed = RunFolder(tmp_path / "run").unreadable
     assert listed is not None and listed["path"].tolist() == [str(broken)]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import input_error, json_of
+from command_line import json_of
+from errors import input_error
 from small_runs import make_config
 
 from orthoproxy import Embedder, RunFolder, train

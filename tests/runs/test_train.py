@@ -46,8 +46,8 @@ def short(config) -> Config:
     return config.with_overrides({"training.epochs": 1})
 
 
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return read_tensors(run.folder / "model" / "model.safetensors", "")
+def weights(run: RunFolder, folder: str = "model") -> dict[str, torch.Tensor]:
+    return read_tensors(run.folder / folder / "model.safetensors", "")
 
 
 def times_of_change(folder: Path) -> dict[Path, int]:
@@ -87,8 +87,8 @@ def test_scores_stand_beside_the_baseline(finished, config):
     table = select_split(split_table(config), "test")
     alone = orthoproxy.evaluate(orthoproxy.load(finished.baseline), table, scoring=make_scoring(config.evaluation))
     assert alone.model["map@r"].value == scores["baseline"]["map@r"]["value"]
-    start = read_tensors(finished.baseline / "model.safetensors", "")
-    assert not torch.equal(weights(finished)["backbone.cls_token"], start["backbone.cls_token"])
+    trained, start = weights(finished), weights(finished, "baseline")
+    assert not torch.equal(trained["backbone.cls_token"], start["backbone.cls_token"])
 
 
 def test_the_model_is_the_best_on_validation(finished):
@@ -180,16 +180,41 @@ def test_proxies_start_as_class_means_from_one_pass_over_the_images(short, tmp_p
         torch.testing.assert_close(proxy, mean / mean.norm(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_frozen_encoder_trains_projection_and_proxies_on_features_computed_once(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    loss = {"name": "SoftTripleLoss", "args": {"centers_per_class": 2}}  # draws random numbers after the features
+    changes = {"encoder.freeze": True, "encoder.drop_path": 0.5, "loss": loss, "loss.proxy_regularizer.weight": 0.1}
+    config = make_config(photos, changes)
+    run = orthoproxy.train(config, tmp_path / "run")
+    trained, baseline = weights(run), weights(run, "baseline")
+    assert all(torch.equal(trained[name], x) for name, x in baseline.items())
+    for path in run.checkpoints.iterdir():
+        assert set(torch.load(path, weights_only=True)["encoder"]) == {"weight", "bias"}
+    assert run.load_model().proxies.shape == (4, 8) and run.records()["regularizer"].notna().any()
+    # scores are those of the saved model on the images
+    table = select_split(split_table(config), "test")
+    again = orthoproxy.evaluate(run.load_model(), table, scoring=make_scoring(config.evaluation))
+    for name, estimate in again.model.items():
+        assert run.scores["model"][name]["value"] == pytest.approx(estimate.value, abs=1e-6)
+    assert any("rozen" in note for note in run.scores["notes"])
+
+    monkeypatch.setattr(Embedder, "iterate_features", None)  # features come from the cache
+    assert not difference(orthoproxy.train(config, tmp_path / "second").folder, run.folder)
+    rates = {"optimizer.lr": {"projection": 0, "proxies": 0}}
+    still = orthoproxy.train(config.with_overrides(rates), tmp_path / "still")
+    assert not torch.equal(weights(still)["projection.weight"], trained["projection.weight"])
+    assert run.records()["loss"].mean() < still.records()["loss"].mean()
+
+
 def test_experiment_trackers_get_the_metrics(short, tmp_path):
     run = orthoproxy.train(short.with_overrides({"training.loggers": ["tensorboard"]}), tmp_path / "run")
     assert list((run.folder / "tensorboard").rglob("events.out.tfevents.*"))
 
 
 @pytest.fixture
-def damaged(config, photos, tmp_path) -> tuple[Config, dict[str, list[Path]]]:
+def damaged(config, own_photos) -> tuple[Config, dict[str, list[Path]]]:
     """A configuration of a copy of the photos to damage, and its files by split."""
-    shutil.copytree(photos, tmp_path / "photos")
-    config = config.with_overrides({"data.root": str(tmp_path / "photos"), "training.epochs": 1, **SKIP})
+    config = config.with_overrides({"data.root": str(own_photos), "training.epochs": 1, **SKIP})
     table = split_table(config)
     return config, {
         split: [Path(path) for path in select_split(table, split)["path"]] for split in ("train", "validation", "test")

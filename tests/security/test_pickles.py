@@ -5,13 +5,13 @@ import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from errors import error_of
-from hostile import WAYS, Trap, as_npz, as_numpy, as_pickle, as_torch, rejected
+from errors import error_of, rejected
 from small_runs import training
 
 from orthoproxy.cli.main import main
@@ -25,16 +25,47 @@ from orthoproxy.embedding.parquet_store import read_parts
 from orthoproxy.models import Encoder
 
 
-@pytest.fixture(scope="module")
-def _finished(photos: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert main(training(recipe, photos, out)) == 0
-    return out
+class Trap:
+    """Unpickling it would write a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+as_torch: Callable[[object, Path], None] = torch.save
+
+
+def as_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, 2))
+
+
+def as_numpy(content: object, path: Path) -> None:
+    """An array of objects, which NumPy would unpickle if it were allowed to."""
+    with path.open("wb") as file:
+        np.save(file, np.array([content], dtype=object))
+
+
+def as_npz(content: object, path: Path) -> None:
+    """A zip archive in an array's place, with such an array in it."""
+    with path.open("wb") as file:
+        np.savez(file, a=np.array([content], dtype=object))
+
+
+WAYS: dict[str, Callable[[object, Path], None]] = {
+    "torch": as_torch,
+    "old torch": partial(torch.save, _use_new_zipfile_serialization=False),
+    "pickle": as_pickle,
+    "array of objects": as_numpy,
+    "archive of arrays": as_npz,
+}
 
 
 @pytest.fixture
-def run(_finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(_finished, tmp_path / "run"))
+def run(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from errors import error_of
-from hostile import rejected
+from errors import error_of, rejected
 
 from orthoproxy.runs.experiment import make_objective
 from orthoproxy.runs.recipes import read_config

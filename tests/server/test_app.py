@@ -413,10 +413,10 @@ def test_parts_of_images_are_searched_for_and_shown(root: Path, tmp_path: Path) 
     model = make_model()
     service = Service({"halves": make_halves(root, tmp_path / "catalog", model)}, [model], QUICK)
     with client_of(make_app(service)) as client:
-        content, left = file(root, "halves.png"), image_id("halves.png#xywh=0,0,40,40")
-        Image.open(root / "halves.png").crop((0, 0, 40, 40)).save(half := tmp_path / "half.png")
+        content, left = file(root, "left/halves.png"), image_id("left/halves.png#xywh=0,0,40,40")
+        Image.open(root / "left" / "halves.png").crop((0, 0, 40, 40)).save(half := tmp_path / "half.png")
         found = client.post("/search", files={"image": half.read_bytes()}).json()["results"]
-        assert (found[0]["id"], found[0]["path"], found[0]["box"]) == (left, "halves.png", "0,0,40,40")
+        assert (found[0]["id"], found[0]["path"], found[0]["box"]) == (left, "left/halves.png", "0,0,40,40")
         form = client.post("/search", files={"image": content}, data={"box": "0,0,40,40"})
         in_json = client.post("/search", json={"image": base64.b64encode(content).decode(), "box": "0,0,40,40"})
         assert form.json()["results"] == in_json.json()["results"] == found

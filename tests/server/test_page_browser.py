@@ -118,7 +118,7 @@ def test_each_search_has_its_entry_in_the_history_and_results_a_link(page: Any, 
     page.go_back()
     caption(page, "3.png")
     wait_for_labels(page, "labels[0] === 'red'")
-    assert page.locator(".drop .shown img").evaluate("image => image.naturalWidth") == 56
+    assert page.locator(".drop .shown img").evaluate("image => image.naturalWidth") == 40
     page.reload()  # the server still keeps the upload
     caption(page, "3.png")
     wait_for_labels(page, "labels[0] === 'red'")
@@ -281,7 +281,7 @@ def test_a_part_of_the_query_is_searched_for(browser: Any, root: Path, tmp_path:
     model = make_model()
     catalog = make_halves(root, tmp_path / "catalog", model)
     with running(Service({"halves": catalog}, [model], QUICK)) as address, opened(browser, address) as page:
-        page.set_input_files("#image", str(root / "halves.png"))
+        page.set_input_files("#image", str(root / "left" / "halves.png"))
         searched(page)
         drag(page, (0.55, 0.1, 0.95, 0.9))
         wait_for_labels(page, "labels[0] === 'green'")
