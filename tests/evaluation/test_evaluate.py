@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 import pytest
-from brute_force import query_metrics
+from brute_force import query_metrics, random_embeddings, random_table
 from errors import error_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,22 +21,6 @@ from orthoproxy.evaluation.evaluate import build_retrieval, mean_scores, require
 from orthoproxy.evaluation.per_class import class_scores
 from orthoproxy.evaluation.retrieval import Exclude
 from orthoproxy.models import Encoder
-
-
-def random_table(seed: int, groups: bool = False) -> pd.DataFrame:
-    generator = np.random.default_rng(seed)
-    label = [f"class {c}" for c in generator.integers(12, size=90)]
-    label[:2] = ["single one", "single two"]
-    role = generator.choice(["query", "gallery", "both"], size=90).tolist()
-    role[:2] = ["both", "query"]
-    group = [["", "a", "b", "c"][g] for g in generator.integers(4, size=90)] if groups else ""
-    return make_table([str(number) for number in range(90)], label, role=role, group=group)
-
-
-def random_embeddings(table: pd.DataFrame, seed: int, spread: float = 1.0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    centers = generator.standard_normal((table.label.nunique(), 9))
-    return centers[pd.factorize(table.label)[0]] + spread * generator.standard_normal((len(table), 9))
 
 
 @pytest.mark.parametrize(("groups", "asked"), [

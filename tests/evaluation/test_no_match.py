@@ -5,6 +5,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import pytest
+from brute_force import random_embeddings, random_table
 from errors import error_of
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -95,15 +96,9 @@ def plain(points: np.ndarray, table: pd.DataFrame, exclude: Exclude) -> tuple[li
 @pytest.mark.parametrize("exclude", get_args(Exclude))
 @pytest.mark.parametrize("roles", [False, True])
 def test_best_hits_are_those_of_a_plain_search(exclude: Exclude, roles: bool) -> None:
-    generator = np.random.default_rng(3)
-    count = 60
-    points = generator.standard_normal((count, 5)).astype(np.float32)
-    table = make_table(
-        [f"{number}.png" for number in range(count)],
-        [f"class {label}" for label in generator.integers(0, 12, count)],
-        group=[("", "a", "b")[group] for group in generator.integers(0, 3, count)],
-        role=[("query", "gallery", "both")[role] for role in generator.integers(0, 3, count)] if roles else "both",
-    )
+    table = random_table(3, groups=True)
+    table = table if roles else table.assign(role="both")
+    points = random_embeddings(table, 3).astype(np.float32)
     matching = calibrate_no_match(points, table, Scoring(exclude=exclude, block_memory_mb=0.01))
     assert matching is not None
     same, other = plain(points.astype(np.float64), table, exclude)

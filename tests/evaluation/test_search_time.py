@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from brute_force import allowed_gallery, cosine, neighbors, retrievals
+from brute_force import allowed_gallery, cosine, neighbors, random_embeddings, random_table, retrievals
 from errors import error_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,13 +110,8 @@ def test_reranking_permutes_the_candidates_only(retrieval: Retrieval, k1: int) -
 
 @pytest.mark.parametrize("groups", [False, True])
 def test_scores_stand_beside_the_plain_ones_with_their_paired_difference(groups: bool) -> None:
-    generator = np.random.default_rng(3)
-    labels = generator.integers(9, size=90)
-    names = [["", "a", "b"][g] for g in generator.integers(3, size=90)] if groups else ""
-    roles = generator.choice(["query", "gallery", "both"], size=90).tolist()
-    table = make_table([str(n) for n in range(90)], [str(n) for n in labels], role=roles, group=names)
-    centers, noise = generator.standard_normal((9, 9))[labels], generator.standard_normal((90, 9))
-    x, more = centers + 1.5 * noise, centers + noise
+    table = random_table(0, groups)
+    x, more = random_embeddings(table, 1, spread=1.5), random_embeddings(table, 1)
     scoring = Scoring(recall_at=(1,), map=True, bootstrap_samples=200)
     plain = score(x, None, table, scoring)
     result = score(x, None, table, replace(scoring, expand=3, rerank=True), augmented=more)

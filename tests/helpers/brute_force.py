@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 from hypothesis import strategies as st
 
+from orthoproxy.data import make_table
 from orthoproxy.evaluation import Retrieval
 from orthoproxy.evaluation.retrieval import Exclude
 
@@ -87,6 +89,24 @@ def embeddings_of(kind: str, labels: np.ndarray, generator: np.random.Generator)
     if kind == "zeros":
         x[generator.random(count) < 0.4] = 0
     return x
+
+
+def random_table(seed: int, groups: bool = False) -> pd.DataFrame:
+    """Ninety images of twelve classes in every role, two of them alone in their class."""
+    generator = np.random.default_rng(seed)
+    label = [f"class {c}" for c in generator.integers(12, size=90)]
+    label[:2] = ["single one", "single two"]
+    role = generator.choice(["query", "gallery", "both"], size=90).tolist()
+    role[:2] = ["both", "query"]
+    group = [["", "a", "b", "c"][g] for g in generator.integers(4, size=90)] if groups else ""
+    return make_table([str(number) for number in range(90)], label, role=role, group=group)
+
+
+def random_embeddings(table: pd.DataFrame, seed: int, spread: float = 1.0) -> np.ndarray:
+    """Around a center for each class."""
+    generator = np.random.default_rng(seed)
+    centers = generator.standard_normal((table.label.nunique(), 9))
+    return centers[pd.factorize(table.label)[0]] + spread * generator.standard_normal((len(table), 9))
 
 
 @st.composite
