@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from orthoproxy.data import evaluation_transform, read_image
 from orthoproxy.models import Encoder, load_weights
+from orthoproxy.runs.recipes import read_config
+from orthoproxy.runs.train import train
 
 ROOT = Path(__file__).parents[2]
 FILE = "data/weights/deit_tiny_patch16_224.safetensors"
@@ -30,3 +32,21 @@ def test_four_kinds_of_birds_that_imagenet_has_are_recognized() -> None:
         with torch.no_grad():
             logits = encoder.features(images) @ classifier["head.weight"].T + classifier["head.bias"]
         assert (logits.argmax(dim=1) == number).sum() >= 5, label
+
+
+def test_ten_steps_of_the_recipe_lower_the_loss(tmp_path: Path) -> None:
+    options = {
+        "data.csv": str(BIRDS / "images.csv"),
+        "data.max_images_per_class": 5,
+        "data.workers": 0,
+        "sampler.batch_size": 58,  # two images of 29 species: five steps an epoch
+        "encoder.init_from": str(WEIGHTS),
+        "encoder.image_size": 64,
+        "training.epochs": 2,
+        "training.log_every_n_steps": 1,
+        "training.precision": "32-true",
+    }
+    run = train(read_config(ROOT / "recipes" / "cub100.yaml", overrides=options), tmp_path / "run", evaluate=False)
+    losses = run.records()["loss"].dropna()
+    assert len(losses) == 10
+    assert losses.iloc[5:].mean() < 0.9 * losses.iloc[:5].mean(), losses.tolist()
