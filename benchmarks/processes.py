@@ -20,7 +20,6 @@ from torch import Tensor
 
 from orthoproxy.core.distributed import all_gather_rows, average_gradients, local_slice, split_sizes
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
 
 B, D = 256, 128
 STEPS = 3
@@ -54,8 +53,8 @@ def step(objective: Objective, optimizer: torch.optim.Optimizer, labels: Tensor)
 
 
 def train(classes: int, sharded: bool) -> None:
-    loss = (ShardedProxyAnchorLoss if sharded else ProxyAnchorLoss)(classes, D)
-    so = ShardedSoftOrthogonality(classes, scaling="excess") if sharded else SoftOrthogonality(scaling="excess")
+    loss = ProxyAnchorLoss(classes, D, sharded=sharded)
+    so = SoftOrthogonality(scaling="excess", sharded_classes=classes if sharded else None)
     objective = Objective(loss, classes, so, weight=0.1)
     optimizer = torch.optim.AdamW(objective.parameters(), weight_decay=0)
     labels = torch.randint(classes, (B,), generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses as peers
 
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality, make_loss, proxy_anchor_loss
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 from orthoproxy.training import class_means
 
 
@@ -125,7 +124,7 @@ def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
     """With as many images as classes and no label 0, uint8 would index as a mask."""
     x, labels = torch.randn(4, 8).requires_grad_(), torch.tensor([1, 2, 3, 3])
     objective = Objective(make_loss("NormalizedSoftmaxLoss", 4, 8), 4, SoftOrthogonality())
-    for loss in (ProxyAnchorLoss(4, 8), ShardedProxyAnchorLoss(4, 8), lambda *batch: objective(*batch)["loss"]):
+    for loss in (ProxyAnchorLoss(4, 8), lambda *batch: objective(*batch)["loss"]):
         (found,), (expected,) = (torch.autograd.grad(loss(x, given), x) for given in (labels.to(dtype), labels))
         assert torch.equal(found, expected)
 
@@ -147,9 +146,8 @@ def test_labels_without_a_proxy_or_an_image_are_an_error(images: int, labels: li
 
 
 @pytest.mark.parametrize(("field", "value"), [("num_classes", 0), ("scale", 0.0), ("scale", float("nan"))])
-@pytest.mark.parametrize("loss", [ProxyAnchorLoss, ShardedProxyAnchorLoss])
-def test_settings_out_of_range_are_an_error(loss: type, field: str, value: float) -> None:
-    assert error_of(loss, **{"num_classes": 3, "embedding_dim": 4, field: value}).field == field
+def test_settings_out_of_range_are_an_error(field: str, value: float) -> None:
+    assert error_of(ProxyAnchorLoss, **{"num_classes": 3, "embedding_dim": 4, field: value}).field == field
 
 
 def test_proxies_far_from_all_and_near_to_one_image_at_a_high_scale() -> None:

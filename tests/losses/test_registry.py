@@ -9,7 +9,6 @@ from pytorch_metric_learning import losses as peers
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality, loss_names, make_loss, make_miner
 from orthoproxy.losses.objective import CLASS_VECTORS
 from orthoproxy.losses.registry import UNSUPPORTED
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 pytestmark = [
     # LargeMarginSoftmaxLoss and SphereFaceLoss call SciPy with tensors, which NumPy 2 warns of
@@ -50,13 +49,13 @@ def test_a_loss_or_miner_that_cannot_be_used_is_an_error(name: str) -> None:
 
 def test_only_own_losses_can_be_sharded() -> None:
     assert error_of(make_loss, "ArcFaceLoss", C, D, shard_proxies=True).field == "shard_proxies"
-    assert isinstance(make_loss("proxy_anchor", C, D, shard_proxies=True), ShardedProxyAnchorLoss)
+    assert make_loss("proxy_anchor", C, D, shard_proxies=True).sharded
 
 
 @pytest.mark.parametrize(("name", "args", "field"), [
     ("proxy_anchor", {"margn": 0.1}, "args.margn"), ("proxy_anchor", {"scale": -1.0}, "args.scale"),
     ("ArcFaceLoss", {"sub_centers": 2}, "args.sub_centers"), ("proxy_anchor", {"num_classes": 5}, "args.num_classes"),
-    ("ArcFaceLoss", {"embedding_size": 5}, "args.embedding_size"),
+    ("ArcFaceLoss", {"embedding_size": 5}, "args.embedding_size"), ("proxy_anchor", {"sharded": True}, "args.sharded"),
     ("TripletMarginLoss", {"reducer": 1}, "args.reducer"), ("NPairsLoss", {"kwargs": 1}, "args.kwargs"),
     ("RankedListLoss", {}, "args"), ("RankedListLoss", {"margin": 1, "Tn": 1, "imbalance": 2}, "args"),
     ("ArcFaceLoss", {"margin": "wide"}, "args"), ("ArcFaceLoss", {"distance": {"name": "LpDistance"}}, "args"),

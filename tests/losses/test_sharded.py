@@ -6,19 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from many import in_processes
-from torch import Tensor
+from torch import Tensor, nn
 
 from orthoproxy.core.distributed import all_gather_rows, gather_to_main, local_slice, split_sizes
-from orthoproxy.losses import (
-    Objective,
-    ProxyAnchorLoss,
-    SoftOrthogonality,
-    proxy_anchor_loss,
-    sharded,
-    soft_orthogonality,
-)
-from orthoproxy.losses.proxy_anchor import proxy_anchor_part
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
+from orthoproxy.losses import Objective, SoftOrthogonality, proxy_anchor, proxy_anchor_loss, soft_orthogonality
+from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss, proxy_anchor_part
 from orthoproxy.losses.soft_orthogonality import distance_of_gram, gram_of_dims
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -59,9 +51,8 @@ def test_gram_matrices_of_parts_give_the_orthogonality_of_all(batch: Batch, part
 
 def objective(classes: int, divided: bool) -> Objective:
     torch.manual_seed(0)
-    loss = (ShardedProxyAnchorLoss if divided else ProxyAnchorLoss)(classes, 4)
-    term = ShardedSoftOrthogonality(classes, scaling="excess") if divided else SoftOrthogonality(scaling="excess")
-    return Objective(loss, classes, term, weight=0.5).double()
+    term = SoftOrthogonality(scaling="excess", sharded_classes=classes if divided else None)
+    return Objective(ProxyAnchorLoss(classes, 4, sharded=divided), classes, term, weight=0.5).double()
 
 
 def in_parts(classes: int, labels: list[int]) -> dict[str, Tensor]:
@@ -106,11 +97,11 @@ def test_processes_with_a_part_each_compute_the_loss_and_gradients_of_one(count:
 
 
 @pytest.mark.parametrize("classes", [3, 16, 100, 131])
-def test_the_start_is_that_of_undivided_proxies(monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
-    monkeypatch.setattr(sharded, "BLOCK", 32)
+def test_the_start_is_that_of_the_authors_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
+    monkeypatch.setattr(proxy_anchor, "BLOCK", 32)
     torch.manual_seed(0)
-    expected, after = ProxyAnchorLoss(classes, 7).proxies, torch.rand(1)
+    expected, after = nn.init.kaiming_normal_(torch.empty(classes, 7), mode="fan_out"), torch.rand(1)
     for own in (range(classes), range(classes // 3, classes // 2)):
         torch.manual_seed(0)
-        rows = sharded._own_rows_of_kaiming_normal(classes, 7, own)
+        rows = proxy_anchor._rows_of_kaiming_normal(classes, 7, own)
         assert torch.equal(rows, expected[own.start : own.stop]) and torch.equal(torch.rand(1), after)

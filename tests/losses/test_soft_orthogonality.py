@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orthoproxy.losses import soft_orthogonality
-from orthoproxy.losses.sharded import ShardedSoftOrthogonality
+from orthoproxy.losses import SoftOrthogonality, soft_orthogonality
 
 Penalty = Callable[..., Tensor]
 SCALINGS = ["sum", "mean", "excess"]
@@ -19,7 +18,7 @@ SCALINGS = ["sum", "mean", "excess"]
 
 def through_dims(p: Tensor, normalize: bool = True, scaling: str = "sum") -> Tensor:
     """The form that sharded proxies need: through the D x D matrix, also where C < D."""
-    return ShardedSoftOrthogonality(len(p), normalize, scaling)(p)
+    return SoftOrthogonality(normalize, scaling, sharded_classes=len(p))(p)
 
 
 both_forms = pytest.mark.parametrize("penalty", [soft_orthogonality, through_dims])

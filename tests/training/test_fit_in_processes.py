@@ -14,7 +14,6 @@ from training_job import Job
 from orthoproxy.core.distributed import gather_to_main, process_count, process_index
 from orthoproxy.data import BatchSampler
 from orthoproxy.losses import Objective, ProxyAnchorLoss, SoftOrthogonality
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss, ShardedSoftOrthogonality
 from orthoproxy.models import Encoder
 
 CLASSES, DIM = 7, 8  # not divisible by 2 or 4
@@ -51,10 +50,8 @@ def make_job(encoder: Encoder, kind: str, folder: Path, images: int, classes: in
     fabric = Fabric(accelerator="cpu", devices=count, strategy=strategy, precision="32-true")
     fabric.launch()
     torch.manual_seed(1)
-    loss, term = ProxyAnchorLoss(classes, dim), SoftOrthogonality(scaling="excess")
-    if kind == "sharded":
-        torch.manual_seed(1)
-        loss, term = ShardedProxyAnchorLoss(classes, dim), ShardedSoftOrthogonality(classes, scaling="excess")
+    loss = ProxyAnchorLoss(classes, dim, sharded=kind == "sharded")
+    term = SoftOrthogonality(scaling="excess", sharded_classes=classes if kind == "sharded" else None)
     objective = Objective(Noisy() if kind == "noisy" else loss, classes, term, weight=0.0 if kind == "noisy" else 0.3)
     if kind == "noisy":
         torch.manual_seed(process_index())

@@ -7,23 +7,21 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from orthoproxy.core.errors import InputError
-from orthoproxy.losses.proxy_anchor import class_numbers
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
+from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss, class_numbers
 
-# the parameter that holds a loss's class vectors, and whether as rows (C D) or as columns (D C*K, K centers per class)
-ROWS, COLUMNS = "rows", "columns"
+# the parameter that holds a loss's class vectors: `proxies` as rows (C D), the others as columns (D C*K, K centers per
+# class)
 CLASS_VECTORS = {
-    "ProxyAnchorLoss": ("proxies", ROWS),
-    "ShardedProxyAnchorLoss": ("proxies", ROWS),
-    "ProxyNCALoss": ("proxies", ROWS),
-    "ArcFaceLoss": ("W", COLUMNS),
-    "SubCenterArcFaceLoss": ("W", COLUMNS),
-    "CosFaceLoss": ("W", COLUMNS),
-    "SphereFaceLoss": ("W", COLUMNS),
-    "LargeMarginSoftmaxLoss": ("W", COLUMNS),
-    "NormalizedSoftmaxLoss": ("W", COLUMNS),
-    "SoftTripleLoss": ("fc", COLUMNS),
-    "P2SGradLoss": ("weight", COLUMNS),
+    "ProxyAnchorLoss": "proxies",
+    "ProxyNCALoss": "proxies",
+    "ArcFaceLoss": "W",
+    "SubCenterArcFaceLoss": "W",
+    "CosFaceLoss": "W",
+    "SphereFaceLoss": "W",
+    "LargeMarginSoftmaxLoss": "W",
+    "NormalizedSoftmaxLoss": "W",
+    "SoftTripleLoss": "fc",
+    "P2SGradLoss": "weight",
 }
 TAKES_NO_MINER = {"InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss"}
 
@@ -38,8 +36,7 @@ class Objective(nn.Module):
     num_classes
         C.
     regularizer
-        A regularizer of class vectors; see `make_regularizer`. With `ShardedProxyAnchorLoss`,
-        `ShardedSoftOrthogonality`.
+        A regularizer of class vectors; see `make_regularizer`.
     weight
         With 0 the regularizer is only reported.
     miner
@@ -70,18 +67,18 @@ class Objective(nn.Module):
         self.loss, self.miner, self.regularizer = loss, miner, regularizer
         self.num_classes, self.weight = num_classes, weight
         name, bases = type(loss).__name__, [base.__name__ for base in type(loss).__mro__]
-        self._location = next((CLASS_VECTORS[base] for base in bases if base in CLASS_VECTORS), None)
+        self._parameter = next((CLASS_VECTORS[base] for base in bases if base in CLASS_VECTORS), "")
         if miner is not None and (name in TAKES_NO_MINER or type(loss).__module__.startswith("orthoproxy.")):
             raise InputError(f"{name} uses every image of the batch and takes no miner", field="miner", expected="none")
-        if weight != 0 and self._location is None:
+        if weight != 0 and not self._parameter:
             problem = f"{weight:g}, but {name} has no vector per class to regularize"
             hint = f"or use one of {', '.join(CLASS_VECTORS)}"
             raise InputError(problem, field="weight", expected="0", hint=hint)
 
     @property
-    def sharded(self) -> ShardedProxyAnchorLoss | None:
+    def sharded(self) -> ProxyAnchorLoss | None:
         """The loss, if it holds only the class vectors of this process."""
-        return self.loss if isinstance(self.loss, ShardedProxyAnchorLoss) else None
+        return self.loss if isinstance(self.loss, ProxyAnchorLoss) and self.loss.sharded else None
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> dict[str, Tensor]:
         """Return ``loss`` (to minimize) and its parts ``metric_loss`` and, with class vectors, ``regularizer``."""
@@ -103,11 +100,10 @@ class Objective(nn.Module):
 
         A sharded loss returns those of this process's classes.
         """
-        if self._location is None:
+        if not self._parameter:
             return None
         centers = self._centers()
-        repeats = self._centers_per_class()
-        return centers if repeats == 1 else centers.unflatten(0, (self.num_classes, -1)).mean(dim=1)
+        return centers if self._centers_per_class() == 1 else centers.unflatten(0, (self.num_classes, -1)).mean(dim=1)
 
     @torch.no_grad()
     def set_class_vectors(self, vectors: Float[Tensor, "C D"]) -> None:
@@ -126,7 +122,5 @@ class Objective(nn.Module):
         return 1 if self.sharded is not None else len(self._centers()) // self.num_classes
 
     def _centers(self) -> Float[Tensor, "CK D"]:
-        assert self._location is not None
-        name, layout = self._location
-        parameter = getattr(self.loss, name)
-        return parameter if layout == ROWS else parameter.T
+        parameter = getattr(self.loss, self._parameter)
+        return parameter if self._parameter == "proxies" else parameter.T

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from orthoproxy.core.distributed import all_reduce_sum, local_slice, process_count, split_sizes
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit_rows
+
+BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, which gives the numbers of a single draw
 
 
 def proxy_anchor_loss(
@@ -84,8 +90,8 @@ def proxy_anchor_part(
     if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         problem = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(problem, field="labels", expected=f"0 to {num_classes - 1}")
-    settings = _Settings(num_classes, scale, margin, memory_mb)
-    return cast(Tensor, _ProxyAnchor.apply(unit_rows(embeddings), proxies, labels - first_class, settings))
+    compute = partial(_loss_and_gradients, num_classes=num_classes, scale=scale, margin=margin, memory_mb=memory_mb)
+    return cast(Tensor, _ProxyAnchor.apply(unit_rows(embeddings), proxies, labels - first_class, compute))
 
 
 def class_numbers(labels: Integer[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -93,13 +99,6 @@ def class_numbers(labels: Integer[Tensor, " B"]) -> Int[Tensor, " B"]:
     if labels.dtype == torch.bool or labels.dtype.is_floating_point:
         raise InputError(f"of type {labels.dtype}", field="labels", expected="integers")
     return labels.long()
-
-
-class _Settings(NamedTuple):
-    num_classes: int
-    scale: float
-    margin: float
-    memory_mb: float
 
 
 class _ProxyAnchor(torch.autograd.Function):
@@ -122,12 +121,11 @@ class _ProxyAnchor(torch.autograd.Function):
         x: Float[Tensor, "B D"],
         proxies: Float[Tensor, "c D"],
         labels: Int[Tensor, " B"],
-        settings: _Settings,
+        compute: Callable[..., Any],
     ) -> Float[Tensor, ""]:
         ctx.save_for_backward(x, proxies, labels)
-        ctx.settings = settings
-        needs_grad = any(ctx.needs_input_grad[:2])
-        loss, ctx.gradients = _loss_and_gradients(x, proxies, labels, settings, needs_grad)
+        ctx.compute = compute
+        loss, ctx.gradients = compute(x, proxies, labels, needs_grad=any(ctx.needs_input_grad[:2]))
         return loss
 
     @staticmethod
@@ -135,9 +133,7 @@ class _ProxyAnchor(torch.autograd.Function):
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients, ctx.gradients = ctx.gradients, None  # to be scaled in place, as a copy would be as large as P
         if gradients is None:  # a retained graph is traversed again
-            x, proxies, labels = ctx.saved_tensors
-            _, gradients = _loss_and_gradients(x, proxies, labels, ctx.settings, needs_grad=True)
-            assert gradients is not None
+            _, gradients = ctx.compute(*ctx.saved_tensors, needs_grad=True)
         factor = grad_output[0]
         if factor.device.type != "cpu" or factor != 1:  # reading it would make a GPU wait
             for gradient in gradients:
@@ -149,11 +145,13 @@ def _loss_and_gradients(
     x: Float[Tensor, "B D"],
     proxies: Float[Tensor, "c D"],
     labels: Int[Tensor, " B"],
-    settings: _Settings,
+    num_classes: int,
+    scale: float,
+    margin: float,
+    memory_mb: float,
     needs_grad: bool,
 ) -> tuple[Float[Tensor, ""], tuple[Float[Tensor, "B D"], Float[Tensor, "c D"]] | None]:
     """Return the loss and, with `needs_grad`, its gradients with respect to x and the proxies; see `_ProxyAnchor`."""
-    num_classes, scale, margin, memory_mb = settings
     pull, grad_positive = _pull(x, proxies, labels, scale, margin)
     gradients = (torch.zeros_like(x), torch.empty_like(proxies)) if needs_grad else None
     push = [pull.new_zeros(())]
@@ -205,14 +203,6 @@ def _pull(
     return pulled.sum() / classes_in_batch, -scale / classes_in_batch * (exponents - of_class).exp()
 
 
-def check_settings(num_classes: int, scale: float) -> None:
-    """Raise `InputError` for invalid settings."""
-    if num_classes < 1:
-        raise InputError(f"{num_classes}", field="num_classes", expected="at least 1")
-    if not scale > 0:
-        raise InputError(f"{scale:g}", field="scale", expected="above 0")
-
-
 class ProxyAnchorLoss(nn.Module):
     """`proxy_anchor_loss` with one proxy per class as its parameter.
 
@@ -225,6 +215,9 @@ class ProxyAnchorLoss(nn.Module):
         C, at least 1, and D.
     scale, margin
         As in `proxy_anchor_loss`.
+    sharded
+        Divide the proxies among the W processes: each holds the about C / W proxies of its `classes`, with their
+        optimizer state. All pass the embeddings and labels of the whole batch, and get the loss of the whole batch.
 
     Raises
     ------
@@ -240,17 +233,44 @@ class ProxyAnchorLoss(nn.Module):
     torch.Size([3, 8])
     """
 
-    def __init__(self, num_classes: int, embedding_dim: int, scale: float = 32.0, margin: float = 0.1) -> None:
+    def __init__(
+        self, num_classes: int, embedding_dim: int, scale: float = 32.0, margin: float = 0.1, sharded: bool = False
+    ) -> None:
         super().__init__()
-        check_settings(num_classes, scale)
-        self.scale, self.margin = scale, margin
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+        if num_classes < 1:
+            raise InputError(f"{num_classes}", field="num_classes", expected="at least 1")
+        if not scale > 0:
+            raise InputError(f"{scale:g}", field="scale", expected="above 0")
+        self.num_classes, self.scale, self.margin, self.sharded = num_classes, scale, margin, sharded
+        self.sizes = split_sizes(num_classes)  # of the shards
+        self.classes = range(num_classes)[local_slice(self.sizes)] if sharded else range(num_classes)
+        self.proxies = nn.Parameter(_rows_of_kaiming_normal(num_classes, embedding_dim, self.classes))
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> Float[Tensor, ""]:
         """Return the loss of a batch."""
-        return proxy_anchor_loss(embeddings, labels, self.proxies, self.scale, self.margin)
+        if not self.sharded:
+            return proxy_anchor_loss(embeddings, labels, self.proxies, self.scale, self.margin)
+        # Process r computes a_r(X, P_r) of the loss L = a_1 + ... + a_W. The backward pass of `all_gather_rows` sums
+        # dL/dX from all da_r/dX, but DDP then averages what follows from it, so each process scales its part by W.
+        # (Without sharding each process computes all of L, and the sum has that factor already.)
+        x = embeddings + (process_count() - 1) * (embeddings - embeddings.detach())
+        first = self.classes.start
+        part = proxy_anchor_part(x, labels, self.proxies, first, self.num_classes, self.scale, self.margin)
+        return all_reduce_sum(part)
 
     def extra_repr(self) -> str:
-        num_classes, embedding_dim = self.proxies.shape
-        return f"num_classes={num_classes}, embedding_dim={embedding_dim}, scale={self.scale}, margin={self.margin}"
+        sizes = f"num_classes={self.num_classes}, embedding_dim={self.proxies.shape[1]}"
+        return f"{sizes}, scale={self.scale}, margin={self.margin}"
+
+
+def _rows_of_kaiming_normal(num_classes: int, dim: int, own: range) -> Float[Tensor, "c D"]:
+    """Draw all rows, some at a time, and keep those of `own`: initialization does not depend on their number."""
+    kept = torch.empty(len(own), dim)
+    starts = range(0, max(1, num_classes - BLOCK + 1), BLOCK)  # the last block takes what is left over as well
+    for start in starts:
+        end = num_classes if start == starts[-1] else start + BLOCK
+        rows = torch.empty(end - start, dim).normal_(0, math.sqrt(2) / math.sqrt(num_classes))
+        first, last = max(start, own.start), min(end, own.stop)
+        if first < last:
+            kept[first - own.start : last - own.start] = rows[first - start : last - start]
+    return kept

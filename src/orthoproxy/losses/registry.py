@@ -12,10 +12,8 @@ from torch import nn
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
 
 OWN: dict[str, type[nn.Module]] = {"proxy_anchor": ProxyAnchorLoss}
-SHARDED: dict[str, type[nn.Module]] = {"proxy_anchor": ShardedProxyAnchorLoss}
 
 # base classes, wrappers of other objects, and what takes no labels or other batches
 UNSUPPORTED = {"BaseLossWrapper", "BaseMetricLossFunction", "GenericPairLoss", "BaseMiner", "BaseDistance"}
@@ -67,12 +65,14 @@ def make_loss(
     >>> make_loss("proxy_anchor", num_classes=3, embedding_dim=8, args={"margin": 0.2})
     ProxyAnchorLoss(num_classes=3, embedding_dim=8, scale=32.0, margin=0.2)
     """
-    if shard_proxies and name not in SHARDED:
-        raise InputError(f"{name} cannot be sharded", field="shard_proxies", expected=f"false, or {', '.join(SHARDED)}")
-    loss_class = (SHARDED if shard_proxies else OWN).get(name) or _find("name", name, OWN | _library("losses"))
+    if shard_proxies and name not in OWN:
+        raise InputError(f"{name} cannot be sharded", field="shard_proxies", expected=f"false, or {', '.join(OWN)}")
+    loss_class = OWN.get(name) or _find("name", name, OWN | _library("losses"))
     sizes = {"num_classes": num_classes, **dict.fromkeys(EMBEDDING_DIM, embedding_dim)}
     required = [name for name, parameter in _arguments(loss_class).items() if parameter.default is parameter.empty]
     filled = {argument: size for argument, size in sizes.items() if argument in required}
+    if name in OWN:
+        filled["sharded"] = shard_proxies
     return _construct("args", name, loss_class, args or {}, filled)
 
 
@@ -113,7 +113,7 @@ def _construct(
     allowed = sorted(set(_arguments(module_class)) - OBJECTS - set(filled))
     for argument in args:
         if argument in filled:
-            problem = f"{name} takes it from the data and the encoder"
+            problem = f"{name} takes it from the data and other fields"
         elif argument in OBJECTS:
             problem = f"{name} takes or weighs a Python object here"
         elif argument not in allowed:

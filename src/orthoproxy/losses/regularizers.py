@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, unit_rows
-from orthoproxy.losses.sharded import ShardedSoftOrthogonality
 from orthoproxy.losses.soft_orthogonality import Scaling, SoftOrthogonality, not_below_zero, scale_divisor, smaller_gram
 
 Name = Literal["soft_orthogonality", "off_diagonal", "spectral", "coherence", "coding_rate", "koleo"]
@@ -182,13 +181,11 @@ def make_regularizer(
         raise InputError(f"{name} is defined on unit vectors", field="normalize", expected="true")
     if name not in ("soft_orthogonality", "off_diagonal") and scaling != "excess":
         raise InputError(f"{name} has a single scale", field="scaling", expected="excess, the default")
-    if sharded_classes is not None:
-        if name != "soft_orthogonality":
-            problem = f"{name} needs all class vectors in one process"
-            raise InputError(problem, field="name", expected="soft_orthogonality where proxies are sharded")
-        return ShardedSoftOrthogonality(sharded_classes, normalize, scaling)
     if name == "soft_orthogonality":
-        return SoftOrthogonality(normalize, scaling)
+        return SoftOrthogonality(normalize, scaling, sharded_classes)
+    if sharded_classes is not None:
+        problem = f"{name} needs all class vectors in one process"
+        raise InputError(problem, field="name", expected="soft_orthogonality where proxies are sharded")
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "off_diagonal": partial(off_diagonal, scaling=scaling),
         "spectral": partial(spectral_isometry, normalize=normalize),

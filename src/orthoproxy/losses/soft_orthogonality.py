@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from orthoproxy.core.distributed import all_reduce_sum
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit_rows
 
@@ -142,21 +143,31 @@ def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, 
 class SoftOrthogonality(nn.Module):
     """`soft_orthogonality` as a module, with its `normalize` and `scaling`, for use beside a loss with proxies.
 
+    Where the proxies are divided among processes, `sharded_classes` is the number C of all of them. The processes
+    exchange only the D x D matrix ``P^T P``, the sum of those of their shards, and all return the whole penalty.
+
     Examples
     --------
     >>> SoftOrthogonality(scaling="excess")(torch.eye(2).repeat(3, 1))  # six proxies in two dimensions, evenly spread
     tensor(0.)
     """
 
-    def __init__(self, normalize: bool = True, scaling: Scaling = "sum") -> None:
+    def __init__(self, normalize: bool = True, scaling: Scaling = "sum", sharded_classes: int | None = None) -> None:
         super().__init__()
         scale_divisor(scaling, 2)  # checks the scaling
-        self.normalize = normalize
+        self.normalize, self.sharded_classes = normalize, sharded_classes
         self.scaling: Scaling = scaling
 
+    @at_least_float32
     def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
         """Return the penalty of proxies, one per row."""
-        return soft_orthogonality(proxies, self.normalize, self.scaling)
+        num_classes = self.sharded_classes
+        if num_classes is None:
+            return soft_orthogonality(proxies, self.normalize, self.scaling)
+        if num_classes == 1:
+            return (proxies * 0).sum()
+        gram = all_reduce_sum(gram_of_dims(proxies, self.normalize))
+        return distance_of_gram(gram, num_classes, proxies.shape[1], self.normalize, self.scaling)
 
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}, scaling={self.scaling!r}"

@@ -20,7 +20,7 @@ from torch import nn
 from orthoproxy.core.distributed import gather_objects, is_main, process_count, process_index, raise_together
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
+from orthoproxy.losses import ProxyAnchorLoss
 from orthoproxy.training.checkpoint_shards import CheckpointShards
 
 FORMAT_VERSION = 2
@@ -66,7 +66,7 @@ class Checkpoints:
         self.folder, self.encoder, self.objective, self.optimizer = folder, encoder, objective, optimizer
         self.device = device or torch.device("cpu")
         self.saved_step = 0  # of last.ckpt
-        sharded = [module for module in objective.modules() if isinstance(module, ShardedProxyAnchorLoss)]
+        sharded = [x for x in objective.modules() if isinstance(x, ProxyAnchorLoss) and x.sharded]
         self.shards = CheckpointShards(folder, objective, optimizer, sharded[0]) if sharded else None
 
     def save(self, name: str, state: TrainingState) -> None:

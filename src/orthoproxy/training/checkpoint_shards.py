@@ -11,7 +11,7 @@ from torch import nn
 
 from orthoproxy.core.distributed import process_count, process_index
 from orthoproxy.core.errors import InputError
-from orthoproxy.losses.sharded import ShardedProxyAnchorLoss
+from orthoproxy.losses import ProxyAnchorLoss
 
 Content = dict[str, Any]
 
@@ -25,7 +25,7 @@ class CheckpointShards:
     """
 
     def __init__(
-        self, folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, loss: ShardedProxyAnchorLoss
+        self, folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, loss: ProxyAnchorLoss
     ) -> None:
         self.folder, self.loss = folder, loss
         self.key = next(name for name, x in objective.named_parameters() if x is loss.proxies)
