@@ -15,7 +15,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from orthoproxy.core.errors import InputError
+from orthoproxy.core.files import new_folder
 from orthoproxy.core.progress import track
 from orthoproxy.data.table import make_table, rank_by_hash
 
@@ -162,23 +162,12 @@ def _rendered_folder(root: Path) -> Path:
     """Return the folder with the images of the installed packages, rendered unless it is complete."""
     versions = {family: _distribution(family).version for family in naming_rules()["fonts"]}
     folder = root / f"icons-{hashlib.sha256(json.dumps([FORMAT_VERSION, versions]).encode()).hexdigest()[:12]}"
-    if _is_complete(folder):
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".icons-", dir=root) as scratch:
-        _render(rendered := Path(scratch) / "icons")
-        try:
-            rendered.rename(folder)
-        except OSError:
-            if not _is_complete(folder):  # else another process was faster, with the same images
-                raise
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
     table = folder / "images.csv"
-    return table.is_file() and all((folder / path).is_file() for path in pd.read_csv(table)["path"])
+    if not (table.is_file() and all((folder / path).is_file() for path in pd.read_csv(table)["path"])):
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_folder(folder) as rendered:
+            _render(rendered)
+    return folder
 
 
 def _all_glyphs() -> Iterator[Glyph]:

@@ -6,12 +6,12 @@ import csv
 import hashlib
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.core.files import new_folder
 from orthoproxy.data.images import MAX_FILE_SIZE, readable_suffixes
 
 FIELDS = ("label", "split", "role", "group", "category", "left", "top", "right", "bottom")
@@ -32,20 +32,12 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
     versions = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = cache / hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
     if not folder.is_dir():
-        with os_errors_as_input_errors(cache, "run the command again"):
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as temporary:
-                _write(files, kind, Path(temporary) / folder.name)
-                try:
-                    (Path(temporary) / folder.name).rename(folder)
-                except OSError:
-                    if not folder.is_dir():  # where it is, another process was as fast
-                        raise
+        with os_errors_as_input_errors(cache, "run the command again"), new_folder(folder) as unpacked:
+            _write(files, kind, unpacked)
     return folder / "images.csv"
 
 
 def _write(files: list[Path], kind: str, folder: Path) -> None:
-    folder.mkdir()
     read, count = {"parquet": _read_parquet, "webdataset": _read_tar}[kind], 0
     with (folder / "images.csv").open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, ["path", *FIELDS])
