@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 from jaxtyping import Float
@@ -36,23 +36,6 @@ COLLAPSE_ADVICE = [
 MERGE_ADVICE = "Check whether the closest classes are the same; merge those that are."
 
 
-@dataclass(frozen=True)
-class ProxyGeometry:
-    """Geometry of the proxies, and fractions of the training images."""
-
-    classes: int
-    dim: int
-    effective_rank: float
-    random_rank: float
-    closest: list[Pair]
-    compared: int
-    close_classes: int  # of those compared, with another within 60 degrees
-    distance: float
-    floor: float
-    astray: Estimate  # nearest to the proxy of another class
-    astray_close: Estimate  # and it is within 60 degrees of the right one
-
-
 def check_proxies(model: DiagnosisInput) -> Check:
     """Check whether the proxies have collapsed into few directions, or are too close to each other."""
     proxies = model.proxies
@@ -60,56 +43,57 @@ def check_proxies(model: DiagnosisInput) -> Check:
         return Check(NAME, reason="the loss has no proxies")
     if not np.isfinite(proxies).all():
         return Check(NAME, reason="the proxies are not finite: training diverged")
-    found = measure_proxies(proxies, model.classes, model.training)
-    available = min(found.classes, found.dim)
-    evidence = {
-        "effective rank": f"{found.effective_rank:.1f} of {available} (random directions {found.random_rank:.1f})",
-        "largest cosine of two proxies": number(found.closest[0].cosine, digits=2),
-        "proxies with another within 60°": f"{found.close_classes:,} of {found.compared:,}",
-        "distance from orthogonality": f"{found.distance:,.1f} (Welch bound {found.floor:,.1f})",
-        "training images nearest to a wrong proxy": percent(found.astray),
-        "of these within 60° of the right proxy": percent(found.astray_close),
-    }
-    measured = {**asdict(found), "closest": [pair._asdict() for pair in found.closest]}
-    return Check(NAME, evidence, measured, _find(found, model.training))
-
-
-def measure_proxies(proxies: Float[np.ndarray, "C D"], classes: list[str], training: EmbeddedSplit) -> ProxyGeometry:
-    """Measure the geometry of at least two proxies, and where the training images are among them."""
-    index = {name: row for row, name in enumerate(classes)}
-    own = np.array([index[label] for label in training.table["label"]])
-    nearest = nearest_rows(training.embeddings, proxies)
-    wrong = nearest != own
-    units = unit_rows(proxies)
-    close = np.einsum("nd,nd->n", units[nearest], units[own]) >= CLOSE_COSINE
-    neighbors = compare_proxies(proxies, classes, MAX_PAIRS)
-    return ProxyGeometry(
-        *proxies.shape,
-        effective_rank=effective_rank(proxies),
-        random_rank=effective_rank(_random_directions(proxies)),
-        closest=neighbors.pairs,
-        compared=len(neighbors.nearest),
-        close_classes=int((neighbors.nearest >= CLOSE_COSINE).sum()),
-        distance=orthogonality_distance(proxies),
-        floor=welch_floor(*proxies.shape),
-        astray=mean_estimate(wrong.astype(float), own),
-        astray_close=mean_estimate((wrong & close).astype(float), own),
-    )
-
-
-def _random_directions(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, "R D"]:
     count, dim = proxies.shape
-    return np.random.default_rng(0).standard_normal((min(count, MAX_RANDOM_ROWS), dim))
+    random = np.random.default_rng(0).standard_normal((min(count, MAX_RANDOM_ROWS), dim))
+    rank, random_rank = effective_rank(proxies), effective_rank(random)
+    neighbors = compare_proxies(proxies, model.classes, MAX_PAIRS)
+    compared, close = len(neighbors.nearest), int((neighbors.nearest >= CLOSE_COSINE).sum())
+    distance, floor = orthogonality_distance(proxies), welch_floor(count, dim)
+    astray, astray_close = _astray(proxies, model)
+    evidence = {
+        "effective rank": f"{rank:.1f} of {min(count, dim)} (random directions {random_rank:.1f})",
+        "largest cosine of two proxies": number(neighbors.pairs[0].cosine, digits=2),
+        "proxies with another within 60°": f"{close:,} of {compared:,}",
+        "distance from orthogonality": f"{distance:,.1f} (Welch bound {floor:,.1f})",
+        "training images nearest to a wrong proxy": percent(astray),
+        "of these within 60° of the right proxy": percent(astray_close),
+    }
+    measured = {
+        "classes": count,
+        "dim": dim,
+        "effective_rank": rank,
+        "random_rank": random_rank,
+        "closest": [pair._asdict() for pair in neighbors.pairs],
+        "compared": compared,
+        "close_classes": close,
+        "distance": distance,
+        "floor": floor,
+        "astray": asdict(astray),
+        "astray_close": asdict(astray_close),
+    }
+    collapsed = rank < COLLAPSED * random_rank
+    return Check(NAME, evidence, measured, _find(collapsed, astray, astray_close, neighbors.pairs, model.training))
 
 
-def _find(found: ProxyGeometry, training: EmbeddedSplit) -> Finding | None:
+def _astray(proxies: Float[np.ndarray, "C D"], model: DiagnosisInput) -> tuple[Estimate, Estimate]:
+    """Return the share of training images nearest to a wrong proxy, and to one within 60 degrees of the right one."""
+    index = {name: row for row, name in enumerate(model.classes)}
+    own = np.array([index[label] for label in model.training.table["label"]])
+    nearest, units = nearest_rows(model.training.embeddings, proxies), unit_rows(proxies)
+    wrong = nearest != own
+    close = np.einsum("nd,nd->n", units[nearest], units[own]) >= CLOSE_COSINE
+    return mean_estimate(wrong.astype(float), own), mean_estimate((wrong & close).astype(float), own)
+
+
+def _find(
+    collapsed: bool, astray: Estimate, astray_close: Estimate, closest: list[Pair], training: EmbeddedSplit
+) -> Finding | None:
     """Return a finding where the geometry does harm: enough training images are nearest to a wrong proxy."""
-    collapsed = found.effective_rank < COLLAPSED * found.random_rank
-    if collapsed and found.astray.low > 0 and found.astray.value >= MIN_SEVERITY:
-        title, severity = "The proxies have collapsed into few directions", found.astray
+    if collapsed and astray.low > 0 and astray.value >= MIN_SEVERITY:
+        title, severity = "The proxies have collapsed into few directions", astray
         scope, advice = "of training images are nearest to a wrong proxy", [*COLLAPSE_ADVICE, MERGE_ADVICE]
-    elif found.astray_close.low > 0 and found.astray_close.value >= MIN_SEVERITY:
-        title, severity = "Some proxies are too close to each other", found.astray_close
+    elif astray_close.low > 0 and astray_close.value >= MIN_SEVERITY:
+        title, severity = "Some proxies are too close to each other", astray_close
         scope = "of training images are nearest to a wrong proxy close to the right one"
         advice = [MERGE_ADVICE, *COLLAPSE_ADVICE]
     else:
@@ -120,8 +104,8 @@ def _find(found: ProxyGeometry, training: EmbeddedSplit) -> Finding | None:
         scope,
         advice,
         columns=["Class", "Class", "Cosine of the proxies"],
-        rows=[[pair.first, pair.second, number(pair.cosine, digits=3)] for pair in found.closest],
-        thumbnails=_thumbnails(found.closest, training),
+        rows=[[pair.first, pair.second, number(pair.cosine, digits=3)] for pair in closest],
+        thumbnails=_thumbnails(closest, training),
         thumbnails_caption="The classes with the closest proxies, one training image each.",
     )
 
