@@ -1,5 +1,7 @@
 """Boxes as a part of a path: written, read, rounded and cut to the picture."""
 
+from pathlib import Path
+
 import pytest
 from errors import error_of
 
@@ -18,10 +20,11 @@ def test_a_box_is_the_end_of_a_path() -> None:
 def test_edges_are_rounded_outward_and_bad_ones_named_with_their_row() -> None:
     rows = [["1.9", "2.1", "3.1", "5.9"], ["-0.5", "-3", "4", "6"], ["", "", "", ""]]
     boxed = ["a.jpg#xywh=1,2,3,4", "b.jpg#xywh=0,0,4,6", "c.jpg"]
-    assert add_boxes({"line 2": "a.jpg", "line 3": "b.jpg", "line 4": "c.jpg"}, rows, "csv", "x.csv") == boxed
+    paths, csv = [(2, "a.jpg"), (3, "b.jpg"), (4, "c.jpg")], Path("x.csv")
+    assert add_boxes("line", paths, rows, "csv", csv) == boxed
     for bad in ("4,2,4,6", "1,7,4,6", "1,2,4,", "1,2,4", "1,2,x,6", "nan,2,4,6", "1,2,inf,6", "-5,2,-1,6"):
-        error = error_of(add_boxes, {"line 2": "a.jpg", "line 3": "b.jpg"}, [rows[0], bad.split(",")], "csv", "x.csv")
-        assert (error.field, error.path) == ("csv", "x.csv") and f"line 3, b.jpg: box {bad}" in error.problem
+        error = error_of(add_boxes, "line", paths[:2], [rows[0], bad.split(",")], "csv", csv)
+        assert (error.field, error.path) == ("csv", csv) and f"line 3, b.jpg: box {bad}" in error.problem
 
 
 @pytest.mark.parametrize(("box", "margin", "edges"), [

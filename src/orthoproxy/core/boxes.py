@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -74,19 +74,22 @@ def split_box(path: str | Path) -> tuple[str, Box | None]:
 
 
 def add_boxes(
-    paths: Mapping[str, str], edges: Iterable[Sequence[str | float]], field: str, source: str | Path
+    what: str, paths: Iterable[tuple[object, str]], edges: Iterable[Sequence[str | float]], field: str, source: Path
 ) -> list[str]:
-    """Add a box to each path, from left, top, right and bottom, or empty text for the whole picture.
+    """Add a box to each numbered path, from left, top, right and bottom, or empty text for the whole picture.
 
-    The keys say where a path is from, such as ``line 2``. Raises InputError, which names that, `field` and `source`,
-    for a box that is empty or incomplete.
+    `what` is numbered, such as ``line``. Raises InputError, which names that, `field` and `source`, for a box that is
+    empty or incomplete.
     """
     boxed = []
-    for (place, path), values in zip(paths.items(), edges, strict=True):
+    for (number, path), values in zip(paths, edges, strict=True):
         try:
             box = Box.around(*map(float, values)) if any(value != "" for value in values) else ""
         except (TypeError, ValueError, OverflowError) as error:
-            problem, expected = f"{place}, {path}: box {','.join(map(str, values))}", "left < right and top < bottom"
+            problem, expected = (
+                f"{what} {number}, {path}: box {','.join(map(str, values))}",
+                "left < right and top < bottom",
+            )
             raise InputError(problem, field=field, path=source, expected=f"{expected}, in pixels") from error
         boxed.append(f"{path}{box}")
     return boxed

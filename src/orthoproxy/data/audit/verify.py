@@ -82,16 +82,13 @@ def _check_counts(name: str, table: pd.DataFrame) -> list[CopyCheck]:
     if name not in PUBLISHED:
         found = "; ".join(f"{part} {_counted(**of_part)}".removeprefix("all ") for part, of_part in counts.items())
         return [CopyCheck("counts", "note", f"none published for {name}; found {found}")]
-    none = {"images": 0, "classes": 0}
-    return [_check_count(part, counts.get(part, none), *published) for part, published in PUBLISHED[name].items()]
-
-
-def _check_count(part: str, found: dict[str, int], images: int, classes: int) -> CopyCheck:
-    published = {"images": images, "classes": classes}
-    if found == published:
-        return CopyCheck(f"counts, {part}", "ok", f"{_counted(**found)}, as published")
-    summary = f"{_counted(**found)}; published are {_counted(**published)}"
-    return CopyCheck(f"counts, {part}", "failed", summary, [{"found": found, "published": published}])
+    checks = []
+    for part, (images, classes) in PUBLISHED[name].items():
+        found, published = counts.get(part, {"images": 0, "classes": 0}), {"images": images, "classes": classes}
+        wrong = [] if found == published else [{"found": found, "published": published}]
+        summary = f"{_counted(**found)}; published are {_counted(**published)}"
+        checks.append(_check(f"counts, {part}", wrong, summary, "failed", ok=f"{_counted(**found)}, as published"))
+    return checks
 
 
 def _counted(images: int, classes: int) -> str:

@@ -143,8 +143,8 @@ def _read_annotations(
     if boxes:
         # the first and the last pixels inside, counted from 1 as in MATLAB
         left, top, right, bottom = (pd.to_numeric(pd.Series(rows[name]), errors="coerce") for name in EDGES)
-        named = {f"annotation {row}": file for row, file in enumerate(files, start=1)}
-        files = add_boxes(named, zip(left - 1, top - 1, right, bottom, strict=True), "root", path)
+        edges = zip(left - 1, top - 1, right, bottom, strict=True)
+        files = add_boxes("annotation", enumerate(files, start=1), edges, "root", path)
     return list(zip(files, rows["class"], strict=True))
 
 

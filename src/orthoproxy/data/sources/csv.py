@@ -107,6 +107,5 @@ def read_rows(path: Path, required: Sequence[str], field: str) -> pd.DataFrame:
     if (empty := table["path"] == "").any():
         raise InputError(f"line {empty.idxmax()}: empty path", field=field, path=path)
     if edges := [name for name in EDGES if name in names]:
-        paths = {f"line {line}": name for line, name in table["path"].items()}
-        table["path"] = add_boxes(paths, table[edges].to_numpy().tolist(), field, path)
+        table["path"] = add_boxes("line", table["path"].items(), table[edges].to_numpy().tolist(), field, path)
     return table

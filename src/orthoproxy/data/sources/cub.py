@@ -72,8 +72,8 @@ def cub_table(root: Path, boxes: bool = False) -> pd.DataFrame:
         if boxes:
             left, top, width, height = (pd.to_numeric(rows[name], errors="coerce") for name in rows.columns[2:])
             edges = zip(left, top, left + width, top + height, strict=True)
-            named = {f"image {image}": file for image, file in zip(rows.index, files, strict=True)}
-            files = add_boxes(named, edges, "root", images.with_name("bounding_boxes.txt"))
+            named = zip(rows.index, files, strict=True)
+            files = add_boxes("image", named, edges, "root", images.with_name("bounding_boxes.txt"))
         return make_table(files, folders.tolist(), split=split)
 
 
