@@ -14,14 +14,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from orthoproxy.cli.options import Parser
-from orthoproxy.core.errors import DivergedError, InputError, WorkerLost, escape
+from orthoproxy.core.errors import DivergedError, InputError, WorkerLost, did_you_mean, escape
 
 # Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`. Their libraries are
 # imported in `run`, so that --help answers at once.
@@ -110,8 +109,7 @@ def parse(arguments: list[str]) -> tuple[Parser, Any]:
     """Parse a command line; `InputError.field` is the option at fault."""
     command, *rest = arguments
     if command not in COMMANDS:
-        similar = get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean {similar[0]}?" if similar else None
+        hint = did_you_mean(command, COMMANDS)
         raise InputError(f"unknown command {command!r}", expected=f"one of {', '.join(COMMANDS)}", hint=hint)
     parser = Parser(command, COMMANDS[command])
     importlib.import_module(f"orthoproxy.cli.{command}").add_options(parser)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.core.errors import InputError, did_you_mean, os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
 
 DATASETS = ("icons", "cub", "cars", "sop", "inshop")
@@ -51,8 +50,7 @@ class Parser(argparse.ArgumentParser):
             if action := self._option_string_actions.get(renamed or ""):
                 expected = f"{renamed}, one of {', '.join(action.choices)}" if action.choices else renamed
                 raise InputError("renamed in version 0.2", field=unknown[0], expected=expected)
-            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists the options"
+            hint = did_you_mean(unknown[0], self._option_string_actions, f"{self.prog} --help lists the options")
             raise InputError("unknown argument", field=unknown[0], hint=hint)
         return options
 

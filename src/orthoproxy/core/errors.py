@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def os_errors_as_input_errors(path: str | Path, retry: str) -> Iterator[None]:
         else:
             raise
         raise InputError(os.strerror(error.errno).lower(), path=error.filename or path, hint=hint) from error
+
+
+def did_you_mean(name: str, choices: Iterable[str], otherwise: str | None = None, count: int = 1) -> str | None:
+    """Return a hint with the most similar choices, or another one if none is similar."""
+    close = get_close_matches(name, choices, count)
+    return f"did you mean {', '.join(close)}?" if close else otherwise
 
 
 def escape(name: str) -> str:

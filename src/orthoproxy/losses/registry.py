@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.errors import InputError, did_you_mean
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss
 
 OWN: dict[str, type[nn.Module]] = {"proxy_anchor": ProxyAnchorLoss}
@@ -103,8 +102,8 @@ def _library(part: str, required: bool = True) -> dict[str, type[nn.Module]]:
 def _find(field: str, name: str, classes: Mapping[str, type[nn.Module]]) -> type[nn.Module]:
     if name in classes:
         return classes[name]
-    problem = "cannot be used" if name in UNSUPPORTED else f"unknown{_did_you_mean(name, classes)}"
-    raise InputError(f"{name!r} {problem}", field=field, expected=f"one of {', '.join(classes)}")
+    problem, hint = ("cannot be used", None) if name in UNSUPPORTED else ("unknown", did_you_mean(name, classes))
+    raise InputError(f"{name!r} {problem}", field=field, expected=f"one of {', '.join(classes)}", hint=hint)
 
 
 def _construct(
@@ -112,15 +111,17 @@ def _construct(
 ) -> nn.Module:
     allowed = sorted(set(_arguments(module_class)) - OBJECTS - set(filled))
     for argument in args:
+        hint = None
         if argument in filled:
             problem = f"{name} takes it from the data and other fields"
         elif argument in OBJECTS:
             problem = f"{name} takes or weighs a Python object here"
         elif argument not in allowed:
-            problem = f"{name} has no such argument{_did_you_mean(argument, allowed)}"
+            problem, hint = f"{name} has no such argument", did_you_mean(argument, allowed)
         else:
             continue
-        raise InputError(problem, field=f"{field}.{argument}", expected=", ".join(allowed) or "no arguments")
+        expected = ", ".join(allowed) or "no arguments"
+        raise InputError(problem, field=f"{field}.{argument}", expected=expected, hint=hint)
     if "distance" in args:
         args = {**args, "distance": _make_distance(f"{field}.distance", args["distance"])}
     try:
@@ -148,8 +149,3 @@ def _arguments(module_class: type[nn.Module]) -> dict[str, inspect.Parameter]:
         for name, parameter in inspect.signature(base.__init__).parameters.items()
         if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-
-
-def _did_you_mean(name: str, choices: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

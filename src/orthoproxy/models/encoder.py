@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.errors import InputError, did_you_mean
 
 
 class Encoder(nn.Module):
@@ -175,8 +174,7 @@ class _LowRankAddition(nn.Module):
 
 def _create_backbone(name: str, image_size: int, drop_path: float) -> nn.Module:
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        hint = did_you_mean(name, timm.list_models(), "timm.list_models() lists them", count=3)
         raise InputError(f"timm has no backbone {name!r}", field="name", hint=hint)
     defaults = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from functools import reduce
 from operator import getitem
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from orthoproxy.core.errors import InputError
+from orthoproxy.core.errors import InputError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -431,8 +430,7 @@ def _input_error(error: ValidationError) -> InputError:
         renamed = next((new for old, new in RENAMED.items() if f"{old}.".startswith(f"{field}.")), None)
         if renamed is not None:
             return InputError("renamed or removed in version 0.2", field=field, hint=renamed)
-        close = difflib.get_close_matches(field, keys, n=1)
-        return InputError("unknown key", field=field, hint=f"did you mean {close[0]}?" if close else None)
+        return InputError("unknown key", field=field, hint=did_you_mean(field, keys))
     known = [name for name in (*sections, field) if any(f"{key}.".startswith(f"{name}.") for key in keys)]
     field = known[-1] if known else field  # without the place within a list or a choice of types
     if first["type"] == "string_type" and not isinstance(first["input"], dict | list | None):

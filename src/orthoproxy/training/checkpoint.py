@@ -11,7 +11,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,7 +200,12 @@ class Checkpoints:
 
 def _write(content: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: _save(content, file))
+    try:
+        atomic_write(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:  # PyTorch hides the OSError of a failed write
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _verify_checksums(path: Path) -> None:
@@ -219,12 +224,3 @@ def _verify_checksums(path: Path) -> None:
         raise zipfile.BadZipFile(f"{type(error).__name__}: {error}") from error
     if damaged is not None:
         raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-
-
-def _save(content: dict[str, Any], file: IO[bytes]) -> None:
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:  # PyTorch hides the OSError of a failed write
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise

@@ -57,12 +57,15 @@ class _Files(Dataset):
             return *image.size, "", "", 0, 0
         from imagehash import dhash  # imports SciPy and PyWavelets
 
-        name, box = split_box(path)
-        with Path(name).open("rb") as file:
-            content = hashlib.file_digest(file, "sha256")
-        content.update(str(box or "").encode())
         brightest = int(np.asarray(image).max())
-        return *image.size, "", content.hexdigest(), int(str(dhash(image)), 16), brightest
+        return *image.size, "", hash_file(path), int(str(dhash(image)), 16), brightest
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file, and the box."""
+    name, box = split_box(path)
+    with Path(name).open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}{box or ''}"
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
