@@ -17,7 +17,7 @@ from PIL import Image
 
 from orthoproxy import soft_orthogonality
 from orthoproxy.losses.regularizers import koleo, mutual_coherence
-from orthoproxy.reports.examples import choose_random, find_neighbors, rank_queries
+from orthoproxy.reports.examples import choose_rows, find_neighbors, rank_queries
 from orthoproxy.reports.figures import COLORS, SERIES, label_axes, report_style
 from orthoproxy.reports.html import load_thumbnail
 from orthoproxy.reports.text import shorten
@@ -193,7 +193,7 @@ def birds_figure():
 def retrieval_strip(results, queries=5, neighbors=6):
     """Draw random queries with their nearest neighbors, untrained encoder and model side by side."""
     retrieval = results.retrieval(results.embeddings)
-    rows = choose_random(rank_queries(retrieval), results.table, queries)
+    rows = choose_rows(rank_queries(retrieval), queries)["random"]
     baseline = find_neighbors(results.retrieval(results.baseline_embeddings), rows, neighbors)
     blocks = {"Untrained": baseline, "Trained": find_neighbors(retrieval, rows, neighbors)}
     tile, gap, head, below = 0.72, 0.24, 0.3, 0.19  # inches
@@ -209,8 +209,8 @@ def retrieval_strip(results, queries=5, neighbors=6):
         figure.text(*position, label, size=7, ha="center", va="center", parse_math=False)
         draw_tile(figure, (0, y, tile), paths[row])
         for name, x in starts.items():
-            for j, neighbor in enumerate(blocks[name][i].neighbors):
-                draw_tile(figure, (x + j * tile, y, tile), paths[neighbor.row], neighbor.correct)
+            for j, (neighbor, correct) in enumerate(blocks[name][i].neighbors):
+                draw_tile(figure, (x + j * tile, y, tile), paths[neighbor], correct)
     return figure
 
 

@@ -40,6 +40,11 @@ def _relative(pattern: str) -> str:
     return pattern
 
 
+def _require(met: Any, field: str, found: Any, expected: str) -> None:
+    if not met:
+        raise InputError(str(found), field=field, expected=expected)
+
+
 class Section(BaseModel):
     """A group of fields: unknown keys are errors, values are immutable."""
 
@@ -323,48 +328,38 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        data, sampler, encoder, metric = self.data, self.sampler, self.encoder, self.checkpoint_selection.metric
+        data, sampler, encoder = self.data, self.sampler, self.encoder
+        named = f"as data.name is {data.name}"
+        _require(data.csv or data.name != "csv", "data.csv", "missing", f"the CSV file, {named}")
+        _require(data.root or data.name in ("icons", "csv"), "data.root", "missing", f"the image folder, {named}")
+        _require(not data.boxes or data.name in ("cub", "cars"), "data.boxes", "true", f"false, {named}")
+        _require(not data.ignore or data.name == "folder", "data.ignore", data.ignore, f"nothing, {named}, not folder")
+        if data.split_by == "image":
+            _require(data.test_classes is None, "data.test_classes", "given", "null, as data.split_by is image")
+            benchmark = data.name in ("cub", "cars", "sop", "inshop")
+            _require(not benchmark, "data.split_by", "image", f"class, as {data.name} has test classes")
+        if per_class := sampler.images_per_class:
+            expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
+            _require(sampler.batch_size % per_class == 0, "sampler.images_per_class", per_class, expected)
+        expected = "a number, as sampler.by_category is true"
+        _require(per_class or not sampler.by_category, "sampler.images_per_class", "null", expected)
+        if memory := self.loss.memory_size:
+            images = sampler.batch_size * self.training.gradient_accumulation_steps
+            _require(memory >= images, "loss.memory_size", memory, f"null, or at least the {images} images of a step")
+        if encoder.lora_rank:
+            expected = "null, as encoder.freeze or encoder.trainable_blocks is given"
+            _require(not (encoder.freeze or encoder.trainable_blocks), "encoder.lora_rank", encoder.lora_rank, expected)
+        if encoder.freeze:
+            expected = "a dimension, as encoder.freeze trains the projection"
+            _require(encoder.embedding_dim, "encoder.embedding_dim", "null", expected)
+            for name, expected in (("trainable_blocks", "null"), ("freeze_backbone_epochs", "0")):
+                value = getattr(encoder, name)
+                _require(not value, f"encoder.{name}", value, f"{expected}, as encoder.freeze is true")
         metrics = [*(f"recall@{k}" for k in self.evaluation.recall_at), "map@r", "r_precision", "mrr"]
         metrics += ["map", "minp"] if self.evaluation.map else []
-        if data.name == "csv" and not data.csv:
-            raise InputError("missing", field="data.csv", expected="the CSV file, as data.name is csv")
-        if data.name not in ("icons", "csv") and not data.root:
-            raise InputError("missing", field="data.root", expected=f"the image folder, as data.name is {data.name}")
-        if data.boxes and data.name not in ("cub", "cars"):
-            raise InputError("true", field="data.boxes", expected=f"false, as data.name is {data.name}")
-        if data.ignore and data.name != "folder":
-            problem, expected = str(data.ignore), f"nothing, as data.name is {data.name}, not folder"
-            raise InputError(problem, field="data.ignore", expected=expected)
-        if data.split_by == "image" and data.test_classes is not None:
-            raise InputError("given", field="data.test_classes", expected="null, as data.split_by is image")
-        if data.split_by == "image" and data.name in ("cub", "cars", "sop", "inshop"):
-            raise InputError("image", field="data.split_by", expected=f"class, as {data.name} has test classes")
-        if sampler.images_per_class and sampler.batch_size % sampler.images_per_class:
-            expected = f"a divisor of sampler.batch_size {sampler.batch_size}"
-            raise InputError(str(sampler.images_per_class), field="sampler.images_per_class", expected=expected)
-        images = sampler.batch_size * self.training.gradient_accumulation_steps
-        if self.loss.memory_size is not None and self.loss.memory_size < images:
-            problem, expected = str(self.loss.memory_size), f"null, or at least the {images} images of a step"
-            raise InputError(problem, field="loss.memory_size", expected=expected)
-        if sampler.by_category and not sampler.images_per_class:
-            expected = "a number, as sampler.by_category is true"
-            raise InputError("null", field="sampler.images_per_class", expected=expected)
-        if encoder.freeze and encoder.embedding_dim is None:
-            expected = "a dimension, as encoder.freeze trains the projection"
-            raise InputError("null", field="encoder.embedding_dim", expected=expected)
-        if encoder.lora_rank and (encoder.freeze or encoder.trainable_blocks):
-            expected = "null, as encoder.freeze or encoder.trainable_blocks is given"
-            raise InputError(str(encoder.lora_rank), field="encoder.lora_rank", expected=expected)
-        if encoder.trainable_blocks and encoder.freeze:
-            problem, expected = str(encoder.trainable_blocks), "null, as encoder.freeze is true"
-            raise InputError(problem, field="encoder.trainable_blocks", expected=expected)
-        if encoder.freeze and encoder.freeze_backbone_epochs:
-            problem = f"{encoder.freeze_backbone_epochs:g}"
-            raise InputError(problem, field="encoder.freeze_backbone_epochs", expected="0, as encoder.freeze is true")
-        if metric not in metrics:
-            expected = f"one of {', '.join(metrics)}"
+        if (metric := self.checkpoint_selection.metric) not in metrics:
+            expected, field = f"one of {', '.join(metrics)}", "checkpoint_selection.metric"
             hint = "set evaluation.map to true" if metric in ("map", "minp") else None
-            field = "checkpoint_selection.metric"
             raise InputError(f"unknown metric {metric!r}", field=field, expected=expected, hint=hint)
         return self
 
