@@ -26,6 +26,7 @@ def test_a_study_is_read_from_its_file(tmp_path):
     assert study.methods["on"].settings == [{WEIGHT: 0.1}, {WEIGHT: 1}, {WEIGHT: 9}]
     assert study.methods["off"].settings == [{}]
     assert study.options(Trial("on", {WEIGHT: 1}, 7)) == {"epochs": 2, WEIGHT: 1, SEED: 7}
+    assert Method(choose={"a": [1, 2], "b": [3]}).settings == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
 
 
 def test_values_that_do_not_fit_a_file_name_are_hashed():

@@ -23,7 +23,7 @@ from orthoproxy.core.errors import WorkerLost
 from orthoproxy.core.progress import duration
 from orthoproxy.runs.study_trials import StudyPaths, check_options, evaluate_trial, train_trial
 from orthoproxy.studies.page import write_page
-from orthoproxy.studies.plan import Options, Study, Trial, choose_setting
+from orthoproxy.studies.plan import Options, Study, Trial, choose_setting, final_trials
 from orthoproxy.studies.results import TrialResult, read_results, read_trial, write_results
 from orthoproxy.studies.table import format_setting, list_names
 from orthoproxy.training.signals import Interrupted
@@ -55,11 +55,10 @@ class StudyRunner:
                 _print(f"{name}: no setting is chosen, as each diverged with a tuning seed")
             elif setting:
                 _print(f"{name}: chosen on validation classes: {format_setting(setting)}")
-        self._work(
-            self.evaluate,
-            self._unfinished(),
-            "final trials to train, where needed, and to evaluate on the test classes",
-        )
+        done = {name for name, result in self.results.items() if result.test or result.failed}
+        finals = final_trials(self.study, list(self.results.values()))
+        missing = [trial for trial in finals if trial.name not in done]
+        self._work(self.evaluate, missing, "final trials to train, where needed, and to evaluate on the test classes")
         self.save()
 
     def load(self) -> None:
@@ -87,16 +86,6 @@ class StudyRunner:
         """The chosen setting of each method, None while it is unknown."""
         results = list(self.results.values())
         return {name: choose_setting(self.study, results, name) for name in self.study.methods}
-
-    @property
-    def final_trials(self) -> list[Trial]:
-        """All trials of the chosen settings."""
-        chosen = [(name, setting) for name, setting in self.chosen.items() if setting is not None]
-        return [trial for name, setting in chosen for trial in self.study.final_trials(name, setting)]
-
-    def _unfinished(self) -> list[Trial]:
-        done = {name for name, result in self.results.items() if result.test or result.failed}
-        return [trial for trial in self.final_trials if trial.name not in done]
 
     def expected_seconds(self, method: str) -> float | None:
         """Estimate the duration of a trial from the method's trials, from all trials, or from the study."""

@@ -120,19 +120,12 @@ def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
             )
 
 
-def train_trial(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
+def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = False) -> TrialResult:
     """Train a trial, or resume it, and write its result without test scores.
 
     The output of the training goes to ``log.txt`` in the run folder. A training that diverged is a result, too.
     """
-    config = configure_trial(study, trial)
-    result = _train(config, study, trial, paths)
-    _remove_if_frozen(config, paths.run(trial))
-    return result
-
-
-def _train(config: Config, study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
-    start, run = time.monotonic(), paths.run(trial)
+    start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
     outcome: dict[str, Any]
     try:
         with _trial_environment(config, run):
@@ -152,6 +145,8 @@ def _train(config: Config, study: Study, trial: Trial, paths: StudyPaths) -> Tri
         **outcome,
     )
     write_trial(result, paths.trial(trial))
+    if not keep_run:
+        _remove_if_frozen(config, run)
     return result
 
 
@@ -162,24 +157,19 @@ def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialR
     it was.
     """
     config, run = configure_trial(study, trial), paths.run(trial)
-    result = result or _train(config, study, trial, paths)
+    result = result or train_trial(study, trial, paths, keep_run=True)
     if not result.failed:
-        result = _evaluate(config, run, paths.trial(trial), result)
+        with _trial_environment(config, run):
+            if not run.has_model:
+                try:
+                    train(config, run.folder, resume=True, evaluate=False)
+                except DivergedError as error:
+                    raise DivergedError(f"{result.trial}, trained again for the test classes: {error}") from error
+                result = result.model_copy(update={"retrained": _date_and_environment(run)})
+                write_trial(result, paths.trial(trial))  # so that it is known if the evaluation is interrupted
+            result = result.model_copy(update={"test": _score_split(run, load_table(run), "test")})
+        write_trial(result, paths.trial(trial))
     _remove_if_frozen(config, run)
-    return result
-
-
-def _evaluate(config: Config, run: RunFolder, file: Path, result: TrialResult) -> TrialResult:
-    with _trial_environment(config, run):
-        if not run.has_model:
-            try:
-                train(config, run.folder, resume=True, evaluate=False)
-            except DivergedError as error:
-                raise DivergedError(f"{result.trial}, trained again for the test classes: {error}") from error
-            result = result.model_copy(update={"retrained": _date_and_environment(run)})
-            write_trial(result, file)  # so that it is known if the evaluation is interrupted
-        result = result.model_copy(update={"test": _score_split(run, load_table(run), "test")})
-    write_trial(result, file)
     return result
 
 

@@ -57,13 +57,7 @@ MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,59}$")]
 
 
 class Method(BaseModel):
-    """A method of a study: options on top of the base recipe, some with several candidate values.
-
-    Examples
-    --------
-    >>> Method(choose={"loss.margin": [0.1, 1], "training.epochs": [8]}).settings
-    [{'loss.margin': 0.1, 'training.epochs': 8}, {'loss.margin': 1, 'training.epochs': 8}]
-    """
+    """A method of a study: options on top of the base recipe, some with several candidate values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,13 +74,7 @@ class Method(BaseModel):
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run of a study: a setting of a method with a seed.
-
-    Examples
-    --------
-    >>> Trial("so", {"loss.proxy_regularizer.weight": 0.3}, seed=1).name
-    'so_weight-0.3_seed1'
-    """
+    """One training run of a study: a setting of a method with a seed."""
 
     method: str
     setting: Options
@@ -107,15 +95,6 @@ class Study(BaseModel):
 
     Each setting to choose from is trained with each tuning seed. The setting that is best on the validation classes is
     then trained with all seeds, as are methods without a choice. Only these runs are evaluated on the test classes.
-
-    Examples
-    --------
-    >>> study = Study(title="SO", base="icons.yaml", baseline="off", compare=["on"], seeds=3, tuning_seeds=[0],
-    ...               methods={"off": Method(), "on": Method(choose={"loss.margin": [0.1, 1]})})
-    >>> [trial.name for trial in study.planned_trials]
-    ['off_seed0', 'off_seed1', 'off_seed2', 'on_margin-0.1_seed0', 'on_margin-1_seed0']
-    >>> [trial.seed for trial in study.final_trials("on", {"loss.margin": 1})]
-    [0, 1, 2]
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -253,6 +232,12 @@ def choose_setting(study: Study, results: Sequence[TrialResult], method: str) ->
         if len(scores) == len(study.tuning_seeds) and np.mean(scores) > best_score + 100 * SCORE_TOLERANCE:
             best, best_score = setting, float(np.mean(scores))
     return best
+
+
+def final_trials(study: Study, results: Sequence[TrialResult]) -> list[Trial]:
+    """Return the trials of all settings chosen so far."""
+    chosen = {name: choose_setting(study, results, name) for name in study.methods}
+    return [t for name, s in chosen.items() if s is not None for t in study.final_trials(name, s)]
 
 
 def final_results(study: Study, results: Sequence[TrialResult], method: str) -> list[TrialResult]:

@@ -115,13 +115,7 @@ def mean_score(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Return the mean over seeds and classes with the percentile interval of `crossed_bootstrap`.
-
-    Examples
-    --------
-    >>> print(mean_score(np.array([[0.5, 0.7], [0.6, 0.6]]), np.array([5, 5])))
-    60.0 [50.0, 70.0]
-    """
+    """Return the mean over seeds and classes with the percentile interval of `crossed_bootstrap`."""
     return estimate(seed_scores(values, queries).mean(), crossed_bootstrap(values, queries, samples, seed), confidence)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from orthoproxy.evaluation import Estimate
 from orthoproxy.reports.text import interval, mean, metric_name, number
-from orthoproxy.studies.plan import Options, Study, choose_setting, final_results
+from orthoproxy.studies.plan import Options, Study, final_results, final_trials
 from orthoproxy.studies.results import METRICS, TrialResult, score_matrix
 from orthoproxy.studies.statistics import Difference, compare, holm, mean_score, seed_scores
 
@@ -152,8 +152,7 @@ def ordered_metrics(study: Study) -> list[str]:
 def notes(study: Study, results: Sequence[TrialResult]) -> list[str]:
     """List what a reader must know about the numbers: missing, failed and repeated trials, mixed precision."""
     known = {result.trial: result for result in results}
-    settings = {name: choose_setting(study, results, name) for name in study.methods}
-    finals = [trial.name for name, s in settings.items() if s is not None for trial in study.final_trials(name, s)]
+    finals = [trial.name for trial in final_trials(study, results)]
     expected = dict.fromkeys([*(trial.name for trial in study.planned_trials), *finals])
     precisions = {str(result.environment["precision"]) for result in results if "precision" in result.environment}
     lists = {
