@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from orthoproxy.cli.options import Parser, config_overrides, json_output
+from orthoproxy.cli.options import Parser, config_overrides
 
 
 def add_options(parser: Parser) -> None:
@@ -22,18 +22,17 @@ def run(options: Any) -> int:
     from orthoproxy.runs.compare import compare_runs
     from orthoproxy.runs.run_folder import RunFolder
 
-    runs = RunFolder(options.first), RunFolder(options.second)
-    with json_output(options.json) as write:
-        comparison = compare_runs(*runs, choose_device(options.device), options.workers, config_overrides(options))
-        write(asdict(comparison))
-        print(f"{options.second} compared with {options.first}: {comparison.verdict}")
-        for section in ("configuration", "data", "environment"):
-            for name, (first, second) in getattr(comparison, section).items():
-                print(f"{section}: {name}: {first} -> {second}")
-        for file, (count, change) in comparison.weights.items():
-            print(f"weights: {file}: {count} tensors differ{'' if change is None else f', by at most {change:.3g}'}")
-        for metric, difference in (comparison.scores or {}).items():
-            print(f"difference of {metric}: {difference}")
-        if comparison.note:
-            print(f"note: {comparison.note}")
+    runs = RunFolder(options.first, config_overrides(options)), RunFolder(options.second)
+    comparison = compare_runs(*runs, choose_device(options.device), options.workers)
+    options.write_json(asdict(comparison))
+    print(f"{options.second} compared with {options.first}: {comparison.verdict}")
+    for section in ("configuration", "data", "environment"):
+        for name, (first, second) in getattr(comparison, section).items():
+            print(f"{section}: {name}: {first} -> {second}")
+    for file, (count, change) in comparison.weights.items():
+        print(f"weights: {file}: {count} tensors differ{'' if change is None else f', by at most {change:.3g}'}")
+    for metric, difference in (comparison.scores or {}).items():
+        print(f"difference of {metric}: {difference}")
+    if comparison.note:
+        print(f"note: {comparison.note}")
     return int(comparison.verdict == "different")

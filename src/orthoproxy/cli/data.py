@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import DATASETS, Parser, config_overrides, json_output, print_table
+from orthoproxy.cli.options import DATASETS, Parser, config_overrides, print_table
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -45,21 +45,20 @@ def run(options: Any) -> int:
         return 0
     data = Config().with_overrides(overrides).with_absolute_paths().data
     require_outside(data, json=options.json)
-    with json_output(options.json) as write:
-        table = read_table(data)
-        verify, scan = options.action == "verify", None
-        if not options.lists_only:
-            scan = scan_images(table["path"].tolist(), options.workers, hashes=verify)
-        if not verify:
-            description = describe_images(table, scan)
-            write(description)
-            _print_description(description, data)
-            return 0
-        checks = verify_images(data.name, table, scan, Path(data.root) if data.root else None, data.ignore)
-        passed = all(check.status != "failed" for check in checks)
-        result = {"name": data.name, "root": data.root, "opened": scan is not None, "passed": passed}
-        write(result | {"checks": [check.to_dict() for check in checks]})
-        _print_checks(checks, data)
+    table = read_table(data)
+    verify, scan = options.action == "verify", None
+    if not options.lists_only:
+        scan = scan_images(table["path"].tolist(), options.workers, hashes=verify)
+    if not verify:
+        description = describe_images(table, scan)
+        options.write_json(description)
+        _print_description(description, data)
+        return 0
+    checks = verify_images(data.name, table, scan, Path(data.root) if data.root else None, data.ignore)
+    passed = all(check.status != "failed" for check in checks)
+    result = {"name": data.name, "root": data.root, "opened": scan is not None, "passed": passed}
+    options.write_json(result | {"checks": [check.to_dict() for check in checks]})
+    _print_checks(checks, data)
     return 0 if passed else 2
 
 

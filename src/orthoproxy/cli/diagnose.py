@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orthoproxy.cli.options import Parser, at_least, config_overrides, json_output
+from orthoproxy.cli.options import Parser, at_least, config_overrides
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 
@@ -34,16 +34,14 @@ def run(options: Any) -> None:
 
     if len(options.runs) > 1 and not options.out:
         raise InputError("missing", field="out", expected="a folder for the page, as there are several runs")
-    out, overrides = Path(options.out or options.runs[0]), config_overrides(options)
-    for run in options.runs:
-        data = RunFolder(run).config.with_overrides(overrides).data
-        require_outside(data, out=out, json=options.json)
-    with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
+    out = Path(options.out or options.runs[0])
+    runs = [RunFolder(run, config_overrides(options)) for run in options.runs]
+    for run in runs:
+        require_outside(run.current_config.data, out=out, json=options.json)
+    with os_errors_as_input_errors(out, "run the command again"):
         device = choose_device(options.device)
-        diagnoses = diagnose_runs(
-            options.runs, out, options.split, options.max_images, overrides, options.workers, device
-        )
-        write({"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]})
-        for diagnosis in diagnoses:
-            print(*summary_lines(diagnosis), sep="\n")
-        print(f"page: {out / PAGE}")
+        diagnoses = diagnose_runs(runs, out, options.split, options.max_images, options.workers, device)
+    options.write_json({"format_version": FORMAT_VERSION, "runs": [diagnosis.to_dict() for diagnosis in diagnoses]})
+    for diagnosis in diagnoses:
+        print(*summary_lines(diagnosis), sep="\n")
+    print(f"page: {out / PAGE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import AUGMENT, DATASETS, MODEL_OR_ONNX, Parser, at_least, config_overrides, json_output
+from orthoproxy.cli.options import AUGMENT, DATASETS, MODEL_OR_ONNX, Parser, at_least, config_overrides
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def run(options: Any) -> None:
                 )
     assert loaded is not None
     collection, model = loaded
-    with json_output(options.json) as write, os_errors_as_input_errors(options.out, "run the command again"):
+    with os_errors_as_input_errors(options.out, "run the command again"):
         result = embed_collection(
             model, options.model, collection, options.out, options.batch_size, options.workers, options.part_size
         )
         if not is_main():
             return
-        write({**vars(result), "unreadable": result.unreadable.to_dict("records")})
+        options.write_json({**vars(result), "unreadable": result.unreadable.to_dict("records")})
         speed = f", {result.new_images} of them now in {duration(result.seconds)}, {result.rate:.0f} images/s"
         print(f"{options.out}: {result.images} images embedded{speed if result.new_images else ''}")
         if len(result.unreadable):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthoproxy.cli.options import AUGMENT, MODEL, READING, Parser, at_least, config_overrides, json_output, print_table
+from orthoproxy.cli.options import AUGMENT, MODEL, READING, Parser, at_least, config_overrides, print_table
 from orthoproxy.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,35 +46,34 @@ def run(options: Any) -> None:
     from orthoproxy.runs.device import make_scoring
     from orthoproxy.runs.run_folder import RunFolder
 
-    run_folder = RunFolder.find(options.model)
     overrides = config_overrides(options)
     if options.images:  # not in the folder of the run's images
         of_run = {"data.root": None, "data.csv": None, "data.ignore": [], "data.boxes": False}
         overrides = {**of_run, "data.split_by": "class", "data.test_classes": None, **overrides}
+    run_folder = RunFolder.find(options.model, overrides)
     config = (run_folder.config if run_folder else Config()).with_overrides(overrides)
     require_outside(config.data, json=options.json)
     workers = config.data.workers if options.workers is None else options.workers
-    with json_output(options.json) as write:
-        embedder = Embedder.load(options.model, choose_device(options.device))
-        table = _read_images(None if options.images else run_folder, config, overrides)
-        warn_about_table(table, config.data)
-        unreadable = []
-        if config.data.on_unreadable_image == "skip":
-            found = find_unreadable(table, workers)
-            table, unreadable = drop_rows(table, found), found.to_dict("records")
-        scoring = replace(make_scoring(config.evaluation), expand=options.expand, rerank=options.rerank)
-        evaluation = evaluate(embedder, table, None, scoring, workers, progress=True, augment=options.augment)
-        if {"train", "test"} <= set(table["split"]):  # training images as the gallery
-            evaluation = replace(evaluation, known_classes=True)
-        training_classes = len(set(table["label"]) & set(embedder.classes))
-        scores = evaluation.to_dict() | {"training_classes": training_classes, "unreadable": unreadable}
-        write(scores)
-        print_scores(scores)
-        if unreadable:
-            print(f"note: {len(unreadable)} unreadable images left out, for example {unreadable[0]['path']}")
-        if training_classes:
-            print(f"note: {training_classes} classes have the name of a training class; scores on training classes are")
-            print("note: no estimate for unseen classes")
+    embedder = Embedder.load(options.model, choose_device(options.device))
+    table = _read_images(None if options.images else run_folder, config, overrides)
+    warn_about_table(table, config.data)
+    unreadable = []
+    if config.data.on_unreadable_image == "skip":
+        found = find_unreadable(table, workers)
+        table, unreadable = drop_rows(table, found), found.to_dict("records")
+    scoring = replace(make_scoring(config.evaluation), expand=options.expand, rerank=options.rerank)
+    evaluation = evaluate(embedder, table, None, scoring, workers, progress=True, augment=options.augment)
+    if {"train", "test"} <= set(table["split"]):  # training images as the gallery
+        evaluation = replace(evaluation, known_classes=True)
+    training_classes = len(set(table["label"]) & set(embedder.classes))
+    scores = evaluation.to_dict() | {"training_classes": training_classes, "unreadable": unreadable}
+    options.write_json(scores)
+    print_scores(scores)
+    if unreadable:
+        print(f"note: {len(unreadable)} unreadable images left out, for example {unreadable[0]['path']}")
+    if training_classes:
+        print(f"note: {training_classes} classes have the name of a training class; scores on training classes are")
+        print("note: no estimate for unseen classes")
 
 
 def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[str, Any]) -> pd.DataFrame:
@@ -84,7 +83,7 @@ def _read_images(run_folder: RunFolder | None, config: Config, overrides: dict[s
     from orthoproxy.runs.evaluate import load_table
 
     if run_folder is not None:
-        table = evaluation_images(load_table(run_folder, overrides), "test")
+        table = evaluation_images(load_table(run_folder), "test")
         if table.empty:
             raise InputError("the run has no test images", path=run_folder.folder, hint="give IMAGES to evaluate on")
         return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orthoproxy.cli.options import Parser, config_overrides, json_output
+from orthoproxy.cli.options import Parser, config_overrides
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 
@@ -38,14 +38,14 @@ def run(options: Any) -> None:
     if out.suffix != ".onnx":
         raise InputError(options.out, field="out", expected="a file that ends in .onnx")
     overrides = config_overrides(options)
-    if run := RunFolder.find(options.run):
-        require_outside(run.config.with_overrides(overrides).data, out=out, json=options.json)
-    with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
+    if run := RunFolder.find(options.run, overrides):
+        require_outside(run.current_config.data, out=out, json=options.json)
+    with os_errors_as_input_errors(out, "run the command again"):
         exported = export_run(options.run, out, options.int8, rate, options.license, overrides, options.workers)
         metadata, matching = exported.metadata, exported.matching
         scores = exported.scores and exported.scores.to_dict()
         check = {"images": exported.images, "max_difference": exported.difference, "scores": scores}
-        write({"path": options.out, **metadata.model_dump(), "check": check})
+        options.write_json({"path": options.out, **metadata.model_dump(), "check": check})
         print(f"{out}: {metadata.precision}, {out.stat().st_size / 1e6:.1f} MB, model {metadata.identity}")
         print(f"checked: {metadata.checked}")
         if matching is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.embed import add_collection, read_images
-from orthoproxy.cli.options import MODEL_OR_ONNX, Parser, at_least, json_output
+from orthoproxy.cli.options import MODEL_OR_ONNX, Parser, at_least
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def run(options: Any) -> None:
     changes = options.images, options.root, options.model, options.migrate_to, options.delete
     if options.undo and any(changes):
         raise InputError("cannot be combined with other changes", field="undo")
-    with json_output(options.json) as write, os_errors_as_input_errors(options.catalog, "run the command again"):
+    with os_errors_as_input_errors(options.catalog, "run the command again"):
         results = _index(options) if options.images else {}
-        write(results | (_maintain(options) if any(steps) or not options.images else {}))
+        options.write_json(results | (_maintain(options) if any(steps) or not options.images else {}))
 
 
 def _index(options: Any) -> dict[str, Any]:

@@ -12,18 +12,18 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orthoproxy.cli.options import Parser
+from orthoproxy.cli.options import Parser, json_output
 from orthoproxy.core.errors import DivergedError, InputError, WorkerLost, did_you_mean, escape
 
-# Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`. Their libraries are
-# imported in `run`, so that --help answers at once.
+# Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`, which passes its results
+# to `options.write_json`. Their libraries are imported in `run`, so that --help answers at once.
 COMMANDS = {
     "train": "Train an encoder, evaluate it on test images and write a report.",
     "evaluate": "Evaluate a run or a model on labeled images.",
@@ -123,7 +123,7 @@ def _run(command: str, options: Any) -> int:
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its tips are for its own users
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.images rejects such images
-    with _sigterm_raises():
+    with _sigterm_raises(), json_output(options) if "json" in options else nullcontext():
         return importlib.import_module(f"orthoproxy.cli.{command}").run(options) or 0
 
 

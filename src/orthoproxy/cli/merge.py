@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orthoproxy.cli.options import Parser, at_least, config_overrides, json_output
+from orthoproxy.cli.options import Parser, at_least, config_overrides
 from orthoproxy.core.errors import os_errors_as_input_errors
 
 
@@ -30,14 +30,13 @@ def run(options: Any) -> None:
     from orthoproxy.runs.merge import merge_runs
     from orthoproxy.runs.run_folder import RunFolder
 
-    out, overrides, device = Path(options.out), config_overrides(options), choose_device(options.device)
-    data = RunFolder(options.first).config.with_overrides(overrides).data
-    require_outside(data, out=out, json=options.json)
-    with json_output(options.json) as write, os_errors_as_input_errors(out, "run the command again"):
-        places = [options.first, *options.others]
-        results = merge_runs(places, out, options.dim, device, options.workers, overrides)
-        write({**results, "scores": RunFolder(out).scores})
-        print(results["merged"])
-        if scores := results["validation"]:
-            print("MAP@R on validation images:", ", ".join(f"{name} {100 * x:.2f}" for name, x in scores.items()))
-        print_run(RunFolder(out))
+    out, device = Path(options.out), choose_device(options.device)
+    runs = [RunFolder(place, config_overrides(options)) for place in (options.first, *options.others)]
+    require_outside(runs[0].current_config.data, out=out, json=options.json)
+    with os_errors_as_input_errors(out, "run the command again"):
+        results = merge_runs(runs, out, options.dim, device, options.workers)
+    options.write_json({**results, "scores": RunFolder(out).scores})
+    print(results["merged"])
+    if scores := results["validation"]:
+        print("MAP@R on validation images:", ", ".join(f"{name} {100 * x:.2f}" for name, x in scores.items()))
+    print_run(RunFolder(out))

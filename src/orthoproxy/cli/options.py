@@ -145,9 +145,9 @@ def print_table(
 
 
 @contextmanager
-def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
-    """Yield a function that writes the results of `--json`; with -, other output goes to standard error."""
-    stdout = sys.stdout
+def json_output(options: argparse.Namespace) -> Iterator[None]:
+    """Provide `options.write_json`, which writes the results of `--json`; with -, other output goes to stderr."""
+    stdout, place = sys.stdout, options.json
 
     def write(results: Any) -> None:
         text = json.dumps(results, indent=2, ensure_ascii=place == "-") + "\n"  # a terminal may lack characters
@@ -164,8 +164,9 @@ def json_output(place: str | None) -> Iterator[Callable[[Any], None]]:
             there = next(above for above in (path, *path.parents) if above.exists())
             if path.is_dir() or not (there == path or there.is_dir()) or not os.access(there, os.W_OK):
                 raise InputError("cannot be written", field="json", path=place, hint="choose another path")
+    options.write_json = write
     with redirect_stdout(sys.stderr if place == "-" else stdout):
-        yield write
+        yield
 
 
 def config_overrides(options: argparse.Namespace) -> dict[str, Any]:

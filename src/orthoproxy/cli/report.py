@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orthoproxy.cli.options import Parser, config_overrides, json_output
+from orthoproxy.cli.options import Parser, config_overrides
 from orthoproxy.core.errors import os_errors_as_input_errors
 
 
@@ -23,12 +23,10 @@ def run(options: Any) -> None:
     from orthoproxy.runs.evaluate import evaluate_run, write_report
     from orthoproxy.runs.run_folder import RunFolder
 
-    run_folder = RunFolder(options.run)
-    data = run_folder.config.with_overrides(config_overrides(options)).data
-    require_outside(data, run=run_folder.folder, json=options.json)
+    run_folder = RunFolder(options.run, config_overrides(options))
+    require_outside(run_folder.current_config.data, run=run_folder.folder, json=options.json)
     device = choose_device(options.device)
-    with json_output(options.json) as write, os_errors_as_input_errors(run_folder.folder, "run the command again"):
-        with folder_lock(run_folder.folder):
-            write_report(run_folder, evaluate_run(run_folder, device, config_overrides(options)))
-        write(run_folder.scores)
-        print_run(run_folder)
+    with os_errors_as_input_errors(run_folder.folder, "run the command again"), folder_lock(run_folder.folder):
+        write_report(run_folder, evaluate_run(run_folder, device))
+    options.write_json(run_folder.scores)
+    print_run(run_folder)

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.index import CATALOG
-from orthoproxy.cli.options import Parser, at_least, json_output
+from orthoproxy.cli.options import Parser, at_least
 from orthoproxy.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(options: Any) -> None:
 
     if options.where is not None:
         parse_filter(options.where)  # before a model is loaded
-    with json_output(options.json) as write, Catalog.open(options.catalog) as catalog:
+    with Catalog.open(options.catalog) as catalog:
         model = load_catalog_model(catalog, options.device, options.model)
         minimum = options.min_similarity
         if minimum is None:
@@ -75,7 +75,7 @@ def run(options: Any) -> None:
                 results[-1] |= {"label": label, "share": share}
                 title = f"{image}: {label}, {100 * share:.0f} % of the vote" if label else f"{image}: unknown"
             printed.append((title, similar))
-        write(results)
+        options.write_json(results)
         for title, similar in printed:
             _print_hits(title, similar)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from orthoproxy.cli.options import Parser, config_overrides, json_output
+from orthoproxy.cli.options import Parser, config_overrides
 from orthoproxy.core.errors import os_errors_as_input_errors
 
 
@@ -38,10 +38,10 @@ def run(options: Any) -> int:
         return 0
     require_outside(config.data, out=options.out, json=options.json)
     try:
-        with json_output(options.json) as write, os_errors_as_input_errors(options.out, "continue with --resume"):
+        with os_errors_as_input_errors(options.out, "continue with --resume"):
             run_folder = train(config, options.out, options.resume)
             if is_main():
-                write(run_folder.scores)
+                options.write_json(run_folder.scores)
                 print_run(run_folder)
     except Interrupted as stop:
         if is_main():

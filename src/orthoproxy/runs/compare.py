@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,10 +35,8 @@ class Comparison:
     note: str | None = None  # why there are no scores
 
 
-def compare_runs(
-    first: RunFolder, second: RunFolder, device: str, workers: int, overrides: Mapping[str, Any]
-) -> Comparison:
-    """Compare two trained runs; `overrides` such as {"data.root": ...} say where the first run's images are now."""
+def compare_runs(first: RunFolder, second: RunFolder, device: str, workers: int) -> Comparison:
+    """Compare two trained runs."""
     for run in (first, second):
         if not run.has_model:
             raise InputError("no trained model", path=run.folder, hint="finish the run with --resume")
@@ -49,7 +46,7 @@ def compare_runs(
     weights = {name: change for name in TENSOR_FILES if (change := _tensor_difference(first, second, name))}
     scores, note = None, None
     if any(name.startswith("model/") for name in weights):
-        scores, note = _score_difference(first, second, device, workers, overrides)
+        scores, note = _score_difference(first, second, device, workers)
         within = scores is not None and all(x.low <= 0 <= x.high for x in scores.values())
         verdict = "within interval" if within else "different"
     else:
@@ -83,10 +80,10 @@ def _tensor_difference(first: RunFolder, second: RunFolder, name: str) -> tuple[
 
 
 def _score_difference(
-    first: RunFolder, second: RunFolder, device: str, workers: int, overrides: Mapping[str, Any]
+    first: RunFolder, second: RunFolder, device: str, workers: int
 ) -> tuple[dict[str, Estimate] | None, str | None]:
     """Embed the first run's test images with both models; return the paired differences, or why there are none."""
-    table = evaluation_images(load_table(first, overrides), "test")
+    table = evaluation_images(load_table(first), "test")
     if table.empty:
         return None, "no scores, since the first run has no test images"
     models = [Embedder.load(run.folder, device, with_proxies=False) for run in (first, second)]

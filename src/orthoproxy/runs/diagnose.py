@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,10 @@ PAGE = "diagnosis.html"
 
 
 def diagnose_runs(
-    folders: Sequence[str],
+    runs: Sequence[RunFolder],
     out: Path,
     split: Literal["test", "validation"] | None,
     max_images: int,
-    overrides: Mapping[str, Any],
     workers: int,
     device: str,
 ) -> list[Diagnosis]:
@@ -37,10 +36,9 @@ def diagnose_runs(
 
     `split` selects the unseen classes: by default the validation classes, so that changes made because of a diagnosis
     can still be evaluated on the test classes; the test classes if there are fewer than `FEW_CLASSES`.
-    `overrides` by dotted key say where moved images are now. At most `max_images` training images are used.
+    At most `max_images` training images are used.
     """
     out.mkdir(parents=True, exist_ok=True)
-    runs = [RunFolder(folder) for folder in folders]
     known: dict[tuple[str, ...], np.ndarray] = {}
 
     def embed(model: Embedder, images: pd.DataFrame, progress: str) -> np.ndarray:
@@ -52,7 +50,7 @@ def diagnose_runs(
         return known[key]
 
     diagnoses = [
-        diagnose(load_diagnosis_input(run, embed, split, max_images, overrides, device, name))
+        diagnose(load_diagnosis_input(run, embed, split, max_images, device, name))
         for run, name in zip(runs, _display_names(runs), strict=True)
     ]
     atomic_write(out / PAGE, render_diagnosis(diagnoses))
@@ -64,12 +62,11 @@ def load_diagnosis_input(
     embed: Callable[[Embedder, pd.DataFrame, str], np.ndarray],
     split: str | None,
     max_images: int,
-    overrides: Mapping[str, Any],
     device: str,
     name: str,
 ) -> DiagnosisInput:
     """Embed a run's training images and unseen classes with its model and with the untrained encoder."""
-    table = load_table(run, overrides)
+    table = load_table(run)
     seen = select_split(table, "train")["label"]
     table = table[(table["split"] == "train") | ~table["label"].isin(seen)]  # known classes are not unseen
     model = run.load_model(device)

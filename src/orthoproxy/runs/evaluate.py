@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +33,10 @@ from orthoproxy.runs.run_folder import RunFolder
 FALSE_MATCH_RATE = 0.01  # of queries without a match in the gallery, unless an export chose another
 
 
-def evaluate_run(
-    run: RunFolder, device: str | torch.device = "cpu", overrides: Mapping[str, Any] | None = None
-) -> RunResults:
+def evaluate_run(run: RunFolder, device: str | torch.device = "cpu") -> RunResults:
     """Embed the test images of a run with its model and with the baseline, and score both; all processes call it."""
     start, config = time.monotonic(), run.config
-    table = load_table(run, overrides)
+    table = load_table(run)
     test, validation = (evaluation_images(table, split) for split in ("test", "validation"))
     model = run.load_model(device, with_proxies=is_main())
     baseline = Embedder.load(run.baseline, device)
@@ -121,14 +119,11 @@ def write_card(
     atomic_write(folder / "README.md", model_card(config, evaluation, license, words))
 
 
-def load_table(run: RunFolder, overrides: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Return the images of a run with their splits, without those it left out, in every process.
-
-    `overrides` by dotted key say where moved images are now, for example ``{"data.root": "birds"}``.
-    """
-    table = read_splits(run.config.with_overrides(overrides or {}).with_absolute_paths())
+def load_table(run: RunFolder) -> pd.DataFrame:
+    """Return the images of a run with their splits, without those it left out, in every process."""
+    table = read_splits(run.current_config)
     unreadable = run.unreadable
-    if unreadable is not None and overrides:  # it lists the paths of before
+    if unreadable is not None and run.overrides:  # it lists the paths of before
         unreadable = find_unreadable(table, run.config.data.workers)
     return table if unreadable is None else drop_rows(table, unreadable)
 

@@ -35,7 +35,7 @@ def export_run(
     `license` is by default that of the run's model card; `overrides` such as {"data.root": ...} say where the images
     are now. Raises `InputError` if the exported model fails the check, or another model is in the way.
     """
-    run = RunFolder.find(place)
+    run = RunFolder.find(place, overrides)
     if run is None:
         raise InputError("not a run folder", path=place, hint="give a run, whose images check the exported model")
     model = Embedder.load(run.folder)
@@ -43,7 +43,7 @@ def export_run(
     own = folder.resolve() == (run.folder / "model").resolve()
     if not own:
         _require_same_model(folder, model)
-    table = load_table(run, overrides)
+    table = load_table(run)
     test, validation = (evaluation_images(table, split) for split in ("test", "validation"))
     training = select_split(table, "train")["path"].tolist()
     scoring, license = make_scoring(run.config.evaluation), license or license_of(model.card)

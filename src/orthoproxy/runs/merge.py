@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,20 +29,18 @@ from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.training.initialization import pca_projection, second_moment
 
 
-def merge_runs(
-    places: Sequence[str], out: Path, dim: int | None, device: str, workers: int, overrides: Mapping[str, Any]
-) -> dict[str, Any]:
+def merge_runs(runs: Sequence[RunFolder], out: Path, dim: int | None, device: str, workers: int) -> dict[str, Any]:
     """Merge runs into one model; write and evaluate it as a run with the configuration of the first.
 
-    The embeddings are projected to `dim` dimensions; None averages the weights instead. `overrides` say where moved
-    images are now. Raises `InputError`, and writes nothing, if the runs do not fit together or a check fails.
+    The embeddings are projected to `dim` dimensions; None averages the weights instead. Raises `InputError`, and writes
+    nothing, if the runs do not fit together or a check fails.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("exists", field="out", path=out, expected="a new or empty folder")
-    runs, average = [RunFolder(place) for place in places], dim is None
+    average = dim is None
     models = [run.load_model(device) for run in runs]
     _require_alike(runs, models, average)
-    table = load_table(runs[0], overrides)
+    table = load_table(runs[0])
     images, training = evaluation_images(table, "validation"), select_split(table, "train")["path"].tolist()
     if average and images.empty:
         raise InputError("needs validation classes, and the first run has none", field="soup")
@@ -53,14 +51,14 @@ def merge_runs(
     merged = f"{kind} {names}; {sum(x.numel() for x in model.encoder.parameters()) / 1e6:.1f} million parameters"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        written, config = RunFolder(Path(folder) / out.name), runs[0].config.with_overrides(changes)
+        written, config = RunFolder(Path(folder) / out.name, runs[0].overrides), runs[0].config.with_overrides(changes)
         written.start(config, {**config.environment, "merged": merged}, runs[0].unreadable)
         shutil.copytree(runs[0].baseline, written.baseline)
         same_license = len({license_of(x.card) for x in models}) == 1
         model.save(written.folder / "model", models[0].card if same_license else "")
         images = evaluation_images(table, "test") if images.empty else images
-        scores = _check(places, models, model, written, images, workers)
-        write_report(written, evaluate_run(written, device, overrides))
+        scores = _check([str(run.folder) for run in runs], models, model, written, images, workers)
+        write_report(written, evaluate_run(written, device))
         written.folder.replace(out)
     return {"merged": merged, "validation": scores}
 

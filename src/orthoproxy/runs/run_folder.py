@@ -44,6 +44,8 @@ class RunFolder:
     ----------
     folder
         For example ``runs/birds``.
+    overrides
+        Values of the configuration that hold now, by dotted key: of moved images, ``{"data.root": "birds"}``.
 
     Attributes
     ----------
@@ -56,18 +58,18 @@ class RunFolder:
     False
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.overrides = Path(folder), overrides or {}
         self.report = self.folder / "report.html"
         self.metrics = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoints"
         self.baseline = self.folder / "baseline"
 
     @classmethod
-    def find(cls, path: str | Path) -> RunFolder | None:
+    def find(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunFolder | None:
         """Return the run whose folder, or whose model folder, `path` is; None for anything else."""
         folder = Path(path).resolve()
-        run = cls(folder.parent if folder.name == "model" and not cls(folder).exists else Path(path))
+        run = cls(folder.parent if folder.name == "model" and not cls(folder).exists else Path(path), overrides)
         return run if run.exists else None
 
     @contextmanager
@@ -109,6 +111,11 @@ class RunFolder:
                 "a run of version 0.1: its baseline is in untrained/", path=self.folder, hint="train it again"
             )
         return read_config(self.folder / "config.yaml")
+
+    @property
+    def current_config(self) -> Config:
+        """The configuration with the overrides, as where the images are now, and absolute paths."""
+        return self.config.with_overrides(self.overrides).with_absolute_paths()
 
     @property
     def scores(self) -> dict[str, Any] | None:
