@@ -59,24 +59,24 @@ def test_evenly_spread_directions_reach_the_welch_bound(count: int) -> None:
 def test_closest_pairs_are_the_largest_cosines_whatever_the_block(p: np.ndarray, k: int, block_mb: float) -> None:
     rows, columns = np.triu_indices(len(p), 1)
     cosines = gram(p)[rows, columns]
-    found = compare_proxies(p, numbered(len(p)), k, block_mb=block_mb)
-    assert [pair.cosine for pair in found.pairs] == pytest.approx(sorted(cosines, reverse=True)[:k])
-    for pair in found.pairs:
+    pairs, nearest = compare_proxies(p, numbered(len(p)), k, block_mb=block_mb)
+    assert [pair.cosine for pair in pairs] == pytest.approx(sorted(cosines, reverse=True)[:k])
+    for pair in pairs:
         assert int(pair.first) < int(pair.second)
         assert gram(p)[int(pair.first), int(pair.second)] == pytest.approx(pair.cosine)
     if len(p) > 1:
-        assert found.nearest == pytest.approx((gram(p) - 2 * np.eye(len(p))).max(axis=1), abs=1e-5)
+        assert nearest == pytest.approx((gram(p) - 2 * np.eye(len(p))).max(axis=1), abs=1e-5)
 
 
 def test_with_too_many_classes_a_sample_of_proxies_is_compared_with_all() -> None:
     p = np.random.default_rng(0).standard_normal((400, 8))
     p[123] = p[321]
-    found = compare_proxies(p, numbered(400), k=3, max_cosines=400 * 50)
-    assert len(found.nearest) == 50
+    pairs, nearest = compare_proxies(p, numbered(400), k=3, max_cosines=400 * 50)
+    assert len(nearest) == 50
     largest = (gram(p) - 2 * np.eye(400)).max(axis=1)
-    assert all(np.isclose(largest, value, atol=1e-5).any() for value in found.nearest)
-    assert found.pairs[0].cosine == pytest.approx(found.nearest.max(), abs=1e-5)
-    assert compare_proxies(p, numbered(400), k=1).pairs[0][:2] == ("123", "321")
+    assert all(np.isclose(largest, value, atol=1e-5).any() for value in nearest)
+    assert pairs[0].cosine == pytest.approx(nearest.max(), abs=1e-5)
+    assert compare_proxies(p, numbered(400), k=1)[0][0][:2] == ("123", "321")
 
 
 def test_memory_and_work_are_bounded(unchecked: None) -> None:

@@ -95,7 +95,7 @@ def test_geometry_configuration_and_notes_are_shown(run: RunResults, page: str) 
     assert run.proxies is not None
     assert f"{effective_rank(run.proxies):.1f} of 6" in parsed.text
     closest = next(table for table in parsed.tables if table[0] == ["Class", "Class", "Cosine"])
-    pairs = compare_proxies(run.proxies, run.classes).pairs
+    pairs, _ = compare_proxies(run.proxies, run.classes)
     assert closest[1:] == [[first, second, f"{cosine:.3f}"] for first, second, cosine in pairs]
     shown = ("first run", "seed: 3", "a made-up one", *run.notes, "40 steps in 1:00")
     assert all(part in parsed.text for part in shown)

@@ -13,11 +13,8 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="Run folders; several are shown side by side.")
     add("--out", metavar="FOLDER", help="Folder for diagnosis.html (default: the run; required for several runs).")
-    add(
-        "--split",
-        choices=("validation", "test"),
-        help="Unseen classes to analyze (default: validation, or test if there are fewer than ten of those).",
-    )
+    text = "Unseen classes to analyze (default: validation, or test if there are fewer than ten of those)."
+    add("--split", choices=("validation", "test"), help=text)
     add("--max-images", type=at_least(1), default=20_000, metavar="N", help="Training images to use (default: 20000).")
     parser.add_json()
     parser.add_device()

@@ -14,12 +14,8 @@ def add_options(parser: Parser) -> None:
     add("run", metavar="RUN", help="A run folder.")
     add("--out", required=True, metavar="FILE.onnx", help="File to write; model/ with the model card goes beside it.")
     add("--int8", action="store_true", help="8-bit weights: smaller and faster, less accurate.")
-    add(
-        "--false-match-rate",
-        type=float,
-        metavar="X",
-        help="Fraction of queries of unknown classes that may get a match; sets the no-match threshold (default: .01).",
-    )
+    text = "Fraction of queries of unknown classes that may get a match; sets the no-match threshold (default: .01)."
+    add("--false-match-rate", type=float, metavar="X", help=text)
     add("--license", help="License for the model card, for example apache-2.0.")
     parser.add_json()
     parser.add_workers()

@@ -28,12 +28,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--root", metavar="FOLDER", help="Folder that paths are relative to; also if it was moved.")
     parser.add_argument("--delete", nargs="+", metavar="PATH", default=[], help="Remove these images or folders.")
     parser.add_argument("--prune", action="store_true", help="Remove all images that are not among IMAGES.")
-    parser.add_argument(
-        "--prune-limit",
-        type=at_least(0),
-        metavar="N",
-        help="Remove up to N images, even if their folder is gone (default: a tenth, from folders that exist).",
-    )
+    text = "Remove up to N images, even if their folder is gone (default: a tenth, from folders that exist)."
+    parser.add_argument("--prune-limit", type=at_least(0), metavar="N", help=text)
     parser.add_argument("--migrate-to", metavar="MODEL", help="Embed all images by another model, then switch to it.")
     parser.add_argument("--undo", action="store_true", help="Restore the catalog before the last change.")
     parser.add_argument("--history", action="store_true", help="List the changes that can be undone.")

@@ -24,17 +24,10 @@ def add_options(parser: Parser) -> None:
     add("--expand", type=at_least(1), metavar="N", help="Search again with the N best results added to the query.")
     add("--where", metavar="FILTER", help="A filter on label, group and path, such as 'label != \"x\"'.")
     add("--diverse", action="store_true", help="At most one result per group (per label if no group).")
-    add(
-        "--min-similarity",
-        type=_similarity,
-        metavar="X",
-        help="Drop less similar results; auto: the model's threshold (the default with --vote).",
-    )
-    add(
-        "--vote",
-        action="store_true",
-        help="Answer with the label of the similar results, or unknown below the minimum.",
-    )
+    text = "Drop less similar results; auto: the model's threshold (the default with --vote)."
+    add("--min-similarity", type=_similarity, metavar="X", help=text)
+    text = "Answer with the label of the similar results, or unknown below the minimum."
+    add("--vote", action="store_true", help=text)
     add("--model", help="Where the catalog's model is now, if it was moved.")
     parser.add_json()
     parser.add_device()

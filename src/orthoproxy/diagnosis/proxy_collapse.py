@@ -46,13 +46,13 @@ def check_proxies(model: DiagnosisInput) -> Check:
     count, dim = proxies.shape
     random = np.random.default_rng(0).standard_normal((min(count, MAX_RANDOM_ROWS), dim))
     rank, random_rank = effective_rank(proxies), effective_rank(random)
-    neighbors = compare_proxies(proxies, model.classes, MAX_PAIRS)
-    compared, close = len(neighbors.nearest), int((neighbors.nearest >= CLOSE_COSINE).sum())
+    closest, cosines = compare_proxies(proxies, model.classes, MAX_PAIRS)
+    compared, close = len(cosines), int((cosines >= CLOSE_COSINE).sum())
     distance, floor = orthogonality_distance(proxies), welch_floor(count, dim)
     astray, astray_close = _astray(proxies, model)
     evidence = {
         "effective rank": f"{rank:.1f} of {min(count, dim)} (random directions {random_rank:.1f})",
-        "largest cosine of two proxies": number(neighbors.pairs[0].cosine, digits=2),
+        "largest cosine of two proxies": number(closest[0].cosine, digits=2),
         "proxies with another within 60°": f"{close:,} of {compared:,}",
         "distance from orthogonality": f"{distance:,.1f} (Welch bound {floor:,.1f})",
         "training images nearest to a wrong proxy": percent(astray),
@@ -63,7 +63,7 @@ def check_proxies(model: DiagnosisInput) -> Check:
         "dim": dim,
         "effective_rank": rank,
         "random_rank": random_rank,
-        "closest": [pair._asdict() for pair in neighbors.pairs],
+        "closest": [pair._asdict() for pair in closest],
         "compared": compared,
         "close_classes": close,
         "distance": distance,
@@ -72,7 +72,7 @@ def check_proxies(model: DiagnosisInput) -> Check:
         "astray_close": asdict(astray_close),
     }
     collapsed = rank < COLLAPSED * random_rank
-    return Check(NAME, evidence, measured, _find(collapsed, astray, astray_close, neighbors.pairs, model.training))
+    return Check(NAME, evidence, measured, _find(collapsed, astray, astray_close, closest, model.training))
 
 
 def _astray(proxies: Float[np.ndarray, "C D"], model: DiagnosisInput) -> tuple[Estimate, Estimate]:

@@ -82,13 +82,13 @@ def loss_figure(log: pd.DataFrame, columns: Mapping[str, str], color: str = "blu
     """Plot columns of the log over the steps, smoothed; the first also unsmoothed, in a pale line behind."""
     figure, axes = create_figure()
     for number, (column, name) in enumerate(columns.items()):
-        step, value = _thin(*_finite_points(log, column))
-        smooth = pd.Series(value).rolling(max(1, len(value) // 30), min_periods=1, center=True).mean()
+        value = _thin(finite_values(log, column))
+        smooth = value.rolling(max(1, len(value) // 30), min_periods=1, center=True).mean()
         if number == 0:
-            axes.plot(step, value, color=COLORS[color], alpha=0.25, linewidth=1)
-            axes.plot(step, smooth, label=name, color=COLORS[color])
+            axes.plot(value, color=COLORS[color], alpha=0.25, linewidth=1)
+            axes.plot(smooth, label=name, color=COLORS[color])
         else:
-            axes.plot(step, smooth, label=name, color=SERIES[number], linestyle="--")
+            axes.plot(smooth, label=name, color=SERIES[number], linestyle="--")
     label_axes(axes, "step", legend=len(columns) > 1)
     return figure
 
@@ -98,11 +98,11 @@ def validation_figure(log: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """Plot validation scores over the steps in percent, with the best point of each curve marked."""
     figure, axes = create_figure()
     for column, marker in zip(columns, "os^D", strict=False):
-        step, score = _finite_points(log, column)
+        score = 100 * finite_values(log, column)
         label = metric_name(column.removeprefix("validation/"))
-        (line,) = axes.plot(step, 100 * score, marker=marker, markersize=3.5, label=label)
-        best = int(score.argmax())
-        _mark_point(axes, (step[best], 100 * score[best]), f"{100 * score[best]:.1f}", str(line.get_color()), marker)
+        (line,) = axes.plot(score, marker=marker, markersize=3.5, label=label)
+        best = float(score.max())
+        _mark_point(axes, (score.idxmax(), best), f"{best:.1f}", str(line.get_color()), marker)
     axes.margins(x=0.06, y=0.16)
     label_axes(axes, "step", "%", legend=True)
     return figure
@@ -159,19 +159,13 @@ def validation_columns(log: pd.DataFrame) -> list[str]:
     return [column for column in ("validation/recall@1", "validation/map@r") if column in scores] or scores[:3]
 
 
-def _finite_points(log: pd.DataFrame, column: str) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
-    step, value = log["step"].to_numpy(dtype=np.float64), log[column].to_numpy(dtype=np.float64)
-    kept = np.isfinite(step) & np.isfinite(value)
-    return step[kept], value[kept]
-
-
-def _thin(
-    step: Float[np.ndarray, " P"], value: Float[np.ndarray, " P"]
-) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+def _thin(curve: pd.Series) -> pd.Series:
     """Average adjacent points so that a curve has at most `MAX_POINTS`."""
-    parts = min(MAX_POINTS, len(step))
-    step, value = (np.array([part.mean() for part in np.array_split(x, parts)]) for x in (step, value))
-    return step, value
+    parts = min(MAX_POINTS, len(curve))
+    step, value = (
+        [part.mean() for part in np.array_split(x, parts)] for x in (curve.index.to_numpy(), curve.to_numpy())
+    )
+    return pd.Series(value, step)
 
 
 def _mark_point(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +26,6 @@ class Pair(NamedTuple):
     first: str
     second: str
     cosine: float
-
-
-@dataclass(frozen=True)
-class ProxyNeighbors:
-    """The closest pairs of proxies, and the largest cosine of each compared proxy with any other."""
-
-    pairs: list[Pair]
-    nearest: Float[np.ndarray, " R"]
 
 
 def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
@@ -75,11 +66,14 @@ def compare_proxies(
     k: int = 10,
     max_cosines: int = MAX_COSINES,
     block_mb: float = BLOCK_MB,
-) -> ProxyNeighbors:
-    """Compare each proxy, or a random sample of them, with all others."""
+) -> tuple[list[Pair], Float[np.ndarray, " R"]]:
+    """Compare each proxy, or a random sample of them, with all others.
+
+    Returns the k closest pairs, and the largest cosine of each compared proxy with any other.
+    """
     count = len(proxies)
     if count < 2:
-        return ProxyNeighbors([], np.empty(0))
+        return [], np.empty(0)
     rows = np.arange(count)
     if count**2 > max_cosines:
         rows = np.sort(np.random.default_rng(0).choice(count, size=max_cosines // count, replace=False))
@@ -89,11 +83,11 @@ def compare_proxies(
     pairs, first = np.unique(pairs, axis=0, return_index=True)  # a pair may be found twice, once from either end
     cosine = cosines.ravel()[first]
     best = np.argsort(-cosine.round(9), kind="stable")[:k]
-    found = [
+    closest = [
         Pair(classes[int(a)], classes[int(b)], round(float(x), 12))
         for (a, b), x in zip(pairs[best], cosine[best], strict=True)
     ]
-    return ProxyNeighbors(found, cosines[:, 0])
+    return closest, cosines[:, 0]
 
 
 def nearest_rows(

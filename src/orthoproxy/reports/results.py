@@ -36,9 +36,9 @@ class RunResults:
         return build_retrieval(embeddings, self.table, evaluation.exclude, evaluation.duplicate_pairs is not None)
 
 
-def finite_values(log: pd.DataFrame, column: str) -> Float[np.ndarray, " P"]:
-    """Return the finite values of a column of the log; empty if the column is missing."""
+def finite_values(log: pd.DataFrame, column: str) -> pd.Series:
+    """Return the finite values of a column of the log, indexed by step; empty if the column is missing."""
     if column not in log:
-        return np.empty(0)
-    values = log[column].to_numpy(dtype=np.float64)
-    return values[np.isfinite(values)]
+        return pd.Series(dtype=np.float64)
+    values = pd.Series(log[column].to_numpy(dtype=np.float64), log["step"].to_numpy(dtype=np.float64))
+    return values[np.isfinite(values) & np.isfinite(values.index)]

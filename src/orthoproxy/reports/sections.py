@@ -47,7 +47,9 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
 
 def _curve_plot(title: str, caption: str, figure: Figure, log: pd.DataFrame, columns: Sequence[str]) -> Plot:
     values = {column: finite_values(log, column) for column in columns}
-    changes = "; ".join(f"{column} from {value[0]:.3g} to {value[-1]:.3g}" for column, value in values.items())
+    changes = "; ".join(
+        f"{column} from {value.iloc[0]:.3g} to {value.iloc[-1]:.3g}" for column, value in values.items()
+    )
     return Plot(title, caption, figure_to_svg(figure, title.lower(), f"{title} over steps: {changes}"))
 
 
@@ -56,7 +58,7 @@ def describe_proxies(proxies: Float[np.ndarray, "C D"] | None, classes: list[str
     if proxies is None or not np.isfinite(proxies).all():
         return None
     count, dim = proxies.shape
-    neighbors = compare_proxies(proxies, classes)
+    closest, nearest = compare_proxies(proxies, classes)
     distance, floor = orthogonality_distance(proxies), welch_floor(count, dim)
     pairs = max(1, count * (count - 1))
     return {
@@ -68,8 +70,8 @@ def describe_proxies(proxies: Float[np.ndarray, "C D"] | None, classes: list[str
         "excess": max(0.0, distance - floor) / count,
         "rms_cosine": (distance / pairs) ** 0.5,
         "min_rms_cosine": (floor / pairs) ** 0.5,
-        "closest": neighbors.pairs,
-        "compared": len(neighbors.nearest),
+        "closest": closest,
+        "compared": len(nearest),
         "plots": _plot_proxies(proxies),
     }
 

@@ -235,7 +235,7 @@ def _geometry(run: RunFolder) -> dict[str, Any] | None:
     if model.proxies is None:
         return None
     proxies = model.proxies.float().cpu().numpy()
-    pairs = compare_proxies(proxies, model.classes, k=1).pairs
+    pairs, _ = compare_proxies(proxies, model.classes, k=1)
     return {
         "classes": len(proxies),
         "dim": proxies.shape[1],
