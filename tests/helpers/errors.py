@@ -1,11 +1,10 @@
 """The error of a call or of a command."""
 
-import importlib
 from collections.abc import Callable, Sequence
 
 import pytest
 
-from orthoproxy.cli.main import main, parse
+from orthoproxy.cli.main import _run, main, parse
 from orthoproxy.core.errors import InputError
 
 
@@ -19,7 +18,7 @@ def error_of(call: Callable[..., object], *args: object, **options: object) -> I
 def input_error(arguments: Sequence[object]) -> InputError:
     """Run a command and return the error that `main` would print."""
     with pytest.raises(InputError) as caught:
-        importlib.import_module(f"orthoproxy.cli.{arguments[0]}").run(parse([*map(str, arguments)])[1])
+        _run(str(arguments[0]), parse([*map(str, arguments)])[1])
     return caught.value
 
 
