@@ -430,7 +430,6 @@ def test_what_a_server_cannot_do_is_an_error(milvus: str) -> None:
     with Catalog.create(f"{milvus}/plain", DIM, "m", "p") as catalog:
         with catalog.store.undoable():
             catalog.upsert(rows, embeddings)
-        store = catalog.store
-        for call in (store.history, store.undo, lambda: store.migration, partial(catalog.move, None, "q")):
+        for call in (lambda: catalog.versioned, partial(catalog.move, None, "q")):
             assert error_of(call).path == catalog.address
         assert ids(catalog) == set(rows["id"]) and catalog.model_path == "p"

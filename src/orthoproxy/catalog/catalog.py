@@ -22,10 +22,10 @@ from orthoproxy.catalog.store import TEXT_FIELDS, Store
 from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, validate_json
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
+from orthoproxy.embedding.onnx_embedder import AnyEmbedder, load_model
 
 if TYPE_CHECKING:
-    from orthoproxy.embedding.embedder import Embedder
+    from orthoproxy.catalog.lance import LanceStore
 
 MAX_RESULTS = 16_384  # of one search
 INDEX_AGAIN = "update orthoproxy, or index again"
@@ -129,19 +129,11 @@ class Catalog:
     [('cat', 1.0)]
     """
 
-    def __init__(self, store: Store, address: str, meta: CatalogMeta) -> None:
-        self.store, self.address, self.meta = store, address, meta
-        self.dim, self.model = meta.dim, meta.model
-
-    @property
-    def root(self) -> str:
-        """Folder that image paths are relative to."""
-        return self.meta.root
-
-    @property
-    def model_path(self) -> str:
-        """Where the embedding model is."""
-        return self.meta.model_path
+    def __init__(self, store: Store) -> None:
+        self.store, self.address = store, store.address
+        self.meta = validate_json(CatalogMeta, store.meta, store.address, INDEX_AGAIN)
+        self.dim, self.model = self.meta.dim, self.meta.model
+        self.root, self.model_path = self.meta.root, self.meta.model_path
 
     @classmethod
     def create(cls, address: str, dim: int, model: str, model_path: str, root: str | Path = ".") -> Catalog:
@@ -161,7 +153,7 @@ class Catalog:
         """
         root = str(Path(root).absolute())
         meta = CatalogMeta(format_version=2, root=root, dim=dim, model=model, model_path=model_path)
-        return cls(_store_class(address).create(address, dim, meta.model_dump_json()), address, meta)
+        return cls(_store_class(address).create(address, dim, meta.model_dump_json()))
 
     @classmethod
     def open(cls, address: str) -> Catalog:
@@ -169,15 +161,14 @@ class Catalog:
 
         Raises InputError if it does not exist, is damaged or has an unknown format version.
         """
-        found = _store_class(address).open(address)
-        if found is None:
+        store = _store_class(address).open(address)
+        if store is None:
             hint = f"create one: orthoproxy index {address} IMAGES --model MODEL"
             old = "://" not in address and (Path(address) / "catalog.json").is_file()
             hint = f"it is of version 0.1: delete the folder, and {hint}" if old else hint
             raise InputError("no catalog", path=address, hint=hint)
-        store, text = found
         try:
-            return cls(store, address, validate_json(CatalogMeta, text, address, INDEX_AGAIN))
+            return cls(store)
         except InputError:
             store.close()
             raise
@@ -185,10 +176,19 @@ class Catalog:
     @staticmethod
     def exists(address: str) -> bool:
         """Whether there is a catalog at an address."""
-        found = _store_class(address).open(address)
-        if found is not None:
-            found[0].close()
-        return found is not None
+        store = _store_class(address).open(address)
+        if store is not None:
+            store.close()
+        return store is not None
+
+    @property
+    def versioned(self) -> LanceStore:
+        """The store, which can undo changes; raises InputError on a Milvus server, which cannot."""
+        from orthoproxy.catalog.lance import LanceStore
+
+        if not isinstance(self.store, LanceStore):
+            raise InputError("not possible on a Milvus server", path=self.address)
+        return self.store
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         """Insert images, replacing those with the same id; durable on return.
@@ -217,8 +217,8 @@ class Catalog:
             raise InputError(f"images such as {sample[0]} are not below it", field="root", path=root)
         moved = {"root": root and str(root.absolute()), "model_path": model_path}
         meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
-        self.store.set_meta(meta.model_dump_json())
-        self.meta = meta
+        self.versioned.set_meta(meta.model_dump_json())
+        self.meta, self.root, self.model_path = meta, meta.root, meta.model_path
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete images by id and return how many existed."""
@@ -343,7 +343,7 @@ def require_model(catalog: Catalog, identity: str, field: str) -> None:
         raise InputError(problem, field=field, hint="use that model, or create another catalog")
 
 
-def load_catalog_model(catalog: Catalog, device: str = "cpu", place: str | None = None) -> Embedder | OnnxEmbedder:
+def load_catalog_model(catalog: Catalog, device: str = "cpu", place: str | None = None) -> AnyEmbedder:
     """Load the model of a catalog, from another place than it is stored if given."""
     try:
         model = load_model(place or catalog.model_path, device, catalog.model)

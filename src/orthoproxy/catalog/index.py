@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,11 +18,8 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.batches import EmbeddedFiles, File
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
+from orthoproxy.embedding.onnx_embedder import AnyEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
-
-if TYPE_CHECKING:
-    from orthoproxy.embedding.embedder import Embedder
 
 VALUES = ["content", "label", "group"]
 RESTORE = "restore the files, or --delete these images"
@@ -48,7 +44,7 @@ class Changes:
 def index_images(
     catalog: Catalog,
     collection: Collection,
-    embedder: Embedder | OnnxEmbedder,
+    embedder: AnyEmbedder,
     batch_size: int = 128,
     workers: int = 0,
     report: Report = lambda done, total: None,
@@ -188,7 +184,7 @@ def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
 
 def migrate(
     catalog: Catalog,
-    embedder: Embedder | OnnxEmbedder,
+    embedder: AnyEmbedder,
     model_path: str,
     batch_size: int = 128,
     workers: int = 0,
@@ -200,7 +196,7 @@ def migrate(
     and of those whose nearest neighbor has changed. Open the catalog again afterwards. Raises InputError if an image
     cannot be read, as it would be lost.
     """
-    address, root, version = catalog.store.migration, catalog.root, catalog.store.version
+    address, root, version = catalog.versioned.migration, catalog.root, catalog.versioned.version
     names = ["id", "path", "label", "group"]
     images = pd.concat([pd.DataFrame(columns=names), *catalog.iterate_rows(names)], ignore_index=True)
     missing = [path for path in images["path"] if not Path(root, split_box(path)[0]).is_file()]
@@ -222,7 +218,7 @@ def migrate(
         queries = migrated.sample_ids(200)
         changed = _nearest_neighbors(catalog, queries).items() ^ _nearest_neighbors(migrated, queries).items()
         meta = migrated.meta.model_copy(update={"root": root, "model_path": model_path})
-        catalog.store.replace_by(migrated.store, meta.model_dump_json(), version)
+        catalog.versioned.replace_by(migrated.versioned, meta.model_dump_json(), version)
     return len(queries), len({key for key, _ in changed})
 
 

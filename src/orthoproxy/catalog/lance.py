@@ -58,7 +58,7 @@ class LanceStore(Store):
 
     def __init__(self, table: Any, address: str) -> None:
         self._table, self.address = table, address
-        self._meta = self._metadata().get(META)
+        self.meta = self._metadata().get(META, b"").decode()
         self.dim = table.schema.field("embedding").type.list_size
         self.exact_below = IN_MEMORY // (4 * self.dim)
         self._version, self._in_memory = -1, None  # of the table, and the texts and embeddings of that version
@@ -78,8 +78,8 @@ class LanceStore(Store):
             return cls(_connect(address).create_table(TABLE, schema=_schema(dim, meta)), address)
 
     @classmethod
-    def open(cls, address: str) -> tuple[LanceStore, str] | None:
-        """Open a table; returns it with its metadata, or None if there is none."""
+    def open(cls, address: str) -> LanceStore | None:
+        """Open a table; None if there is none."""
         folder = _local_folder(address)
         files = folder and folder / f"{TABLE}.lance"
         if files and not files.is_dir():
@@ -99,8 +99,7 @@ class LanceStore(Store):
                 raise incomplete
             if not {*TEXT_FIELDS, "embedding"} <= {*table.schema.names}:
                 raise InputError(f"its table {TABLE} is not a catalog", path=address, hint="choose another address")
-            store = cls(table, address)
-            return store, (store._meta or b"").decode()
+            return cls(table, address)
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
@@ -193,7 +192,7 @@ class LanceStore(Store):
         return self._table.schema.field("embedding").metadata or {}
 
     def _require_same_meta(self) -> None:
-        if self._metadata().get(META) != self._meta:
+        if self._metadata().get(META, b"").decode() != self.meta:
             hint = "open it again, or restart the server"
             raise InputError("has another root or model since it was opened", path=self.address, hint=hint)
 
@@ -255,6 +254,7 @@ class LanceStore(Store):
                     self._table.tags.delete(name)
 
     def history(self) -> list[tuple[str, int]]:
+        """Return when each change that can be undone began, the latest first, and how many rows there were before."""
         with _lance_errors(self.address):
             past, changes = _connect(self.address).open_table(TABLE), []
             for tag in sorted(self._table.tags.list(), reverse=True):
@@ -263,6 +263,7 @@ class LanceStore(Store):
             return changes
 
     def undo(self) -> None:
+        """Restore rows and metadata as they were before the latest change of `history`."""
         self._require_no_migration()
         with _lance_errors(self.address):
             tag = max(self._table.tags.list(), default=None)
@@ -272,22 +273,28 @@ class LanceStore(Store):
             self._table.tags.delete(tag)
 
     def set_meta(self, meta: str) -> None:
+        """Replace the metadata."""
         with _lance_errors(self.address):
             self._require_same_meta()
             self._table.update_field_metadata({"path": "embedding", "metadata": {META.decode(): meta}})
-        self._meta = meta.encode()
+        self.meta = meta
 
     @property
     def migration(self) -> str:
+        """Address of the store that is filled during a migration to another model."""
         return f"{self.address}/migration"
 
     @property
     def version(self) -> int:
+        """A number that grows with each change."""
         with _lance_errors(self.address):
             return self._table.version
 
-    def replace_by(self, other: Store, meta: str, version: int) -> None:
-        assert isinstance(other, LanceStore)
+    def replace_by(self, other: LanceStore, meta: str, version: int) -> None:
+        """Replace rows and metadata atomically by those of the store at `migration`, which is deleted.
+
+        Raises InputError if the store has changed since a version.
+        """
         changed = InputError("changed during the migration", path=self.address, hint="run the command again")
         with _lance_errors(self.address), self._tagged():
             if self._table.version != version:

@@ -44,8 +44,9 @@ class MilvusStore(Store):
 
     exact_below = 200_000
 
-    def __init__(self, client: Any, collection: str, address: str, dim: int) -> None:
-        self._client, self._collection, self.address, self.dim = client, collection, address, dim
+    def __init__(self, client: Any, collection: str, address: str, dim: int, meta: str) -> None:
+        self._client, self._collection = client, collection
+        self.address, self.dim, self.meta = address, dim, meta
         self._has_written = False
 
     @classmethod
@@ -61,14 +62,14 @@ class MilvusStore(Store):
                 schema.add_field(field, DataType.VARCHAR, is_primary=field == "id", max_length=max_bytes)
             schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
             client.create_collection(name, schema=schema, consistency_level="Bounded")
-            store = cls(client, name, address, dim)
+            store = cls(client, name, address, dim, meta)
             store._create_index("FLAT")
             stack.pop_all()
         return store
 
     @classmethod
-    def open(cls, address: str) -> tuple[MilvusStore, str] | None:
-        """Open a collection; returns it with its description, or None if there is none."""
+    def open(cls, address: str) -> MilvusStore | None:
+        """Open a collection; None if there is none."""
         with _milvus_errors(address), ExitStack() as stack:
             client, name = _connect(address)
             stack.callback(client.close)
@@ -78,13 +79,13 @@ class MilvusStore(Store):
             dims = [field["params"]["dim"] for field in about["fields"] if field["name"] == "embedding"]
             if not dims:
                 raise InputError(f"collection {name} is not a catalog", path=address, hint="choose another name")
-            store = cls(client, name, address, int(dims[0]))
+            store = cls(client, name, address, int(dims[0]), about.get("description", ""))
             if client.list_indexes(name):
                 client.load_collection(name)
             else:  # of a process that was killed while it replaced the index
                 store._create_index("FLAT")
             stack.pop_all()
-        return store, about.get("description", "")
+        return store
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         records = rows[list(TEXT_FIELDS)].to_dict("records")

@@ -11,7 +11,6 @@ import pandas as pd
 from jaxtyping import Float
 
 from orthoproxy.catalog.filters import Condition
-from orthoproxy.core.errors import InputError
 
 TEXT_FIELDS = {"id": 32, "path": 4096, "label": 1024, "group": 1024, "content": 64}  # maximum bytes
 HIT_FIELDS = ["id", "path", "label", "group"]
@@ -24,6 +23,7 @@ class Store(ABC):
     """
 
     address: str
+    meta: str  # of the catalog, as JSON
     exact_below: int  # rows; above, `build_index` makes search approximate and fast
 
     @abstractmethod
@@ -74,35 +74,3 @@ class Store(ABC):
         Raises InputError during a migration, unless it only deletes.
         """
         yield
-
-    def history(self) -> list[tuple[str, int]]:
-        """Return when each change that can be undone began, the latest first, and how many rows there were before."""
-        raise self._unsupported()
-
-    def undo(self) -> None:
-        """Restore rows and metadata as they were before the latest change of `history`."""
-        raise self._unsupported()
-
-    def set_meta(self, meta: str) -> None:
-        """Replace the metadata."""
-        raise self._unsupported()
-
-    @property
-    def migration(self) -> str:
-        """Address of the store that is filled during a migration to another model."""
-        raise self._unsupported()
-
-    @property
-    def version(self) -> int:
-        """A number that grows with each change."""
-        raise self._unsupported()
-
-    def replace_by(self, other: Store, meta: str, version: int) -> None:
-        """Replace rows and metadata atomically by those of the store at `migration`, which is deleted.
-
-        Raises InputError if the store has changed since a version.
-        """
-        raise self._unsupported()
-
-    def _unsupported(self) -> InputError:
-        return InputError("not possible on a Milvus server", path=self.address)

@@ -15,8 +15,7 @@ from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 if TYPE_CHECKING:
     from orthoproxy.catalog.catalog import Catalog
     from orthoproxy.data.sources.collection import Collection
-    from orthoproxy.embedding.embedder import Embedder
-    from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
+    from orthoproxy.embedding.onnx_embedder import AnyEmbedder
 
 CATALOG = "A folder, s3://BUCKET/NAME, or a Milvus server: http://HOST:19530/NAME (token in MILVUS_TOKEN)."
 
@@ -107,9 +106,7 @@ def _prune(catalog: Catalog, ids: list[str], limit: int | None) -> int:
     return catalog.delete(gone["id"].tolist())
 
 
-def _create(
-    options: Any, model: Embedder | OnnxEmbedder | None, images: Collection | None, embeddings: Path | None
-) -> Catalog:
+def _create(options: Any, model: AnyEmbedder | None, images: Collection | None, embeddings: Path | None) -> Catalog:
     """Create a catalog for the model given, or for the one that computed the embeddings."""
     from orthoproxy.catalog.catalog import Catalog
     from orthoproxy.catalog.index import relative_path
@@ -139,7 +136,7 @@ def _maintain(options: Any) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with Catalog.open(options.catalog) as catalog:
         if options.undo:
-            catalog.store.undo()
+            catalog.versioned.undo()
             print(f"{options.catalog}: {len(catalog)} images, as before the last change")
         if not options.images and (options.root or options.model):
             if options.model:
@@ -161,7 +158,9 @@ def _maintain(options: Any) -> dict[str, Any]:
         if options.migrate_to:
             index.fit_index(catalog)
         if options.history:
-            results["history"] = [{"changed": time, "images_before": count} for time, count in catalog.store.history()]
+            results["history"] = [
+                {"changed": time, "images_before": count} for time, count in catalog.versioned.history()
+            ]
             for change in results["history"]:
                 print(f"changed {change['changed']}: {change['images_before']} images before")
         if options.info:

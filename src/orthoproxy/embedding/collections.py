@@ -27,8 +27,7 @@ from orthoproxy.data.loading import iterate_batches, loader_options
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.data.transforms import ResizeAndCrop
 from orthoproxy.embedding.batches import EmbeddedFiles, File
-from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
+from orthoproxy.embedding.onnx_embedder import AnyEmbedder
 from orthoproxy.embedding.parquet_store import EmbeddingMeta, Part, begin, is_complete, write_part, write_unreadable
 
 
@@ -48,7 +47,7 @@ class EmbedResult:
 
 
 def embed_collection(
-    embedder: Embedder | OnnxEmbedder,
+    embedder: AnyEmbedder,
     model_path: str,
     collection: Collection,
     out: str | Path,
@@ -81,6 +80,7 @@ def embed_collection(
     >>> from PIL import Image
     >>> from orthoproxy.data import read_collection
     >>> from orthoproxy.models import Encoder
+    >>> from orthoproxy.embedding.embedder import Embedder
     >>> from orthoproxy.embedding.parquet_store import read_parts
     >>> folder = Path(tempfile.mkdtemp())
     >>> (folder / "images").mkdir()
@@ -125,7 +125,7 @@ def embed_collection(
 
 
 def _embed_parts(
-    embedder: Embedder | OnnxEmbedder,
+    embedder: AnyEmbedder,
     plan: EmbeddingMeta,
     collection: Collection,
     numbers: Sequence[int],
@@ -154,9 +154,7 @@ def _embed_parts(
             yield plan.parts[number], rows(number).assign(**columns), result.embeddings
 
 
-def embed_files(
-    embedder: Embedder | OnnxEmbedder, batches: Iterable[list[File]], workers: int
-) -> Iterator[EmbeddedFiles]:
+def embed_files(embedder: AnyEmbedder, batches: Iterable[list[File]], workers: int) -> Iterator[EmbeddedFiles]:
     """Embed batches of files that may be unreadable; each file is read once."""
     loader = DataLoader(_Files(embedder.transform), batch_sampler=batches, **loader_options(workers, _collate))
     for pixels, contents, reasons in iterate_batches(loader):

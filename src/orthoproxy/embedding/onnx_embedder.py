@@ -7,7 +7,7 @@ import json
 import os
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -122,6 +122,9 @@ class OnnxEmbedder:
         return self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
 
 
+AnyEmbedder: TypeAlias = "Embedder | OnnxEmbedder"
+
+
 def make_session(path: Path, device: str = "cpu") -> Any:
     """Open an ONNX file; it computes with ``OMP_NUM_THREADS`` threads, as PyTorch does, or else one per core."""
     onnxruntime = import_optional("onnxruntime", "onnx")
@@ -146,7 +149,7 @@ def make_session(path: Path, device: str = "cpu") -> Any:
     return session
 
 
-def load_model(path: str | Path, device: str = "cpu", identity: str = "") -> Embedder | OnnxEmbedder:
+def load_model(path: str | Path, device: str = "cpu", identity: str = "") -> AnyEmbedder:
     """Load a trained or an exported model, without proxies.
 
     Parameters

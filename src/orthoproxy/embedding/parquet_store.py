@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,7 @@ from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, read_json
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder
-
-if TYPE_CHECKING:
-    from orthoproxy.embedding.embedder import Embedder
+from orthoproxy.embedding.onnx_embedder import AnyEmbedder
 
 META = "_embedding.json"  # Parquet readers skip what starts with _
 UNREADABLE = "_unreadable.csv"
@@ -55,9 +52,7 @@ class EmbeddingMeta(BaseModel, frozen=True):
     parts: tuple[Part, ...]
 
     @classmethod
-    def plan(
-        cls, embedder: Embedder | OnnxEmbedder, model_path: str, collection: Collection, part_size: int
-    ) -> EmbeddingMeta:
+    def plan(cls, embedder: AnyEmbedder, model_path: str, collection: Collection, part_size: int) -> EmbeddingMeta:
         return cls(
             format_version=1,
             model=embedder.identity,

@@ -24,8 +24,7 @@ from orthoproxy.catalog.catalog import Catalog, Hit, require_model, vote_of_hits
 from orthoproxy.catalog.filters import Condition, In, Not, both, parse_filter
 from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
-from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.embedding.onnx_embedder import OnnxEmbedder, load_model
+from orthoproxy.embedding.onnx_embedder import AnyEmbedder, load_model
 from orthoproxy.server.limits import Limits, RequestError
 from orthoproxy.server.schemas import CatalogInfo, SearchOptions, SearchResult, SearchResults
 from orthoproxy.server.uploads import MEDIA_TYPES, DecoderPool, Source, image_format
@@ -34,7 +33,6 @@ LOG = logging.getLogger("orthoproxy.server")
 SAMPLES = 12  # images that the page starts with
 UPLOADS_KEPT = 1000  # their embeddings, a few kB each
 DEFAULTS = SearchOptions()
-Model = Embedder | OnnxEmbedder
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class ServedCatalog:
 
     info: CatalogInfo
     catalog: Catalog
-    model: Model | None
+    model: AnyEmbedder | None
     labels: tuple[str, ...]  # the most frequent first
     samples: tuple[str, ...]  # ids
 
@@ -56,7 +54,7 @@ class Service:
     """Search in catalogs by name, the first by default, and read their images; the HTTP API and the page call it."""
 
     def __init__(
-        self, catalogs: Mapping[str, Catalog], models: Sequence[Model] = (), limits: Limits | None = None
+        self, catalogs: Mapping[str, Catalog], models: Sequence[AnyEmbedder] = (), limits: Limits | None = None
     ) -> None:
         self.limits = limits or Limits()
         self.models = {model.identity: model for model in models}
@@ -172,7 +170,7 @@ class Service:
         for served in self.catalogs.values():
             served.catalog.close()
 
-    def _embed(self, source: Source, model: Model, box: Box | None) -> Float[np.ndarray, " D"]:
+    def _embed(self, source: Source, model: AnyEmbedder, box: Box | None) -> Float[np.ndarray, " D"]:
         pixels = self.decoders.model_input(source, model.image_size, model.resize, box)
         return self._embedding_thread.submit(model.embed, torch.from_numpy(pixels)[None]).result()[0]
 
@@ -222,7 +220,7 @@ def _inside(root: Path, relative_path: str) -> Path | None:
         return None
 
 
-def _load_model(catalog: Catalog) -> Model | None:
+def _load_model(catalog: Catalog) -> AnyEmbedder | None:
     try:
         model = load_model(catalog.model_path, identity=catalog.model)
     except InputError as error:
@@ -232,7 +230,7 @@ def _load_model(catalog: Catalog) -> Model | None:
     return model
 
 
-def _require_model(served: ServedCatalog) -> Model:
+def _require_model(served: ServedCatalog) -> AnyEmbedder:
     if served.model is None:
         problem = f"{served.name} is served without its model"
         raise RequestError(problem, field="image", hint="search by id or embedding")
