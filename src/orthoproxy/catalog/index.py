@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -58,25 +57,21 @@ def index_images(
     from orthoproxy.embedding.collections import embed_files  # imports PyTorch, which stored embeddings do without
 
     require_model(catalog, embedder.identity, "model")
-    changes, images, size = Changes(), collection.images, 4 * batch_size
-    rows = _rows(images, collection.root, Path(catalog.root))
+    changes, size = Changes(), 4 * batch_size
+    rows = _rows(collection.images, collection.root, Path(catalog.root))
     pending: deque[tuple[pd.DataFrame, pd.DataFrame]] = deque()
 
-    def batches() -> Iterator[list[File]]:
+    def parts() -> Iterator[list[File]]:
         for first in range(0, len(rows), size):
             part = rows.iloc[first : first + size]
             stored = _stored(catalog, part)
             pending.append((part, stored))
-            files = [File(*pair) for pair in zip(part["file"], stored["content"], strict=True)]
-            yield from (files[start : start + batch_size] for start in range(0, len(files), batch_size))
+            yield [File(*pair) for pair in zip(part["file"], stored["content"], strict=True)]
 
-    embedded = embed_files(embedder, batches(), workers)
-    with Progress("index", len(images)) as progress:
-        while result := list(islice(embedded, size // batch_size)):
-            part, stored = pending.popleft()
-            _update(catalog, part, stored, EmbeddedFiles.concatenate(result), changes)
-            progress.advance(len(part), "images")
-            report(progress.done, len(images))
+    with Progress("index", len(rows)) as progress:
+        for files in embed_files(embedder, parts(), batch_size, workers, progress):
+            _update(catalog, *pending.popleft(), files, changes)
+            report(progress.done, len(rows))
     return changes
 
 

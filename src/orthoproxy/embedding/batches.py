@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,16 +31,11 @@ class File(NamedTuple):
 
 
 class EmbeddedFiles(NamedTuple):
-    """Files of a batch: embeddings of those that were decoded; of all, a content hash or the reason for none."""
+    """Embeddings of the files that were decoded; of all files, a content hash or the reason for none."""
 
     embeddings: Float[np.ndarray, "n D"]
     contents: list[str]
     reasons: list[str]
-
-    @classmethod
-    def concatenate(cls, batches: Sequence[EmbeddedFiles]) -> EmbeddedFiles:
-        embeddings, contents, reasons = zip(*batches, strict=True)
-        return cls(np.concatenate(embeddings), list(itertools.chain(*contents)), list(itertools.chain(*reasons)))
 
 
 def iterate_image_batches(

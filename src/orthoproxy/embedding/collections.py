@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from orthoproxy.data.sources.collection import Collection
 from orthoproxy.data.transforms import ResizeAndCrop
 from orthoproxy.embedding.batches import EmbeddedFiles, File
 from orthoproxy.embedding.onnx_embedder import AnyEmbedder
-from orthoproxy.embedding.parquet_store import EmbeddingMeta, Part, begin, is_complete, write_part, write_unreadable
+from orthoproxy.embedding.parquet_store import EmbeddingMeta, begin, is_complete, write_part, write_unreadable
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,13 @@ def embed_collection(
                 raise InputError("the processes see different images", path=collection.root)
         with raise_together():
             own = missing[process_index() :: process_count()]
-            for part, rows, embeddings in _embed_parts(embedder, plan, collection, own, batch_size, workers):
-                write_part(out, plan, part, rows, embeddings)
+            tables = [collection.images.iloc[number * part_size :][:part_size] for number in own]
+            files = ([File(f"{collection.root}/{path}") for path in table["path"]] for table in tables)
+            with Progress("embed", sum(map(len, tables))) as progress:
+                embedded = embed_files(embedder, files, batch_size, workers, progress)
+                for number, table, (embeddings, contents, reasons) in zip(own, tables, embedded, strict=True):
+                    rows = table.assign(content=contents, reason=reasons)
+                    write_part(out, plan, plan.parts[number], rows, embeddings)
         with raise_together():
             unreadable = write_unreadable(out, plan) if is_main() else None
         unreadable = broadcast_object(unreadable)
@@ -124,44 +130,30 @@ def embed_collection(
     return EmbedResult(len(collection) - len(unreadable), new_images, time.monotonic() - start, unreadable)
 
 
-def _embed_parts(
-    embedder: AnyEmbedder,
-    plan: EmbeddingMeta,
-    collection: Collection,
-    numbers: Sequence[int],
-    batch_size: int,
-    workers: int,
-) -> Iterator[tuple[Part, pd.DataFrame, Float[np.ndarray, "n D"]]]:
-    """Yield each of these parts, its rows and embeddings, as soon as it is complete; the loader runs ahead."""
-
-    def rows(number: int) -> pd.DataFrame:
-        return collection.images.iloc[number * plan.part_size :][: plan.part_size]
+def embed_files(
+    embedder: AnyEmbedder, parts: Iterable[list[File]], batch_size: int, workers: int, progress: Progress
+) -> Iterator[EmbeddedFiles]:
+    """Embed files that may be unreadable, part by part; each is read once, and the loader runs ahead."""
+    sizes = deque[int]()  # of parts whose batches the loader has asked for
 
     def batches() -> Iterator[list[File]]:
-        for number in numbers:
-            files = [File(f"{collection.root}/{path}") for path in rows(number)["path"]]
-            yield from (files[first : first + batch_size] for first in range(0, len(files), batch_size))
+        for part in parts:
+            sizes.append(len(part))
+            yield from (part[first : first + batch_size] for first in range(0, len(part), batch_size))
 
-    embedded = embed_files(embedder, batches(), workers)
-    with Progress("embed", sum(plan.parts[number].images for number in numbers)) as progress:
-        for number in numbers:
-            done: list[EmbeddedFiles] = []
-            for batch in itertools.islice(embedded, -(-plan.parts[number].images // batch_size)):
-                done.append(batch)
-                progress.advance(len(batch.contents), unit="images")
-            result = EmbeddedFiles.concatenate(done)
-            columns = {"content": result.contents, "reason": result.reasons}
-            yield plan.parts[number], rows(number).assign(**columns), result.embeddings
-
-
-def embed_files(embedder: AnyEmbedder, batches: Iterable[list[File]], workers: int) -> Iterator[EmbeddedFiles]:
-    """Embed batches of files that may be unreadable; each file is read once."""
-    loader = DataLoader(_Files(embedder.transform), batch_sampler=batches, **loader_options(workers, _collate))
-    for pixels, contents, reasons in iterate_batches(loader):
-        embeddings = np.empty((0, embedder.embedding_dim), dtype=np.float32)
-        if pixels is not None:
-            embeddings = embedder.embed(pixels, batch_size=len(pixels))
-        yield EmbeddedFiles(embeddings, contents, reasons)
+    loader = DataLoader(_Files(embedder.transform), batch_sampler=batches(), **loader_options(workers, _collate))
+    embeddings: list[Float[np.ndarray, "b D"]] = []
+    contents: list[str] = []
+    reasons: list[str] = []
+    for pixels, some_contents, some_reasons in iterate_batches(loader):
+        embeddings.append(embedder.embed(pixels, batch_size))
+        contents += some_contents
+        reasons += some_reasons
+        progress.advance(len(some_contents), unit="images")
+        if len(contents) == sizes[0]:
+            yield EmbeddedFiles(np.concatenate(embeddings), contents, reasons)
+            sizes.popleft()
+            embeddings, contents, reasons = [], [], []
 
 
 class _Files(Dataset):
@@ -184,7 +176,7 @@ class _Files(Dataset):
 
 def _collate(
     files: list[tuple[UInt8[np.ndarray, "3 H W"] | None, str, str]],
-) -> tuple[UInt8[Tensor, "b 3 H W"] | None, list[str], list[str]]:
+) -> tuple[UInt8[Tensor, "b 3 H W"] | list[Any], list[str], list[str]]:
     pixels = [pixels for pixels, _, _ in files if pixels is not None]
     contents, reasons = [content for _, content, _ in files], [reason for _, _, reason in files]
-    return torch.from_numpy(np.stack(pixels)) if pixels else None, contents, reasons
+    return torch.from_numpy(np.stack(pixels)) if pixels else [], contents, reasons
