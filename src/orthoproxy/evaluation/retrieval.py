@@ -105,21 +105,17 @@ def rank_positives(
     The j-th best positive has rank j + the number of negatives at least as similar.
     """
     blocks = _SimilarityBlocks(retrieval, block_memory_mb, device)
-    gallery_labels = retrieval.labels[blocks.gallery]
-    by_label = np.argsort(gallery_labels, kind="stable")
-    sorted_labels = gallery_labels[by_label]
-    columns = torch.from_numpy(by_label).to(blocks.device)
+    sorted_labels, columns = blocks.labels[blocks.gallery].sort(stable=True)
     for rows, similarity in blocks:
-        labels = retrieval.labels[rows]
-        start, end = (np.searchsorted(sorted_labels, labels, side=side) for side in ("left", "right"))
+        start, end = (torch.searchsorted(sorted_labels, blocks.labels[rows], side=side) for side in ("left", "right"))
         sizes = end - start
-        place = torch.arange(int(sizes.max(initial=1)), device=blocks.device)
-        query, number = (place < torch.from_numpy(sizes).to(blocks.device)[:, None]).nonzero(as_tuple=True)
-        column = columns[torch.from_numpy(start).to(blocks.device)[query] + number]
+        place = torch.arange(max([1, *sizes.tolist()]), device=blocks.device)
+        query, number = (place < sizes[:, None]).nonzero(as_tuple=True)
+        column = columns[start[query] + number]
         found = similarity[query, column]
         if blocks.groups is not None:  # whatever the rule, images of the query's class in its group leave
-            group = blocks.groups[torch.from_numpy(rows).to(blocks.device)[query]]
-            same_group = (group >= 0) & (group == blocks.groups[blocks.gallery_rows[column]])
+            group = blocks.groups[rows[query]]
+            same_group = (group >= 0) & (group == blocks.groups[blocks.gallery[column]])
             found.masked_fill_(same_group, -torch.inf)
         positive = similarity.new_full((len(rows), len(place)), -torch.inf)
         positive[query, number] = found
@@ -129,7 +125,7 @@ def rank_positives(
 
 def _rank(
     blocks: _SimilarityBlocks,
-    rows: Int[np.ndarray, " b"],
+    rows: Int[Tensor, " b"],
     negative: Float[Tensor, "b G"],
     positive: Float[Tensor, "b P"],
     full: bool,
@@ -207,10 +203,9 @@ def nearest_neighbors(
                 columns[row] = similarity[row].sort(descending=True, stable=True).indices[:k]
         columns = columns.sort(dim=1).values
         similar, order = similarity.gather(1, columns).sort(dim=1, descending=True, stable=True)
-        similar, columns = similar.cpu().numpy(), columns.gather(1, order).cpu().numpy()
-        rows.append(np.where(np.isinf(similar), -1, blocks.gallery[columns]))
-        values.append(similar)
-    return np.concatenate(rows), np.concatenate(values)
+        rows.append(blocks.gallery[columns.gather(1, order)].masked_fill_(similar == -torch.inf, -1).cpu())
+        values.append(similar.cpu())
+    return torch.cat(rows).numpy(), torch.cat(values).numpy()
 
 
 class _SimilarityBlocks:
@@ -220,54 +215,52 @@ class _SimilarityBlocks:
     """
 
     def __init__(self, retrieval: Retrieval, block_memory_mb: float, device: str) -> None:
-        self.queries, self.gallery = retrieval.queries, np.sort(retrieval.gallery)
         self.device = device if torch.device(device).type == "cuda" else "cpu"
-        self.size = max(1, int(block_memory_mb * 2**20 / (BYTES_PER_PAIR * max(1, len(self.gallery)))))
-        distinct, self.copy_of = _distinct_rows(unit_rows(retrieval.embeddings))
-        self.units = torch.from_numpy(distinct).to(self.device)
+        gallery, (distinct, copy_of) = np.sort(retrieval.gallery), _distinct_rows(unit_rows(retrieval.embeddings))
+        candidates, columns = np.unique(copy_of[gallery], return_inverse=True)
+        self.queries, self.gallery, self.labels = map(self._tensor, (retrieval.queries, gallery, retrieval.labels))
+        self.labels = self.labels.long()
+        self.size = max(1, int(block_memory_mb * 2**20 / (BYTES_PER_PAIR * max(1, len(gallery)))))
+        self.units, self.copy_of = self._tensor(distinct), self._tensor(copy_of)
         searched = retrieval.query_embeddings
-        self.query_units = None if searched is None else torch.from_numpy(unit_rows(searched)).to(self.device)
-        self.raised = None if retrieval.raised is None else [torch.from_numpy(x) for x in retrieval.raised]
-        candidates, columns = np.unique(self.copy_of[self.gallery], return_inverse=True)
-        self.candidates = self.units[torch.from_numpy(candidates).to(self.device)].T
+        self.query_units = None if searched is None else self._tensor(unit_rows(searched))
+        self.raised = None if retrieval.raised is None else [self._tensor(x) for x in retrieval.raised]
+        self.candidates = self.units[self._tensor(candidates)].T
         in_order = np.array_equal(columns, np.arange(len(candidates)))
-        self.columns = None if in_order else torch.from_numpy(columns).to(self.device)
+        self.columns = None if in_order else self._tensor(columns)
         # reused, as new memory for each block costs time
         self.room = self.units.new_empty(min(self.size, len(self.queries)), len(candidates))
-        self.place = torch.full((len(retrieval.labels),), -1)  # of a row in the gallery
-        self.place[torch.from_numpy(self.gallery)] = torch.arange(len(self.gallery))
+        self.place = self.labels.new_full((len(self.labels),), -1)  # of a row in the gallery
+        self.place[self.gallery] = torch.arange(len(gallery), device=self.device)
         self.own_class_only = retrieval.exclude == "own_class_in_group"
         groups = None if retrieval.exclude == "none" else retrieval.groups
         self.groups, self.copies, self.categories = (
-            None if numbers is None else torch.from_numpy(numbers).to(self.device)
+            None if numbers is None else self._tensor(numbers)
             for numbers in (groups, retrieval.copies, retrieval.categories)
         )
-        self.labels = torch.from_numpy(retrieval.labels).to(self.device)
-        self.gallery_rows = torch.from_numpy(self.gallery).to(self.device)
 
-    def __iter__(self) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b G"]]]:
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(self.device)
+
+    def __iter__(self) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b G"]]]:
         for start in range(0, max(1, len(self.queries)), self.size):
             block = slice(start, start + self.size)
             rows = self.queries[block]
-            if self.query_units is None:
-                units = self.units[torch.from_numpy(self.copy_of[rows]).to(self.device)]
-            else:
-                units = self.query_units[block]
+            units = self.units[self.copy_of[rows]] if self.query_units is None else self.query_units[block]
             similarity = torch.mm(units, self.candidates, out=self.room[: len(rows)])
             if self.columns is not None:
                 similarity = similarity[:, self.columns]
             if self.raised is not None:
                 found, added = (x[block] for x in self.raised)
-                columns = self.place[found].clamp(min=0)  # where there is none, 0 is added
-                similarity.scatter_add_(1, columns.to(self.device), added.to(self.device))
-            own = self.place[torch.from_numpy(rows)].to(self.device)
+                similarity.scatter_add_(1, self.place[found].clamp(min=0), added)  # where there is none, 0 is added
+            own = self.place[rows]
             (query,) = (own >= 0).nonzero(as_tuple=True)
             similarity[query, own[query]] = -torch.inf
             if self.copies is not None:
                 similarity.masked_fill_(self._same(self.copies, rows), -torch.inf)
             yield rows, similarity
 
-    def mask_groups(self, rows: Int[np.ndarray, " b"], similarity: Float[Tensor, "b G"]) -> None:
+    def mask_groups(self, rows: Int[Tensor, " b"], similarity: Float[Tensor, "b G"]) -> None:
         """Set the similarity with what is excluded of the query's own group to -inf, in place."""
         if self.groups is not None:
             excluded = self._same(self.groups, rows)
@@ -275,17 +268,17 @@ class _SimilarityBlocks:
                 excluded &= self._same(self.labels, rows)
             similarity.masked_fill_(excluded, -torch.inf)
 
-    def _same(self, numbers: Int[Tensor, " N"], rows: Int[np.ndarray, " b"]) -> Bool[Tensor, "b G"]:
-        own = numbers[torch.from_numpy(rows).to(self.device)][:, None]
-        return (own >= 0) & (own == numbers[self.gallery_rows])
+    def _same(self, numbers: Int[Tensor, " N"], rows: Int[Tensor, " b"]) -> Bool[Tensor, "b G"]:
+        own = numbers[rows][:, None]
+        return (own >= 0) & (own == numbers[self.gallery])
 
     def category_first(
-        self, rows: Int[np.ndarray, " b"], negative: Float[Tensor, "b G"], best_positive: Float[Tensor, " b"]
+        self, rows: Int[Tensor, " b"], negative: Float[Tensor, "b G"], best_positive: Float[Tensor, " b"]
     ) -> Bool[Tensor, " b"] | None:
         """Tell whether the best image of a query's category is more similar than any other; overwrites `negative`."""
         if self.categories is None:
             return None
-        other = self.categories[torch.from_numpy(rows).to(self.device)][:, None] != self.categories[self.gallery_rows]
+        other = self.categories[rows][:, None] != self.categories[self.gallery]
         best_of_category = torch.maximum(best_positive, _row_max(negative.masked_fill(other, -torch.inf)))
         return (best_of_category > _row_max(negative.masked_fill_(~other, -torch.inf))).cpu()
 
