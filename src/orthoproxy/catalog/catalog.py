@@ -17,8 +17,8 @@ import pandas as pd
 from jaxtyping import Float
 from pydantic import BaseModel
 
+from orthoproxy.catalog.columns import TEXT_FIELDS
 from orthoproxy.catalog.filters import And, Condition, In, Not, both, parse_filter
-from orthoproxy.catalog.store import TEXT_FIELDS, Store
 from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.embedding.file_formats import UNIT_TOLERANCE, Dim, validate_json
@@ -26,6 +26,7 @@ from orthoproxy.embedding.onnx_embedder import AnyEmbedder, load_model
 
 if TYPE_CHECKING:
     from orthoproxy.catalog.lance import LanceStore
+    from orthoproxy.catalog.milvus import MilvusStore
 
 MAX_RESULTS = 16_384  # of one search
 INDEX_AGAIN = "update orthoproxy, or index again"
@@ -129,7 +130,7 @@ class Catalog:
     [('cat', 1.0)]
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: LanceStore | MilvusStore) -> None:
         self.store, self.address = store, store.address
         self.meta = validate_json(CatalogMeta, store.meta, store.address, INDEX_AGAIN)
         self.dim, self.model = self.meta.dim, self.meta.model
@@ -275,9 +276,9 @@ class Catalog:
 
     def _search(self, queries: np.ndarray, k: int, condition: Condition | None) -> list[list[Hit]]:
         found = self.store.search(queries, k, condition) if len(queries) else []
-        return [[self._hit(row) for row in rows.to_dict("records")] for rows in found]
+        return [[self._hit(row) for row in rows] for rows in found]
 
-    def _hit(self, row: dict[Any, Any]) -> Hit:
+    def _hit(self, row: dict) -> Hit:
         path, box = split_box(Path(self.root) / row["path"])
         return Hit(row["id"], path, row["label"], row["group"], float(row["similarity"]), box)
 
@@ -355,7 +356,7 @@ def load_catalog_model(catalog: Catalog, device: str = "cpu", place: str | None 
     return model
 
 
-def _store_class(address: str) -> Any:
+def _store_class(address: str) -> type[LanceStore | MilvusStore]:
     """Return the class of an address's store; its library is imported only where it is used."""
     if re.match(r"https?://", address):
         from orthoproxy.catalog.milvus import MilvusStore

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float
 
+from orthoproxy.catalog.columns import HIT_FIELDS, TEXT_FIELDS
 from orthoproxy.catalog.filters import And, Condition, In, Like, Not, Or
-from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # errors are raised, so do not log them too
@@ -50,17 +50,18 @@ GROWTH = 4  # times as many rows as when the index was built: build it again
 ALWAYS_LATEST = timedelta(0)
 
 
-class LanceStore(Store):
+class LanceStore:
     """A table of LanceDB. Embeddings below `IN_MEMORY` are searched by one matrix product, kept until they change.
 
-    The version before each change has a tag, which is the time of the change.
+    The version before each change has a tag, which is the time of the change. Writes are durable on return; reads see
+    all writes of this process; errors are InputError.
     """
 
     def __init__(self, table: Any, address: str) -> None:
         self._table, self.address = table, address
         self.meta = self._metadata().get(META, b"").decode()
         self.dim = table.schema.field("embedding").type.list_size
-        self.exact_below = IN_MEMORY // (4 * self.dim)
+        self.exact_below = IN_MEMORY // (4 * self.dim)  # rows; above, `build_index` makes search approximate and fast
         self._version, self._in_memory = -1, None  # of the table, and the texts and embeddings of that version
         self._lock = Lock()  # guards both
         self._trial_probes: int | None = None  # while an index is built
@@ -102,6 +103,7 @@ class LanceStore(Store):
             return cls(table, address)
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
+        """Insert rows with distinct ids, replacing those that exist."""
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
         columns = [*(pa.array(rows[name], pa.string()) for name in TEXT_FIELDS), vectors]
         with _lance_errors(self.address):
@@ -110,10 +112,12 @@ class LanceStore(Store):
             self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
 
     def delete(self, ids: Sequence[str]) -> int:
+        """Delete rows and return how many existed."""
         with _lance_errors(self.address):
             return self._table.delete(to_sql(In("id", tuple(ids)))).num_deleted_rows if ids else 0
 
     def get(self, ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        """Return rows by id, in any order."""
         if not ids:
             return pd.DataFrame(columns=list(columns))
         with _lance_errors(self.address):
@@ -122,6 +126,7 @@ class LanceStore(Store):
             return _to_pandas(query.to_arrow())
 
     def pages(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """Yield all rows, a few thousand at a time."""
         with _lance_errors(self.address):
             for batch in self._table.search().select(list(columns)).to_batches(PAGE_SIZE):
                 yield _to_pandas(pa.table(batch))
@@ -130,7 +135,8 @@ class LanceStore(Store):
         with _lance_errors(self.address):
             return self._table.count_rows()
 
-    def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
+    def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[list[dict]]:
+        """Return `HIT_FIELDS` and ``similarity`` of the k nearest rows that meet a condition, for each query."""
         with self._lock, _lance_errors(self.address):  # one product already uses all cores
             in_memory = self._load()
             if in_memory is not None:
@@ -140,7 +146,7 @@ class LanceStore(Store):
 
     def _search_in_memory(
         self, texts: pa.Table, embeddings: np.ndarray, queries: np.ndarray, k: int, where: Condition | None
-    ) -> list[pd.DataFrame]:
+    ) -> list[list[dict]]:
         rows = np.arange(len(embeddings)) if where is None else np.flatnonzero(matches(where, texts))
         few = len(rows) < len(embeddings) / 4  # else it is faster to compute all similarities than to copy
         chosen = embeddings[rows] if few else embeddings
@@ -149,7 +155,8 @@ class LanceStore(Store):
             similarity = chosen @ query if few else (chosen @ query)[rows]
             nearest = np.argpartition(-similarity, k)[:k] if k < len(similarity) else np.arange(len(similarity))
             nearest = nearest[np.argsort(-similarity[nearest], kind="stable")]
-            found.append(texts.take(rows[nearest]).to_pandas().assign(similarity=similarity[nearest]))
+            hits = texts.take(rows[nearest]).append_column("similarity", pa.array(similarity[nearest]))
+            found.append(hits.to_pylist())
         return found
 
     def _load(self) -> tuple[pa.Table, np.ndarray] | None:
@@ -164,22 +171,23 @@ class LanceStore(Store):
             self._version = version
         return self._in_memory
 
-    def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None) -> pd.DataFrame:
+    def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None) -> list[dict]:
         """Search by the index; exactly if there is a condition, as what meets it may be in other partitions."""
         probes = self._trial_probes or self._index_settings().get("probes")
         search = self._table.search(query, vector_column_name="embedding").distance_type("dot")
         search = search.select([*HIT_FIELDS, "_distance"]).limit(k)
         if where is not None:
             search = search.where(to_sql(where))
-        found = pd.DataFrame()
+        found: list[dict] = []
         if where is None and probes:
-            found = search.nprobes(probes).refine_factor(CANDIDATES).to_arrow().to_pandas()
+            found = search.nprobes(probes).refine_factor(CANDIDATES).to_list()
         if len(found) < k:  # none yet, or fewer in the partitions probed
-            found = search.bypass_vector_index().to_arrow().to_pandas()
-        return found.assign(similarity=1 - found["_distance"])[[*HIT_FIELDS, "similarity"]]
+            found = search.bypass_vector_index().to_list()
+        return [{**row, "similarity": 1 - row["_distance"]} for row in found]
 
     @property
     def index_type(self) -> str:
+        """``FLAT`` if there is no index for approximate search, or it must be built again."""
         with _lance_errors(self.address):
             return "IVF" if self.count() < GROWTH * self._index_settings().get("rows", 0) else "FLAT"
 
@@ -197,6 +205,7 @@ class LanceStore(Store):
             raise InputError("has another root or model since it was opened", path=self.address, hint=hint)
 
     def build_index(self, measure_recall: Callable[[], float]) -> None:
+        """Index the rows for approximate search, if possible with a recall of at least 0.99."""
         rows = self.count()
         partitions = max(1, round(rows**0.5))
         with _lance_errors(self.address):
@@ -212,6 +221,7 @@ class LanceStore(Store):
             self._table.update_field_metadata({"path": "embedding", "metadata": settings})  # completes the index
 
     def optimize(self) -> None:
+        """Tidy up after many writes."""
         with _lance_errors(self.address):
             versions = self._table.list_versions()
             if len(versions) <= MAX_VERSIONS and not self._index_settings():
@@ -229,19 +239,10 @@ class LanceStore(Store):
         self._version, self._in_memory = -1, None
 
     @contextmanager
-    def undoable(self, deletes: bool = False) -> Iterator[None]:
-        if not deletes:
+    def undoable(self, during_migration: bool = False) -> Iterator[None]:
+        """Keep the present rows for `undo`, if what follows changes them; raises InputError during a migration."""
+        if not during_migration:
             self._require_no_migration()
-        with self._tagged():
-            yield
-
-    def _require_no_migration(self) -> None:
-        if LanceStore.open(self.migration):
-            hint = f"finish it with --migrate-to MODEL, or delete {self.migration}"
-            raise InputError("is being migrated to another model", path=self.address, hint=hint)
-
-    @contextmanager
-    def _tagged(self) -> Iterator[None]:
         with _lance_errors(self.address):
             before, tag = self._table.version, datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")
             self._table.tags.create(tag, before)
@@ -252,6 +253,11 @@ class LanceStore(Store):
                 old = [tag] if self._table.version == before else sorted(self._table.tags.list())[:-MAX_CHANGES]
                 for name in old:
                     self._table.tags.delete(name)
+
+    def _require_no_migration(self) -> None:
+        if LanceStore.open(self.migration):
+            hint = f"finish it with --migrate-to MODEL, or delete {self.migration}"
+            raise InputError("is being migrated to another model", path=self.address, hint=hint)
 
     def history(self) -> list[tuple[str, int]]:
         """Return when each change that can be undone began, the latest first, and how many rows there were before."""
@@ -296,7 +302,7 @@ class LanceStore(Store):
         Raises InputError if the store has changed since a version.
         """
         changed = InputError("changed during the migration", path=self.address, hint="run the command again")
-        with _lance_errors(self.address), self._tagged():
+        with _lance_errors(self.address), self.undoable(during_migration=True):
             if self._table.version != version:
                 raise changed
             data = other._table.search().to_batches(PAGE_SIZE)

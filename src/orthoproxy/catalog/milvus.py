@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from orthoproxy.catalog.columns import HIT_FIELDS, TEXT_FIELDS
 from orthoproxy.catalog.filters import And, Condition, In, Like, Not, Or
-from orthoproxy.catalog.store import HIT_FIELDS, TEXT_FIELDS, Store
 from orthoproxy.core.errors import InputError
 
 # Data loading forks while Milvus's threads run; the children use no gRPC.
@@ -39,8 +39,11 @@ PAGE_SIZE = 8000  # rows; a query returns at most 16,384
 MAX_ROWS = 16_384
 
 
-class MilvusStore(Store):
-    """A collection on a Milvus server. Searches see the writes of other clients after some seconds."""
+class MilvusStore:
+    """A collection on a Milvus server, with the methods of a `LanceStore` but for those of its versions.
+
+    Searches see the writes of other clients after some seconds.
+    """
 
     exact_below = 200_000
 
@@ -122,7 +125,7 @@ class MilvusStore(Store):
     def count(self) -> int:
         return int(self._query("", ["count(*)"])[0]["count(*)"])
 
-    def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[pd.DataFrame]:
+    def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[list[dict]]:
         with _milvus_errors(self.address):
             results = self._client.search(
                 self._collection,
@@ -133,9 +136,7 @@ class MilvusStore(Store):
                 search_params={"metric_type": "IP", "params": {"ef": max(EF_FILTERED if where else EF_SEARCH, k)}},
                 consistency_level="Strong" if self._has_written else "Bounded",
             )
-        columns = [*HIT_FIELDS, "similarity"]
-        found = [[{**hit["entity"], "similarity": float(hit["distance"])} for hit in hits] for hits in results]
-        return [pd.DataFrame(rows, columns=columns) for rows in found]
+        return [[{**hit["entity"], "similarity": hit["distance"]} for hit in hits] for hits in results]
 
     @property
     def index_type(self) -> str:
@@ -160,6 +161,10 @@ class MilvusStore(Store):
 
     def close(self) -> None:
         self._client.close()
+
+    def undoable(self, during_migration: bool = False) -> AbstractContextManager[None]:
+        """Do nothing, as a server keeps no earlier versions."""
+        return nullcontext()
 
     def _query(self, expression: str, columns: list[str]) -> list[dict[str, Any]]:
         limit = {} if columns == ["count(*)"] else {"limit": MAX_ROWS}

@@ -145,7 +145,7 @@ def _maintain(options: Any) -> dict[str, Any]:
                 catalog.move(options.root and Path(options.root), options.model and _place(options.model))
             print(f"{options.catalog}: images in {catalog.root}, model {catalog.model_path}")
         if options.delete:
-            with catalog.store.undoable(deletes=True):
+            with catalog.store.undoable(during_migration=True):
                 results["deleted"] = index.delete_paths(catalog, options.delete)
             print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
         if options.migrate_to:
