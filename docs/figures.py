@@ -151,11 +151,9 @@ def size_figure():
 @report_style
 def birds_figure():
     """Draw MAP@R on validation classes over the epochs, and Recall@1 on test classes with intervals."""
-    study, results = (
-        read_study(STUDIES / "claim-cub100.yaml"),
-        read_results(STUDIES / "results" / "claim-cub100.parquet"),
-    )
-    summaries = {row.method: row for row in summarize_methods(study, results, "recall@1")}
+    results = read_results(STUDIES / "results" / "claim-cub100.parquet")
+    rows = summarize_methods(read_study(STUDIES / "claim-cub100.yaml"), results, "recall@1")
+    summaries = {row.method: row for row in rows}
     initializations = {"proxy-anchor": "data-driven initialization", "random": "random initialization"}
     figure = Figure(figsize=(8.4, 2.7), layout="constrained")
     curves, scores = figure.subplots(1, 2)
