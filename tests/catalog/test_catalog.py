@@ -81,8 +81,9 @@ def test_known_ids_are_replaced_and_deleted_ones_gone(catalog: Catalog) -> None:
     assert catalog.delete(rows["id"][:5].tolist()) == 0
     assert ids(catalog) == set(rows["id"][5:])
     assert rows["id"][0] not in keys(catalog.search(embeddings[10:11], 50)[0])
-    catalog.upsert(rows[:1], embeddings[:1])  # and come back
-    assert keys(catalog.search(embeddings[:1], 1)[0]) == [rows["id"][0]]
+    catalog.upsert(rows[:1].assign(label=None), embeddings[:1])  # and come back
+    [hit] = catalog.search(embeddings[:1], 1)[0]
+    assert (hit.id, hit.label) == (rows["id"][0], "")
 
 
 def test_search_is_exact(catalog: Catalog) -> None:
@@ -415,12 +416,17 @@ def test_a_server_that_does_not_answer() -> None:
 
 @pytest.mark.server
 def test_another_collection_is_not_taken_for_a_catalog(milvus: str) -> None:
-    from pymilvus import MilvusClient
+    from pymilvus import DataType, MilvusClient
 
     client = MilvusClient(milvus)
     client.create_collection("theirs", dimension=4)
-    with pytest.raises(InputError):
-        Catalog.open(f"{milvus}/theirs")
+    schema = client.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=4)
+    client.create_collection("not_indexed", schema=schema)
+    for name in ("theirs", "not_indexed"):
+        assert error_of(Catalog.open, f"{milvus}/{name}").path == f"{milvus}/{name}"
+    assert client.list_indexes("not_indexed") == []
     client.close()
 
 
@@ -430,6 +436,6 @@ def test_what_a_server_cannot_do_is_an_error(milvus: str) -> None:
     with Catalog.create(f"{milvus}/plain", DIM, "m", "p") as catalog:
         with catalog.store.undoable():
             catalog.upsert(rows, embeddings)
-        for call in (lambda: catalog.versioned, partial(catalog.move, None, "q")):
+        for call in (lambda: catalog.versioned_store, partial(catalog.move, None, "q")):
             assert error_of(call).path == catalog.address
         assert ids(catalog) == set(rows["id"]) and catalog.model_path == "p"

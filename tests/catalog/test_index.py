@@ -299,7 +299,7 @@ def test_rows_written_during_a_migration_are_not_lost(
         blue = read_collection(pictures / "blue", pictures)
         error = error_of(migrate, catalog, embedder, "new", report=lambda *_: index_images(other, blue, embedder))
         assert error.path == str(place) and len(catalog) == 8
-        with catalog.store.undoable(during_migration=True):
+        with catalog.store.undoable(allow_migration=True):
             catalog.delete([image_id("red/0.png")])
         connect = lance._connect
 

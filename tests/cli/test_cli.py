@@ -251,6 +251,9 @@ def test_errors_of_a_backend_keep_text_and_traceback(fail, monkeypatch, capsys) 
         fail(error)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RuntimeError, match="NCCL"):  # another launcher's processes do not know each other
+        fail(error)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert fail(error) == 1
     printed = capsys.readouterr().err
     assert "Traceback" in printed and str(error) in printed
@@ -259,6 +262,7 @@ def test_errors_of_a_backend_keep_text_and_traceback(fail, monkeypatch, capsys) 
 
 def test_commands_for_one_process_reject_torchrun(monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert main(["diagnose", "x"]) == 2
     assert "torchrun" in capsys.readouterr().err
 

@@ -267,7 +267,7 @@ def test_the_command_embeds_in_several_processes_and_one_prints(photos, tmp_path
     tiny().save(model)
     words = ["embed", model, photos, "--out", out, "--part-size", 3, "--batch-size", 2, "--workers", 0]
     assert in_processes(2, main, [str(word) for word in words]) == [0, 0]
-    assert capfd.readouterr().out.count("11 images embedded, 12 of them now") == 1
+    assert capfd.readouterr().out.count("11 images embedded; 12 read now") == 1
     assert contents(out) | {"_embedding.json": one["_embedding.json"]} == one  # it says where the model is
 
 

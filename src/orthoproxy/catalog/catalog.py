@@ -71,7 +71,7 @@ def vote_of_hits(hits: Sequence[Hit]) -> tuple[str, float] | None:
 
 
 class CatalogMeta(BaseModel, frozen=True):
-    """What a catalog's store says about it, as JSON."""
+    """Metadata of a catalog, which its store keeps as JSON."""
 
     format_version: Literal[2]
     root: str
@@ -114,9 +114,8 @@ def expand(
 class Catalog:
     """A collection of embeddings in a folder, an object store (``s3://bucket/birds``) or on a Milvus server.
 
-    Created by `create` or `open`; a context manager that closes it. It reads its own writes. A folder and an object
-    store may be read and written by any number of processes, and searches see what others have written; searches on a
-    Milvus server see it after some seconds.
+    Created by `create` or `open`; a context manager that closes it. Any number of processes may read and write a folder
+    or an object store, and see each other's writes at once. On a Milvus server, searches see them after some seconds.
 
     Examples
     --------
@@ -183,25 +182,26 @@ class Catalog:
         return store is not None
 
     @property
-    def versioned(self) -> LanceStore:
-        """The store, which can undo changes; raises InputError on a Milvus server, which cannot."""
+    def versioned_store(self) -> LanceStore:
+        """The store, if it keeps earlier versions; raises InputError on a Milvus server, which does not."""
         from orthoproxy.catalog.lance import LanceStore
 
         if not isinstance(self.store, LanceStore):
-            raise InputError("not possible on a Milvus server", path=self.address)
+            raise InputError("not possible on a Milvus server", path=self.address, hint="create another catalog")
         return self.store
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
         """Insert images, replacing those with the same id; durable on return.
 
-        The columns of `rows` are ``id, path, label, group, content``: the path is relative to the root, the content a
-        hash of the file and the box. The rows of `embeddings`, in the same order, have unit length.
+        The columns of `rows` are ``id, path, label, group, content``: the path is relative to the root, the id is its
+        `image_id`, the content a hash of the file and the box. The rows of `embeddings`, in the same order, have unit
+        length.
         """
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self._check(embeddings, "embeddings")
         if len(rows) != len(embeddings):
             raise InputError(f"{len(embeddings)} rows", field="embeddings", expected=f"{len(rows)}, one per image")
-        texts = rows[list(TEXT_FIELDS)].astype(str)
+        texts = rows[list(TEXT_FIELDS)].fillna("").astype(str)
         for field, limit in TEXT_FIELDS.items():
             long = next((text for text in texts[field] if len(text) * 4 > limit and len(text.encode()) > limit), None)
             if long is not None:
@@ -212,13 +212,17 @@ class Catalog:
             self.store.upsert(texts[last], embeddings[last])
 
     def move(self, root: Path | None = None, model_path: str | None = None) -> None:
-        """Store where the images or the model are now; raises InputError if no known image is below the new root."""
+        """Store where the images or the model are now.
+
+        Raises InputError on a Milvus server, or if none of 100 images is below the new root.
+        """
+        store = self.versioned_store
         sample = self.get(self.sample_ids(100))["path"]
         if root is not None and len(sample) and not any((root / split_box(path)[0]).exists() for path in sample):
             raise InputError(f"images such as {sample[0]} are not below it", field="root", path=root)
         moved = {"root": root and str(root.absolute()), "model_path": model_path}
         meta = self.meta.model_copy(update={name: value for name, value in moved.items() if value})
-        self.versioned.set_meta(meta.model_dump_json())
+        store.set_meta(meta.model_dump_json())
         self.meta, self.root, self.model_path = meta, meta.root, meta.model_path
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -283,7 +287,7 @@ class Catalog:
         return Hit(row["id"], path, row["label"], row["group"], float(row["similarity"]), box)
 
     def _search_diverse(self, query: np.ndarray, k: int, condition: Condition | None) -> list[Hit]:
-        """Search again without the groups found so far, until there are enough results or no more rows."""
+        """Search repeatedly, each time without the groups found so far, until there are k results or no more rows."""
         best: dict[tuple[str, str], Hit] = {}
         limit = min(MAX_RESULTS, 4 * k)
         while True:
@@ -299,7 +303,7 @@ class Catalog:
                 return sorted(best.values(), key=lambda hit: -hit.similarity)[:k]
 
     def info(self) -> dict[str, Any]:
-        """Return counts, of which `duplicates` are copies of another image's file, and the attributes."""
+        """Return attributes and counts; `duplicates` are images whose file and box equal another's."""
         images, distinct = 0, {name: set[str]() for name in ("label", "group", "content")}
         for page in self.iterate_rows(["label", "group", "content"]):
             images += len(page)
@@ -338,14 +342,14 @@ class Catalog:
 
 
 def require_model(catalog: Catalog, identity: str, field: str) -> None:
-    """Raise InputError unless embeddings of this model belong into the catalog."""
+    """Raise InputError unless this is the model that the catalog was created with."""
     if identity != catalog.model:
         problem = f"model {identity}, but {catalog.address} was created with {catalog.model} ({catalog.model_path})"
         raise InputError(problem, field=field, hint="use that model, or create another catalog")
 
 
 def load_catalog_model(catalog: Catalog, device: str = "cpu", place: str | None = None) -> AnyEmbedder:
-    """Load the model of a catalog, from another place than it is stored if given."""
+    """Load the model of a catalog, from `place` instead of where it is stored if given."""
     try:
         model = load_model(place or catalog.model_path, device, catalog.model)
     except InputError as error:

@@ -191,7 +191,7 @@ def migrate(
     and of those whose nearest neighbor has changed. Open the catalog again afterwards. Raises InputError if an image
     cannot be read, as it would be lost.
     """
-    address, root, version = catalog.versioned.migration, catalog.root, catalog.versioned.version
+    address, root, version = catalog.versioned_store.migration, catalog.root, catalog.versioned_store.version
     names = ["id", "path", "label", "group"]
     images = pd.concat([pd.DataFrame(columns=names), *catalog.iterate_rows(names)], ignore_index=True)
     missing = [path for path in images["path"] if not Path(root, split_box(path)[0]).is_file()]
@@ -213,7 +213,7 @@ def migrate(
         queries = migrated.sample_ids(200)
         changed = _nearest_neighbors(catalog, queries).items() ^ _nearest_neighbors(migrated, queries).items()
         meta = migrated.meta.model_copy(update={"root": root, "model_path": model_path})
-        catalog.versioned.replace_by(migrated.versioned, meta.model_dump_json(), version)
+        catalog.versioned_store.replace_by(migrated.versioned_store, meta.model_dump_json(), version)
     return len(queries), len({key for key, _ in changed})
 
 

@@ -51,10 +51,10 @@ ALWAYS_LATEST = timedelta(0)
 
 
 class LanceStore:
-    """A table of LanceDB. Embeddings below `IN_MEMORY` are searched by one matrix product, kept until they change.
+    """A table of LanceDB. Below `exact_below` rows, search is exact, on embeddings kept in memory until they change.
 
-    The version before each change has a tag, which is the time of the change. Writes are durable on return; reads see
-    all writes of this process; errors are InputError.
+    Writes are durable on return; reads see the writes of all processes; errors are InputError. `undoable` gives the
+    version before a change a tag, which is the time of the change.
     """
 
     def __init__(self, table: Any, address: str) -> None:
@@ -172,7 +172,7 @@ class LanceStore:
         return self._in_memory
 
     def _search_on_disk(self, query: np.ndarray, k: int, where: Condition | None) -> list[dict]:
-        """Search by the index; exactly if there is a condition, as what meets it may be in other partitions."""
+        """Search by the index; exactly without one or with a condition, since matches may be in other partitions."""
         probes = self._trial_probes or self._index_settings().get("probes")
         search = self._table.search(query, vector_column_name="embedding").distance_type("dot")
         search = search.select([*HIT_FIELDS, "_distance"]).limit(k)
@@ -183,11 +183,11 @@ class LanceStore:
             found = search.nprobes(probes).refine_factor(CANDIDATES).to_list()
         if len(found) < k:  # none yet, or fewer in the partitions probed
             found = search.bypass_vector_index().to_list()
-        return [{**row, "similarity": 1 - row["_distance"]} for row in found]
+        return [{**{name: row[name] for name in HIT_FIELDS}, "similarity": 1 - row["_distance"]} for row in found]
 
     @property
     def index_type(self) -> str:
-        """``FLAT`` if there is no index for approximate search, or it must be built again."""
+        """``IVF`` with an index; ``FLAT`` without, or if the rows are `GROWTH` times those that it was built for."""
         with _lance_errors(self.address):
             return "IVF" if self.count() < GROWTH * self._index_settings().get("rows", 0) else "FLAT"
 
@@ -221,7 +221,7 @@ class LanceStore:
             self._table.update_field_metadata({"path": "embedding", "metadata": settings})  # completes the index
 
     def optimize(self) -> None:
-        """Tidy up after many writes."""
+        """Compact files after many writes, and delete versions older than the changes that can be undone."""
         with _lance_errors(self.address):
             versions = self._table.list_versions()
             if len(versions) <= MAX_VERSIONS and not self._index_settings():
@@ -239,9 +239,12 @@ class LanceStore:
         self._version, self._in_memory = -1, None
 
     @contextmanager
-    def undoable(self, during_migration: bool = False) -> Iterator[None]:
-        """Keep the present rows for `undo`, if what follows changes them; raises InputError during a migration."""
-        if not during_migration:
+    def undoable(self, allow_migration: bool = False) -> Iterator[None]:
+        """Keep the present rows for `undo`, if the block changes them.
+
+        Raises InputError during a migration, unless that is allowed.
+        """
+        if not allow_migration:
             self._require_no_migration()
         with _lance_errors(self.address):
             before, tag = self._table.version, datetime.now(UTC).strftime("%Y-%m-%dT%H.%M.%S.%f")
@@ -302,7 +305,7 @@ class LanceStore:
         Raises InputError if the store has changed since a version.
         """
         changed = InputError("changed during the migration", path=self.address, hint="run the command again")
-        with _lance_errors(self.address), self.undoable(during_migration=True):
+        with _lance_errors(self.address), self.undoable(allow_migration=True):
             if self._table.version != version:
                 raise changed
             data = other._table.search().to_batches(PAGE_SIZE)

@@ -40,7 +40,7 @@ MAX_ROWS = 16_384
 
 
 class MilvusStore:
-    """A collection on a Milvus server, with the methods of a `LanceStore` but for those of its versions.
+    """A collection on a Milvus server: a `LanceStore` without `history`, `undo`, `set_meta`, migration and versions.
 
     Searches see the writes of other clients after some seconds.
     """
@@ -79,10 +79,10 @@ class MilvusStore:
             if not client.has_collection(name):
                 return None
             about = client.describe_collection(name)
-            dims = [field["params"]["dim"] for field in about["fields"] if field["name"] == "embedding"]
-            if not dims:
+            fields = {field["name"]: field.get("params", {}) for field in about["fields"]}
+            if not {*TEXT_FIELDS, "embedding"} <= {*fields} or "dim" not in fields["embedding"]:
                 raise InputError(f"collection {name} is not a catalog", path=address, hint="choose another name")
-            store = cls(client, name, address, int(dims[0]), about.get("description", ""))
+            store = cls(client, name, address, int(fields["embedding"]["dim"]), about.get("description", ""))
             if client.list_indexes(name):
                 client.load_collection(name)
             else:  # of a process that was killed while it replaced the index
@@ -162,7 +162,7 @@ class MilvusStore:
     def close(self) -> None:
         self._client.close()
 
-    def undoable(self, during_migration: bool = False) -> AbstractContextManager[None]:
+    def undoable(self, allow_migration: bool = False) -> AbstractContextManager[None]:
         """Do nothing, as a server keeps no earlier versions."""
         return nullcontext()
 

@@ -61,7 +61,7 @@ def run(options: Any) -> None:
         if not is_main():
             return
         options.write_json({**vars(result), "unreadable": result.unreadable.to_dict("records")})
-        speed = f", {result.new_images} of them now in {duration(result.seconds)}, {result.rate:.0f} images/s"
+        speed = f"; {result.new_images} read now, in {duration(result.seconds)}, {result.rate:.0f} images/s"
         print(f"{options.out}: {result.images} images embedded{speed if result.new_images else ''}")
         if len(result.unreadable):
             print(f"note: {len(result.unreadable)} unreadable images left out, see {Path(options.out) / UNREADABLE}")

@@ -136,7 +136,7 @@ def _maintain(options: Any) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with Catalog.open(options.catalog) as catalog:
         if options.undo:
-            catalog.versioned.undo()
+            catalog.versioned_store.undo()
             print(f"{options.catalog}: {len(catalog)} images, as before the last change")
         if not options.images and (options.root or options.model):
             if options.model:
@@ -145,7 +145,7 @@ def _maintain(options: Any) -> dict[str, Any]:
                 catalog.move(options.root and Path(options.root), options.model and _place(options.model))
             print(f"{options.catalog}: images in {catalog.root}, model {catalog.model_path}")
         if options.delete:
-            with catalog.store.undoable(during_migration=True):
+            with catalog.store.undoable(allow_migration=True):
                 results["deleted"] = index.delete_paths(catalog, options.delete)
             print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
         if options.migrate_to:
@@ -159,7 +159,7 @@ def _maintain(options: Any) -> dict[str, Any]:
             index.fit_index(catalog)
         if options.history:
             results["history"] = [
-                {"changed": time, "images_before": count} for time, count in catalog.versioned.history()
+                {"changed": time, "images_before": count} for time, count in catalog.versioned_store.history()
             ]
             for change in results["history"]:
                 print(f"changed {change['changed']}: {change['images_before']} images before")

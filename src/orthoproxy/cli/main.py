@@ -22,8 +22,8 @@ from typing import Any
 from orthoproxy.cli.options import Parser, json_output
 from orthoproxy.core.errors import DivergedError, InputError, WorkerLost, did_you_mean, escape
 
-# Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`, which passes its results
-# to `options.write_json`. Their libraries are imported in `run`, so that --help answers at once.
+# Each is a module in this package with `add_options(parser)` and `run(options) -> int | None`, which passes results to
+# `options.write_json` if there is --json. Libraries are imported in `run`, so that --help answers at once.
 COMMANDS = {
     "train": "Train an encoder, evaluate it on test images and write a report.",
     "evaluate": "Evaluate a run or a model on labeled images.",
@@ -128,7 +128,7 @@ def _run(command: str, options: Any) -> int:
 
 
 def _started_by_torchrun() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def _print_error(error: object) -> None:

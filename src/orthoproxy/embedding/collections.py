@@ -34,10 +34,10 @@ from orthoproxy.embedding.parquet_store import EmbeddingMeta, begin, is_complete
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Result of `embed_collection`: images so far, images read by this call, its duration, and unreadable images."""
+    """Result of `embed_collection`, and its duration."""
 
-    images: int
-    new_images: int
+    images: int  # embedded in the folder
+    new_images: int  # of the parts that this call wrote, unreadable ones included
     seconds: float
     unreadable: pd.DataFrame  # path, part, reason
 
@@ -133,7 +133,10 @@ def embed_collection(
 def embed_files(
     embedder: AnyEmbedder, parts: Iterable[list[File]], batch_size: int, workers: int, progress: Progress
 ) -> Iterator[EmbeddedFiles]:
-    """Embed files that may be unreadable, part by part; each is read once, and the loader runs ahead."""
+    """Embed parts of files, none of them empty, and yield each when it is complete.
+
+    Unreadable files get a reason instead of an embedding. The loader reads ahead of the part that is yielded.
+    """
     sizes = deque[int]()  # of parts whose batches the loader has asked for
 
     def batches() -> Iterator[list[File]]:
@@ -141,7 +144,12 @@ def embed_files(
             sizes.append(len(part))
             yield from (part[first : first + batch_size] for first in range(0, len(part), batch_size))
 
-    loader = DataLoader(_Files(embedder.transform), batch_sampler=batches(), **loader_options(workers, _collate))
+    loader = DataLoader(
+        _Files(embedder.transform),
+        batch_sampler=batches(),
+        generator=torch.Generator(),  # or the loader draws a seed from the caller's
+        **loader_options(workers, _collate),
+    )
     embeddings: list[Float[np.ndarray, "b D"]] = []
     contents: list[str] = []
     reasons: list[str] = []

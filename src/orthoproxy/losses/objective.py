@@ -36,7 +36,8 @@ class Objective(nn.Module):
     num_classes
         C.
     regularizer
-        A regularizer of class vectors; see `make_regularizer`.
+        A regularizer of class vectors; see `make_regularizer`. With ``ProxyAnchorLoss(..., sharded=True)`` it is
+        ``SoftOrthogonality(..., sharded_classes=num_classes)``.
     weight
         With 0 the regularizer is only reported.
     miner

@@ -16,7 +16,7 @@ from orthoproxy.core.distributed import all_reduce_sum, local_slice, process_cou
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.full_precision import at_least_float32, row_lengths, unit_rows
 
-BLOCK = 2**16  # proxies drawn at a time: a multiple of 16, which gives the numbers of a single draw
+BLOCK = 2**16  # proxies drawn at a time; PyTorch draws in groups of 16, so these are the numbers of a single draw
 
 
 def proxy_anchor_loss(
@@ -48,7 +48,8 @@ def proxy_anchor_loss(
     scale, margin
         alpha, above 0; delta, as a cosine similarity.
     memory_mb
-        Bound in MiB on the temporary memory; changes no result beyond rounding.
+        Bound in MiB on the similarities with proxies that exist at a time; changes no result beyond rounding. The B x B
+        matrix of positives and the gradients come on top.
 
     Raises
     ------
@@ -214,10 +215,11 @@ class ProxyAnchorLoss(nn.Module):
     num_classes, embedding_dim
         C, at least 1, and D.
     scale, margin
-        As in `proxy_anchor_loss`.
+        Alpha, above 0, and delta, a cosine similarity.
     sharded
         Divide the proxies among the W processes: each holds the about C / W proxies of its `classes`, with their
-        optimizer state. All pass the embeddings and labels of the whole batch, and get the loss of the whole batch.
+        optimizer state. Construct it with the same random seed in each process, and pass the embeddings and labels of
+        the whole batch, from `all_gather_rows`; the encoder's gradients must then be averaged, as DDP does.
 
     Raises
     ------
@@ -250,9 +252,9 @@ class ProxyAnchorLoss(nn.Module):
         """Return the loss of a batch."""
         if not self.sharded:
             return proxy_anchor_loss(embeddings, labels, self.proxies, self.scale, self.margin)
-        # Process r computes a_r(X, P_r) of the loss L = a_1 + ... + a_W. The backward pass of `all_gather_rows` sums
-        # dL/dX from all da_r/dX, but DDP then averages what follows from it, so each process scales its part by W.
-        # (Without sharding each process computes all of L, and the sum has that factor already.)
+        # Process r computes the part a_r of the loss a_1 + ... + a_W. The backward pass of `all_gather_rows` sums the
+        # gradients of the parts; then DDP divides those of the encoder by W, so each process scales its part by W.
+        # (Without sharding each process computes the whole loss, and the sum has that factor already.)
         x = embeddings + (process_count() - 1) * (embeddings - embeddings.detach())
         first = self.classes.start
         part = proxy_anchor_part(x, labels, self.proxies, first, self.num_classes, self.scale, self.margin)
@@ -260,11 +262,11 @@ class ProxyAnchorLoss(nn.Module):
 
     def extra_repr(self) -> str:
         sizes = f"num_classes={self.num_classes}, embedding_dim={self.proxies.shape[1]}"
-        return f"{sizes}, scale={self.scale}, margin={self.margin}"
+        return f"{sizes}, scale={self.scale}, margin={self.margin}{', sharded=True' if self.sharded else ''}"
 
 
 def _rows_of_kaiming_normal(num_classes: int, dim: int, own: range) -> Float[Tensor, "c D"]:
-    """Draw all rows, some at a time, and keep those of `own`: initialization does not depend on their number."""
+    """Draw all rows in blocks and keep those of `own`, so that they are the same for any number of processes."""
     kept = torch.empty(len(own), dim)
     starts = range(0, max(1, num_classes - BLOCK + 1), BLOCK)  # the last block takes what is left over as well
     for start in starts:

@@ -170,4 +170,5 @@ class SoftOrthogonality(nn.Module):
         return distance_of_gram(gram, num_classes, proxies.shape[1], self.normalize, self.scaling)
 
     def extra_repr(self) -> str:
-        return f"normalize={self.normalize}, scaling={self.scaling!r}"
+        sharded = "" if self.sharded_classes is None else f", sharded_classes={self.sharded_classes}"
+        return f"normalize={self.normalize}, scaling={self.scaling!r}{sharded}"

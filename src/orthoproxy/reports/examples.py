@@ -26,7 +26,7 @@ class Example:
 
 
 def choose_examples(results: RunResults) -> dict[str, Any] | None:
-    """Choose the queries that the page shows, as its template names them; None if no query has a positive."""
+    """Choose example queries, as the report's template names them; None without test classes or any positive."""
     if results.evaluation is None:
         return None
     retrieval = results.retrieval(results.embeddings)
@@ -61,9 +61,10 @@ def rank_queries(retrieval: Retrieval, max_queries: int = 5000, seed: int = 0) -
 
 
 def choose_rows(queries: pd.DataFrame, k: int, seed: int = 0) -> dict[str, list[int]]:
-    """Return the rows of up to k `random` queries with a positive, of the `worst` failures and the `best` successes.
+    """Return the rows of up to k queries of each kind, at most one per class.
 
-    Failures with the largest rank are the worst, successes with the largest margin the best. At most one per class.
+    `random` ones have a positive; `worst`: the best positive is not first, those of the largest rank; `best`: it is
+    first, by the largest margin.
     """
     ranks = queries["rank"]
     shuffled = np.random.default_rng(seed).permutation(queries.index[ranks > 0])
