@@ -80,7 +80,7 @@ def test_expansion_adds_what_the_query_may_find(retrieval: Retrieval, count: int
         assert similarity[place][rows[place] >= 0] == pytest.approx(best[:5], abs=1e-9)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["everyone", "mixed", "apart"]),
