@@ -86,10 +86,8 @@ def add_boxes(
         try:
             box = Box.around(*map(float, values)) if any(value != "" for value in values) else ""
         except (TypeError, ValueError, OverflowError) as error:
-            problem, expected = (
-                f"{what} {number}, {path}: box {','.join(map(str, values))}",
-                "left < right and top < bottom",
-            )
-            raise InputError(problem, field=field, path=source, expected=f"{expected}, in pixels") from error
+            problem = f"{what} {number}, {path}: box {','.join(map(str, values))}"
+            expected = "left < right and top < bottom, in pixels"
+            raise InputError(problem, field=field, path=source, expected=expected) from error
         boxed.append(f"{path}{box}")
     return boxed

@@ -161,10 +161,8 @@ def validation_columns(log: pd.DataFrame) -> list[str]:
 
 def _thin(curve: pd.Series) -> pd.Series:
     """Average adjacent points so that a curve has at most `MAX_POINTS`."""
-    parts = min(MAX_POINTS, len(curve))
-    step, value = (
-        [part.mean() for part in np.array_split(x, parts)] for x in (curve.index.to_numpy(), curve.to_numpy())
-    )
+    points, parts = (curve.index.to_numpy(), curve.to_numpy()), min(MAX_POINTS, len(curve))
+    step, value = ([part.mean() for part in np.array_split(x, parts)] for x in points)
     return pd.Series(value, step)
 
 
