@@ -54,7 +54,7 @@ def step(objective: Objective, optimizer: torch.optim.Optimizer, labels: Tensor)
 
 def train(classes: int, sharded: bool) -> None:
     loss = ProxyAnchorLoss(classes, D, sharded=sharded)
-    so = SoftOrthogonality(scaling="excess", sharded_classes=classes if sharded else None)
+    so = SoftOrthogonality(scaling="excess")
     objective = Objective(loss, classes, so, weight=0.1)
     optimizer = torch.optim.AdamW(objective.parameters(), weight_decay=0)
     labels = torch.randint(classes, (B,), generator=torch.Generator().manual_seed(0))

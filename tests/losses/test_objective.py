@@ -5,7 +5,7 @@ import torch
 from errors import error_of
 from torch import Tensor, nn
 
-from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner, soft_orthogonality
+from orthoproxy.losses import Objective, SoftOrthogonality, make_loss, make_miner, make_regularizer, soft_orthogonality
 from orthoproxy.losses.objective import CLASS_VECTORS
 
 # LargeMarginSoftmaxLoss and SphereFaceLoss call SciPy with tensors, which NumPy 2 warns of
@@ -109,6 +109,12 @@ def test_pair_losses_have_no_class_vectors_and_take_no_weight() -> None:
 def test_a_miner_beside_a_loss_that_takes_none_is_an_error_when_built(name: str) -> None:
     loss = make_loss(name, 4, 8, {"margin": 0.4, "Tn": 1} if name == "RankedListLoss" else {})
     assert error_of(Objective, loss, 4, SoftOrthogonality(), miner=make_miner("BatchHardMiner")).field == "miner"
+
+
+def test_a_sharded_loss_beside_a_regularizer_of_whole_proxies_is_an_error() -> None:
+    loss = make_loss("proxy_anchor", 4, 8, shard_proxies=True)
+    assert error_of(Objective, loss, 4, make_regularizer("koleo")).field == "regularizer"
+    assert Objective(loss, 4, make_regularizer("soft_orthogonality")).sharded is loss
 
 
 @pytest.mark.parametrize("name", ["proxy_anchor", "ProxyAnchorLoss", "ArcFaceLoss", "SoftTripleLoss", "P2SGradLoss"])

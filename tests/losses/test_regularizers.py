@@ -148,9 +148,7 @@ def test_a_single_proxy_costs_nothing(measure: Measure) -> None:
 
 @pytest.mark.parametrize(("options", "field"), [
     ({"name": "off_diagonal"}, "normalize"), ({"name": "coherence", "normalize": False}, "normalize"),
-    ({"name": "spectral", "scaling": "sum"}, "scaling"), ({"name": "spectral", "sharded_classes": 9}, "name"),
-    ({"name": "gram"}, "name"), ({"scaling": "total"}, "scaling"),
-    ({"scaling": "total", "sharded_classes": 9}, "scaling"),
+    ({"name": "spectral", "scaling": "sum"}, "scaling"), ({"name": "gram"}, "name"), ({"scaling": "total"}, "scaling"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_options_that_one_does_not_have_are_an_error(options: dict, field: str) -> None:
@@ -165,7 +163,4 @@ def test_each_name_and_its_options_reach_the_function() -> None:
     assert repr(make_regularizer(scaling="mean")) == "SoftOrthogonality(normalize=True, scaling='mean')"
     assert torch.equal(make_regularizer("spectral", False)(p), spectral_isometry(p, False))
     assert torch.equal(make_regularizer("soft_orthogonality", False, "sum")(p), soft_orthogonality(p, False))
-    sharded = make_regularizer("soft_orthogonality", False, "mean", sharded_classes=9)
-    assert sharded.sharded_classes == 9
-    torch.testing.assert_close(sharded(p), soft_orthogonality(p, False, scaling="mean"))
     assert error_of(coding_rate_deficit, p, distortion=0.0).field == "distortion"

@@ -51,7 +51,7 @@ def test_gram_matrices_of_parts_give_the_orthogonality_of_all(batch: Batch, part
 
 def objective(classes: int, divided: bool) -> Objective:
     torch.manual_seed(0)
-    term = SoftOrthogonality(scaling="excess", sharded_classes=classes if divided else None)
+    term = SoftOrthogonality(scaling="excess")
     return Objective(ProxyAnchorLoss(classes, 4, sharded=divided), classes, term, weight=0.5).double()
 
 

@@ -18,7 +18,7 @@ SCALINGS = ["sum", "mean", "excess"]
 
 def through_dims(p: Tensor, normalize: bool = True, scaling: str = "sum") -> Tensor:
     """The form that sharded proxies need: through the D x D matrix, also where C < D."""
-    return SoftOrthogonality(normalize, scaling, sharded_classes=len(p))(p)
+    return SoftOrthogonality(normalize, scaling)(p, num_classes=len(p))
 
 
 both_forms = pytest.mark.parametrize("penalty", [soft_orthogonality, through_dims])

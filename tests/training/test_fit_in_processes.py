@@ -51,7 +51,7 @@ def make_job(encoder: Encoder, kind: str, folder: Path, images: int, classes: in
     fabric.launch()
     torch.manual_seed(1)
     loss = ProxyAnchorLoss(classes, dim, sharded=kind == "sharded")
-    term = SoftOrthogonality(scaling="excess", sharded_classes=classes if kind == "sharded" else None)
+    term = SoftOrthogonality(scaling="excess")
     objective = Objective(Noisy() if kind == "noisy" else loss, classes, term, weight=0.0 if kind == "noisy" else 0.3)
     if kind == "noisy":
         torch.manual_seed(process_index())

@@ -31,10 +31,7 @@ def at_least_float32(loss: LossFunction) -> LossFunction:
 
 
 def unit_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """Scale each row to length 1; a row of zeros stays zero and gets gradient 0.
-
-    `torch.nn.functional.normalize` would multiply a zero row's gradient by 1e12.
-    """
+    """Scale rows to length 1; zeros stay, with gradient 0, which `torch.nn.functional.normalize` multiplies by 1e12."""
     return x / row_lengths(x)
 
 

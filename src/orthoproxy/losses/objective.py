@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.losses.proxy_anchor import ProxyAnchorLoss, class_numbers
+from orthoproxy.losses.soft_orthogonality import SoftOrthogonality
 
 # the parameter that holds a loss's class vectors: `proxies` as rows (C D), the others as columns (D C*K, K centers per
 # class)
@@ -36,8 +37,7 @@ class Objective(nn.Module):
     num_classes
         C.
     regularizer
-        A regularizer of class vectors; see `make_regularizer`. With ``ProxyAnchorLoss(..., sharded=True)`` it is
-        ``SoftOrthogonality(..., sharded_classes=num_classes)``.
+        A regularizer of class vectors; see `make_regularizer`.
     weight
         With 0 the regularizer is only reported.
     miner
@@ -46,7 +46,8 @@ class Objective(nn.Module):
     Raises
     ------
     InputError
-        If the loss takes no miner, or if the weight is not 0 and the loss has no class vectors.
+        If the loss takes no miner, the weight is not 0 and the loss has no class vectors, or the loss is sharded and
+        the regularizer is not `SoftOrthogonality`.
 
     Examples
     --------
@@ -75,6 +76,9 @@ class Objective(nn.Module):
             problem = f"{weight:g}, but {name} has no vector per class to regularize"
             hint = f"or use one of {', '.join(CLASS_VECTORS)}"
             raise InputError(problem, field="weight", expected="0", hint=hint)
+        if self.sharded is not None and not isinstance(regularizer, SoftOrthogonality):
+            problem = f"{regularizer} needs all class vectors in one process, and the loss is sharded"
+            raise InputError(problem, field="regularizer", expected="SoftOrthogonality")
 
     @property
     def sharded(self) -> ProxyAnchorLoss | None:
@@ -92,7 +96,8 @@ class Objective(nn.Module):
             vectors = self.class_vectors()
             if vectors is not None:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 0):
-                    parts["regularizer"] = self.regularizer(vectors)
+                    of_all = () if self.sharded is None else (self.num_classes,)
+                    parts["regularizer"] = self.regularizer(vectors, *of_all)
         penalty = self.weight * parts["regularizer"] if self.weight != 0 else 0.0
         return {"loss": parts["metric_loss"] + penalty, **parts}
 

@@ -143,10 +143,7 @@ class Regularizer(nn.Module):
 
 
 def make_regularizer(
-    name: Name = "soft_orthogonality",
-    normalize: bool = True,
-    scaling: Scaling = "excess",
-    sharded_classes: int | None = None,
+    name: Name = "soft_orthogonality", normalize: bool = True, scaling: Scaling = "excess"
 ) -> nn.Module:
     """Build a regularizer by name: a module called with class vectors, one per row.
 
@@ -160,8 +157,6 @@ def make_regularizer(
         False only, the others True only.
     scaling
         As in `soft_orthogonality`; for ``soft_orthogonality`` and ``off_diagonal`` only.
-    sharded_classes
-        C, where the vectors are divided among processes; for ``soft_orthogonality`` only.
 
     Raises
     ------
@@ -182,10 +177,7 @@ def make_regularizer(
     if name not in ("soft_orthogonality", "off_diagonal") and scaling != "excess":
         raise InputError(f"{name} has a single scale", field="scaling", expected="excess, the default")
     if name == "soft_orthogonality":
-        return SoftOrthogonality(normalize, scaling, sharded_classes)
-    if sharded_classes is not None:
-        problem = f"{name} needs all class vectors in one process"
-        raise InputError(problem, field="name", expected="soft_orthogonality where proxies are sharded")
+        return SoftOrthogonality(normalize, scaling)
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "off_diagonal": partial(off_diagonal, scaling=scaling),
         "spectral": partial(spectral_isometry, normalize=normalize),

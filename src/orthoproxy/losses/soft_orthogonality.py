@@ -143,25 +143,25 @@ def _parts(rows: Float[Tensor, "C D"], memory_mb: float) -> tuple[Float[Tensor, 
 class SoftOrthogonality(nn.Module):
     """`soft_orthogonality` as a module, with its `normalize` and `scaling`, for use beside a loss with proxies.
 
-    Where the proxies are divided among processes, `sharded_classes` is the number C of all of them. The processes
-    exchange only the D x D matrix ``P^T P``, the sum of those of their shards, and all return the whole penalty.
-
     Examples
     --------
     >>> SoftOrthogonality(scaling="excess")(torch.eye(2).repeat(3, 1))  # six proxies in two dimensions, evenly spread
     tensor(0.)
     """
 
-    def __init__(self, normalize: bool = True, scaling: Scaling = "sum", sharded_classes: int | None = None) -> None:
+    def __init__(self, normalize: bool = True, scaling: Scaling = "sum") -> None:
         super().__init__()
         scale_divisor(scaling, 2)  # checks the scaling
-        self.normalize, self.sharded_classes = normalize, sharded_classes
+        self.normalize = normalize
         self.scaling: Scaling = scaling
 
     @at_least_float32
-    def forward(self, proxies: Float[Tensor, "C D"]) -> Float[Tensor, ""]:
-        """Return the penalty of proxies, one per row."""
-        num_classes = self.sharded_classes
+    def forward(self, proxies: Float[Tensor, "c D"], num_classes: int | None = None) -> Float[Tensor, ""]:
+        """Return the penalty of proxies, one per row.
+
+        `num_classes` is the number C of all proxies if each process passes a part of them. The processes then exchange
+        only the D x D matrix ``P^T P``, the sum of those of their parts, and each returns the whole penalty.
+        """
         if num_classes is None:
             return soft_orthogonality(proxies, self.normalize, self.scaling)
         if num_classes == 1:
@@ -170,5 +170,4 @@ class SoftOrthogonality(nn.Module):
         return distance_of_gram(gram, num_classes, proxies.shape[1], self.normalize, self.scaling)
 
     def extra_repr(self) -> str:
-        sharded = "" if self.sharded_classes is None else f", sharded_classes={self.sharded_classes}"
-        return f"normalize={self.normalize}, scaling={self.scaling!r}{sharded}"
+        return f"normalize={self.normalize}, scaling={self.scaling!r}"

@@ -223,8 +223,7 @@ def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Ob
     with field_prefix("loss"):
         module = make_loss(loss.name, num_classes, embedding_dim, loss.args, loss.shard_proxies)
         with field_prefix("proxy_regularizer"):
-            sharded_classes = num_classes if loss.shard_proxies else None
-            term = make_regularizer(regularizer.name, regularizer.normalize, regularizer.scaling, sharded_classes)
+            term = make_regularizer(regularizer.name, regularizer.normalize, regularizer.scaling)
         with field_prefix("miner"):
             miner = make_miner(loss.miner.name, loss.miner.args) if loss.miner.name else None
         if loss.memory_size is not None:
@@ -234,8 +233,8 @@ def make_objective(loss: LossConfig, num_classes: int, embedding_dim: int) -> Ob
         try:
             return Objective(module, num_classes, term, regularizer.weight, miner)
         except InputError as error:
-            named = replace(error, field="proxy_regularizer.weight") if error.field == "weight" else error
-            raise named from error
+            fields = {"weight": "proxy_regularizer.weight", "regularizer": "proxy_regularizer.name"}
+            raise replace(error, field=fields.get(error.field or "", error.field)) from error
 
 
 def make_fit_options(config: Config, steps_per_epoch: int) -> FitOptions:
