@@ -86,10 +86,7 @@ def image_id(relative_path: str) -> str:
 
 
 def combined_query(similar: Float[np.ndarray, "N D"], unlike: Float[np.ndarray, "M D"]) -> Float[np.ndarray, " D"]:
-    """Return the unit-length query for images that are similar to some and unlike others (Rocchio, 1971).
-
-    It has the direction of mean(similar) - 1/2 mean(unlike). Raises InputError if that is zero.
-    """
+    """Return mean(similar) - 1/2 mean(unlike) at unit length (Rocchio, 1971); raises InputError if that is zero."""
     query = similar.mean(axis=0) - (unlike.mean(axis=0) / 2 if len(unlike) else 0)
     length = np.linalg.norm(query)
     if length < UNIT_TOLERANCE:

@@ -27,10 +27,7 @@ Report = Callable[[int, int], None]
 
 @dataclass
 class Changes:
-    """Numbers of images `added`, `replaced`, `relabeled` and `unchanged`; those `unreadable`, with the reasons.
-
-    Relabeled images have another label or group.
-    """
+    """Numbers of images added, replaced, relabeled (other label or group), unchanged; the unreadable, with reasons."""
 
     added: int = 0
     replaced: int = 0
@@ -76,10 +73,7 @@ def index_images(
 
 
 def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: EmbeddedFiles, changes: Changes) -> None:
-    """Write what has changed of some images; `files` has embeddings of those whose content has changed.
-
-    An image without a label or group keeps the one it has.
-    """
+    """Write what has changed of some images, whose new content `files` embeds; a missing label or group is kept."""
     kept = {name: np.where(part[name] != "", part[name], stored[name].fillna("")) for name in ("label", "group")}
     part = part.assign(content=files.contents, **kept)
     readable = np.array([not reason for reason in files.reasons])
@@ -236,10 +230,7 @@ def fit_index(catalog: Catalog) -> float | None:
 
 
 def recall_measure(catalog: Catalog, k: int = 10) -> Callable[[], float]:
-    """Search exactly for 100 images of the catalog; return a function that measures Recall@k.
-
-    Ties with the k-th result of exact search count as found.
-    """
+    """Search exactly for 100 images of the catalog; return a function that measures Recall@k, ties counted as found."""
     queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     with Progress("recall of the index", len(catalog)) as progress:

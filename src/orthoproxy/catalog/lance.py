@@ -240,10 +240,7 @@ class LanceStore:
 
     @contextmanager
     def undoable(self, allow_migration: bool = False) -> Iterator[None]:
-        """Keep the present rows for `undo`, if the block changes them.
-
-        Raises InputError during a migration, unless that is allowed.
-        """
+        """Keep the present rows for `undo` if the block changes them; InputError in a migration, unless allowed."""
         if not allow_migration:
             self._require_no_migration()
         with _lance_errors(self.address):

@@ -40,10 +40,7 @@ MAX_ROWS = 16_384
 
 
 class MilvusStore:
-    """A collection on a Milvus server: a `LanceStore` without `history`, `undo`, `set_meta`, migration and versions.
-
-    Searches see the writes of other clients after some seconds.
-    """
+    """A collection on a Milvus server: a `LanceStore` without `history`, `undo`, `set_meta`, migration and versions."""
 
     exact_below = 200_000
 

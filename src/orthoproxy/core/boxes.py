@@ -47,11 +47,7 @@ class Box(NamedTuple):
         return box
 
     def edges(self, size: Sequence[int], margin: float = 0.0) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom in a picture of a width and height.
-
-        A margin, a share of the box's own size, is added on each side. What is beyond the picture is cut off; raises
-        InputError if that is more than half of the box.
-        """
+        """Return left, top, right, bottom with a margin, cut to the picture; InputError if over half is cut off."""
         width, height = size
         right, bottom = self.x + self.width, self.y + self.height
         inside = max(0, min(right, width) - self.x) * max(0, min(bottom, height) - self.y)
@@ -76,11 +72,7 @@ def split_box(path: str | Path) -> tuple[str, Box | None]:
 def add_boxes(
     what: str, paths: Iterable[tuple[object, str]], edges: Iterable[Sequence[str | float]], field: str, source: Path
 ) -> list[str]:
-    """Add a box to each numbered path, from left, top, right and bottom, or empty text for the whole picture.
-
-    `what` is numbered, such as ``line``. Raises InputError, which names that, `field` and `source`, for a box that is
-    empty or incomplete.
-    """
+    """Add a box to each numbered path; raises InputError, naming `what` and number, for an empty or incomplete one."""
     boxed = []
     for (number, path), values in zip(paths, edges, strict=True):
         try:

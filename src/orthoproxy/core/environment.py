@@ -23,10 +23,7 @@ DATA = "data"  # key of the fingerprint beside versions and machine
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Describe the versions and the machine that results depend on, as text by name; of GPUs, only `device`.
-
-    Asking for the name of a GPU allocates memory on it, which a run on the CPU must not do.
-    """
+    """Describe versions and machine as text by name; of GPUs only `device`, as asking allocates memory there."""
     libraries = ("torch", "torchvision", "timm", "numpy", "pillow", "pytorch-metric-learning")
     return {
         "orthoproxy": _version("orthoproxy") or "not installed",
@@ -44,10 +41,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
-    """Return size and modification time in nanoseconds of each file, -1 and -1 if it is missing.
-
-    Costs one system call a file, slow on network disks: call it in the main process only.
-    """
+    """Return size and modification time (ns) of each file, -1 if missing; call it once, as network disks are slow."""
     versions = np.full((len(paths), 2), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with suppress(OSError):
@@ -57,10 +51,7 @@ def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
 
 
 def fingerprint(table: pd.DataFrame, versions: Int64[np.ndarray, "n 2"]) -> str:
-    """Return the number of images and a hash of their labels, sizes and paths relative to each other.
-
-    Images are not read, so one replaced by another of the same size goes unnoticed. `versions` is from `file_versions`.
-    """
+    """Return the number of images and a hash of labels, sizes and relative paths; the images are not read."""
     paths = table["path"].tolist()
     root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 -- of 100,000s
     digest = hashlib.sha256()

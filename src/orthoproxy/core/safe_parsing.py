@@ -26,11 +26,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML of plain values.
-
-    Raises ValueError for tags, duplicate keys, and documents that are too long, too deep, or grow too large by aliases;
-    yaml.YAMLError if it is malformed.
-    """
+    """Parse YAML of plain values; ValueError for tags, duplicate keys or excessive size, YAMLError if malformed."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
     _check_events(text)

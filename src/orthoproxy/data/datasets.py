@@ -74,10 +74,7 @@ class TrainingImages(Dataset):
 
 
 class TrainingFeatures(Dataset):
-    """Features in place of images, for a frozen backbone: maps (row, seed) to (features, class number).
-
-    A batch is read at once; the seeds have no effect. `files` are names of the images for error messages.
-    """
+    """Maps (row, seed) to (features, class number), for a frozen backbone; `files` name the images in errors."""
 
     def __init__(
         self,

@@ -222,10 +222,7 @@ def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validati
 
 
 def limit_training_images(table: pd.DataFrame, root: Path, count: int, seed: int) -> pd.DataFrame:
-    """Keep at most `count` training images of each class; with the same seed, fewer are some of more.
-
-    Images are chosen by a hash of the seed and their path relative to `root`.
-    """
+    """Keep at most `count` training images per class, by a hash of seed and relative path: fewer are some of more."""
     training = table[table["split"] == "train"]
     ranks = _places(training, root, salt=f"limit {seed}").groupby(training["label"]).rank()
     return table.drop(training.index[ranks > count]).reset_index(drop=True)
@@ -243,10 +240,7 @@ def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def evaluation_images(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the images to evaluate a split on: none if there are only distractors.
-
-    Images of a split that shares classes with training search among the training images, without distractors.
-    """
+    """Return the images to evaluate a split on; known classes search among the training images, without distractors."""
     images, training = select_split(table, split), select_split(table, "train")
     labeled = images[images["label"] != ""]
     if labeled.empty or not labeled["label"].isin(training["label"]).any():

@@ -17,10 +17,7 @@ MARGIN = 1 / 16  # of the side, cut off on each side for the second scale
 
 
 def augmented(model: Model) -> Model:
-    """Return a copy of a model that embeds an image as the normalized mean over its views, at four times the cost.
-
-    It has another identity, and no threshold, as that was calibrated for plain embeddings.
-    """
+    """Copy a model to one that embeds the normalized mean of four views, with another identity and no threshold."""
     changed: Any = copy.copy(model)
     changed.augment, changed.threshold = True, None
     return changed

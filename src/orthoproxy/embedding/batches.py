@@ -47,10 +47,7 @@ def iterate_image_batches(
     pin_memory: bool = False,
     feature_dim: int | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b 3 H W"] | Tensor]:
-    """Yield batches of transformed images, as tensors if worker processes load them or tensors are given.
-
-    Tensors, of pixels or features, are checked and split.
-    """
+    """Yield transformed images in batches, as tensors if workers load them; given tensors are checked and split."""
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(str(value), field=name, expected=f"at least {least}")

@@ -133,10 +133,7 @@ def embed_collection(
 def embed_files(
     embedder: AnyEmbedder, parts: Iterable[list[File]], batch_size: int, workers: int, progress: Progress
 ) -> Iterator[EmbeddedFiles]:
-    """Embed parts of files, none of them empty, and yield each when it is complete.
-
-    Unreadable files get a reason instead of an embedding. The loader reads ahead of the part that is yielded.
-    """
+    """Embed parts of files, none empty; yield each when complete. Unreadable files get a reason; reading runs ahead."""
     sizes = deque[int]()  # of parts whose batches the loader has asked for
 
     def batches() -> Iterator[list[File]]:

@@ -27,10 +27,7 @@ def add_vote(
     thresholds: Sequence[float | None],
     scoring: Scoring,
 ) -> Evaluation:
-    """Add the scores of a vote to those of a table from `data.table.evaluation_images` with known classes.
-
-    `embeddings` and `thresholds` are those of the model and of the baseline.
-    """
+    """Add the scores of a vote to those of a table with known classes; pairs are of the model and of the baseline."""
     matching, threshold = calibrate_no_match(embeddings[0], table, scoring), thresholds[0]
     assert matching is not None  # some query has its class in the gallery
     retrieval = build_retrieval(embeddings[0], table, scoring.rule(table), scoring.exclude_duplicates)

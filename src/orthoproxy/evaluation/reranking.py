@@ -106,10 +106,7 @@ def _allowed(retrieval: Retrieval, query: int, gallery: Int[np.ndarray, " G"]) -
 
 
 class _Pool:
-    """Neighbor lists among what a query may find, by place in the gallery, and the query itself, as place G.
-
-    A list begins with its own image. Lists are made when they are needed.
-    """
+    """Neighbor lists, made when needed, by place in the gallery; the query is place G. Each begins with itself."""
 
     def __init__(
         self,

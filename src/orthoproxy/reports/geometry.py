@@ -29,10 +29,7 @@ class Pair(NamedTuple):
 
 
 def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
-    """Compute the M = min(C, D) singular values of the proxies, scaled to unit rows, largest first.
-
-    Their squares sum to C. Proxies that are as orthogonal as possible have equal values ``sqrt(C / M)``.
-    """
+    """Compute the M = min(C, D) singular values of unit rows, largest first; evenly spread ones are all sqrt(C / M)."""
     gram = gram_of_dims(torch.from_numpy(proxies).double(), normalize=True)
     return np.sqrt(np.linalg.eigvalsh(gram.numpy())[::-1][: min(proxies.shape)].clip(min=0))
 
@@ -48,10 +45,7 @@ def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
 
 
 def welch_floor(num_classes: int, dim: int) -> float:
-    """Return the lower bound of ``||P P^T - I||_F^2`` for C unit rows in D dimensions: ``max(0, C^2 / D - C)``.
-
-    Source: Welch, "Lower bounds on the maximum cross correlation of signals", IEEE Trans. Information Theory, 1974.
-    """
+    """Return ``max(0, C^2 / D - C)``, the least ``||P P^T - I||_F^2`` of C unit rows in D dimensions (Welch, 1974)."""
     return max(0.0, num_classes**2 / dim - num_classes)
 
 
@@ -67,10 +61,7 @@ def compare_proxies(
     max_cosines: int = MAX_COSINES,
     block_mb: float = BLOCK_MB,
 ) -> tuple[list[Pair], Float[np.ndarray, " R"]]:
-    """Compare each proxy, or a random sample of them, with all others.
-
-    Returns the k closest pairs, and the largest cosine of each compared proxy with any other.
-    """
+    """Compare proxies, or a random sample, with all others: the k closest pairs, and the largest cosine of each."""
     count = len(proxies)
     if count < 2:
         return [], np.empty(0)

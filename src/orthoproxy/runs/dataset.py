@@ -161,10 +161,7 @@ def _find_unreadable(table: pd.DataFrame, workers: int) -> pd.DataFrame:
 
 
 def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: Config) -> np.ndarray | None:
-    """On the main process, print the splits and raise `InputError` for what would prevent training or evaluation.
-
-    Returns the file versions of the images, from the only pass over the file system; None in other processes.
-    """
+    """Print the splits and return file versions, on the main process; InputError for what would prevent training."""
     splits = {name: select_split(table, name) for name in ("train", "validation", "test")}
     evaluated = {
         name: evaluation_images(table, name) for name in {config.checkpoint_selection.split, "test"} - {"none"}

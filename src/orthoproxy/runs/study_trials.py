@@ -104,10 +104,7 @@ def recorded_options(config: Config) -> dict[str, Any]:
 
 
 def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
-    """Raise InputError if a result was made with other options than the study has now.
-
-    An option that did not exist then counts as the default; one that no longer exists is ignored.
-    """
+    """Raise InputError if a result was made with other options; one that did not exist then counts as the default."""
     now, defaults = recorded_options(configure_trial(study, trial)), Config().flatten()
     for name, value in now.items():
         recorded = result.options.get(name, defaults.get(name))
@@ -121,10 +118,7 @@ def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
 
 
 def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = False) -> TrialResult:
-    """Train a trial, or resume it, and write its result without test scores.
-
-    The output of the training goes to ``log.txt`` in the run folder. A training that diverged is a result, too.
-    """
+    """Train or resume a trial, logging to its ``log.txt``, and write the result; training that diverged is one, too."""
     start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
     outcome: dict[str, Any]
     try:
@@ -151,11 +145,7 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = 
 
 
 def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult | None = None) -> TrialResult:
-    """Train a trial unless it has a result, evaluate it on the test classes, and add the scores to the result.
-
-    If the run folder of a result is gone, the trial is trained again, and ``retrained`` records that; all else stays as
-    it was.
-    """
+    """Evaluate a trial on the test classes; without its run folder, it is trained again, as ``retrained`` records."""
     config, run = configure_trial(study, trial), paths.run(trial)
     result = result or train_trial(study, trial, paths, keep_run=True)
     if not result.failed:

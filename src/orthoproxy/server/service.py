@@ -140,10 +140,7 @@ class Service:
         return key
 
     def image(self, image_id: str, catalog: str | None = None, side: int | None = None) -> tuple[Path | bytes, str]:
-        """Return an image's file, or its content as JPEG if browsers do not show it, and its media type.
-
-        With a longer side in pixels, return a small copy of the image or its box instead, as WebP.
-        """
+        """Return a file and its media type; the content as JPEG if browsers need it, as WebP with a `side`."""
         path, box = self._find_image(image_id, catalog)
         if side is not None:
             return self.decoders.thumbnail(path, side, box), "image/webp"

@@ -215,10 +215,7 @@ def validation_scores(study: Study, results: Sequence[TrialResult], method: str,
 
 
 def choose_setting(study: Study, results: Sequence[TrialResult], method: str) -> Options | None:
-    """Return the first of the settings with the best mean score on the validation classes over the tuning seeds.
-
-    None if a tuning trial is missing, or every setting failed with some seed.
-    """
+    """Return the first setting of the best mean validation score; None if a trial is missing or each setting failed."""
     settings = study.methods[method].settings
     if not study.methods[method].choose:
         return settings[0]

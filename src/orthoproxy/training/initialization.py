@@ -1,7 +1,4 @@
-"""Data-driven initialization: projection from principal components, proxies from class means.
-
-A random projection first discards what the backbone knows; started from the data, retrieval improves from step one.
-"""
+"""Data-driven initialization: projection from principal components, proxies from class means."""
 
 from __future__ import annotations
 

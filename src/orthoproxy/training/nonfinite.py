@@ -60,10 +60,7 @@ class NonFiniteStepHandler:
             buffer.copy_(torch.where(self.flag.to(buffer.device) > 0, before, buffer))
 
     def report_skipped(self, state: TrainingState, progress: Progress) -> set[int]:
-        """Return the steps skipped since the last call, after logging them; waits for the device.
-
-        Raises `DivergedError` if the weights are not finite, or, with the run saved, if too many steps were skipped.
-        """
+        """Log and return the steps skipped since the last call; DivergedError if too many or weights not finite."""
         flags = torch.stack([flag for *_, flag in self.pending]).tolist()
         skipped = [entry[:2] for entry, flag in zip(self.pending, flags, strict=True) if flag > 0]
         self.pending = []

@@ -24,10 +24,7 @@ def count_images(table: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def describe_images(table: pd.DataFrame, scan: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Describe a dataset: what `count_images` returns, and ``images_per_class`` of the same parts.
-
-    With a scan from `scan_images` also ``sizes`` of the readable images, and ``unreadable``, the others.
-    """
+    """Describe the parts of a dataset; with a scan from `scan_images` also ``sizes`` and ``unreadable`` images."""
     per_class = {name: _images_per_class(part) for name, part in table_parts(table).items()}
     description: dict[str, Any] = {**count_images(table), "images_per_class": per_class}
     if scan is not None:

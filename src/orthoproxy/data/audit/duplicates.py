@@ -53,19 +53,12 @@ def _hash_file(path: str, size: int | None) -> str:
 
 
 def near_duplicates(scan: pd.DataFrame) -> list[list[int]]:
-    """Group positions of images that look alike and are not all the same file, from what `scan_images` returns.
-
-    A chain of images connects any two of a group, in which neighbors differ in at most 4 of 64 bits.
-    """
+    """Group positions of images that chains of near hashes connect, unless all are the same file."""
     return [group for group in _groups(_components(scan)) if scan["content"].iloc[group].nunique() > 1]
 
 
 def find_copies(table: pd.DataFrame, workers: int = 0) -> Int[np.ndarray, " N"]:
-    """Number the near copies among the images of a table, the same file included; -1 for images without copies.
-
-    Takes them from the column ``copies``, or else reads the images. A chain of images connects any two with a number,
-    as in `near_duplicates`.
-    """
+    """Number near copies as `near_duplicates` groups them, and copies of a file; -1 for images without copies."""
     if "copies" in table:
         return table["copies"].to_numpy(copy=True)
     component = _components(scan_images(table["path"].tolist(), workers, hashes=True))

@@ -73,10 +73,7 @@ def csv_table(csv: Path, root: Path | None = None, allow_paths_outside_root: boo
 
 
 def read_rows(path: Path, required: Sequence[str], field: str) -> pd.DataFrame:
-    """Read a CSV file as stripped text, indexed by the line that each row begins in; errors name `field`.
-
-    The boxes of `EDGES` become a part of the paths.
-    """
+    """Read a CSV file as stripped text, indexed by line, with boxes (`EDGES`) in the paths; errors name `field`."""
     if not path.is_file():
         raise InputError("no such file", field=field, path=path)
     try:
