@@ -43,7 +43,7 @@ def main() -> None:
         }
         seconds = paired_seconds(works, options.runs)
     results: list[dict[str, Any]] = [{"what": what, "seconds": median(times)} for what, times in seconds.items()]
-    report("cold", "First answer", ["what", "seconds"], results)
+    report("cold", "Start-up time", ["what", "seconds"], results)
 
 
 if __name__ == "__main__":

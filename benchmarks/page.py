@@ -14,19 +14,18 @@ from measure import RESULTS, markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 INTRODUCTION = (
-    "Measured on two CPU cores. `make bench` repeats most of it and `make bench-full` the rest, except the "
-    "catalog of a million images. The candidates of a table alternate in one run, and speedups are medians "
-    "over the rounds, so they carry over to other machines better than the times do. MiB is the peak memory of "
-    "a fresh process beyond its inputs. Below each table are the date, the version of orthoproxy, the machine "
-    "and the command."
+    "Measured on two CPU cores. `make bench` repeats most of it and `make bench-full` the rest, except the catalogs "
+    "of a million images. The candidates of a table alternate in one run and speedups are medians over the rounds, "
+    "so speedups carry over to other machines better than times. MiB is the peak memory of a fresh process beyond "
+    "its inputs. Below each table are the date, the version of orthoproxy, the machine and the command."
 )
 # heading, results, what was measured
 SECTIONS = (
     (
         "Loss and regularizer",
         ("objective",),
-        "Forward and backward pass at batch size 180. The C x C form computes P Pᵀ. The matrix products are those "
-        "that any exact Proxy Anchor needs.",
+        "Forward and backward pass at batch size 180, with C classes in D dimensions. The C x C form computes P Pᵀ "
+        "([Method](method.md#the-dual-form)). The matrix products are those that any exact Proxy Anchor needs.",
     ),
     (
         "A million classes",
@@ -43,15 +42,15 @@ SECTIONS = (
         ),
         "20,000 and 60,502 embeddings, D = 384. orthoproxy computes Recall@{1, 10, 100, 1000}, MAP@R, R-precision "
         "and MRR with ties; faiss only lists neighbors; the AccuracyCalculator computes Precision@1, MAP@R, "
-        "R-precision and MRR without ties. Version 0.1 compared in float32 and refined close pairs in float64; "
-        "since 0.2 everything is float64, which was not measured.",
+        "R-precision and MRR without ties. The times are those of version 0.1, which compared in float32 and refined "
+        "close pairs in float64. Version 0.2 computes everything in float64 and has not been measured.",
     ),
     (
         "Training",
         ("training",),
-        "`orthoproxy train` on JPEGs of 500 x 375 at 224 pixels. The bare loop runs the same step on one batch "
-        "that is in memory. The data loading process shares the two cores. Two independent processes show what the "
-        "machine can give without communication.",
+        "`orthoproxy train` on JPEGs of 500 x 375 at 224 pixels; its data loading process shares the two cores. The "
+        "bare loop repeats the training step on one batch in memory. Two independent processes show the speed "
+        "without communication.",
     ),
     (
         "Precision",
@@ -62,14 +61,14 @@ SECTIONS = (
     (
         "Image loading",
         ("loading",),
-        "CPU time of one thread from JPEGs of 500 x 375 to crops of 224 x 224, in batches of 16.",
+        "CPU time of one thread that turns JPEGs of 500 x 375 into crops of 224 x 224, in batches of 16.",
     ),
     (
         "Sharded proxies",
         ("processes",),
-        "Loss and optimizer step with gloo on the CPU, B = 256, D = 128. Peak is that of the largest process; the "
-        "traffic is counted as a ring sends it. The predictions are explained in "
-        "[Distributed training](guide/distributed.md).",
+        "Loss and optimizer step with gloo on the CPU, B = 256, D = 128, W processes. Peak is that of the largest "
+        "process; traffic is counted for ring collectives. [Distributed "
+        "training](guide/distributed.md#memory-and-traffic-per-step) explains the predictions.",
     ),
     (
         "Exported models",
@@ -79,20 +78,22 @@ SECTIONS = (
     (
         "Catalogs",
         ("catalog", "catalog-1000000"),
-        "100,000 and 1,000,000 embeddings, D = 384, in a folder: exact search in memory, and an index with 8-bit "
-        "embeddings. Search times are medians of 50 single queries; NumPy is one matrix product and a partial sort.",
+        "Catalogs in a folder, D = 384: 100,000 embeddings, searched exactly in memory (FLAT), and 1,000,000, with an "
+        "approximate index of 8-bit embeddings (IVF). Search times are medians of 50 single queries; NumPy is one "
+        "matrix product and a partial sort.",
     ),
     (
-        "First answer",
+        "Start-up time",
         ("cold",),
-        "`orthoproxy search` in a fresh process, with the icons model of `make demo`. With a model in ONNX, which does "
-        "without PyTorch, most of it is the import of LanceDB; with a run, that of timm, which imports PyTorch, too.",
+        "`orthoproxy search` in a fresh process, with the icons model of `make demo`. With a model in ONNX, most of "
+        "the time is the import of LanceDB; with the model of a run, the import of timm and PyTorch.",
     ),
     (
         "HTTP search",
         ("serve", "serve-1000000"),
         "`orthoproxy serve` on 100,000 and 1,000,000 embeddings with default limits, k = 10, for 60 seconds. Each "
-        "client sends its next query when it has the answer. MiB: of the server and its decoding processes.",
+        "client sends its next query when it has the answer. MiB is the memory of the server and its decoding "
+        "processes.",
     ),
 )
 
@@ -104,7 +105,7 @@ def page() -> str:
 
 def section(title: str, names: tuple[str, ...], description: str) -> str:
     """One section: what was measured, and for each result its table and where and when it was measured."""
-    parts = [f"## {title}", fill(description, 132)]
+    parts = [f"## {title}", fill(description, 132, break_on_hyphens=False)]
     for name in names:
         record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         parts += [markdown(record["columns"], record["rows"]), source(record)]
