@@ -138,7 +138,7 @@ def _find_cause(loader: Any, batches: Any, waited: float, error: Exception) -> I
         if code:
             return WorkerLost(
                 f"a data loading worker was killed ({name}){f' while it read {file}' if file else ''}. "
-                "Hint: if the machine ran out of memory, use fewer workers or a smaller batch size"
+                "Hint: if the machine ran out of memory, use fewer workers, or start again with a smaller batch size"
             )
     no_space = "shared memory" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
     if getattr(loader, "num_workers", 0) and no_space:  # of batches, or of the semaphores of queues

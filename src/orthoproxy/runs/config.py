@@ -104,7 +104,7 @@ class DataConfig(Section):
     workers: NonNegativeInt = 1
     """Data loading processes per training process."""
     on_unreadable_image: Literal["raise", "skip"] = "raise"
-    """skip reads all images before training and lists unreadable ones in unreadable_images.csv."""
+    """skip reads all images first and leaves out unreadable ones; a run lists them in unreadable_images.csv."""
     augmentation: AugmentationConfig = AugmentationConfig()
 
 

@@ -190,9 +190,10 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
             )
         for name, split in {"train": splits["train"], **evaluated}.items():
             if split["label"].nunique() == 1:
-                hint = "change it, or add classes; 0 trains without evaluation"
+                field = "data.validation_fraction" if name == "validation" else "data.test_fraction"
+                hint = f"change it, or add {name} classes{'; 0 trains without evaluation' * (name == 'test')}"
                 problem = f"one {name} class, {split['label'].iloc[0]!r}"
-                raise InputError(problem, field="data.test_fraction", expected="at least two classes", hint=hint)
+                raise InputError(problem, field=field, expected="at least two classes", hint=hint)
         for name, split in evaluated.items():
             if len(split):
                 require_scorable(split, make_scoring(config.evaluation), f"{name} classes")

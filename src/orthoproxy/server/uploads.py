@@ -54,7 +54,7 @@ def image_format(content: bytes) -> str:
 
 def open_image(source: Source, formats: tuple[str, ...], max_pixels: int, max_side: int) -> Image.Image:
     """Open an image of one of these formats and a supported size, without decoding its pixels."""
-    expected = f"at most {max_pixels:,} pixels"
+    expected = f"at most {max_pixels:,} pixels, and {max_side:,} on a side"
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except Image.DecompressionBombError as error:
