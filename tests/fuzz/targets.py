@@ -19,10 +19,10 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 from PIL import Image
-from stand_ins import write_cars_in_one_folder, write_cub, write_inshop
+from stand_ins import write_cars_in_one_folder, write_cub
 from torch import nn
 
-from orthoproxy.data import cars_table, csv_table, cub_table, inshop_table, read_collection
+from orthoproxy.data import cars_table, csv_table, cub_table, read_collection
 from orthoproxy.data.images import read_image
 from orthoproxy.embedding.collections import embed_collection
 from orthoproxy.embedding.embedder import Embedder
@@ -46,11 +46,6 @@ def below(root: Path, table: pd.DataFrame) -> None:
 def cub(root: Path) -> Read:
     write_cub(root, (16, 14))
     return lambda: below(root, cub_table(root))
-
-
-def inshop(root: Path) -> Read:
-    write_inshop(root, (8, 6, 6), (4, 3))
-    return lambda: below(root, inshop_table(root))
 
 
 def cars(root: Path) -> Read:
@@ -203,7 +198,6 @@ PICKLE = (b"cos\nsystem\n(S'ls'\ntR.", b"PK\x05\x06", b"\x80\x02")
 TARGETS = {
     "cub": Target(cub, ("images.txt", "image_class_labels.txt")),
     "cars": Target(cars, ("cars_annos.mat",), (b"\x0e\0\0\0\xff\xff\xff\x7f", b"MI", b"IM"), 0.1),
-    "inshop": Target(inshop, ("Eval/list_eval_partition.txt",)),
     "csv": Target(csv, ("list.csv",), (b"path", b"label", b'""', b'"\n')),
     "recipe": Target(recipe, ("recipe.yaml",), YAML, 0.5),
     "checkpoint": Target(checkpoint, ("best.ckpt", "best.ckpt#"), PICKLE),

@@ -36,13 +36,8 @@ def write_lists(root: Path, read: Callable, name: str) -> None:
 def test_a_published_list_does_not_lead_out_of_its_folder(read: Callable, name: str, tmp_path: Path) -> None:
     write_lists(tmp_path / "root", read, name)
     assert name in str(error_of(read, tmp_path / "root"))
-
-
-@pytest.mark.parametrize("read", LISTS)
-def test_what_lies_inside_is_taken(read: Callable, tmp_path: Path) -> None:
-    write_lists(tmp_path / "root", read, "002.B/../002.B/b..jpg")
-    table = read(tmp_path / "root")
-    assert len(table) == 2 and all(path.startswith(str(tmp_path / "root")) for path in table.path)
+    write_lists(tmp_path / "other", read, "002.B/../002.B/b..jpg")
+    assert read(tmp_path / "other")["path"].str.startswith(str(tmp_path / "other")).tolist() == [True, True]
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(marker) (w) file closefile showpage\n"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from errors import error_of, rejected
+from errors import error_of
 
 from orthoproxy.runs.experiment import make_objective
 from orthoproxy.runs.recipes import read_config
@@ -55,9 +55,3 @@ def test_in_a_recipe_or_a_study(read: Callable[[Path], object], place: str, tmp_
     for value in VALUES:
         (tmp_path / "file.yaml").write_text(place.replace("VALUE", value.replace("MARKER", str(marker))) + "\n")
         error_of(read, tmp_path / "file.yaml")
-
-
-@pytest.mark.parametrize("value", VALUES)
-def test_on_the_command_line(value: str, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    value = value.replace("MARKER", str(marker))
-    rejected(["train", f"--training.epochs={value}", "--data.root", tmp_path, "--out", tmp_path / "out"], capsys)
