@@ -9,15 +9,7 @@ from PIL import Image
 from stand_ins import write_cars_by_class, write_cars_in_one_folder, write_cars_in_two_folders, write_cub
 
 from orthoproxy.core.environment import file_versions
-from orthoproxy.data import (
-    EvaluationImages,
-    TrainingImages,
-    cars_table,
-    csv_table,
-    cub_table,
-    read_collection,
-    read_image,
-)
+from orthoproxy.data import EvaluationImages, TrainingImages, cars_table, csv_table, cub_table, read_image
 from orthoproxy.data.audit.scan import scan_images
 from orthoproxy.data.audit.verify import verify_images
 from orthoproxy.data.images import read_pixels
@@ -54,22 +46,9 @@ def test_a_box_has_the_pixels_of_the_upright_picture(picture: Path) -> None:
     scan = scan_images(table["path"].tolist(), hashes=True)
     assert scan["width"].tolist() == [12, 6, whole.shape[1]] and scan["content"].is_unique
     assert (file_versions(table["path"].tolist())[:, 0] == picture.stat().st_size).all()
+    assert "40,40,30,30" in scan_images([f"{picture}#xywh=40,40,30,30"])["error"][0]  # outside
     found = {check.name: check.status for check in verify_images("csv", table, scan)}
     assert {found[name] for name in ("missing files", "unlisted images", "unreadable images")} == {"ok"}
-
-
-def test_a_box_outside_of_the_picture_makes_an_unreadable_image(picture: Path) -> None:
-    outside = f"{picture}#xywh=40,40,30,30"
-    for read in (read_image, read_pixels):
-        error = error_of(read, outside)
-        assert error.path == outside and "40,40,30,30" in error.problem
-    assert "40,40,30,30" in scan_images([outside])["error"][0]
-    assert error_of(read_pixels, f"{picture}s#xywh=0,0,3,3").problem == error_of(read_pixels, f"{picture}s").problem
-
-
-def test_lists_to_embed_have_boxes_too(picture: Path) -> None:
-    collection = read_collection(picture.with_name("list.csv"))
-    assert collection.images["path"].tolist() == ["a.jpg#xywh=8,4,12,12", "a.jpg#xywh=0,0,6,6", "a.jpg"]
 
 
 def test_cub_has_a_list_of_boxes(tmp_path: Path) -> None:

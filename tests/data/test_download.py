@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from errors import error_of
 
-from orthoproxy.data.sources.download import ARCHIVES, Archive, download, fetch
+from orthoproxy.data.sources.download import ARCHIVES, Archive, fetch
 
 FILES = {"birds/images.txt": b"1 a.jpg\n", "birds/labels.txt": b"1 1\n", "birds/images/a.jpg": b"\xff\xd8 a bird"}
 KINDS = ("zip", "tgz")
@@ -93,9 +93,3 @@ def test_nothing_is_unpacked_elsewhere(kind: str, member: str, offer: Offer, tmp
     with suppress(tarfile.TarError):
         fetch(offer(kind, {**FILES, member: b"x"}), tmp_path / "some" / "root")
     assert not [path for path in names_below(tmp_path) if path.endswith("evil")]
-
-
-def test_other_datasets_have_to_be_got_by_hand() -> None:
-    for name in ("cars", "inshop", "icons", "folder"):
-        error = error_of(download, name, Path("here"))
-        assert error.field == "name" and bool(error.hint) == (name != "folder")

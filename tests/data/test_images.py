@@ -138,9 +138,8 @@ def encoded(kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def png_with(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
-    checksum = zlib.crc32(kind + data) if checksum is None else checksum
-    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+def png_with(kind: bytes, data: bytes) -> bytes:
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     content = encoded("PNG")
     return content[:33] + chunk + content[33:]  # behind the header
 
@@ -166,12 +165,9 @@ def damaged_tiff() -> bytes:
 
 BOMB = zlib.compress(bytes(80_000_000), 9)
 DAMAGED_METADATA: dict[str, tuple[Callable[[], bytes], int]] = {  # and the orientation, which is sound
-    "png, checksum of a text": (lambda: png_with(b"tEXt", b"Title\0me", checksum=7), 1),
-    "png, color profile": (lambda: png_with(b"iCCP", b"sRGB\0\0no zlib"), 1),
     "png, compressed text": (lambda: png_with(b"zTXt", b"Title\0\0" + BOMB), 1),
     "png, exif": (lambda: png_with(b"eXIf", b"garbage!"), 1),
     "webp, exif": (lambda: encoded("WEBP", exif=b"Exif\0\0garbage!"), 1),
-    "jpeg, exif": (lambda: encoded("JPEG", exif=b"Exif\0\0garbage!", quality=95), 1),
     "jpeg, exif that ends": (lambda: encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=95), 1),
     "mpo, list of its images": (damaged_mpo, 6),
     "tiff, description": (damaged_tiff, 6),
@@ -236,28 +232,23 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(size: tuple[int, int], tmp_path
         assert np.array_equal(read_pixels(tmp_path / "photo.jpg"), np.asarray(read_image(tmp_path / "photo.jpg")))
 
 
-def outcome(path: Path, read: Callable[[Path], np.ndarray | Image.Image]) -> str | bytes:
-    try:
-        return read(path).tobytes()
-    except InputError as error:
-        return str(error)
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_a_damaged_jpeg_is_read_or_an_error_as_pillow_does(tmp_path: Path) -> None:
-    file, path, generator = io.BytesIO(), tmp_path / "damaged.jpg", np.random.default_rng(2)
-    photo().save(file, "JPEG")
-    content = file.getvalue()
-    kinds = set()
+    content, path, generator = encoded("JPEG"), tmp_path / "damaged.jpg", np.random.default_rng(2)
+    readable = 0
     for number in range(100):
         damaged = bytearray(content[: generator.integers(len(content))] if number % 4 == 0 else content)
         for place in generator.integers(len(damaged), size=number % 4) if damaged else []:
             damaged[place] = generator.integers(256)
         path.write_bytes(damaged)
-        expected = outcome(path, read_image)
-        assert outcome(path, read_pixels) == expected
-        kinds.add(type(expected))
-    assert kinds == {str, bytes}
+        try:
+            expected = np.asarray(read_image(path))
+        except InputError as error:
+            assert str(error_of(read_pixels, path)) == str(error)
+        else:
+            assert np.array_equal(read_pixels(path), expected)
+            readable += 1
+    assert 0 < readable < 100
 
 
 def test_too_many_megapixels_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import json_of
-from errors import error_of, input_error
+from errors import error_of
 
 from orthoproxy.data import csv_table
 from orthoproxy.data.sources.packed import unpack
@@ -119,5 +119,3 @@ def test_commands_score_and_embed_them_as_files(files, tmp_path, monkeypatch) ->
     embedded = pd.read_parquet(tmp_path / "out")
     expected = Embedder.load(model).embed([f"{files[0]}#xywh=1,2,30,20", *map(str, files[1:])])
     assert np.allclose(np.stack(embedded["embedding"]), expected, atol=1e-6) and embedded["label"].tolist() == LABELS
-    error = input_error(["evaluate", model, tmp_path / "nowhere.parquet", "--workers", 0])
-    assert error.field == "data.root"

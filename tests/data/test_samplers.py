@@ -50,16 +50,8 @@ def test_balanced_batches_hold_m_images_of_each_class_in_turn(sizes, images_per_
             assert max(repeats.values()) == -(-images_per_class // sizes[c // 10])
             turns[c // 10] += 1
         assert np.ptp(turns) <= 1  # no class is more than one turn ahead of another
-
-
-@given(st.integers(0, 2**31))
-def test_the_images_of_a_class_come_round_in_turn(seed: int) -> None:
-    rows = rows_of(epoch_of(BatchSampler(LABELS * 4, batch_size=4, images_per_class=2, seed=seed)))
-    for c in range(6):
-        members = [row for row in rows if (LABELS * 4)[row] == c]
-        size = 4 * LABELS.count(c)
-        for start in range(0, len(members) - size + 1, size):
-            assert len(set(members[start : start + size])) == size
+    drawn = np.bincount(rows_of(batches), minlength=len(labels))
+    assert all(np.ptp(drawn[labels == 10 * c]) <= 1 for c in range(len(sizes)))  # and no image of a class
 
 
 @pytest.mark.parametrize("images_per_class", [None, 2])
@@ -70,14 +62,9 @@ def test_starting_from_a_batch_gives_the_tail_of_the_epoch(images_per_class, see
     used = BatchSampler(LABELS, 4, images_per_class, seed)
     next(iter(used))  # what was drawn before does not matter
     assert epoch_of(used, epoch) == whole
-
-
-@pytest.mark.parametrize("images_per_class", [None, 2])
-def test_epochs_and_seeds_differ(images_per_class: int | None) -> None:
-    samplers = [BatchSampler(LABELS, 4, images_per_class, seed) for seed in (0, 1)]
-    epochs = [epoch_of(sampler, epoch) for sampler in samplers for epoch in (0, 1, 2)]
-    assert len({str(rows_of(batches)) for batches in epochs}) == 6
-    seeds = [seed for batches in epochs for batch in batches for _, seed in batch]
+    others = [whole, epoch_of(used, epoch + 1), epoch_of(BatchSampler(LABELS, 4, images_per_class, seed + 1), epoch)]
+    assert len({str(rows_of(batches)) for batches in others}) == 3
+    seeds = [seed for batches in others for batch in batches for _, seed in batch]  # of augmentations
     assert len(set(seeds)) == len(seeds)
 
 
@@ -106,20 +93,6 @@ def test_batches_by_category(sizes: list[int], classes_a_batch: int, seed: int) 
         parts[rank].set_position(3)
     if 2 * len(category) >= 3 and classes_a_batch >= 2:  # each process has an image
         assert [[row for part in batch for row in part] for batch in zip(*parts, strict=True)] == batches
-
-
-def test_small_categories_stay_together_and_every_category_gets_its_share() -> None:
-    category = np.repeat(np.arange(12), [3] * 10 + [100, 200])
-    sampler = BatchSampler(np.arange(len(category)), 6, 1, categories=category)
-    counts, mixed = Counter(), []
-    for epoch in range(60):
-        for batch in epoch_of(sampler, epoch):
-            found = set(category[rows_of([batch])])
-            counts[max(found) if len(found) == 1 else -1] += 1
-            mixed += [len(found)] if len(found) > 1 else []
-    assert np.mean(mixed) < 2.5  # two whole categories, but where a round of all ends
-    share = {number: count / counts.total() for number, count in counts.items()}
-    assert share == pytest.approx({-1: 30 / 330, 10: 100 / 330, 11: 200 / 330}, abs=0.01)
 
 
 def test_images_per_class_must_divide_the_batch_size() -> None:

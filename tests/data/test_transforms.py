@@ -45,21 +45,14 @@ def test_the_pixels_are_those_of_the_reference_crop(size: tuple[int, int], box: 
 
 @pytest.mark.parametrize("seed", range(4))  # the first takes the colors away
 def test_colors_change_as_in_torchvision(seed: int, map_image: Image.Image) -> None:
+    transform = pickle.loads(pickle.dumps(training_transform(64, flip=0.0, jitter=0.4, grayscale=0.5)))  # as workers do
     torch.manual_seed(seed)
-    view = training_transform(64, flip=0.0, jitter=0.4, grayscale=0.5)(map_image)
+    view = transform(map_image)
     torch.manual_seed(seed)
     crop = v2.RandomResizedCrop(64, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC)(map_image)
     torch.rand(1)  # whether to flip
     colors = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomGrayscale(0.5), v2.PILToTensor()])
     assert (view.int() - colors(crop).int()).abs().max() <= 4
-
-
-def test_an_augmentation_can_be_sent_to_another_process(map_image: Image.Image) -> None:
-    transform, views = training_transform(16, jitter=0.2, grayscale=0.2), []
-    for each in (transform, pickle.loads(pickle.dumps(transform))):
-        torch.manual_seed(0)
-        views.append(each(map_image))
-    assert torch.equal(*views) and views[0].is_contiguous()
 
 
 @pytest.mark.parametrize(("size", "resize", "side"), [

@@ -7,13 +7,11 @@ Classes are of equal size. JPEGs are written only for the classes asked for.
 import random
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
-
-T = TypeVar("T")
 
 # As the published ones: within a make the official order is not that of the letters, a name holds a slash, "smart" is
 # lowercase, and the classes for training end with the one Eagle
@@ -34,10 +32,14 @@ def spread(images: int, classes: Iterable[int]) -> list[int]:
     return sorted(classes[place % len(classes)] for place in range(images))
 
 
-def shuffled(items: Iterable[T], seed: int) -> list[T]:
-    items = list(items)
-    random.Random(seed).shuffle(items)
-    return items
+def shuffled(items: Iterable[Any], seed: int) -> list[Any]:
+    return random.Random(seed).sample(items := list(items), len(items))
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
