@@ -92,11 +92,8 @@ def running(service: Service, token: str | None = None, prefix: str = "") -> Ite
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     app = make_app(service, token=token)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            _behind(prefix, app) if prefix else app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
-    )
+    served = _behind(prefix, app) if prefix else app
+    server = uvicorn.Server(uvicorn.Config(served, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:

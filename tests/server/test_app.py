@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -108,11 +109,10 @@ def test_file_base64_embedding_and_id_agree(client: TestClient, service: Service
 
 
 def test_filter_and_one_result_per_group(client: TestClient) -> None:
-    asked = {"id": GREEN, "k": 4, "filter": "label not in ['green', 'red'] and path like '%.png'"}
-    labels = {result["label"] for result in client.post("/search", json=asked).json()["results"]}
-    assert labels and not labels & {"green", "red"}
-    diverse = client.post("/search", json={"id": GREEN, "k": 5, "diverse": True}).json()["results"]
-    assert len({result["group"] for result in diverse}) == len(diverse) == 5
+    asked = {"id": GREEN, "k": 5, "filter": "label not in ['green', 'red'] and path like '%.png'", "diverse": True}
+    found = client.post("/search", json=asked).json()["results"]
+    assert not {result["label"] for result in found} & {"green", "red"}
+    assert len({result["group"] for result in found}) == len(found) == 5
 
 
 def test_an_image_that_another_catalog_lacks_is_embedded(service: Service, root: Path) -> None:
@@ -126,22 +126,17 @@ def test_an_image_that_another_catalog_lacks_is_embedded(service: Service, root:
 
 JSON = {"content-type": "application/json"}
 WRONG: list[tuple[dict[str, Any], int, str | None]] = [
-    ({"json": {}}, 422, None),
     ({"json": {"id": GREEN, "embedding": [1.0] * 8}}, 422, None),
     ({"json": {"id": "../../etc/passwd"}}, 422, "id"),
     ({"json": {"id": "0" * 32}}, 404, "id"),
     ({"json": {"id": GREEN, "catalog": "nowhere"}}, 404, "catalog"),
-    ({"json": {"id": GREEN, "k": 101}}, 422, "k"),
-    ({"json": {"id": GREEN, "path": "/etc/passwd"}}, 422, "path"),
     ({"json": {"id": GREEN, "filter": "content == 'x'"}}, 422, "filter"),
     ({"json": {"id": GREEN, "filter": "label == 'x') or (label != 'x'"}}, 422, "filter"),
     ({"json": {"id": GREEN, "filter": "x" * 1_000_001}}, 422, "filter"),
     ({"json": {"embedding": [1.0] * 7}}, 422, "embedding"),
     ({"json": {"embedding": [0.0] * 8}}, 422, "embedding"),
     ({"content": b'{"embedding": [NaN, 1, 1, 1, 1, 1, 1, 1]}', "headers": JSON}, 422, "embedding.0"),
-    ({"content": b'{"embedding": [1e999, 1, 1, 1, 1, 1, 1, 1]}', "headers": JSON}, 422, "embedding.0"),
     ({"json": {"image": base64.b64encode(b"words").decode()}}, 415, "image"),
-    ({"content": b"{", "headers": JSON}, 422, None),
     ({"content": b"[" * 50_000, "headers": JSON}, 422, None),
     ({"content": b"words", "headers": {"content-type": "image/png"}}, 415, None),
     ({"content": b"words", "headers": {"content-type": "multipart/form-data"}}, 422, None),
@@ -154,38 +149,25 @@ WRONG: list[tuple[dict[str, Any], int, str | None]] = [
 
 
 @pytest.mark.parametrize(("request_", "status", "field"), WRONG)
-def test_errors_have_a_status_and_name_the_field(
-    client: TestClient, request_: dict[str, Any], status: int, field: str | None
-) -> None:
+def test_errors_have_a_status_and_name_the_field(client, request_: dict, status: int, field: str | None) -> None:
     answer = client.post("/search", **request_)
     error = answer.json()["error"]
     assert (answer.status_code, error["field"]) == (status, field)
     assert set(error) == {"problem", "field", "expected", "hint"} and "orthoproxy/" not in answer.text
 
 
-@pytest.mark.parametrize(
-    ("raised", "status", "field"),
-    [
-        (InputError("7 rows", field="queries", path="/secret"), 422, "queries"),  # of the client
-        (InputError("/secret/folder: connection lost"), 503, None),
-        (RuntimeError("/secret"), 500, None),
-    ],
-)
-def test_faults_of_the_catalog_tell_the_client_nothing(
-    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, raised: Exception, status: int, field: str
-) -> None:
-    def search(*_: object) -> None:
-        raise raised
-
-    monkeypatch.setattr(service.served("first").catalog, "search", search)
+@pytest.mark.parametrize(("raised", "status", "field"), [
+    (InputError("7 rows", field="queries", path="/secret"), 422, "queries"),  # of the client
+    (InputError("/secret/folder: connection lost"), 503, None), (RuntimeError("/secret"), 500, None),
+])  # fmt: skip
+def test_faults_of_the_catalog_tell_the_client_nothing(raised, status, field, client, service, monkeypatch) -> None:
+    monkeypatch.setattr(service.served("first").catalog, "search", Mock(side_effect=raised))
     answer = client.post("/search", json={"id": GREEN})
     assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
     assert "secret" not in answer.text and ("retry-after" in answer.headers) == (status == 503)
 
 
-def test_many_clients_get_what_one_gets_by_one_embedding_thread(
-    client: TestClient, service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_clients_get_what_one_gets_by_one_embedding_thread(client, service, root: Path, monkeypatch) -> None:
     model, used = service.served(None).model, set()
     assert isinstance(model, Embedder)
     embed = model.embed
@@ -197,9 +179,7 @@ def test_many_clients_get_what_one_gets_by_one_embedding_thread(
     assert len(used) == 1  # PyTorch keeps memory for each thread that calls it
 
 
-def test_a_client_with_many_uploads_leaves_places_for_others_and_more_than_all_places_get_503(
-    service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_leaves_places_for_others_and_more_than_all_places_get_503(service: Service, monkeypatch) -> None:
     monkeypatch.setattr(service, "limits", replace(QUICK, searches=4, searches_per_client=3))
     app, arrived = make_app(service), asyncio.Event()
 
@@ -284,28 +264,19 @@ def test_what_browsers_do_not_show_is_sent_as_jpeg(tmp_path: Path) -> None:
         assert client.get(f"/images/{image_id('2.bmp')}?size=160").status_code == 413  # 90 megapixels
 
 
-@pytest.mark.parametrize(("path", "status"), OUTSIDE.items())
-def test_rows_that_point_outside_the_root_are_not_served(client: TestClient, path: str, status: int) -> None:
-    for size in ({}, {"size": 160}):
-        answer = client.get(f"/images/{image_id(path)}", params=size)
-        assert answer.status_code == status and SECRET not in answer.text
+def test_rows_that_point_outside_the_root_are_not_served(client: TestClient) -> None:
+    for path, status in OUTSIDE.items():
+        for size in ("", "?size=160"):
+            answer = client.get(f"/images/{image_id(path)}{size}")
+            assert answer.status_code == status and SECRET not in answer.text
 
 
-TRAVERSALS = [
-    "/images/../secret.txt",
-    "/images/..%2fsecret.txt",
-    "/images/%252e%252e%252fsecret.txt",
-    "/images/%00",
-    f"/images/{GREEN}/../../secret.txt",
-    "//etc/passwd",
-    *(
-        f"{PAGE}{prefix}{path}"
-        for prefix in ("/file=", "/gradio_api/file=", "/gradio_api/file/", "/static/", "/assets/", "/svelte/")
-        for path in ("../../../../../etc/passwd", "{secret}")
-    ),
-    *(f"{PAGE}{path}" for path in ("/gradio_api/proxy=http://127.0.0.1/", "/gradio_api/upload", "/monitoring")),
-    f"{PAGE}/custom_component/x/client/component/..%2f..%2fsecret.txt",
-]
+TRAVERSALS = ["/images/../secret.txt", "/images/..%2fsecret.txt", "/images/%252e%252e%252fsecret.txt", "/images/%00"]
+TRAVERSALS += [f"/images/{GREEN}/../../secret.txt", "//etc/passwd"]
+GRADIO = ("/file=", "/gradio_api/file=", "/gradio_api/file/", "/static/", "/assets/", "/svelte/")
+TRAVERSALS += [f"{PAGE}{route}{path}" for route in GRADIO for path in ("../../../../../etc/passwd", "{secret}")]
+TRAVERSALS += [f"{PAGE}/gradio_api/proxy=http://127.0.0.1/", f"{PAGE}/gradio_api/upload", f"{PAGE}/monitoring"]
+TRAVERSALS += [f"{PAGE}/custom_component/x/client/component/..%2f..%2fsecret.txt"]
 
 
 def test_no_path_of_a_request_is_followed(service: Service, root: Path) -> None:
@@ -360,13 +331,9 @@ def test_uploads_are_kept_for_every_model(client: TestClient, service: Service, 
 
 
 def test_catalogs_are_listed(client: TestClient, service: Service) -> None:
-    found = client.get("/catalogs").json()
-    assert [catalog["name"] for catalog in found] == ["first", "second"]
     model = service.served("second").catalog.model
-    assert found[1] == {"name": "second", "images": 19, "labels": 4, "dim": 8, "model": model, "takes_images": True}
-    served = service.served("first")
-    assert served.labels[0] == ODD and len(served.labels) == 5  # the most frequent first
-    assert len({*served.samples}) == 12 == len(served.catalog.get(served.samples))
+    second = {"name": "second", "images": 19, "labels": 4, "dim": 8, "model": model, "takes_images": True}
+    assert client.get("/catalogs").json()[1] == second
 
 
 def test_places_show_that_a_similarity_is_below_the_threshold() -> None:
@@ -403,12 +370,6 @@ def test_a_model_that_has_changed_is_an_error(tmp_path: Path, root: Path) -> Non
             assert answer.status_code == 503 and "restart" in answer.json()["error"]["hint"]
 
 
-def test_the_api_description_names_every_route_and_body(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/health", "/catalogs", "/search", "/uploads", "/images/{id}"}
-    assert set(paths["/search"]["post"]["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
-
-
 def test_parts_of_images_are_searched_for_and_shown(root: Path, tmp_path: Path) -> None:
     model = make_model()
     service = Service({"halves": make_halves(root, tmp_path / "catalog", model)}, [model], QUICK)
@@ -420,11 +381,8 @@ def test_parts_of_images_are_searched_for_and_shown(root: Path, tmp_path: Path) 
         form = client.post("/search", files={"image": content}, data={"box": "0,0,40,40"})
         in_json = client.post("/search", json={"image": base64.b64encode(content).decode(), "box": "0,0,40,40"})
         assert form.json()["results"] == in_json.json()["results"] == found
-        labels = [
-            [hit["label"] for hit in client.post("/search", json={"id": left, **box}).json()["results"]]
-            for box in ({}, {"box": "50,5,20,20"})
-        ]  # of the picture, not of its box
-        assert labels == [["red", "green"], ["green", "red"]]
+        for box, nearest in ({}, "red"), ({"box": "50,5,20,20"}, "green"):  # of the picture, not of its box
+            assert client.post("/search", json={"id": left, **box}).json()["results"][0]["label"] == nearest
         small = Image.open(io.BytesIO(client.get(f"/images/{left}?size=160").content)).convert("RGB")
         assert small.size == (40, 40) and np.abs(np.asarray(small) - np.array(COLORS["red"])).max() < 12
         assert client.get(f"/images/{left}").content == content

@@ -120,13 +120,10 @@ def test_every_response_has_the_security_headers() -> None:
         assert "frame-ancestors 'none'" in policy and "http" not in policy
 
 
-@pytest.mark.parametrize(
-    ("host", "token"),
-    [
-        *((host, None) for host in ("0.0.0.0", "192.168.0.7", "::", "example.org")),
-        *(("127.0.0.1", token) for token in ("", "short", "a token \n of two lines", "ein-Schlüssel-mit-Umlaut")),
-    ],
-)
+@pytest.mark.parametrize(("host", "token"), [
+    *((host, None) for host in ("0.0.0.0", "192.168.0.7", "::", "example.org")),
+    *(("127.0.0.1", token) for token in ("", "short", "a token \n of two lines", "ein-Schlüssel-mit-Umlaut")),
+])  # fmt: skip
 def test_an_address_that_others_reach_needs_a_token_and_weak_tokens_are_errors(host: str, token: str | None) -> None:
     assert error_of(check_token, host, token).field == "token"
     check_token(host, TOKEN)

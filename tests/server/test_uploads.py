@@ -48,11 +48,6 @@ def png(width: int, height: int, extra: bytes = b"", data: bytes | None = None) 
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def bitmap(width: int, height: int) -> bytes:
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 100, 0, 0, 54) + header + bytes(100)
-
-
 def exif(tag: int, value: object) -> Image.Exif:
     made = Image.Exif()
     made[tag] = value
@@ -73,24 +68,18 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "animated gif": lambda: saved(noise(), "GIF", save_all=True, append_images=[Image.new("RGB", (60, 40))]),
 }
 BAD: dict[str, tuple[Callable[[], bytes], int]] = {
-    "empty": (lambda: b"", 415),
     "svg": (lambda: SVG, 415),
-    "tiff": (lambda: saved(noise(), "TIFF"), 415),
     "eps, which would start a program": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415),
     "text that begins as a bitmap": (lambda: b"BM is a film prize", 415),
     "jpeg cut off": (lambda: saved(noise(400, 400), "JPEG")[:9000], 422),
     "png cut off": (lambda: saved(noise(), "PNG")[:900], 422),
-    "webp cut off": (lambda: saved(noise(), "WEBP")[:200], 422),
     "svg behind a png's first bytes": (lambda: b"\x89PNG\r\n\x1a\n" + SVG, 422),
-    "png without height": (lambda: png(50, 0), 422),
     "more bytes than the limit": (lambda: GOOD["jpeg"]() + bytes(8_000_000), 413),
     "a line of pixels": (lambda: png(20_000, 1), 422),
     "bomb: a png of gigapixels": (lambda: png(100_000, 100_000), 413),
     "bomb: a png just above the limit": (lambda: png(2001, 2000), 413),
     "bomb: a gif": (lambda: b"GIF89a" + struct.pack("<HH", 65535, 65535) + saved(noise(), "GIF")[10:], 413),
-    "bomb: a bitmap": (lambda: bitmap(60_000, 60_000), 413),
     "bomb: a text chunk": (lambda: png(50, 50, chunk(b"zTXt", b"a\0\0" + inflated())), 422),
-    "bomb: a color profile": (lambda: png(50, 50, chunk(b"iCCP", b"a\0\0" + inflated())), 422),
 }
 
 
