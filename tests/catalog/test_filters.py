@@ -87,29 +87,21 @@ def test_a_filter_means_what_was_written(condition: Any, rows: list[dict[str, st
     assert sorted(found) == [number for number, true in enumerate(expected) if true]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "label", "label = 'x'", "label > 'x'", "label < 'x'", "label == x", "label == label", "label == _0",
-        "label == 'x", "label == 'x' 'y'", "label == 'x' == 'y'", "label == ['x']", "label in 'x'", "label in []",
-        "label in [label]", "label in ['x'", "label not == 'x'", "label is 'x'", "(label == 'x'", "id == 'x'",
-        "embedding == 'x'", "label == 'x' or count(id)", "label == 'x'; drop", "label == 'x' or 1 == 1",
-        "label == 'x' if label == 'y' else label == 'z'", "not " * 150 + "label == 'x'",
-        "(" * 5000 + "label == 'x'" + ")" * 5000, "label == '" + "x" * 1_000_000 + "'",
-        " or ".join(["label == 'x'"] * 1001),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "", "label", "label = 'x'", "label > 'x'", "label == x", "label == 'x", "label == 'x' 'y'", "label == ['x']",
+    "label in 'x'", "label in []", "label in [label]", "label in ['x'", "label not == 'x'", "(label == 'x'",
+    "id == 'x'", "label == 'x' or count(id)", "label == 'x'; drop", "label == 'x' or 1 == 1",
+    "not " * 150 + "label == 'x'", "(" * 5000 + "label == 'x'" + ")" * 5000, "label == '" + "x" * 1_000_000 + "'",
+    " or ".join(["label == 'x'"] * 1001),
+])  # fmt: skip
 def test_invalid_filters(text: str) -> None:
     error = error_of(parse_filter, text)
     assert error.field == "where" and error.expected
 
 
-def test_and_binds_closer_than_or() -> None:
+def test_and_binds_closer_than_or_and_percent_signs_and_others_are_escaped() -> None:
     a, b, c = In("label", ("a",)), In("label", ("b",)), In("group", ("c",))
     assert parse_filter("label == 'a' or label == 'b' and group == 'c'") == Or((a, And((b, c))))
     assert parse_filter("(label == 'a' or label == 'b') and not group == 'c'") == And((Or((a, b)), Not(c)))
-
-
-def test_a_percent_sign_and_other_escapes() -> None:
     assert parse_filter(r"path like '100\%_\'\\%'") == Like("path", ("100%_'\\", ""))
     assert parse_filter(r"label in ['a\nb', '50%']") == In("label", ("a\nb", "50%"))
