@@ -34,10 +34,7 @@ def checks_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def write_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write a small copy, whose counts are taken for the published ones.
-
-    Each image is noise of its own, so that none is a duplicate. Sizes come by turns, height first.
-    """
+    """Write a small copy, of noise; its counts are taken for the published ones. Sizes (height first) come by turns."""
 
     def write_copy(layout: str, *sizes: tuple[int, int]) -> Path:
         name, _, write = SMALL[layout]
@@ -130,7 +127,7 @@ def test_other_counts_than_the_published_fail(layout: str, published: dict, tmp_
         assert check["items"][0]["published"] == {"images": images, "classes": classes}
 
 
-def test_damaged_images_fail_and_ten_are_printed(cub: Path, capsys) -> None:
+def test_damaged_images_fail(cub: Path) -> None:
     damaged = [birds(cub, number)[0] for number in range(1, 15)]
     for path in damaged:
         path.write_bytes(b"")
@@ -140,8 +137,6 @@ def test_damaged_images_fail_and_ten_are_printed(cub: Path, capsys) -> None:
     check = checks["unreadable images"]
     assert check["status"] == "failed" and all(item["reason"] for item in check["items"])
     assert sorted(item["path"] for item in check["items"]) == sorted(map(str, damaged))
-    printed = capsys.readouterr().out
-    assert printed.count("/Bird") == 10 and "and 4 more" in printed
     assert run("describe", "cub", "--data.root", cub)["unreadable"] == {"count": 14, "images": check["items"]}
 
 

@@ -2,7 +2,6 @@
 
 import math
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +25,8 @@ def overrides(*arguments: str) -> dict[str, Any]:
     ("encoder.init_from", "none", "none"), ("loss.args", '{"margin": 0.2}', {"margin": 0.2}),
     ("loss.args.scale", "32", 32), ("loss.miner.args.type_of_triplets", "hard", "hard"),
 ])  # fmt: skip
-@pytest.mark.parametrize("joined", [False, True])
-def test_values_are_yaml_except_where_a_string_is_wanted(key: str, text: str, value: Any, joined: bool) -> None:
-    arguments = [f"--{key}={text}"] if joined else [f"--{key}", text]
-    assert overrides(*arguments) == {key: value}
+def test_values_are_yaml_except_where_a_string_is_wanted(key: str, text: str, value: Any) -> None:
+    assert overrides(f"--{key}={text}") == overrides(f"--{key}", text) == {key: value}
 
 
 @pytest.mark.parametrize(("images", "expected"), [
@@ -48,16 +45,16 @@ def test_images_are_a_dataset_a_folder_or_a_csv_file(images: str, expected: dict
     (["train", "--out", "x", "--loss.margin", "3"], "--loss.margin", ""),
     (["evaluate", "x", "--device", "gpu"], "--device", ""), (["evaluate", "x", "--workers", "-1"], "--workers", ""),
     (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size", ""),
-    (["diagnose", "x", "--split", "train"], "--split", ""), (["search", "x", "y.png", "-k", "many"], "-k", ""),
+    (["diagnose", "x", "--split", "train"], "--split", ""), (["data", "verfy", "cub"], "action", ""),
+    (["serach"], None, "search?"),
     (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity", ""),
-    (["data", "describe", "x", "--data.rot", "x"], "--data.rot", ""), (["data", "verfy", "cub"], "action", ""),
     # options of training
     (["evaluate", "x", "--data.resize", "squash"], "--data.resize", "orthoproxy train"),
     (["embed", "x", "y", "--out", "z", "--encoder.image_size=64"], "--encoder.image_size", "orthoproxy train"),
     (["diagnose", "x", "--loss.args.margin", "1"], "--loss.args.margin", "orthoproxy train"),
     (["evaluate", "x", "--evaluation.draws", "0"], "--evaluation.draws", "evaluation.bootstrap_samples"),
 ])  # fmt: skip
-def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str], field: str, hint: str) -> None:
+def test_what_does_not_exist_or_does_not_parse_is_named(arguments: list[str], field: str | None, hint: str) -> None:
     error = error_of(parse, arguments)
     assert error.field == field and hint in str(error.hint)
 
@@ -66,9 +63,7 @@ def test_options_that_do_not_exist_or_do_not_parse_are_named(arguments: list[str
     ("", ["--data.test_classes", "[001, 010]"], "data.test_classes"), ("data: {root: 2024}", [], "data.root"),
     ("data: {csv: no}", [], "data.csv"), ("encoder: {name: 2024-01-02}", [], "encoder.name"),
 ])  # fmt: skip
-def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(
-    recipe: str, arguments: list[str], field: str, tmp_path: Path
-) -> None:
+def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(recipe: str, arguments, field: str, tmp_path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe)
     error = input_error(["train", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "x", *arguments])
     assert error.field == field and "quotes" in str(error.hint)
@@ -94,18 +89,15 @@ def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -
 EXPORT = ["export", "x", "--out", "model.pt"]  # not .onnx
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], ["trian"], EXPORT])
-def test_what_is_missing_or_unknown_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["train"], ["embed", "x"], ["compare", "x"], ["search"], EXPORT])
+def test_what_is_missing_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("orthoproxy: ") and error.count("\n") == 1
 
 
-def test_the_version_and_a_hint_for_a_mistyped_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"orthoproxy {version('orthoproxy')}\n"
-    assert main(["serach"]) == 2
-    assert "search?" in capsys.readouterr().err
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"orthoproxy {version('orthoproxy')}\n"
 
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "PIL", "matplotlib", "rich", "lightning_fabric", "sklearn")

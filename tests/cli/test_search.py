@@ -51,7 +51,7 @@ def test_a_search_loads_only_what_it_needs(exported: bool, catalog: Path, image_
     assert "blue/0.png" in printed and not unused & modules
 
 
-def test_results_by_similarity_filter_group_and_minimum(catalog: Path, image_folder: Path, capsys) -> None:
+def test_results_by_similarity_filter_group_and_minimum(catalog: Path, image_folder: Path) -> None:
     image, other = (str(image_folder / name) for name in ("blue/0.png", "red/3.png"))
     found = search(catalog, image, other, "-k", 1)
     assert [(one["image"], one["results"][0]["path"]) for one in found] == [(image, image), (other, other)]
@@ -67,16 +67,11 @@ def test_results_by_similarity_filter_group_and_minimum(catalog: Path, image_fol
     assert found["results"] == everything[:6]
     (found,) = search(catalog, image, "-k", 12, "--min-similarity", "auto")
     assert found["results"] == [hit for hit in everything if hit["similarity"] >= 0.5]
-    capsys.readouterr()
-    assert main(["search", str(catalog), image, "--where", "path != 'blue/0.png'", "--min-similarity", "1"]) == 0
-    assert capsys.readouterr().out == f"{image}: no match\n"
-    assert main(["search", str(catalog), image, "-k", "1"]) == 0
-    assert capsys.readouterr().out.split() == [image, "1", "1.000", "blue", "0", image]
+    (found,) = search(catalog, image, "--where", "path != 'blue/0.png'", "--min-similarity", "1")
+    assert found["results"] == []
 
 
-def test_names_that_a_terminal_cannot_show_are_escaped(
-    catalog: Path, image_folder: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_names_that_a_terminal_cannot_show_are_escaped(catalog, image_folder: Path, tmp_path, monkeypatch) -> None:
     image = shutil.copy(image_folder / "blue" / "0.png", tmp_path / "gr\u00fcn-\U0001f426.png")
 
     def printed(*options: str) -> str:
@@ -99,6 +94,7 @@ def test_index_again_prune_delete_and_info(catalog: Path, image_folder: Path, tm
     shutil.copytree(image_folder / "blue", tmp_path / "some" / "blue")
     assert input_error([*new, tmp_path / "some", "--root", tmp_path]).field == "root"
     assert input_error([*new, "--prune", "--info"]).field == "images"
+    assert input_error([*new, "--delete", "green/0.png", "gree"]).path == "gree"
     assert input_error([*new, image_folder / "blue", "--prune"]).field == "prune"
     ignore = ["--ignore", "red", "--ignore", "green"]
     third = json_of([*new, image_folder, *ignore, "--prune", "--prune-limit", 4])
@@ -114,11 +110,13 @@ def test_the_model_may_be_moved_but_not_replaced(catalog: Path, image_folder: Pa
     shutil.copytree(catalog.parent / "model", tmp_path / "moved")
     image = str(image_folder / "blue" / "0.png")
     assert search(catalog, image, "--model", tmp_path / "moved")[0]["results"][0]["path"] == image
-    Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(tmp_path / "other")
-    assert input_error(["search", catalog, image, "--model", tmp_path / "other"]).field == "model"
+    Embedder(Encoder("test_vit", embedding_dim=8, image_size=32)).save(other := tmp_path / "other")
+    assert input_error(["search", catalog, image, "--model", other]).field == "model"
+    assert input_error(["index", catalog, image_folder, "--model", other, "--workers", 0]).field == "model"
+    json_of(["embed", other, image_folder, "--out", tmp_path / "embeddings", "--workers", 0])
+    assert input_error(["index", catalog, tmp_path / "embeddings"]).field == "folder"
     assert Path(str(input_error(["search", catalog, "nowhere.png"]).path)) == Path("nowhere.png")
-    for options in (["--where", "label = 'x'"], ["--where", ""], ["--model", "nowhere"], ["-k", "99999"]):
-        assert main(["search", str(catalog), image, *options]) == 2
+    assert main(["search", str(catalog), image, "--where", "label = 'x'"]) == 2
 
 
 def embeddings_in(catalog: Path) -> tuple[np.ndarray, pd.DataFrame]:
@@ -184,7 +182,7 @@ def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path)
     def index(*options: object) -> dict[str, Any]:
         return json_of(["index", place, "--workers", 0, *options])
 
-    assert index("--delete", "blue")["deleted"] == 4
+    assert index("--delete", "blue/0.png", image_folder / "blue" / "1.png", "blue/2.png", "blue/3.png")["deleted"] == 4
     assert index("--migrate-to", tmp_path / "new", "--info")["info"]["dim"] == 4
     assert [change["images_before"] for change in index("--history")["history"]] == [8, 12]
     assert index("--undo", "--info")["info"]["dim"] == 8
@@ -197,7 +195,8 @@ def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path)
     index("--model", model)
     model = model.rename(tmp_path / "moved")
     assert "--model" in (input_error(["search", place, moved / "red" / "0.png"]).hint or "")
-    assert input_error(["index", place, moved, "--root", moved, "--model", model]).field == "root"
+    for options in ([moved, "--root", moved], ["--root", moved / "red"]):
+        assert input_error(["index", place, *options, "--model", model]).field == "root"
     index("--root", moved, "--model", model)
     (found,) = json_of(["search", place, moved / "red" / "0.png", "-k", 1])
     assert found["results"][0]["path"] == str(moved / "red" / "0.png")
@@ -214,11 +213,3 @@ def test_a_name_that_is_not_utf8_is_an_error_of_one_line(arguments: list[str], c
     assert main([word.replace("{}", BAD_NAME) for word in arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "caf\\udce9" in line
-
-
-def test_images_whose_names_are_not_utf8_are_left_out(image_folder: Path, tmp_path: Path, capsys) -> None:
-    shutil.copytree(image_folder, root := tmp_path / "images")
-    shutil.copy(root / "red" / "0.png", root / "red" / f"{BAD_NAME}.png")
-    shutil.copytree(root / "blue", root / BAD_NAME)
-    assert json_of(["data", "describe", root, "--workers", 0])["all"]["images"] == 12
-    assert capsys.readouterr().err.count("5 images whose names are not UTF-8 left out") == 1
