@@ -33,7 +33,9 @@ def spread(images: int, classes: Iterable[int]) -> list[int]:
 
 
 def shuffled(items: Iterable[Any], seed: int) -> list[Any]:
-    return random.Random(seed).sample(items := list(items), len(items))
+    items = list(items)
+    random.Random(seed).shuffle(items)
+    return items
 
 
 def touch(root: Path, *names: str) -> None:
