@@ -234,6 +234,15 @@ def test_processes_write_and_tidy_up_at_the_same_time_and_no_row_is_lost(folder:
         np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings)
 
 
+def test_the_rows_are_read_into_memory_once(folder: Path) -> None:
+    with Catalog.create(str(folder), DIM, "m", "p") as catalog:
+        catalog.upsert(*some(50))
+        catalog.search(some(2)[1], 3)
+        rows = catalog.store._in_memory
+        catalog.search(some(2)[1], 3)
+        assert rows is not None and catalog.store._in_memory is rows
+
+
 @pytest.mark.parametrize("address", ["folder", pytest.param("s3", marks=pytest.mark.server)], indirect=True)
 def test_the_last_changes_can_be_undone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "MAX_CHANGES", 3)
