@@ -13,6 +13,8 @@ from command_line import interrupted_at
 from errors import input_error
 from serving import TOKEN, make_catalog, make_images, make_model
 
+from orthoproxy.server.serve import name_catalogs
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -68,3 +70,9 @@ def test_what_it_refuses(folder: Path, arguments: list[str], field: str, monkeyp
         port = str(taken.getsockname()[1])
         error = input_error(["serve", *(port if word == "TAKEN" else word for word in arguments)])
     assert error.field == field and (field or "nowhere" in str(error))
+
+
+def test_catalogs_are_named_by_the_end_of_their_address() -> None:
+    addresses = ["a/birds", "b/birds/", "http://host:19530/birds", "http://host:19530", "."]
+    assert list(name_catalogs(addresses)) == ["birds", "birds-2", "birds-3", "host", Path.cwd().name]
+    assert list(name_catalogs(addresses).values()) == addresses

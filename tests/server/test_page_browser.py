@@ -163,6 +163,20 @@ def test_an_image_that_is_gone_leaves_words(browser: Any, tmp_path: Path) -> Non
         assert not page.locator(".drop .shown").is_visible()
 
 
+def test_the_keyboard_searches_by_a_result(page: Any) -> None:
+    page.locator("#image").focus()
+    page.keyboard.press("Tab")
+    for _ in range(40):
+        if page.evaluate("document.activeElement.matches('.card button')"):
+            break
+        page.keyboard.press("Tab")
+    label = page.evaluate("document.activeElement.querySelector('.label').textContent")
+    page.keyboard.press("Enter")
+    searched(page)
+    assert page.locator(".drop .caption").inner_text() == label
+    assert page.locator(".card.same .label").all_inner_texts() == [label] * (0 if label == ODD else 4)
+
+
 def test_options_change_the_results(page: Any) -> None:
     page.locator(".card button", has_text="green").first.click()
     assert len(searched(page)) == 12
