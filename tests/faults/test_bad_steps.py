@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 from errors import message
 from safetensors.torch import load_file, save_file
 from small_runs import difference, training, training_images
@@ -24,9 +23,7 @@ def skipped(out: Path) -> list[tuple[int, str]]:
     return [(int(step), path) for step, path in csv.reader(lines)]
 
 
-def test_non_finite_steps_are_skipped_counted_and_listed(
-    recipe: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_non_finite_steps_are_skipped_counted_and_listed(recipe, photos, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sound, out, limited = (tmp_path / name for name in ("sound", "run", "limited"))
     assert main(training(recipe, photos, sound, *FROZEN)) == 0

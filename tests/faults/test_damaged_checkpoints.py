@@ -48,9 +48,7 @@ def test_no_flipped_bit_gets_into_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_checkpoint_before_but_not_if_both_are_damaged(
-    run: Run, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_goes_on_from_the_checkpoint_before_but_not_if_both_are_damaged(run: Run, whole: Path, capsys) -> None:
     run.start(partial(kill_at, "step:11")).end()  # in its third epoch, with two checkpoints
     last, previous = (run.out / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     sound = previous.read_bytes()

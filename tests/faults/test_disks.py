@@ -61,9 +61,7 @@ def interrupted(_interrupted: Path, recipe: Path, photos: Path, small_disk: Path
 
 
 @pytest.mark.parametrize("free_pages", [0, 300])  # before anything is written, or in the middle of a checkpoint
-def test_a_disk_full_while_training(
-    free_pages: int, interrupted: Run, whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_full_while_training(free_pages: int, interrupted: Run, whole: Path, small_disk: Path, capsys) -> None:
     checkpoints = interrupted.out / "checkpoints"
     before = contents(checkpoints)
     with full(small_disk, free_pages):
@@ -76,9 +74,7 @@ def test_a_disk_full_while_training(
 
 
 @pytest.mark.slow
-def test_a_disk_full_while_a_report_is_written(
-    whole: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_full_while_a_report_is_written(whole: Path, small_disk: Path, capsys) -> None:
     out = Path(shutil.copytree(whole, small_disk / "run", ignore=shutil.ignore_patterns("checkpoints")))
     before = contents(out)
     with full(small_disk, free_pages=4):  # the scores fit
@@ -91,9 +87,7 @@ def test_a_disk_full_while_a_report_is_written(
     assert main(["report", str(out)]) == 0
 
 
-def test_a_disk_full_while_images_are_embedded(
-    whole: Path, photos: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_full_while_images_are_embedded(whole: Path, photos, small_disk: Path, tmp_path: Path, capsys) -> None:
     def embed(out: Path) -> int:
         return main(["embed", str(whole), str(photos), "--out", str(out), "--part-size", "5", "--workers", "0"])
 
@@ -112,9 +106,7 @@ def test_a_disk_full_while_images_are_embedded(
 
 
 @pytest.mark.parametrize("free_pages", [1, 64])  # before the catalog is created, or while rows are inserted
-def test_a_disk_full_while_a_catalog_is_written(
-    free_pages: int, whole: Path, photos: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_full_while_a_catalog_is_written(free_pages: int, whole: Path, photos, small_disk, capfd) -> None:
     index = ["index", str(small_disk / "catalog"), str(photos), "--model", str(whole), "--workers", "0"]
     index += ["--batch-size", "1"]
     with full(small_disk, free_pages):

@@ -35,12 +35,11 @@ def replace_by_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, *(pytest.param(damage, marks=pytest.mark.slow) for damage in (Path.unlink, replace_by_pipe))]
-)
-def test_an_image_damaged_while_training_is_named_and_nothing_is_lost(
-    damage: Callable[[Path], None], run_of_own: Run, photos: Path, whole: Path, hurry
-) -> None:
+SLOW = [pytest.param(damage, marks=pytest.mark.slow) for damage in (Path.unlink, replace_by_pipe)]
+
+
+@pytest.mark.parametrize("damage", [truncate, *SLOW])
+def test_an_image_damaged_while_training_is_named(damage: Callable, run_of_own: Run, photos, whole, hurry) -> None:
     run, first = run_of_own, STEPS_PER_EPOCH + 1
     damaged = [run.photos / path.relative_to(photos) for path in training_images(whole)][::4]
 
@@ -94,7 +93,7 @@ def crash(path: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("decode", [crash, loop_in_c])
 def test_a_decoder_that_does_not_return_is_ended_and_the_image_named(
-    decode: Callable[[str], None], run_of_own: Run, photos: Path, whole: Path, hurry
+    decode, run_of_own: Run, photos, whole, hurry
 ) -> None:
     hostile, opened = run_of_own.photos / training_images(whole)[3].relative_to(photos), Image.open
 

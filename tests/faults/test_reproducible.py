@@ -32,9 +32,7 @@ def test_a_run_does_not_depend_on_the_process(run: Run, whole: Path) -> None:
     assert done.returncode == 0 and not difference(run.out, whole), done.stderr
 
 
-def test_deterministic_algorithms_are_on_while_training_only(
-    run: Run, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deterministic_algorithms_are_on_while_training_only(run: Run, whole: Path, monkeypatch) -> None:
     during = []
     handle = register_optimizer_step_post_hook(lambda *_: during.append(torch.are_deterministic_algorithms_enabled()))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

@@ -16,16 +16,20 @@ from small_runs import STEPS_PER_EPOCH, Run, contents, difference, saved_step
 from orthoproxy.cli.main import main
 from orthoproxy.core.folder_lock import folder_lock
 
+SIGTERM_TWICE, CTRL_C = [signal.SIGTERM] * 2, [signal.SIGINT]  # clusters may repeat it
+
 
 # within and at the end of an epoch
-@pytest.mark.parametrize("step", [2, pytest.param(STEPS_PER_EPOCH, marks=pytest.mark.slow)])
-def test_sigterm_finishes_the_step_and_saves(step: int, run: Run, whole: Path) -> None:
-    def terminate_twice() -> None:  # as clusters may
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize(("signals", "step"), [
+    (CTRL_C, 2), (SIGTERM_TWICE, 3), pytest.param(SIGTERM_TWICE, STEPS_PER_EPOCH, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_signal_finishes_the_step_and_saves(signals: list[int], step: int, run: Run, whole: Path) -> None:
+    def stop() -> None:
+        for number in signals:
+            os.kill(os.getpid(), number)
 
-    code, error = run.start(partial(on_event, f"step:{step}", terminate_twice)).end()
-    assert (code, saved_step(run.out)) == (143, step)
+    code, error = run.start(partial(on_event, f"step:{step}", stop)).end()
+    assert (code, saved_step(run.out)) == (128 + signals[0], step)
     assert f"after step {step}" in message(error) and "--resume" in error
     assert run.resumes_to(whole)
 
@@ -49,9 +53,7 @@ def test_sigterm_does_not_wait_for_validation_or_evaluation(part: str, run: Run,
     assert run.resumes_to(whole)
 
 
-def test_a_second_run_in_the_same_folder_ends_at_once_and_the_first_goes_on(
-    run: Run, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_run_in_the_same_folder_ends_at_once_and_the_first_goes_on(run: Run, whole: Path, capsys) -> None:
     here, there = multiprocessing.Pipe()
 
     def wait() -> None:
@@ -71,9 +73,7 @@ def test_a_second_run_in_the_same_folder_ends_at_once_and_the_first_goes_on(
 
 
 @pytest.mark.parametrize("command", ["report", "export"])
-def test_a_run_in_use_is_neither_reported_nor_exported(
-    command: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_in_use_is_neither_reported_nor_exported(command: str, whole: Path, tmp_path: Path, capsys) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     with folder_lock(run):
         before = contents(run)

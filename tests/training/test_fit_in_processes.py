@@ -76,9 +76,7 @@ def tensors(job: Job, gradients: bool = False) -> dict[str, Tensor]:
     return found if whole is None else {**found, "proxies": whole}
 
 
-def train(
-    encoder, kind="whole", folder=None, images=40, classes=CLASSES, dtype=torch.float64, **options: Any
-) -> dict[str, Any]:
+def train(encoder, kind="whole", folder=None, images=40, classes=CLASSES, dtype=torch.float64, **options: Any):
     """Train; return losses, the gradients of the first step and the weights at the end."""
     job = make_job(encoder, kind, folder or Path(), images, classes, dtype)
     if folder is None:
