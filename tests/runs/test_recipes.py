@@ -25,15 +25,14 @@ def test_every_recipe_loads_and_changes_something(path):
 
 
 @pytest.mark.parametrize(("text", "field"), [
-    ("training: {epoch: 3}", "training.epoch"), ("training: {epochs: three}", "training.epochs"),
-    ("training: {epochs: 0}", "training.epochs"), ("trainning: {epochs: 3}", "trainning"), ("training: 3", "training"),
+    ("training: {epoch: 3}", "training.epoch"), ("training: {epochs: 0}", "training.epochs"),
     ("data: {name: csv}", "data.csv"), ("data: {name: folder}", "data.root"), ("data: {resize: crop}", "data.resize"),
     ("data: {augmentation: {crop_scale: [0.5, 0.2]}}", "data.augmentation.crop_scale"),
     ("sampler: {batch_size: 5, images_per_class: 2}", "sampler.images_per_class"),
     ("sampler: {by_category: true, images_per_class: null}", "sampler.images_per_class"),
-    ("data: {split_by: image, test_classes: [a]}", "data.test_classes"), ("data: {split_by: images}", "data.split_by"),
+    ("data: {split_by: image, test_classes: [a]}", "data.test_classes"),
     ("data: {split_by: image, name: cub, root: x}", "data.split_by"),
-    ("data: {boxes: true, name: sop, root: x}", "data.boxes"), ("data: {box_margin: -1}", "data.box_margin"),
+    ("data: {boxes: true, name: sop, root: x}", "data.boxes"), ("training: 3", "training"),
     ("data: {ignore: [a], name: csv, csv: x}", "data.ignore"),
     ("data: {ignore: [/a], name: folder, root: x}", "data.ignore"),
     ("encoder: {freeze: true, embedding_dim: null}", "encoder.embedding_dim"),
@@ -43,8 +42,7 @@ def test_every_recipe_loads_and_changes_something(path):
     ("loss: {memory_size: 64}", "loss.memory_size"),
     ("encoder: {freeze: true, freeze_backbone_epochs: 1}", "encoder.freeze_backbone_epochs"),
     ("checkpoint_selection: {metric: recall@3}", "checkpoint_selection.metric"),
-    ("evaluation: {recall_at: []}", "evaluation.recall_at"), ("training: {epochs: 3", None),
-    ("training: {epochs: 3, epochs: 4}", None), ("- 1", None), ("name: \udcff", None),  # not UTF-8
+    ("training: {epochs: 3", None), ("training: {epochs: 3, epochs: 4}", None), ("name: \udcff", None),  # not UTF-8
 ])  # fmt: skip
 def test_a_mistake_is_named(tmp_path, text, field):
     path = tmp_path / "recipe.yaml"
@@ -63,10 +61,6 @@ def test_a_key_of_earlier_versions_names_its_successor(key):
     error = error_of(Config().with_overrides, {key: "anything"})
     successor = (error.hint or "").removeprefix("use ").split()[0]
     assert successor == "remove" or successor in {name[: len(successor)] for name in fields_by_key()}
-
-
-def test_every_field_has_a_description():
-    assert [key for key, field in fields_by_key().items() if not field.description] == []
 
 
 def write_numbered_classes(root: Path) -> None:
@@ -105,9 +99,8 @@ def test_the_command_of_a_recipe_trains(recipe: Path, arguments: list[str], tmp_
     config = read_config(RECIPES[0].parents[1] / options.config[0], overrides=config_overrides(options) | small)
     run = orthoproxy.train(config, "run")
     assert run.records()["loss"].dropna().map(math.isfinite).all()
-    assert [name for name in run.scores["model"] if name.startswith("recall@")] == [
-        f"recall@{k}" for k in config.evaluation.recall_at
-    ]
+    recalls = [f"recall@{k}" for k in config.evaluation.recall_at]
+    assert [name for name in run.scores["model"] if name.startswith("recall@")] == recalls
     assert ("category_recall@1" in run.scores["model"]) == (recipe.stem == "sop")
     assert any("bounding boxes" in note for note in run.scores["notes"]) == (recipe.stem == "cub")
     assert run.scores["selected_on"] == config.checkpoint_selection.split
