@@ -10,8 +10,6 @@ from synthetic_study import finished_results, make_failure, make_study
 from orthoproxy.studies.page import write_page
 from orthoproxy.studies.plan import Method
 
-MANY = {f"a-method-with-quite-a-long-name-{i}": Method() for i in range(5)}
-
 
 def test_a_finished_study_has_its_tables_and_figures(tmp_path):
     study = make_study(title="<b>Does it help?</b>")
@@ -33,15 +31,10 @@ def test_a_study_in_progress_has_a_page(tmp_path, kept):
     assert len(ParsedPage((tmp_path / "index.html").read_text()).tables) == 4
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("study")
-    study = make_study(seeds=2, methods={**make_study().methods, **MANY})
-    write_page(study, finished_results(study), folder)
-    return (folder / "index.html").as_uri()
-
-
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "dark", marks=pytest.mark.slow), (390, "light")])
-def test_it_fits_and_loads_nothing(browser: Any, address: str, width: int, scheme: str) -> None:
-    assert_fits_and_loads_nothing(browser, address, width, scheme)
+def test_it_fits_and_loads_nothing(browser: Any, tmp_path) -> None:
+    many = {f"a-method-with-quite-a-long-name-{i}": Method() for i in range(5)}
+    study = make_study(seeds=2, methods={**make_study().methods, **many})
+    write_page(study, finished_results(study), tmp_path)
+    for width, scheme in ((1280, "dark"), (390, "light")):
+        assert_fits_and_loads_nothing(browser, (tmp_path / "index.html").as_uri(), width, scheme)

@@ -35,15 +35,12 @@ def test_values_that_do_not_fit_a_file_name_are_hashed():
 
 
 @pytest.mark.parametrize(("changes", "field"), [
-    ({"color": "red"}, "color"), ({"base": None}, "base"), ({"title": ""}, "title"), ({"metric": "recall@7"}, "metric"),
-    ({"seeds": []}, "seeds"), ({"seeds": 0}, "seeds"), ({"seeds": "many"}, "seeds"), ({"seeds": [1, 1]}, "seeds"),
-    ({"seeds": [-1]}, "seeds.0"), ({"tuning_seeds": []}, "tuning_seeds"), ({"expected_seconds": 0}, "expected_seconds"),
+    ({"color": "red"}, "color"), ({"seeds": 0}, "seeds"), ({"seeds": [1, 1]}, "seeds"),
     ({"baseline": "of"}, "baseline"), ({"compare": ["off"]}, "baseline"), ({"compare": ["on", "on"]}, "compare"),
     ({"compare": ["no"]}, "compare.0"), ({"set": {SEED: 1}}, f"set.{SEED}"),
     ({"methods": {"off": {"choose": {SEED: [1]}}}}, f"methods.off.choose.{SEED}"),
     ({"methods": {"off": {"choose": {WEIGHT: []}}}}, f"methods.off.choose.{WEIGHT}"),
     ({"methods": {"off": {"choose": {WEIGHT: [1, 1.0]}}}}, f"methods.off.choose.{WEIGHT}"),
-    ({"methods": {"off": {"color": 1}}}, "methods.off.color"),
     ({"methods": {"off": {}, "on": {"against": "no"}}}, "methods.on.against"),
     ({"methods": {"off": {}, "on": {"against": "on"}}}, "methods"),
     ({"methods": {"off": {"against": "on"}, "on": {}}, "compare": []}, "baseline"),

@@ -26,11 +26,6 @@ def path(tmp_path, result):
     return path
 
 
-def change(path, **changes):
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in content.items() if value != "missing"}))
-
-
 def test_parquet_gives_back_what_was_written_sorted_by_name(tmp_path, result):
     study = make_study()
     retrained = {"date": "2026-11-25", "environment": {"torch": "3"}}
@@ -43,36 +38,28 @@ def test_parquet_gives_back_what_was_written_sorted_by_name(tmp_path, result):
     assert read_results(tmp_path / "results" / "s.parquet") == sorted(results, key=lambda r: r.trial)
 
 
-@pytest.mark.parametrize("content", ["{", "", "\x00", "[]", "null", "{}"])
-def test_what_is_not_a_result_is_found(path, content):
-    path.write_text(content)
-    error = error_of(read_trial, path)
-    assert error.path == path and error.hint
-
-
 @pytest.mark.parametrize(("changes", "field"), [
     ({"format_version": 1}, "format_version"), ({"trial": "missing"}, "trial"), ({"seed": "x"}, "seed"),
     ({"elapsed": float("nan")}, "elapsed"), ({"validation": None}, None), ({"seconds": None}, None),
-    ({"color": 1}, "color"),
 ])  # fmt: skip
 def test_damaged_values_name_the_field(path, changes, field):
-    change(path, **changes)
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value != "missing"}))
     error = error_of(read_trial, path)
     assert (error.path, error.field) == (path, field)
+    path.write_text(path.read_text()[:-100])
+    assert error_of(read_trial, path).path == path
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("damage", [
     lambda scores: scores["queries"].pop(), lambda scores: scores["queries"].__setitem__(0, 0),
-    lambda scores: scores["classes"].__setitem__(0, 7), lambda scores: scores["trained"].pop("map@r"),
-    lambda scores: scores["untrained"]["recall@1"].append(0.5),
-    lambda scores: scores["trained"]["recall@1"].__setitem__(0, None),
+    lambda scores: scores["trained"].pop("map@r"), lambda scores: scores["untrained"]["recall@1"].append(0.5),
 ])  # fmt: skip
-def test_scores_that_do_not_fit_together_are_found(path, result, split, damage):
-    scores = json.loads(getattr(result, split).model_dump_json())
-    damage(scores)
-    change(path, **{split: scores})
-    assert error_of(read_trial, path).field.startswith(split)
+def test_scores_that_do_not_fit_together_are_found(path, damage):
+    content = json.loads(path.read_text())
+    damage(content["test"])
+    path.write_text(json.dumps(content))
+    assert error_of(read_trial, path).field.startswith("test")
 
 
 def test_json_gives_back_what_was_written_under_the_name_of_the_trial(path, result):

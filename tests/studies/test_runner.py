@@ -11,7 +11,6 @@ import pytest
 from errors import error_of
 from synthetic_study import GIVEN, WEIGHT, die, evaluate, train, wait_for, write_study
 
-from orthoproxy.cli.main import main
 from orthoproxy.core.errors import WorkerLost
 from orthoproxy.runs.study_runner import StudyRunner
 from orthoproxy.runs.study_trials import StudyPaths
@@ -25,7 +24,6 @@ FINAL = [f"off_seed{seed}" for seed in range(3)] + [f"on_weight-1_seed{seed}" fo
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study to run in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text("encoder: {name: deit_tiny_patch16_224}\n")
     write_study(tmp_path)
@@ -95,15 +93,6 @@ def test_an_interrupted_study_continues_where_it_stopped(folder, work, stops_bef
     make_runner(work).run()
     assert work.done[before] == stops_before
     assert sorted(name for task, name in work.done if task == "train") == sorted({*TUNING, *FINAL})
-
-
-def test_a_signal_while_a_trial_trains_ends_the_command_quietly(folder, monkeypatch, capsys):
-    def interrupted(runner):
-        raise Interrupted(3, signal.SIGTERM)
-
-    monkeypatch.setattr(StudyRunner, "run", interrupted)
-    assert main(["study", "s.yaml"]) == 143
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_result_with_other_options_is_rejected(folder, work):

@@ -19,14 +19,6 @@ def drawn(seed: int, seeds: int = 4, classes: int = 9) -> tuple[np.ndarray, np.n
     return generator.random((seeds, classes)), generator.integers(1, 20, size=classes)
 
 
-def test_a_seeds_score_is_the_mean_over_all_its_queries() -> None:
-    generator = np.random.default_rng(0)
-    queries = np.array([3, 1, 7])
-    hits = [[generator.random(n) for n in queries] for _ in range(2)]
-    values = np.array([[of_class.mean() for of_class in of_seed] for of_seed in hits])
-    assert seed_scores(values, queries) == pytest.approx([np.concatenate(of_seed).mean() for of_seed in hits])
-
-
 def test_bootstrap_draws_are_means_of_drawn_seeds_and_classes() -> None:
     """Two seeds and two classes: the nine means that can come out, as often as they should."""
     values, queries = np.array([[0.0, 0.1], [0.3, 0.9]]), np.array([1, 3])

@@ -7,7 +7,7 @@ import pytest
 from synthetic_study import WEIGHT, best_setting, finished_results, make_failure, make_study
 
 from orthoproxy.studies.statistics import compare, holm
-from orthoproxy.studies.table import notes, summarize_methods, to_cells
+from orthoproxy.studies.table import notes, summarize_methods
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,6 @@ def test_a_method_may_be_compared_with_another_over_shared_seeds(results):
     assert len(rows["so-sum"].difference.by_seed) == 7
     expected = np.array(rows["so-sum"].scores[:7]) - rows["so-excess"].scores
     assert rows["so-sum"].difference.by_seed == pytest.approx(expected)
-
-
-def test_cells_are_percent(study, results):
-    row = summarize_methods(study, results, "recall@1")[1]
-    value, low, high = (f"{100 * x:.1f}" for x in (row.mean.value, row.mean.low, row.mean.high))
-    assert to_cells(row)["Recall@1"] == f"{value} [{low}, {high}]"
-    assert to_cells(row)["each seed"].split() == [f"{100 * score:.1f}" for score in row.scores]
 
 
 def test_notes_name_what_is_missing_failed_and_repeated(study, results):

@@ -25,18 +25,14 @@ from orthoproxy.studies.results import METRICS, SplitScores, TrialResult, read_r
 
 LIVE, FROZEN = Trial("alone", {}, 0), Trial("frozen", {}, 0)
 GIVEN = {
-    "set": {"data.workers": 0, "training.epochs": 2},
-    "seeds": 2,
-    "tuning_seeds": [0],
-    "baseline": "alone",
-    "compare": ["so"],
-    "methods": {
+    "set": {"data.workers": 0, "training.epochs": 2}, "seeds": 2, "tuning_seeds": [0], "baseline": "alone",
+    "compare": ["so"], "methods": {
         "alone": {},
         "so": {"choose": {WEIGHT: [0.1, 1]}},
         "frozen": {"set": {"encoder.freeze": True}},
         "diverging": {"set": {"optimizer.lr.projection": 1e38, "training.max_nonfinite_steps": 0}},
     },
-}
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +88,7 @@ def test_a_trial_has_validation_scores_costs_and_geometry_but_no_test_scores(stu
     best = max(point["map@r"] for point in trained.curve)
     assert trained.score("validation", "map@r") == pytest.approx(best, abs=1e-5)
     assert trained.environment["precision"] == "32-true"
-
-
-def test_geometry_is_that_of_the_proxies(paths, trained):
+    # its geometry is that of the proxies
     proxies = paths.run(LIVE).load_model().proxies.double().numpy()
     count, dim = proxies.shape
     cosines = pair_cosines(proxies)
