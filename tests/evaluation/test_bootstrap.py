@@ -55,11 +55,6 @@ def test_an_interval_holds_its_value_and_grows_with_confidence(resampled, value,
     assert wide.low >= min(*resampled, value) and wide.high <= max(*resampled, value)
 
 
-def test_percentiles_are_the_tails() -> None:
-    result = estimate(0.5, np.linspace(0, 1, 1001), confidence=0.9)
-    assert (result.low, result.high) == pytest.approx((0.05, 0.95))
-
-
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """Classes of differing size and difficulty; the truth is the mean over infinitely many classes."""
     generator = np.random.default_rng(0)

@@ -2,8 +2,7 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -84,12 +83,6 @@ def test_the_mean_of_class_scores_over_queries_is_the_score(exclude: Exclude) ->
         assert np.average(scores.values[name], weights=scores.queries) == pytest.approx(mean, abs=1e-12)
 
 
-@pytest.mark.parametrize(("field", "value"), [("exclude", "own_class"), ("expand", -1)])  # others: test_options.py
-@pytest.mark.usefixtures("unchecked")
-def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
-    assert error_of(Scoring, **{field: value}).field == field
-
-
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from(get_args(Exclude)), st.booleans())
 def test_whether_some_query_has_a_positive_is_known_from_the_table(seed, count, exclude, duplicates) -> None:
@@ -130,19 +123,13 @@ def test_a_share_of_the_queries_is_scored_as_all_of_them() -> None:
         assert [found.model for found in in_each] == [expected] * count
 
 
-def test_evaluate_embeds_the_table_and_finds_the_untrained_encoder_beside_the_model(
-    tmp_path: Path, image_folder: Path, tiny_encoder: Encoder
-) -> None:
-    table = folder_table(image_folder)
+def test_evaluate_finds_the_untrained_encoder_beside_the_model(tmp_path, image_folder, tiny_encoder) -> None:
+    table, scoring = folder_table(image_folder), Scoring(bootstrap_samples=20)
     trained, untrained = Embedder(tiny_encoder), Embedder(Encoder(tiny_encoder.name, image_size=32))
     trained.save(tmp_path / "model")
-    alone = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(bootstrap_samples=20))
-    assert alone.baseline is None and alone.difference is None
+    assert evaluate(Embedder.load(tmp_path), table, scoring=scoring).baseline is None
     untrained.save(tmp_path / "baseline")
-    both = evaluate(Embedder.load(tmp_path), table, scoring=Scoring(bootstrap_samples=20))
-    embeddings = [model.embed(list(table.path)) for model in (trained, untrained)]
-    expected = score(*embeddings, table, Scoring(bootstrap_samples=20))
-    assert replace(both, seconds=0) == replace(expected, seconds=0) and both.model == alone.model
-    assert (both.queries, both.classes, both.queries_without_positive) == (12, 3, 0)
-    named = evaluate(trained, table, baseline=trained, scoring=Scoring(bootstrap_samples=20))
-    assert named.difference["recall@1"].value == 0
+    expected = score(*(model.embed(list(table.path)) for model in (trained, untrained)), table, scoring)
+    for found in (evaluate(Embedder.load(tmp_path), table, scoring=scoring),
+                  evaluate(trained, table, baseline=untrained, scoring=scoring)):  # fmt: skip
+        assert replace(found, seconds=0) == replace(expected, seconds=0)

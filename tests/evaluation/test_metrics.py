@@ -39,17 +39,13 @@ def test_without_ties_the_values_are_those_of_pytorch_metric_learning(seed: int)
     generator = np.random.default_rng(seed)
     labels = generator.integers(15, size=150)
     x = (generator.standard_normal((150, 12)) + 1.3 * generator.standard_normal((15, 12))[labels]).astype(np.float32)
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank"),
-        k=149,
-        knn_func=CustomKNN(CosineSimilarity()),
-        device=torch.device("cpu"),
-    )
+    names = {"recall@1": "precision_at_1", "r_precision": "r_precision", "map@r": "mean_average_precision_at_r",
+             "mrr": "mean_reciprocal_rank"}  # fmt: skip
+    knn = CustomKNN(CosineSimilarity())
+    calculator = AccuracyCalculator([*names.values()], k=149, knn_func=knn, device=torch.device("cpu"))
     reference = calculator.get_accuracy(torch.from_numpy(x), torch.from_numpy(labels))
     everyone = np.arange(150)
     metrics = query_metrics(Retrieval(x, labels, everyone, everyone))
-    names = {"recall@1": "precision_at_1", "r_precision": "r_precision", "map@r": "mean_average_precision_at_r",
-             "mrr": "mean_reciprocal_rank"}  # fmt: skip
     for name, other in names.items():
         assert 0.2 < reference[other] < 0.98
         assert np.nanmean(metrics[name]) == pytest.approx(reference[other], abs=1e-6)

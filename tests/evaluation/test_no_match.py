@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from brute_force import random_embeddings, random_table
-from errors import error_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -63,12 +62,6 @@ def test_rates_are_shares_and_lie_in_their_intervals(matching: NoMatchCalibratio
     ):
         assert estimate.value == pytest.approx(expected)
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0, float("nan")])
-def test_a_rate_out_of_range_is_an_error(rate: float) -> None:
-    matching = NoMatchCalibration(np.ones(9), np.zeros(9), np.arange(9), gallery=9)
-    assert error_of(matching.threshold, rate).field == "false_match_rate"
 
 
 def plain(points: np.ndarray, table: pd.DataFrame, exclude: Exclude) -> tuple[list[float], list[float]]:

@@ -6,13 +6,10 @@ from typing import get_args
 import numpy as np
 import pytest
 from brute_force import allowed_gallery, cosine, neighbors, random_embeddings, random_table, retrievals
-from errors import error_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthoproxy.data import make_table
-from orthoproxy.embedding.embedder import Embedder
-from orthoproxy.evaluation import Evaluation, Retrieval, Scoring, evaluate, nearest_neighbors, score
+from orthoproxy.evaluation import Evaluation, Retrieval, Scoring, nearest_neighbors, score
 from orthoproxy.evaluation.bootstrap import bootstrap_means
 from orthoproxy.evaluation.evaluate import build_retrieval, score_queries
 from orthoproxy.evaluation.query_expansion import expand_queries
@@ -81,12 +78,8 @@ def test_expansion_adds_what_the_query_may_find(retrieval: Retrieval, count: int
 
 
 @settings(max_examples=15)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(["everyone", "mixed", "apart"]),
-    st.sampled_from([(20, 6), (7, 3), (4, 1)]),
-    st.sampled_from([0.3, 0.8]),
-)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["everyone", "mixed", "apart"]),
+       st.sampled_from([(20, 6), (7, 3), (4, 1)]), st.sampled_from([0.3, 0.8]))  # fmt: skip
 def test_reranking_is_that_of_the_paper_on_the_query_and_what_it_may_find(seed, roles, k, weight: float) -> None:
     retrieval = without_ties(seed, roles)
     rows, _ = nearest_neighbors(rerank(retrieval, *k, weight), k=50, block_memory_mb=0.005)
@@ -121,10 +114,8 @@ def test_scores_stand_beside_the_plain_ones_with_their_paired_difference(groups:
     ]  # fmt: skip
     assert result.search_time["augment"].model == score(more, None, table, scoring).model
     retrieval = build_retrieval(x, table, scoring.rule(table))
-    metrics = [
-        score_queries(part, table, scoring)["map"]
-        for part in (retrieval, expand_queries(retrieval, 3), rerank(retrieval))
-    ]
+    retrievals = (retrieval, expand_queries(retrieval, 3), rerank(retrieval))
+    metrics = [score_queries(part, table, scoring)["map"] for part in retrievals]
     scored = ~np.isnan(metrics[0])
     classes = retrieval.labels[retrieval.queries][scored]
     for values, found in zip(metrics[1:], list(result.search_time.values())[1:], strict=True):
@@ -134,10 +125,3 @@ def test_scores_stand_beside_the_plain_ones_with_their_paired_difference(groups:
         difference = found.difference["map"]
         assert abs(difference.value) > 1e-3
         assert (difference.value, difference.low, difference.high) == pytest.approx((change.mean(), low, high))
-
-
-def test_neighbor_lists_beyond_the_memory_are_refused_before_images_are_read(tiny_encoder) -> None:
-    table = make_table([f"missing{n}.png" for n in range(200)], [str(n // 4) for n in range(200)])
-    scoring = Scoring(rerank=True, block_memory_mb=0.1)
-    error = error_of(evaluate, Embedder(tiny_encoder), table, scoring=scoring)
-    assert (error.field, error.expected) == ("block_memory_mb", "at least 0.128")

@@ -41,15 +41,12 @@ def test_the_label_with_most_weight_wins_in_any_order(neighbors: list, threshold
 def test_scores_of_the_vote_are_those_of_plain_counting(threshold: float | None) -> None:
     generator = np.random.default_rng(0)
     label = [f"class {number}" for number in generator.integers(0, 8, 240)]
-    split = [
-        "test" if c == "class 7" else s for c, s in zip(label, generator.choice(["train", "test"], 240), strict=True)
-    ]
+    split = generator.choice(["train", "test"], 240)
+    split = ["test" if c == "class 7" else s for c, s in zip(label, split, strict=True)]
     table = evaluation_images(make_table([f"{number}.png" for number in range(240)], label, split), "test")
     centers = dict(zip(sorted(set(label)), generator.standard_normal((8, 6)), strict=True))
-    model, baseline = (
-        np.stack([centers[name] for name in table.label]) + spread * generator.standard_normal((240, 6))
-        for spread in (0.5, 1.0)
-    )
+    points = np.stack([centers[name] for name in table.label])
+    model, baseline = (points + spread * generator.standard_normal((240, 6)) for spread in (0.5, 1.0))
     scoring = Scoring(recall_at=(1,), bootstrap_samples=50)
     found = add_vote(score(model, baseline, table, scoring), (model, baseline), table, (threshold, threshold), scoring)
     assert found.known_classes and found.vote is not None and found.baseline and found.difference
@@ -78,10 +75,8 @@ def test_scores_of_the_vote_are_those_of_plain_counting(threshold: float | None)
             assert scores["precision"].value == pytest.approx(np.mean(answered))
         if points is model:
             assert {(a, b): n for a, b, n in found.vote.confusions} == wrong and len(wrong) < 10
-            for estimate, values in (
-                (found.vote.false_known, other[False]),
-                (found.vote.false_known_unseen, other[True]),
-            ):
+            estimates = (found.vote.false_known, found.vote.false_known_unseen)
+            for estimate, values in zip(estimates, (other[False], other[True]), strict=True):
                 expected = threshold and np.mean(np.array(values) >= threshold)
                 assert (estimate and estimate.value) == pytest.approx(expected)
     for name, difference in found.difference.items():

@@ -11,8 +11,7 @@ from orthoproxy.losses.objective import CLASS_VECTORS
 # LargeMarginSoftmaxLoss and SphereFaceLoss call SciPy with tensors, which NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 
-ONE_VECTOR = {"proxy_anchor", *CLASS_VECTORS} - {"SoftTripleLoss", "SubCenterArcFaceLoss"}
-ONE_VECTOR = sorted(ONE_VECTOR)
+ONE_VECTOR = sorted({"proxy_anchor", *CLASS_VECTORS} - {"SoftTripleLoss", "SubCenterArcFaceLoss"})
 SEVERAL = [("SoftTripleLoss", {"centers_per_class": 3}), ("SubCenterArcFaceLoss", {"sub_centers": 3})]
 SIZES = [(6, 6), (5, 8), (9, 8)]  # C = D too: rows and columns cannot be told apart by their number
 

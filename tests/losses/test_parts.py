@@ -16,7 +16,6 @@ MIB = 2**20
 
 
 def products(compute: Callable[[], object]) -> list[tuple[int, ...]]:
-    """The shapes of all matrix products."""
     with Recorded() as seen:
         compute()
     return seen.products

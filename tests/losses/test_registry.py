@@ -54,7 +54,6 @@ def test_only_own_losses_can_be_sharded() -> None:
 
 @pytest.mark.parametrize(("name", "args", "field"), [
     ("proxy_anchor", {"margn": 0.1}, "args.margn"), ("proxy_anchor", {"scale": -1.0}, "args.scale"),
-    ("ArcFaceLoss", {"sub_centers": 2}, "args.sub_centers"), ("proxy_anchor", {"num_classes": 5}, "args.num_classes"),
     ("ArcFaceLoss", {"embedding_size": 5}, "args.embedding_size"), ("proxy_anchor", {"sharded": True}, "args.sharded"),
     ("TripletMarginLoss", {"reducer": 1}, "args.reducer"), ("NPairsLoss", {"kwargs": 1}, "args.kwargs"),
     ("RankedListLoss", {}, "args"), ("RankedListLoss", {"margin": 1, "Tn": 1, "imbalance": 2}, "args"),
