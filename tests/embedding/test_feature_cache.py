@@ -27,6 +27,10 @@ def test_features_are_those_of_the_backbone(picture, tiny_encoder, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(features, tiny_encoder.features(pixels))
     np.testing.assert_allclose(model.embed(features), model.embed([picture]), atol=1e-6)
+    [path] = (tmp_path / "features").iterdir()
+    save_file({"features": torch.zeros(2, 3)}, path)  # another shape
+    torch.testing.assert_close(pooled_features(model, [picture], tmp_path / "features"), features)
+    torch.testing.assert_close(load_file(path)["features"], features)
 
 
 def test_another_file_transform_or_model_computes_new_features(picture, tiny_encoder, tmp_path, monkeypatch):
@@ -46,15 +50,6 @@ def test_another_file_transform_or_model_computes_new_features(picture, tiny_enc
     assert not torch.equal(compute(Encoder("deit_tiny_patch16_224", 8, 32)), last)  # the weights
     monkeypatch.setattr(Embedder, "iterate_features", None)
     assert torch.equal(compute(), last)  # read from the cache
-
-
-def test_features_of_another_shape_are_replaced(picture, tiny_encoder, tmp_path):
-    model, folder = Embedder(tiny_encoder), tmp_path / "features"
-    first = pooled_features(model, [picture], folder)
-    [path] = folder.iterdir()
-    save_file({"features": torch.zeros(2, 3)}, path)
-    torch.testing.assert_close(pooled_features(model, [picture], folder), first)
-    torch.testing.assert_close(load_file(path)["features"], first)
 
 
 def test_a_missing_image_and_a_cache_that_cannot_be_written_to_are_named(picture, tiny_encoder, tmp_path):

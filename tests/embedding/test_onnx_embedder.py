@@ -24,7 +24,6 @@ from orthoproxy.models import Encoder
 
 
 def exported(model: Embedder, path: Path) -> Path:
-    """Write a model with its metadata, unchecked."""
     write_onnx(model, path)
     return with_metadata(path, model, path)
 
@@ -88,13 +87,9 @@ def test_a_model_without_projection_and_with_another_resize(tmp_path: Path) -> N
     np.testing.assert_allclose(ours.embed([image, image.rotate(90)]), model.embed([image, image.rotate(90)]), atol=1e-5)
     assert (ours.image_size, ours.embedding_dim, ours.resize) == (32, model.embedding_dim, "stretch")
     assert describe(Embedder(model.encoder)).resize == 37  # the default at 32 pixels
-    assert ours.metadata.mean == pytest.approx(model.encoder.mean.flatten().tolist())
-    assert ours.metadata.std == pytest.approx(model.encoder.std.flatten().tolist())
 
 
-def test_the_documented_lines_read_images_of_every_kind(
-    file: Path, model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_documented_lines_read_images_of_every_kind(file: Path, model, tmp_path: Path, monkeypatch) -> None:
     y, x = np.mgrid[:40, :60]
     pixels = np.stack([4 * x, 6 * y, 255 * (x > y)], axis=2).astype(np.uint8)
     exif = Image.Exif()
@@ -114,44 +109,20 @@ def test_the_documented_lines_read_images_of_every_kind(
     assert (names["embeddings"] * model.embed(files)).sum(axis=1).min() > 0.999
 
 
-def test_the_file_has_the_documented_input_and_output(file: Path) -> None:
-    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]  # no weights beside it
-    graph = onnx.load(file).graph
-    (taken,), (given,) = graph.input, graph.output
-    assert (taken.name, given.name) == ("images", "embeddings")
-    assert taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    shapes = [[d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in (taken, given)]
-    assert shapes == [["batch", 3, 32, 32], ["batch", 8]]
-
-
-def test_load_model_takes_all_kinds(file: Path, model: Embedder, tmp_path: Path) -> None:
-    model.save(tmp_path / "run" / "model")
-    for path, kind in ((file, OnnxEmbedder), (str(file), OnnxEmbedder), (tmp_path / "run", Embedder)):
-        loaded = load_model(path)
-        assert type(loaded) is kind and loaded.identity == model.identity
-    assert error_of(load_model, tmp_path / "nowhere").path == tmp_path / "nowhere"
-
-
-def test_files_that_are_not_exported_models(file: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_exported_models(file: Path, model: Embedder, tmp_path: Path) -> None:
     assert error_of(OnnxEmbedder, tmp_path / "nowhere.onnx").path == tmp_path / "nowhere.onnx"
     for name, content in (("garbage.onnx", b"no model at all"), ("half.onnx", file.read_bytes()[:5000])):
         (tmp_path / name).write_bytes(content)
         assert error_of(OnnxEmbedder, tmp_path / name).path == tmp_path / name
+    for field, value in (("format_version", "1"), ("image_size", "0")):
+        error = error_of(OnnxEmbedder, with_metadata(file, model, tmp_path / "other.onnx", **{field: value}))
+        assert (error.path, error.field) == (tmp_path / "other.onnx", field) and error.hint
     content = onnx.load(file)
     onnx.helper.set_model_props(content, {"author": "somebody"})
     onnx.save(content, tmp_path / "foreign.onnx")
     assert error_of(OnnxEmbedder, tmp_path / "foreign.onnx").field == "format_version"
     assert error_of(OnnxEmbedder, file, "toaster").field == "device"
     assert error_of(choose_device, "toaster").field == "device"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("format_version", "3"), ("format_version", "1"), ("image_size", "0"), ("embedding_dim", "{")]
-)
-def test_invalid_metadata(file: Path, model: Embedder, tmp_path: Path, field: str, value: str) -> None:
-    error = error_of(OnnxEmbedder, with_metadata(file, model, tmp_path / "model.onnx", **{field: value}))
-    assert error.path == tmp_path / "model.onnx" and error.hint
-    assert error.field == (None if value == "{" else field)
 
 
 def test_without_onnxruntime_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

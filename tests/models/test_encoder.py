@@ -89,14 +89,10 @@ def test_the_patch_embedding_can_be_frozen() -> None:
     assert error_of(Encoder(SMALL_CNN, image_size=32).freeze_patch_embedding).field == "freeze_patch_embedding"
 
 
-@pytest.mark.parametrize(
-    ("name", "last"),
-    [
-        (SMALL_VIT, ("blocks.5.", "norm.")),
-        (SMALL_CNN, ("blocks.4.", "conv_head.", "bn2.")),
-        ("test_convnext", ("stages.3.blocks.1.", "head.")),
-    ],
-)
+@pytest.mark.parametrize(("name", "last"), [
+    (SMALL_VIT, ("blocks.5.", "norm.")), (SMALL_CNN, ("blocks.4.", "conv_head.", "bn2.")),
+    ("test_convnext", ("stages.3.blocks.1.", "head.")),
+])  # fmt: skip
 def test_only_the_last_blocks_are_trained(name: str, last: tuple[str, ...]) -> None:
     encoder = Encoder(name, 8, image_size=32)
     encoder.train_last_blocks(1)
