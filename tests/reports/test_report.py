@@ -14,9 +14,9 @@ from PIL import Image
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import Estimate, NoMatchCalibration, Scoring, score
 from orthoproxy.evaluation.voting import VoteScores
-from orthoproxy.reports.figures import create_figure, loss_figure, validation_figure
+from orthoproxy.reports.figures import create_figure, loss_figure
 from orthoproxy.reports.geometry import compare_proxies, effective_rank
-from orthoproxy.reports.html import figure_to_svg, load_thumbnail
+from orthoproxy.reports.html import figure_to_svg
 from orthoproxy.reports.report import render_report
 from orthoproxy.reports.results import RunResults
 from orthoproxy.reports.sections import describe_proxies
@@ -90,34 +90,26 @@ def test_scores_stand_beside_the_baseline_with_intervals(run: RunResults, page: 
         assert shown[:4] == [*expected, f"{mean(difference, sign=True)} {interval(difference)}"]
 
 
-def test_geometry_configuration_and_notes_are_shown(run: RunResults, page: str) -> None:
+def test_geometry_and_notes_are_shown(run: RunResults, page: str) -> None:
     parsed = ParsedPage(page)
     assert run.proxies is not None
     assert f"{effective_rank(run.proxies):.1f} of 6" in parsed.text
     closest = next(table for table in parsed.tables if table[0] == ["Class", "Class", "Cosine"])
     pairs, _ = compare_proxies(run.proxies, run.classes)
     assert closest[1:] == [[first, second, f"{cosine:.3f}"] for first, second, cosine in pairs]
-    shown = ("first run", "seed: 3", "a made-up one", *run.notes, "40 steps in 1:00")
-    assert all(part in parsed.text for part in shown)
+    assert all(note in parsed.text for note in run.notes)
 
 
-def test_the_page_is_self_contained_small_and_deterministic(run: RunResults, page: str) -> None:
+def test_the_page_is_self_contained_small_and_deterministic_with_unique_identifiers(run: RunResults, page: str) -> None:
     parsed = ParsedPage(page)
     assert parsed.loads == [] and not parsed.attributes("script")
     assert not re.search(r"@import|url\((?!#)", page)
     assert len(page) < 1e6
     assert render_report(run) == page
-
-
-def test_figures_have_descriptions_and_identifiers_are_unique(page: str) -> None:
-    parsed = ParsedPage(page)
-    figures = parsed.attributes("svg", role="img")
-    assert len(figures) == 5 and all(figure["aria-label"] for figure in figures)
     identifiers = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers))
     targets = [a["href"] for _, a in parsed.elements if a.get("href", "").startswith("#")]
     assert {target[1:] for target in targets} <= set(identifiers)
-    assert all(image["alt"] for image in parsed.attributes("img"))
 
 
 def test_names_are_escaped(run: RunResults) -> None:
@@ -167,15 +159,10 @@ ONE_STEP, NAN_LOG = {"step": [1], "loss": [3.0]}, {"step": [1, 2], "loss": [np.n
 NO_CONFIG = {"config": "", "machine": {}, "notes": []}
 SPARSE: dict[str, dict[str, Any]] = {
     "no test classes, one step": {**NO_TEST_CLASSES, "log": pd.DataFrame(ONE_STEP)},
-    "no validation scores, one proxy": {
-        "log": pd.DataFrame(STEP_WITHOUT_SCORES),
-        "proxies": np.ones((1, 6)),
-        "classes": ["one"],
-    },
-    "two proxies": {**NO_TEST_CLASSES, "proxies": np.eye(2, 6), "classes": ["one", "two"]},
+    "no validation scores": {"log": pd.DataFrame(STEP_WITHOUT_SCORES)},
+    "one proxy": {**NO_TEST_CLASSES, "proxies": np.ones((1, 6)), "classes": ["one"]},
     "a log of NaN": {**NO_TEST_CLASSES, "log": pd.DataFrame(NAN_LOG)},
     "equal proxies, no configuration": {**NO_TEST_CLASSES, **NO_CONFIG, "proxies": np.ones((12, 6))},
-    "zero proxies": {**NO_TEST_CLASSES, "proxies": np.zeros((12, 6))},
     "proxies that diverged": {**NO_TEST_CLASSES, "proxies": np.full((12, 6), np.nan)},
     "one dimension": {"proxies": np.ones((12, 1)), "embeddings": np.ones((40, 1))},
 }
@@ -206,15 +193,12 @@ def test_missing_images_leave_a_placeholder(bare: RunResults) -> None:
     assert not parsed.attributes("img") and parsed.attributes("span", **{"class": "missing"})
 
 
-def test_a_long_log_is_thinned_and_its_best_score_marked() -> None:
+def test_a_long_log_is_thinned() -> None:
     step = np.arange(1, 100_001)
     figure = loss_figure(pd.DataFrame({"step": step, "loss": 1e-4 * step}), {"loss": "loss"})
     x, y = (np.asarray(values) for values in figure.axes[0].lines[0].get_data())
     assert len(x) == 400
     assert y == pytest.approx(1e-4 * x)
-    log = pd.DataFrame({"step": [1, 2, 3, 4], "validation/recall@1": [0.1, np.nan, 0.42, 0.3]})
-    figure = validation_figure(log, ["validation/recall@1"])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["42.0"]
 
 
 def test_thresholds_are_those_of_the_matching(bare: RunResults) -> None:
@@ -231,16 +215,6 @@ def test_thresholds_are_those_of_the_matching(bare: RunResults) -> None:
     few = replace(matching, same=same[:8], other=other[:8], classes=matching.classes[:8])
     assert not any(table[0][1:2] == ["Threshold"] for table in render(replace(bare, matching=few)).tables)
     assert not render(bare).attributes("section", id="no-match")
-
-
-def test_a_thumbnail_is_the_center_square(tmp_path: Path) -> None:
-    pixels = np.zeros((100, 300, 3), dtype=np.uint8)
-    pixels[:, 100:200] = 255
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    small = load_thumbnail(tmp_path / "wide.png", side=50)
-    assert small is not None and small.size == (50, 50) and np.asarray(small).min() > 200
-    (tmp_path / "broken.png").write_bytes(b"not an image")
-    assert load_thumbnail(tmp_path / "broken.png") is None
 
 
 @pytest.mark.browser

@@ -27,12 +27,10 @@ def test_the_summary_depends_on_the_interval_of_the_difference(difference: Estim
     assert all(part in sentence for part in (written, "1,381", "49.4 % [46.9, 51.8]", "41.8 % [39.0, 44.0]"))
 
 
-def test_the_summary_without_recall_at_1_and_without_evaluation() -> None:
+def test_summaries_without_recall_at_1_or_evaluation_and_signs() -> None:
     assert summarize(evaluation(Estimate(0.1, 0.1, 0.1), "recall@10"))[1].startswith("Recall@10")
     assert summarize(None)[0] == "none"
-
-
-def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
+    # a number that rounds to zero has no sign
     assert [number(value, sign=True) for value in (-0.04, 0.04, -0.06)] == ["0.0", "0.0", "\N{MINUS SIGN}0.1"]
 
 
