@@ -32,13 +32,9 @@ from orthoproxy.models import Encoder  # noqa: E402
 torch.ones(1, requires_grad=True).backward()
 
 hypothesis.settings.register_profile(
-    "orthoproxy",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=40,
+    "orthoproxy", max_examples=40, derandomize=True, database=None, deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
+)  # fmt: skip
 hypothesis.settings.load_profile("orthoproxy")
 
 TINY = "deit_tiny_patch16_224"  # 192 features; at 32 pixels an image is 4 patches

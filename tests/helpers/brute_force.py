@@ -65,11 +65,8 @@ def query_metrics(retrieval: Retrieval, query: int, recall_at: Sequence[int]) ->
 
 def neighbors(retrieval: Retrieval, query: int) -> list[tuple[int, float]]:
     """All that may be found, most similar first, ties by row."""
-    similarity = [
-        (row, cosine(retrieval.embeddings[query], retrieval.embeddings[row]))
-        for row in allowed_gallery(retrieval, query)
-    ]
-    return sorted(similarity, key=lambda pair: (-pair[1], pair[0]))
+    x, rows = retrieval.embeddings, allowed_gallery(retrieval, query)
+    return sorted(((row, cosine(x[query], x[row])) for row in rows), key=lambda pair: (-pair[1], pair[0]))
 
 
 def embeddings_of(kind: str, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -36,14 +36,9 @@ def healthy(latent: int = LATENT, noise: float = 0.3) -> DiagnosisInput:
     """A model without limitation: classes are separate, unseen ones as much as those trained on."""
     seen, unseen = centers(1, latent=latent), centers(2, latent=latent)
     training = split("seen", seen, noise, 0.5, 10)
-    return DiagnosisInput(
-        name="healthy",
-        training=training,
-        unseen=split("new", unseen, noise, 0.5, 20),
-        unseen_split="test",
-        proxies=around(seen, np.arange(len(seen)), DIM, 0.0, 0),
-        classes=training.names,
-    )
+    proxies = around(seen, np.arange(len(seen)), DIM, 0.0, 0)
+    new = split("new", unseen, noise, 0.5, 20)
+    return DiagnosisInput("healthy", training, new, "test", proxies, training.names)
 
 
 def relabel(images: EmbeddedSplit, labels: np.ndarray) -> EmbeddedSplit:

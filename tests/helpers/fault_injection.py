@@ -67,5 +67,4 @@ def on_event(moment: str, action: Callable[[], object]) -> None:
 
 
 def final_name(path: Path) -> str:
-    """The name of a file once it is renamed."""
     return re.sub(r"^\.(.+)\.[0-9a-f]{32}\.tmp$", r"\1", path.name)

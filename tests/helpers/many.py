@@ -23,10 +23,7 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any, killed: t
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=_work, args=(Path(folder), process, count, function, args))
-            for process in range(count)
-        ]
+        processes = [context.Process(target=_work, args=(Path(folder), n, count, function, args)) for n in range(count)]
         with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of forking beside threads
             for process in processes:
                 process.start()
@@ -39,15 +36,9 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any, killed: t
 
 
 def _work(folder: Path, process: int, count: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    os.environ |= {
-        "RANK": str(process),
-        "LOCAL_RANK": str(process),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",  # not used: the processes have met already
-    }
+    values = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    values |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}  # they have met already
+    os.environ |= {name: str(value) for name, value in values.items()}
     torch.set_num_threads(1)
     if count > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=count)

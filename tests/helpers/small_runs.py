@@ -132,10 +132,6 @@ def difference(out: Path, whole: Path) -> str:
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, whole)]
     records = [RunFolder(folder).records().drop(columns=["seconds", "images_per_second"]) for folder in (out, whole)]
     scores = [without_seconds(RunFolder(folder).scores) for folder in (out, whole)]
-    differs = {
-        "weights": weights[0] != weights[1],
-        "metrics": not records[0].equals(records[1]),
-        "scores": scores[0] != scores[1],
-        "half a file": bool(list(out.rglob("*.tmp"))),
-    }
+    differs = {"weights": weights[0] != weights[1], "metrics": not records[0].equals(records[1])}
+    differs |= {"scores": scores[0] != scores[1], "half a file": bool(list(out.rglob("*.tmp")))}
     return ", ".join(name for name, found in differs.items() if found)

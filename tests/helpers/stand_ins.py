@@ -15,14 +15,10 @@ from scipy.io import savemat
 
 # As the published ones: within a make the official order is not that of the letters, a name holds a slash, "smart" is
 # lowercase, and the classes for training end with the one Eagle
-CAR_NAMES = [
-    *(f"Dodge Model {number} Sedan 2012" for number in range(97)),
-    "Eagle Talon Hatchback 1998",
-    "FIAT 500 Abarth 2012",
-    *(f"Jeep Model {number} SUV 2012" for number in range(95)),
-    "Ram C/V Cargo Van Minivan 2012",
-    "smart fortwo Convertible 2012",
-]
+CAR_NAMES = [f"Dodge Model {number} Sedan 2012" for number in range(97)]
+CAR_NAMES += ["Eagle Talon Hatchback 1998", "FIAT 500 Abarth 2012"]
+CAR_NAMES += [f"Jeep Model {number} SUV 2012" for number in range(95)]
+CAR_NAMES += ["Ram C/V Cargo Van Minivan 2012", "smart fortwo Convertible 2012"]
 SUPER_CLASSES = ("bicycle", "cabinet", "chair", "coffee_maker", "fan", "kettle")
 
 
@@ -156,13 +152,9 @@ def write_sop(root: Path, images: tuple[int, int], classes: tuple[int, int], pic
 
 
 def write_inshop(
-    root: Path,
-    images: tuple[int, int, int],
-    items: tuple[int, int],
-    pictures: Collection[int] = (),
-    place: str = "Eval/list_eval_partition.txt",
-    folder: str = "Img",
-) -> None:
+    root: Path, images: tuple[int, int, int], items: tuple[int, int], pictures: Collection[int] = (),
+    place: str = "Eval/list_eval_partition.txt", folder: str = "Img",
+) -> None:  # fmt: skip
     """Write the list of training, query and gallery, its columns padded as published, and the folder of the images."""
     numbers = shuffled(range(1, sum(items) + 1), seed=5)
     rows = []

@@ -24,15 +24,10 @@ WEIGHTS = [0.03, 0.1, 0.3, 1, 3]
 
 
 GIVEN = {
-    "title": "Does it help?",
-    "base": "base.yaml",
-    "seeds": [0, 1, 2],
-    "tuning_seeds": [0, 1],
-    "metric": "recall@1",
-    "baseline": "off",
-    "compare": ["on"],
+    "title": "Does it help?", "base": "base.yaml", "seeds": [0, 1, 2], "tuning_seeds": [0, 1], "metric": "recall@1",
+    "baseline": "off", "compare": ["on"],
     "methods": {"off": {"set": {WEIGHT: 0}}, "on": {"choose": {WEIGHT: [0.1, 1, 9]}}},
-}
+}  # fmt: skip
 
 
 def write_study(folder: Path, **changes: Any) -> Path:
@@ -48,18 +43,9 @@ def make_study(seeds: int = 8, **changes: Any) -> Study:
         "so-excess": Method(set={SCALING: "excess"}, choose={WEIGHT: WEIGHTS}),
         "so-sum": Method(set={SCALING: "sum"}, choose={WEIGHT: [1e-4, 1e-3, 1e-2]}),
     }
-    given = {
-        "title": "Does Soft Orthogonality help on icons?",
-        "question": "Does Soft Orthogonality raise Recall@1 on unseen classes?",
-        "base": ROOT / "recipes/icons.yaml",
-        "path": Path("studies/made-up.yaml"),
-        "seeds": seeds,
-        "tuning_seeds": [0, 1],
-        "baseline": "proxy-anchor",
-        "compare": ["so-excess", "so-sum"],
-        "methods": methods,
-    }
-    return Study(**{**given, **changes})
+    given = {"title": "Does it help?", "base": ROOT / "recipes/icons.yaml", "path": Path("studies/made-up.yaml")}
+    given |= {"seeds": seeds, "tuning_seeds": [0, 1], "methods": methods}
+    return Study(**{**given, "baseline": "proxy-anchor", "compare": ["so-excess", "so-sum"], **changes})
 
 
 def gain(method: str, setting: dict[str, Any]) -> float:
@@ -91,28 +77,17 @@ def make_scores(seed: int, added: float, classes: int, salt: str) -> SplitScores
 def make_result(study: Study, trial: Trial, evaluated: bool, **changes: Any) -> TrialResult:
     added = gain(trial.method, trial.setting)
     point = {"epoch": 1, "seconds": 15.5, "images": 2944, "recall@1": 0.5, "map@r": 0.25}
-    given = {
-        "study": study.name,
-        "trial": trial.name,
-        "method": trial.method,
-        "setting": trial.setting,
-        "seed": trial.seed,
-        "options": study.options(trial),
-        "validation": make_scores(trial.seed, added, 30, "validation"),
-        "test": make_scores(trial.seed, added, 60, "test") if evaluated else None,
-        "curve": [point],
-        "geometry": dict.fromkeys(("classes", "dim", "effective_rank", "largest_cosine", "squares", "floor"), 0.5),
-        "seconds": 130.2 + trial.seed,
-        "images": 23552,
-        "elapsed": 140.2 + trial.seed,
-        "date": "2026-11-24",
-        "environment": {"torch": "2.14.1", "precision": "32-true"},
-    }
+    given = {"study": study.name, "trial": trial.name, "method": trial.method, "setting": trial.setting}
+    given |= {"seed": trial.seed, "options": study.options(trial), "curve": [point], "images": 23552}
+    given |= {"validation": make_scores(trial.seed, added, 30, "validation")}
+    given |= {"test": make_scores(trial.seed, added, 60, "test") if evaluated else None}
+    geometry = dict.fromkeys(("classes", "dim", "effective_rank", "largest_cosine", "squares", "floor"), 0.5)
+    given |= {"geometry": geometry, "seconds": 130.2 + trial.seed, "elapsed": 140.2 + trial.seed}
+    given |= {"date": "2026-11-24", "environment": {"torch": "2.14.1", "precision": "32-true"}}
     return TrialResult(**{**given, **changes})
 
 
 def make_failure(study: Study, trial: Trial) -> TrialResult:
-    """The result of a training that diverged."""
     nothing = dict.fromkeys(("validation", "geometry", "seconds", "images"))
     return make_result(study, trial, evaluated=False, failed="the loss is nan", curve=[], **nothing)
 

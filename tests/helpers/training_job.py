@@ -43,7 +43,6 @@ class Job:
 
 
 def make_job(folder, encoder, images, batch_size=4, precision="32-true", device="cpu"):
-    """A job on the three classes of `image_folder`."""
     torch.manual_seed(0)
     table = folder_table(images)
     labels = table["label"].astype("category").cat.codes.astype(int).tolist()
