@@ -207,11 +207,6 @@ def test_memory_does_not_grow_with_the_images(run, tmp_path, image_folder) -> No
     assert peak < 5 * 2**20  # a part has 1.2 MiB
 
 
-def tiny() -> Embedder:
-    torch.manual_seed(0)
-    return Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
-
-
 def embed(images: Path, out: Path, without_last_in: int | None = None, moments: Sequence[str] = ()) -> tuple[str, int]:
     """Embed the twelve images, three a part; return what this process reports, or the kind of the error it meets."""
     collection = read_collection(images)
@@ -219,8 +214,10 @@ def embed(images: Path, out: Path, without_last_in: int | None = None, moments: 
         collection = Collection(collection.root, collection.images[:-1])
     if moments:
         kill_at(moments[process_index()])
+    torch.manual_seed(0)
+    model = Embedder(Encoder("deit_tiny_patch16_224", embedding_dim=8, image_size=32), resize=32)
     try:
-        done = embed_collection(tiny(), "runs/x", collection, out, batch_size=2, part_size=3)
+        done = embed_collection(model, "runs/x", collection, out, batch_size=2, part_size=3)
     except (InputError, RemoteProcessError) as error:
         return type(error).__name__, 0
     return f"{done.images} images, {len(done.unreadable)} unreadable", done.new_images

@@ -92,9 +92,7 @@ def crash(path: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decode", [crash, loop_in_c])
-def test_a_decoder_that_does_not_return_is_ended_and_the_image_named(
-    decode, run_of_own: Run, photos, whole, hurry
-) -> None:
+def test_a_decoder_that_does_not_return_is_ended(decode: Callable, run_of_own: Run, photos, whole, hurry) -> None:
     hostile, opened = run_of_own.photos / training_images(whole)[3].relative_to(photos), Image.open
 
     def first() -> None:

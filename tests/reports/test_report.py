@@ -151,17 +151,14 @@ def test_the_vote_of_known_classes(bare: RunResults) -> None:
     assert [["Class", "Answer", "Queries"], ["a", "b", "3"], ["c", "a", "1"]] in tables
 
 
-NOTHING = make_table(["x"], ["x"]).iloc[:0]
-NO_IMAGES = np.empty((0, 6))
-NO_TEST_CLASSES = {"table": NOTHING, "embeddings": NO_IMAGES, "baseline_embeddings": NO_IMAGES, "evaluation": None}
-STEP_WITHOUT_SCORES = {"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]}
-ONE_STEP, NAN_LOG = {"step": [1], "loss": [3.0]}, {"step": [1, 2], "loss": [np.nan, np.inf]}
+NO_TEST_CLASSES = {"table": make_table(["x"], ["x"]).iloc[:0], "evaluation": None}
+NO_TEST_CLASSES |= dict.fromkeys(("embeddings", "baseline_embeddings"), np.empty((0, 6)))
 NO_CONFIG = {"config": "", "machine": {}, "notes": []}
 SPARSE: dict[str, dict[str, Any]] = {
-    "no test classes, one step": {**NO_TEST_CLASSES, "log": pd.DataFrame(ONE_STEP)},
-    "no validation scores": {"log": pd.DataFrame(STEP_WITHOUT_SCORES)},
+    "no test classes, one step": {**NO_TEST_CLASSES, "log": pd.DataFrame({"step": [1], "loss": [3.0]})},
+    "no validation scores": {"log": pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "lr/backbone": [0.0, 0.0]})},
     "one proxy": {**NO_TEST_CLASSES, "proxies": np.ones((1, 6)), "classes": ["one"]},
-    "a log of NaN": {**NO_TEST_CLASSES, "log": pd.DataFrame(NAN_LOG)},
+    "a log of NaN": {**NO_TEST_CLASSES, "log": pd.DataFrame({"step": [1, 2], "loss": [np.nan, np.inf]})},
     "equal proxies, no configuration": {**NO_TEST_CLASSES, **NO_CONFIG, "proxies": np.ones((12, 6))},
     "proxies that diverged": {**NO_TEST_CLASSES, "proxies": np.full((12, 6), np.nan)},
     "one dimension": {"proxies": np.ones((12, 1)), "embeddings": np.ones((40, 1))},
