@@ -100,6 +100,18 @@ def test_a_soup_that_is_better_than_its_runs_is_kept(runs: Path, tmp_path: Path)
     assert Embedder.load(tmp_path / "soup").identity == Embedder.load(places[0]).identity
 
 
+@pytest.mark.parametrize("start", ["pca", "random"])
+def test_runs_of_two_seeds_start_equal_if_data_driven(start: str, runs: Path, photos: Path) -> None:
+    untrained = {f"optimizer.lr.{part}": 1e-30 for part in ("backbone", "projection", "proxies")}
+    more = {"encoder.init_from": str(runs / "start.pth"), "training.epochs": 1, **untrained}
+    weights = []
+    for seed in (0, 1):
+        config = make_config(photos, {**more, "initialization.projection": start, "training.seed": seed})
+        run = train(config, runs / f"{start}{seed}", evaluate=False)
+        weights.append(run.load_model().encoder.projection.weight)
+    assert torch.allclose(*weights, atol=1e-6) == (start == "pca")
+
+
 def rewrite(run: Path, before: str, after: str) -> None:
     text = (run / "config.yaml").read_text()
     assert before in text
