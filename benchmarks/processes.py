@@ -46,7 +46,7 @@ def step(objective: Objective, optimizer: torch.optim.Optimizer, labels: Tensor)
     sizes = split_sizes(B)
     own = torch.randn(sizes[dist.get_rank()], D, requires_grad=True)
     objective(all_gather_rows(own, sizes), all_gather_rows(labels[local_slice(sizes)], sizes))["loss"].backward()
-    if objective.sharded is None:
+    if objective.sharded_loss is None:
         average_gradients(objective.parameters())
     optimizer.step()
     optimizer.zero_grad()

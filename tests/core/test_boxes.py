@@ -22,7 +22,7 @@ def test_edges_are_rounded_outward_and_bad_ones_named_with_their_row() -> None:
     boxed = ["a.jpg#xywh=1,2,3,4", "b.jpg#xywh=0,0,4,6", "c.jpg"]
     paths, csv = [(2, "a.jpg"), (3, "b.jpg"), (4, "c.jpg")], Path("x.csv")
     assert add_boxes("line", paths, rows, "csv", csv) == boxed
-    for bad in ("4,2,4,6", "1,7,4,6", "1,2,4,", "1,2,4", "1,2,x,6", "nan,2,4,6", "1,2,inf,6", "-5,2,-1,6"):
+    for bad in ("4,2,4,6", "1,7,4,6", "1,2,4,", "1,2,4", "1,2,x,6", "nan,2,4,6", "1,2,inf,6", "-5,2,-1,6", "-9,2,4,6"):
         error = error_of(add_boxes, "line", paths[:2], [rows[0], bad.split(",")], "csv", csv)
         assert (error.field, error.path) == ("csv", csv) and f"line 3, b.jpg: box {bad}" in error.problem
 

@@ -117,13 +117,13 @@ def train(study: Study, trial: Trial, paths: StudyPaths) -> TrialResult:
     """Write a result at once, as training does in the end."""
     options = recorded_options(configure_trial(study, trial))
     result = make_result(study, trial, evaluated=False, validation=scores_by_weight(trial), options=options)
-    write_trial(result, paths.trial(trial))
+    write_trial(result, paths.result_file(trial))
     return result
 
 
 def evaluate(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult) -> TrialResult:
     result = result.model_copy(update={"test": scores_by_weight(trial)})
-    write_trial(result, paths.trial(trial))
+    write_trial(result, paths.result_file(trial))
     return result
 
 

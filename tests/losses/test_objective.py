@@ -113,7 +113,7 @@ def test_a_miner_beside_a_loss_that_takes_none_is_an_error_when_built(name: str)
 def test_a_sharded_loss_beside_a_regularizer_of_whole_proxies_is_an_error() -> None:
     loss = make_loss("proxy_anchor", 4, 8, shard_proxies=True)
     assert error_of(Objective, loss, 4, make_regularizer("koleo")).field == "regularizer"
-    assert Objective(loss, 4, make_regularizer("soft_orthogonality")).sharded is loss
+    assert Objective(loss, 4, make_regularizer("soft_orthogonality")).sharded_loss is loss
 
 
 @pytest.mark.parametrize("name", ["proxy_anchor", "ProxyAnchorLoss", "ArcFaceLoss", "SoftTripleLoss", "P2SGradLoss"])

@@ -61,7 +61,7 @@ def in_parts(classes: int, labels: list[int]) -> dict[str, Tensor]:
     own = x[local_slice(sizes)].clone().requires_grad_()
     parts = made(all_gather_rows(own, sizes), all_gather_rows(torch.tensor(labels)[local_slice(sizes)], sizes))
     parts["loss"].backward()
-    loss = made.sharded
+    loss = made.sharded_loss
     assert loss is not None and own.grad is not None and loss.proxies.grad is not None
     return {
         **{name: part.detach() for name, part in parts.items()},

@@ -79,7 +79,7 @@ def assert_scores(scores: SplitScores, study: Study, paths: StudyPaths, split: s
 
 
 def test_a_trial_has_validation_scores_costs_and_geometry_but_no_test_scores(study, paths, trained):
-    assert read_trial(paths.trial(LIVE)) == trained
+    assert read_trial(paths.result_file(LIVE)) == trained
     assert trained.test is None
     assert_scores(trained.validation, study, paths, "validation")
     assert trained.images == 2 * STEPS_PER_EPOCH * 4
@@ -99,7 +99,7 @@ def test_a_trial_has_validation_scores_costs_and_geometry_but_no_test_scores(stu
 
 def test_test_scores_are_added_from_the_run_folder(study, paths, trained):
     result = evaluate_trial(study, LIVE, paths, trained)
-    assert read_trial(paths.trial(LIVE)) == result
+    assert read_trial(paths.result_file(LIVE)) == result
     assert_scores(result.test, study, paths, "test")
     assert result == trained.model_copy(update={"test": result.test})  # retrained is still None
 
@@ -132,7 +132,7 @@ def test_a_diverged_trial_is_a_result(study, paths):
     result = train_trial(study, trial, paths)
     assert (result.trial, result.validation) == (trial.name, None)
     assert "step" in result.failed
-    assert read_trial(paths.trial(trial)) == result
+    assert read_trial(paths.result_file(trial)) == result
     shutil.rmtree(paths.run(trial).folder)
     assert evaluate_trial(study, trial, paths).failed == result.failed
     shutil.rmtree(paths.run(trial).folder)

@@ -71,7 +71,7 @@ def tensors(job: Job, gradients: bool = False) -> dict[str, Tensor]:
 
     found = {name: select(parameter) for name, parameter in job.encoder.named_parameters()}
     proxies = select(next(job.objective.parameters()))
-    sharded = job.objective.sharded
+    sharded = job.objective.sharded_loss
     whole = proxies if sharded is None else gather_to_main(proxies, sharded.sizes)
     return found if whole is None else {**found, "proxies": whole}
 

@@ -33,7 +33,9 @@ class Changes:
     replaced: int = 0
     relabeled: int = 0
     unchanged: int = 0
-    ids: list[str] = field(default_factory=list)  # for prune: of all images but those whose file is missing
+    ids: list[str] = field(
+        default_factory=list
+    )  # to keep in prune; `index_images` leaves out those whose file is missing
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path, reason
 
 
@@ -73,7 +75,10 @@ def index_images(
 
 
 def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: EmbeddedFiles, changes: Changes) -> None:
-    """Write what has changed of some images, whose new content `files` embeds; a missing label or group is kept."""
+    """Write what has changed of some images, the rows of `part` and `stored`; an empty label or group is kept.
+
+    `files` has contents and reasons of all rows, and embeddings of the readable ones whose content has changed.
+    """
     kept = {name: np.where(part[name] != "", part[name], stored[name].fillna("")) for name in ("label", "group")}
     part = part.assign(content=files.contents, **kept)
     readable = np.array([not reason for reason in files.reasons])
@@ -107,7 +112,7 @@ def _is_missing(file: str) -> bool:
 
 
 def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda done, total: None) -> Changes:
-    """Insert the embeddings that `embed_collection` wrote; unchanged images are left alone.
+    """Insert the embeddings that `embed_collection` wrote; of unchanged images only a new label or group is written.
 
     `report` is called as by `index_images`. Raises InputError if the embeddings were computed by another model than the
     catalog's, or a file is damaged.
@@ -158,7 +163,7 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
 
 
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:
-    """Delete images by path or folder and return their number; raises InputError if a path matches none."""
+    """Delete images by path, with all boxes, or by folder; return their number. InputError if a path matches none."""
     targets = {relative_path(Path(catalog.root) / path, Path(catalog.root)): path for path in paths}
     chosen: dict[str, list[str]] = {target: [] for target in targets}
     for page in catalog.iterate_rows(["id", "path"]):
@@ -220,7 +225,7 @@ def _nearest_neighbors(catalog: Catalog, ids: list[str]) -> dict[str, str | None
 
 
 def fit_index(catalog: Catalog) -> float | None:
-    """Tidy up a catalog; build an index if it has become too large for exact search, and return the recall."""
+    """Tidy up a catalog; if it is too large for exact search, build an index and return its recall, else None."""
     catalog.store.optimize()
     if catalog.store.index_type != "FLAT" or len(catalog) < catalog.store.exact_below:
         return None
@@ -230,7 +235,7 @@ def fit_index(catalog: Catalog) -> float | None:
 
 
 def recall_measure(catalog: Catalog, k: int = 10) -> Callable[[], float]:
-    """Search exactly for 100 images of the catalog; return a function that measures Recall@k, ties counted as found."""
+    """Search exactly for 100 images of the catalog; return a function that measures Recall@k; ties are found."""
     queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     with Progress("recall of the index", len(catalog)) as progress:

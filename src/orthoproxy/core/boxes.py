@@ -39,15 +39,24 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, left: float, top: float, right: float, bottom: float) -> Box:
-        """Return the whole pixels that these edges touch; raises ValueError or OverflowError if there are none."""
-        x, y = max(0, math.floor(left)), max(0, math.floor(top))
-        box = cls(x, y, math.ceil(right) - x, math.ceil(bottom) - y)
-        if left >= right or top >= bottom or min(box.width, box.height) <= 0:
+        """Return the whole pixels that these edges touch, from 0 on.
+
+        Raises ValueError or OverflowError if there are none, or most of the box is left of or above the picture.
+        """
+        x0, y0, x1, y1 = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+        x, y = max(0, x0), max(0, y0)
+        box = cls(x, y, x1 - x, y1 - y)
+        outside = min(box.width, box.height) <= 0 or 2 * box.width * box.height < (x1 - x0) * (y1 - y0)
+        if left >= right or top >= bottom or outside:
             raise ValueError
         return box
 
     def edges(self, size: Sequence[int], margin: float = 0.0) -> tuple[int, int, int, int]:
-        """Return left, top, right, bottom with a margin, cut to the picture; InputError if over half is cut off."""
+        """Return left, top, right and bottom in a picture of `size`, width and height.
+
+        `margin`, a fraction of the box's own size, is added on each side before the edges are cut to the picture.
+        Raises InputError if more than half of the box itself is outside.
+        """
         width, height = size
         right, bottom = self.x + self.width, self.y + self.height
         inside = max(0, min(right, width) - self.x) * max(0, min(bottom, height) - self.y)
@@ -72,7 +81,10 @@ def split_box(path: str | Path) -> tuple[str, Box | None]:
 def add_boxes(
     what: str, paths: Iterable[tuple[object, str]], edges: Iterable[Sequence[str | float]], field: str, source: Path
 ) -> list[str]:
-    """Add a box to each numbered path; raises InputError, naming `what` and number, for an empty or incomplete one."""
+    """Add a box to each numbered path, from left, top, right and bottom; four empty texts mean the whole picture.
+
+    `what` is numbered, such as ``line``. Raises InputError with that, `field` and `source` for a box that is no box.
+    """
     boxed = []
     for (number, path), values in zip(paths, edges, strict=True):
         try:

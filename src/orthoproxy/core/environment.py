@@ -19,11 +19,11 @@ from jaxtyping import Int64
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.distributed import process_count
 
-DATA = "data"  # key of the fingerprint beside versions and machine
+DATA = "data"  # key of the fingerprint, next to the entries of `environment`
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Describe versions and machine as text by name; of GPUs only `device`, as asking allocates memory there."""
+    """Describe versions and machine, name to text; of GPUs only `device`, as asking allocates memory on it."""
     libraries = ("torch", "torchvision", "timm", "numpy", "pillow", "pytorch-metric-learning")
     return {
         "orthoproxy": _version("orthoproxy") or "not installed",
@@ -41,7 +41,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
-    """Return size and modification time (ns) of each file, -1 if missing; call it once, as network disks are slow."""
+    """Return size and modification time (ns) of each file, -1 if missing; for the main process only, as it is slow."""
     versions = np.full((len(paths), 2), -1, dtype=np.int64)
     for row, path in enumerate(paths):
         with suppress(OSError):
@@ -51,7 +51,10 @@ def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
 
 
 def fingerprint(table: pd.DataFrame, versions: Int64[np.ndarray, "n 2"]) -> str:
-    """Return the number of images and a hash of labels, sizes and relative paths; the images are not read."""
+    """Return the number of images and a hash of relative paths, columns and file sizes, from `file_versions`.
+
+    No image is read: one that is replaced by another of the same size in bytes goes unnoticed.
+    """
     paths = table["path"].tolist()
     root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 -- of 100,000s
     digest = hashlib.sha256()

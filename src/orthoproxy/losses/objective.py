@@ -76,17 +76,17 @@ class Objective(nn.Module):
             problem = f"{weight:g}, but {name} has no vector per class to regularize"
             hint = f"or use one of {', '.join(CLASS_VECTORS)}"
             raise InputError(problem, field="weight", expected="0", hint=hint)
-        if self.sharded is not None and not isinstance(regularizer, SoftOrthogonality):
+        if self.sharded_loss is not None and not isinstance(regularizer, SoftOrthogonality):
             problem = f"{regularizer} needs all class vectors in one process, and the loss is sharded"
             raise InputError(problem, field="regularizer", expected="SoftOrthogonality")
 
     @property
-    def sharded(self) -> ProxyAnchorLoss | None:
+    def sharded_loss(self) -> ProxyAnchorLoss | None:
         """The loss, if it holds only the class vectors of this process."""
         return self.loss if isinstance(self.loss, ProxyAnchorLoss) and self.loss.sharded else None
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Integer[Tensor, " B"]) -> dict[str, Tensor]:
-        """Return ``loss`` (to minimize) and its parts ``metric_loss`` and, with class vectors, ``regularizer``."""
+        """Return ``loss``, to minimize, ``metric_loss`` and, with class vectors, ``regularizer`` without its weight."""
         labels = class_numbers(labels)
         # pytorch-metric-learning casts its parameters to the embeddings' type: never let that be half precision
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
@@ -96,8 +96,8 @@ class Objective(nn.Module):
             vectors = self.class_vectors()
             if vectors is not None:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 0):
-                    of_all = () if self.sharded is None else (self.num_classes,)
-                    parts["regularizer"] = self.regularizer(vectors, *of_all)
+                    all_classes = () if self.sharded_loss is None else (self.num_classes,)
+                    parts["regularizer"] = self.regularizer(vectors, *all_classes)
         penalty = self.weight * parts["regularizer"] if self.weight != 0 else 0.0
         return {"loss": parts["metric_loss"] + penalty, **parts}
 
@@ -113,7 +113,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def set_class_vectors(self, vectors: Float[Tensor, "C D"]) -> None:
-        """Initialize the class vectors, of a sharded loss those of this process.
+        """Set the class vectors, in a sharded loss those of this process's classes.
 
         The centers of a class get noise of a tenth of their length, since equal centers would stay equal.
         """
@@ -125,7 +125,7 @@ class Objective(nn.Module):
         self._centers().copy_(initial)  # a view of the parameter
 
     def _centers_per_class(self) -> int:
-        return 1 if self.sharded is not None else len(self._centers()) // self.num_classes
+        return 1 if self.sharded_loss is not None else len(self._centers()) // self.num_classes
 
     def _centers(self) -> Float[Tensor, "CK D"]:
         parameter = getattr(self.loss, self._parameter)

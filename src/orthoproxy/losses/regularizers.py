@@ -1,8 +1,8 @@
 """Regularizers of class vectors by name: Soft Orthogonality and alternatives from the literature.
 
 Each takes class vectors P of shape (C, D) and returns a scalar, 0 for a single one. None forms a C x C matrix where
-C > D: those that compare all pairs do so some rows at a time, within `memory_mb` MiB, which changes no result. All but
-`off_diagonal` scale rows to unit length (`spectral_isometry` if asked to); a row of zeros stays zero with gradient 0.
+C > D: those that compare all pairs do so some rows at a time, within `memory_mb` MiB, which changes results by rounding
+only. All but `off_diagonal` scale rows to unit length by default; a row of zeros stays zero with gradient 0.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def make_regularizer(
         Scale to unit length first. Both ways exist for ``soft_orthogonality`` and ``spectral``; ``off_diagonal`` is
         False only, the others True only.
     scaling
-        As in `soft_orthogonality`; for ``soft_orthogonality`` and ``off_diagonal`` only.
+        As in `soft_orthogonality`, but ``excess`` by default; for ``soft_orthogonality`` and ``off_diagonal`` only.
 
     Raises
     ------

@@ -105,8 +105,8 @@ def not_below_zero(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
 class _GramOfDims(torch.autograd.Function):
     """``P^T P``, of the unit rows if asked for, some rows at a time; no copy of P is kept for the backward pass.
 
-    With dG the gradient of the result, that of a row p is ``p (dG + dG^T)``. If p is u at unit length, its
-    component along u is removed, and the rest divided by the length.
+    With dG the gradient of the result, that of a row p is ``p (dG + dG^T)``. If rows are scaled to unit length u, it is
+    ``(g - (g . u) u) / |p|`` with ``g = u (dG + dG^T)``.
     """
 
     @staticmethod

@@ -48,7 +48,7 @@ class StudyPaths:
         """Return the run folder of a trial."""
         return RunFolder(self.folder / "runs" / trial.name)
 
-    def trial(self, trial: Trial) -> Path:
+    def result_file(self, trial: Trial) -> Path:
         """Return the result file of a trial."""
         return self.folder / "trials" / f"{trial.name}.json"
 
@@ -70,7 +70,7 @@ def configure_trial(study: Study, trial: Trial) -> Config:
 
 
 def check_splits(study: Study, outputs: StudyPaths | None = None) -> None:
-    """Raise InputError unless all trials share their test images, and the settings of a method their validation images.
+    """Raise InputError unless all trials have the same test images, and those of a method the same validation images.
 
     Also fails if a recipe or an option is invalid, the images cannot be listed, a split is empty, or `outputs` lie
     among the images.
@@ -104,7 +104,10 @@ def recorded_options(config: Config) -> dict[str, Any]:
 
 
 def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
-    """Raise InputError if a result was made with other options; one that did not exist then counts as the default."""
+    """Raise InputError if a result was made with other options than the study has now.
+
+    An option that the result does not have counts as the default; one that no longer exists is ignored.
+    """
     now, defaults = recorded_options(configure_trial(study, trial)), Config().flatten()
     for name, value in now.items():
         recorded = result.options.get(name, defaults.get(name))
@@ -118,7 +121,10 @@ def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
 
 
 def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = False) -> TrialResult:
-    """Train or resume a trial, logging to its ``log.txt``, and write the result; training that diverged is one, too."""
+    """Train a trial, or resume it, and write its result without test scores, or with ``failed`` if it diverged.
+
+    The output of the training goes to ``log.txt`` in the run folder, which is removed if the encoder is frozen.
+    """
     start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
     outcome: dict[str, Any]
     try:
@@ -134,18 +140,24 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = 
         setting=trial.setting,
         seed=trial.seed,
         options=recorded_options(config),
-        elapsed=round(max(time.monotonic() - start, outcome.get("seconds", 0)), 1),  # more if it was interrupted
+        elapsed=round(
+            max(time.monotonic() - start, outcome.get("seconds", 0)), 1
+        ),  # of this process, or of all if it was resumed
         **_date_and_environment(run),
         **outcome,
     )
-    write_trial(result, paths.trial(trial))
+    write_trial(result, paths.result_file(trial))
     if not keep_run:
         _remove_if_frozen(config, run)
     return result
 
 
 def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult | None = None) -> TrialResult:
-    """Evaluate a trial on the test classes; without its run folder, it is trained again, as ``retrained`` records."""
+    """Evaluate a trial on the test classes and add the scores to its result, unless it failed.
+
+    Without a result, the trial is trained; if the model of its result is gone, it is trained again, which ``retrained``
+    records.
+    """
     config, run = configure_trial(study, trial), paths.run(trial)
     result = result or train_trial(study, trial, paths, keep_run=True)
     if not result.failed:
@@ -156,9 +168,9 @@ def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialR
                 except DivergedError as error:
                     raise DivergedError(f"{result.trial}, trained again for the test classes: {error}") from error
                 result = result.model_copy(update={"retrained": _date_and_environment(run)})
-                write_trial(result, paths.trial(trial))  # so that it is known if the evaluation is interrupted
+                write_trial(result, paths.result_file(trial))  # so that it is known if the evaluation is interrupted
             result = result.model_copy(update={"test": _score_split(run, load_table(run), "test")})
-        write_trial(result, paths.trial(trial))
+        write_trial(result, paths.result_file(trial))
     _remove_if_frozen(config, run)
     return result
 

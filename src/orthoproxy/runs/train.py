@@ -121,7 +121,7 @@ def initialize(job: Experiment, run: RunFolder, config: Config) -> TrainingState
             job.baseline.save(run.baseline, baseline_card(config))
     run.require_shared()
     _initialize_from_data(job, config.encoder.init_from)
-    if job.objective.sharded is None:
+    if job.objective.sharded_loss is None:
         broadcast_(job.objective.state_dict().values())
     if process_index():  # dropout and the like must differ between processes
         seed_everything(job.seed + process_index(), verbose=False)
@@ -165,7 +165,7 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
 
 def _class_means(job: Experiment, embeddings: Tensor, sizes: Sequence[int]) -> Tensor:
     """Mean embedding of each class, from the embeddings of all processes; of a sharded loss, of the own classes."""
-    labels, sharded = torch.from_numpy(job.labels), job.objective.sharded
+    labels, sharded = torch.from_numpy(job.labels), job.objective.sharded_loss
     if sharded is None:
         sums = all_reduce_sum(class_sums(embeddings, labels[local_slice(sizes)], len(job.classes)))
     else:
@@ -178,7 +178,7 @@ def _class_means(job: Experiment, embeddings: Tensor, sizes: Sequence[int]) -> T
 def _restore_known_proxies(job: Experiment, means: Tensor, earlier: Embedder) -> None:
     """For classes that an earlier run was trained on, replace the mean by that run's proxy."""
     if earlier.proxies is not None:
-        sharded = job.objective.sharded
+        sharded = job.objective.sharded_loss
         own = job.classes if sharded is None else job.classes[sharded.classes.start : sharded.classes.stop]
         rows = {label: row for row, label in enumerate(earlier.classes)}
         known = [row for row, label in enumerate(own) if label in rows]
@@ -194,8 +194,8 @@ def save_model(job: Experiment, run: RunFolder) -> None:
     vectors = job.objective.class_vectors()
     if vectors is not None:
         vectors = vectors.detach()
-        if job.objective.sharded is not None:
-            vectors = gather_to_main(vectors, job.objective.sharded.sizes)
+        if job.objective.sharded_loss is not None:
+            vectors = gather_to_main(vectors, job.objective.sharded_loss.sizes)
     with raise_together():
         if is_main():
             job.final_encoder.merge_lora()

@@ -80,7 +80,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 forward.prepare()
                 nonfinite.save_buffers()
                 losses = _forward_backward(forward, job, batch)
-                if job.objective.sharded is None:
+                if job.objective.sharded_loss is None:
                     average_gradients(job.objective.parameters())
                 nonfinite.skip_if_nonfinite(losses, state)
                 _clip_gradients(job.optimizer, job.objective, options)
@@ -223,7 +223,7 @@ def _forward_backward(forward: _Forward, job: Job, batch: Batch) -> dict[str, Te
 def _clip_gradients(optimizer: torch.optim.Optimizer, objective: Objective, options: FitOptions) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if options.grad_clip_norm is not None:
-        shards = set() if objective.sharded is None else set(objective.parameters())
+        shards = set() if objective.sharded_loss is None else set(objective.parameters())
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None and p not in shards])
         if shards:  # other processes hold the rest of the proxies
             squares = all_reduce_sum(get_total_norm([p.grad for p in shards if p.grad is not None]) ** 2)

@@ -22,7 +22,7 @@ SAMPLE = 1024  # bytes that are compared first where files have the same size, a
 
 
 def exact_duplicates(content: pd.Series) -> list[list[int]]:
-    """Group positions of files with the same bytes, from the ``content`` that `scan_images` returns."""
+    """Group positions of the same file and box, from the ``content`` of `scan_images` with ``hashes=True``."""
     return _groups(content[content != ""])
 
 
@@ -31,7 +31,7 @@ def duplicates_across_splits(
 ) -> list[list[int]]:
     """Group positions of files with the same bytes in several splits; reads none whose size is in one split only."""
     files = pd.DataFrame({"path": paths, "split": splits, "size": sizes, "content": sizes})[sizes > 0]
-    for sample in (True, False, None):
+    for sample in (True, False, None):  # equal sizes, then equal samples, then equal bytes
         files = files[files.groupby("content")["split"].transform("nunique") > 1]
         if sample is not None:
             pairs = zip(files["path"], files["size"], strict=True)
@@ -53,12 +53,19 @@ def _hash_file(path: str, size: int | None) -> str:
 
 
 def near_duplicates(scan: pd.DataFrame) -> list[list[int]]:
-    """Group positions of images that chains of near hashes connect, unless all are the same file."""
+    """Group positions of images that look alike, unless all are the same file and box.
+
+    `scan` is from `scan_images` with ``hashes=True``. A chain of images connects any two of a group, in which neighbors
+    differ in at most `NEAR_DISTANCE` of 64 bits.
+    """
     return [group for group in _groups(_components(scan)) if scan["content"].iloc[group].nunique() > 1]
 
 
 def find_copies(table: pd.DataFrame, workers: int = 0) -> Int[np.ndarray, " N"]:
-    """Number near copies as `near_duplicates` groups them, and copies of a file; -1 for images without copies."""
+    """Give copies, near or of the same file, one number (see `near_duplicates`); -1 for images without copies.
+
+    Takes them from the column ``copies``, or else reads the images.
+    """
     if "copies" in table:
         return table["copies"].to_numpy(copy=True)
     component = _components(scan_images(table["path"].tolist(), workers, hashes=True))
