@@ -16,7 +16,7 @@ from errors import error_of
 
 from orthoproxy.catalog import lance
 from orthoproxy.catalog.catalog import Catalog, Hit, image_id
-from orthoproxy.catalog.index import fit_index, recall_measure
+from orthoproxy.catalog.index import delete_paths, fit_index, images_to_prune, recall_measure
 from orthoproxy.catalog.lance import LanceStore
 from orthoproxy.core.errors import InputError
 from orthoproxy.server.schemas import SearchOptions
@@ -89,6 +89,22 @@ def test_search_is_exact(catalog: Catalog) -> None:
             row = by_id.loc[hit.id]
             assert (hit.path, hit.label, hit.group) == (f"/pictures/{row['path']}", row["label"], row["group"])
             assert hit.similarity == pytest.approx(float(embeddings[rows["id"] == hit.id][0] @ query), abs=1e-5)
+
+
+def test_only_the_columns_needed_are_read_page_by_page(tmp_path: Path) -> None:
+    rows, embeddings = some(20_000)
+    with Catalog.create(str(tmp_path / "catalog"), DIM, "0123456789abcdef", "runs/x", "/pictures") as catalog:
+        catalog.upsert(rows, embeddings)
+        pages, read = [], catalog.store.pages
+        catalog.store.pages = lambda columns: (pages.append(page) or page for page in read(columns))
+        for call, columns in (
+            (catalog.info, {"label", "group", "content"}),
+            (partial(images_to_prune, catalog, rows["id"][100:], 100), {"id", "path"}),
+            (partial(delete_paths, catalog, ["0/0.png"]), {"id", "path"}),
+        ):
+            pages.clear()
+            call()
+            assert max(map(len, pages)) < 10_000 and {name for page in pages for name in page} == columns
 
 
 @pytest.mark.parametrize(("where", "meant"), [

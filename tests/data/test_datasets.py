@@ -3,12 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from orthoproxy.data import TrainingImages, folder_table, training_transform
-from orthoproxy.data.loading import TIMEOUT_VARIABLE
+from orthoproxy.data.images import read_image, read_pixels
+from orthoproxy.data.loading import TIMEOUT_VARIABLE, iterate_batches, loader_options
 
 
 def test_a_view_depends_on_row_and_seed_alone(image_folder: Path) -> None:
@@ -21,6 +25,29 @@ def test_a_view_depends_on_row_and_seed_alone(image_folder: Path) -> None:
     assert not torch.equal(images[5, 124][0], pixels)
     assert not torch.equal(images[6, 123][0], pixels)
     assert torch.equal(images[5, 2**63 - 1][0], images[5, 2**63 - 1][0])
+
+
+@pytest.mark.parametrize("read", [read_image, read_pixels])
+def test_lack_of_memory_is_not_damage(
+    read, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.open(next(image_folder.rglob("*.png"))).convert("RGB").save(path := tmp_path / "x.jpg")
+    monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        read(path)
+
+
+class OutOfMemory(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> object:
+        raise MemoryError
+
+
+def test_lack_of_memory_in_a_worker_stays_what_it_is() -> None:
+    with pytest.raises(MemoryError):
+        list(iterate_batches(DataLoader(OutOfMemory(), batch_size=2, **loader_options(1))))
 
 
 SCRIPT = """

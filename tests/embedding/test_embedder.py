@@ -181,6 +181,12 @@ def test_the_baseline_beside_a_runs_model_is_found_from_any_folder(inside, embed
     assert Embedder.load(run / "baseline").baseline_folder is None  # it is not its own baseline
 
 
+def test_the_weights_are_hashed_once(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = embedder.identity
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert embedder.identity == identity
+
+
 def test_the_identity_depends_on_weights_and_transform(embedder: Embedder, tmp_path: Path) -> None:
     embedder.save(tmp_path)
     again, identities = Embedder.load(tmp_path), {}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -124,11 +125,20 @@ def test_unreadable_images_are_found_by_all_processes_and_left_out(own_photos, t
     assert listed is not None and listed["path"].tolist() == [str(broken)]
 
 
-def test_a_finished_run_is_returned_by_all_processes(photos, tmp_path) -> None:
+def test_a_finished_run_is_returned_by_all_processes(photos, tmp_path, monkeypatch) -> None:
     """No process returns before all have met, whatever it sees of the folder."""
     first = in_processes(1, train, config_for(photos, epochs=1), tmp_path / "run")[0]
     again = in_processes(2, train, config_for(photos, epochs=1), tmp_path / "run", True)
     assert [seen["scores"] for seen in again] == [first["scores"]] * 2
+    monkeypatch.chdir(tmp_path)
+    assert in_processes(2, resume_unseen, config_for(photos, epochs=1), Path("run")) == [True, False]
+
+
+def resume_unseen(config: Config, folder: Path) -> bool:
+    """Resume a run whose files only the main process sees yet, as on a network file system."""
+    if not is_main():
+        os.chdir(tempfile.mkdtemp())
+    return orthoproxy.train(config, folder, resume=True).has_model
 
 
 class Job:

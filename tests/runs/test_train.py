@@ -261,6 +261,16 @@ def test_a_run_trained_on_a_gpu_is_evaluated_on_a_cpu(finished, tmp_path):
     assert expected is not None and found is not None and found.model == expected.model
 
 
+def test_the_initialization_is_computed_in_the_precision_of_training(short, tmp_path):
+    weights = {}
+    for precision in ("32-true", "bf16-mixed"):
+        config = short.with_overrides({**FROZEN_RATES, "training.precision": precision})
+        run = orthoproxy.train(config, tmp_path / precision, evaluate=False)
+        weights[precision] = run.load_model().encoder.projection.weight.detach()
+    difference = float((weights["bf16-mixed"] - weights["32-true"]).abs().max())
+    assert 1e-5 < difference < 0.3  # the rounding of bfloat16 features, scaled up by the whitening
+
+
 @pytest.mark.parametrize(("capabilities", "native"), [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)])
 def test_bfloat16_is_chosen_where_the_cpu_computes_it_natively(monkeypatch, capabilities, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)

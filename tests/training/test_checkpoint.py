@@ -35,7 +35,9 @@ def test_progress_and_random_states_come_back(tmp_path):
     assert checkpoints.load("last") == state and draw() == expected
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ESTALE, "stale"), torch.OutOfMemoryError()])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ESTALE, ""), OSError(errno.EIO, ""), torch.OutOfMemoryError()]
+)
 def test_an_error_that_is_not_damage_leaves_every_checkpoint_in_place(tmp_path, monkeypatch, error):
     checkpoints, *_ = make(tmp_path)
     for step in (10, 20):
@@ -51,6 +53,17 @@ def test_an_error_that_is_not_damage_leaves_every_checkpoint_in_place(tmp_path, 
     assert caught.value is error
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert checkpoints.load("last").step == 20
+
+
+def test_only_the_random_state_of_the_own_gpu_is_saved(tmp_path, monkeypatch):
+    """A run of a machine with four GPUs resumes on one with a single GPU."""
+    checkpoints, *_ = make(tmp_path)
+    checkpoints.device, seen = torch.device("cuda", 0), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.arange(3, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: seen.append((state.tolist(), device)))
+    checkpoints.save("last", TrainingState())
+    checkpoints.load("last")
+    assert seen == [([0, 1, 2], torch.device("cuda", 0))]
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
