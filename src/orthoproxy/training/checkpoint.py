@@ -142,7 +142,8 @@ class Checkpoints:
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
             raise InputError("not a checkpoint of this version", path=path, expected=f"format version {FORMAT_VERSION}")
         if (self.shards is not None) != ("shards" in content):
-            raise InputError("made with another value", field="loss.shard_proxies", path=path)
+            found = "sharded" if "shards" in content else "not sharded"
+            raise InputError(f"its proxies are {found}", path=path, expected="as those of this run")
         try:
             if self.shards is not None:
                 content = self.shards.load(name, content, lambda path: self._read(path, name))
