@@ -92,6 +92,7 @@ def test_a_missing_gpu(arguments: Callable, whole: Path, tmp_path: Path) -> None
     ("data.root", "--data.root nowhere"), ("encoder.name", "--encoder.name test_vti"),
     ("encoder.init_from", "--encoder.init_from run:nowhere"), ("loss.name", "--loss.name ProxyAnchor"),
     ("loss.args.margni", "--loss.args.margni 0.2"), ("loss.miner.name", "--loss.miner.name Miner"),
+    ("loss.proxy_regularizer.name", "--loss.shard_proxies true --loss.proxy_regularizer.name koleo"),
     ("sampler.by_category", "--sampler.by_category true --sampler.images_per_class 2"),  # there are no categories
     ("data.test_fraction", "--data.test_fraction 0.9"),  # one class to train on
     ("data.test_fraction", "--data.test_classes '[class 1]'"),  # one class to evaluate

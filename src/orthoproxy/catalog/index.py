@@ -33,9 +33,7 @@ class Changes:
     replaced: int = 0
     relabeled: int = 0
     unchanged: int = 0
-    ids: list[str] = field(
-        default_factory=list
-    )  # to keep in prune; `index_images` leaves out those whose file is missing
+    ids: list[str] = field(default_factory=list)  # to keep in prune, without those whose file is known to be missing
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path, reason
 
 

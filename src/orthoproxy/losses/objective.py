@@ -96,8 +96,8 @@ class Objective(nn.Module):
             vectors = self.class_vectors()
             if vectors is not None:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 0):
-                    all_classes = () if self.sharded_loss is None else (self.num_classes,)
-                    parts["regularizer"] = self.regularizer(vectors, *all_classes)
+                    of_part = {} if self.sharded_loss is None else {"num_classes": self.num_classes}
+                    parts["regularizer"] = self.regularizer(vectors, **of_part)
         penalty = self.weight * parts["regularizer"] if self.weight != 0 else 0.0
         return {"loss": parts["metric_loss"] + penalty, **parts}
 
