@@ -91,7 +91,7 @@ def add_boxes(
             box = Box.around(*map(float, values)) if any(value != "" for value in values) else ""
         except (TypeError, ValueError, OverflowError) as error:
             problem = f"{what} {number}, {path}: box {','.join(map(str, values))}"
-            expected = "left < right and top < bottom, in pixels"
+            expected = "left < right and top < bottom in pixels, mostly inside of the picture"
             raise InputError(problem, field=field, path=source, expected=expected) from error
         boxed.append(f"{path}{box}")
     return boxed

@@ -77,8 +77,8 @@ class Objective(nn.Module):
             hint = f"or use one of {', '.join(CLASS_VECTORS)}"
             raise InputError(problem, field="weight", expected="0", hint=hint)
         if self.sharded_loss is not None and not isinstance(regularizer, SoftOrthogonality):
-            problem = f"{regularizer} needs all class vectors in one process, and the loss is sharded"
-            raise InputError(problem, field="regularizer", expected="SoftOrthogonality")
+            problem = f"{regularizer} needs the class vectors of all processes, and the loss is sharded"
+            raise InputError(problem, field="regularizer", expected="soft_orthogonality")
 
     @property
     def sharded_loss(self) -> ProxyAnchorLoss | None:
