@@ -160,7 +160,7 @@ class Catalog:
         """
         store = _store_class(address).open(address)
         if store is None:
-            hint = f"create one: orthoproxy index {address} IMAGES --model MODEL"
+            hint = "create it with orthoproxy index"
             old = "://" not in address and (Path(address) / "catalog.json").is_file()
             hint = f"it is of version 0.1: delete the folder, and {hint}" if old else hint
             raise InputError("no catalog", path=address, hint=hint)
@@ -352,7 +352,7 @@ def load_catalog_model(catalog: Catalog, device: str = "cpu", place: str | None 
     except InputError as error:
         if place is not None or Path(catalog.model_path).exists():
             raise
-        raise replace(error, hint="if the model was moved, add --model PLACE") from error
+        raise replace(error, hint="if the model was moved, name its new place") from error
     require_model(catalog, model.identity, "model")
     return model
 

@@ -21,7 +21,7 @@ from orthoproxy.embedding.onnx_embedder import AnyEmbedder
 from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
 
 VALUES = ["content", "label", "group"]
-RESTORE = "restore the files, or --delete these images"
+RESTORE = "restore the files, or delete these images from the catalog"
 Report = Callable[[int, int], None]
 
 
@@ -155,7 +155,7 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
     if problem is None and len(gone) > (total / 10 if limit is None else limit):
         problem = f"more than {'a tenth' if limit is None else limit}, for example {gone['path'].iloc[0]}"
     if problem is not None:
-        hint = f"if they are gone for good, add --prune-limit {len(gone)}"
+        hint = f"if they are gone for good, raise the prune limit to {len(gone)}"
         raise InputError(f"would remove {len(gone)} of {total} images: {problem}", field="prune", hint=hint)
     return gone
 

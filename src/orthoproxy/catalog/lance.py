@@ -256,7 +256,7 @@ class LanceStore:
 
     def _require_no_migration(self) -> None:
         if LanceStore.open(self.migration):
-            hint = f"finish it with --migrate-to MODEL, or delete {self.migration}"
+            hint = f"finish the migration, or delete {self.migration}"
             raise InputError("is being migrated to another model", path=self.address, hint=hint)
 
     def history(self) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 LONGEST_PATH = 4096  # bytes
-REPLACE_FILE = "replace the file, or leave it out (train and evaluate: --data.on_unreadable_image skip)"
+REPLACE_FILE = "replace the file, or have it skipped (data.on_unreadable_image)"
 
 _memory: np.ndarray | None = None  # of a worker, shared with the main process
 

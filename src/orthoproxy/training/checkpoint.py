@@ -170,7 +170,7 @@ class Checkpoints:
         if not self.path(other).is_file():
             return f"remove {name}.ckpt to train from the start"
         if name == "best":
-            return "remove best.ckpt to keep the model of the last epoch, and continue with --resume"
+            return "remove best.ckpt to keep the model of the last epoch, and resume the run"
         return "copy best.ckpt to last.ckpt to continue from the best epoch, or remove last.ckpt to start over"
 
     def path(self, name: str) -> Path:

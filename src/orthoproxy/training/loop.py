@@ -138,7 +138,7 @@ def _next_batch(
             job.checkpoints.save("last", state)
         with raise_together():
             if error is not None:
-                progress.say(f"saved after step {state.step}; continue with --resume")
+                progress.say(f"saved after step {state.step}; the run can be resumed")
                 raise error
         raise Interrupted(state.step, stop.signal)
     return batch

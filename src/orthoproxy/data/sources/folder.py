@@ -72,7 +72,7 @@ def folder_table(root: Path, allow_empty: bool = True, ignore: Sequence[str] = (
     names = (part + name for part in parts for name in sub_folders(root, ignore, part) if name not in used)
     empty = sorted(root / name for name in names)
     if empty and not allow_empty:
-        hint = "add images, remove the folder, or leave it out with --ignore"
+        hint = "add images, remove the folder, or name it among those to ignore"
         problem = f"no images ({len(empty)} such folders)"
         raise InputError(problem, field="root", path=empty[0], hint=hint)
     return make_table([str(path.absolute()) for path in paths], labels, splits)
@@ -141,7 +141,7 @@ def _list_folder(folder: Path) -> list[tuple[os.DirEntry[str], bool, bool]]:
             found = [(entry, Path(entry) if entry.is_symlink() else entry) for entry in entries]
             return [(entry, target.is_dir(), target.is_file()) for entry, target in found]
     except OSError as error:
-        hint = "change its permissions, or leave it out with --ignore"
+        hint = "change its permissions, or name it among those to ignore"
         raise InputError(f"cannot list the folder: {error.strerror}", path=error.filename, hint=hint) from error
 
 
