@@ -337,12 +337,13 @@ def mean_scores(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring) -
 def require_scorable(table: pd.DataFrame, scoring: Scoring, what: str = "the table") -> None:
     """Raise InputError if no query has a positive in its gallery, or none a negative, from the table alone."""
     grouped = replace(scoring, exclude_duplicates=False)
+    scorable = (_positives(table, scoring) > 0).any()  # then also with less excluded
     for step, wanted, field, hint in (
         (replace(grouped, exclude="none"), "another image of its class", "table", "give classes at least two images"),
         (grouped, "an image of its class in another group", "exclude", "set it to none, or give images other groups"),
         (scoring, "an image of its class that is no near copy of it", "exclude_duplicates", "set it to false"),
     ):
-        if not (_positives(table, step) > 0).any():
+        if not (scorable or (_positives(table, step) > 0).any()):
             raise InputError(f"{what}: no query has {wanted} in the gallery", field=field, hint=hint)
     if table["label"][table["role"] != "query"].nunique() == 1:
         raise InputError(
