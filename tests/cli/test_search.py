@@ -168,7 +168,9 @@ def test_augmented_embeddings_are_searched_by_augmented_queries(catalog: Path, i
     with Catalog.open(str(place)) as opened:
         assert opened.search(plain, k=1)[0][0].similarity < 1 - 1e-5
     assert input_error(["search", place, image, "--min-similarity", "auto"]).field == "min_similarity"
-    assert input_error(["index", place, image_folder, "--model", model, "--workers", 0]).field == "model"
+    assert json_of(["index", place, image_folder, "--model", model, "--workers", 0])["unchanged"] == 12
+    given = ["index", tmp_path / "given", tmp_path / "embeddings", "--model", model, "--migrate-to", model, "--info"]
+    assert json_of(given)["info"]["model"].endswith("+augment")  # also after a migration
     shutil.copytree(model, tmp_path / "moved")
     json_of(["index", place, "--model", tmp_path / "moved"])
     assert json_of(["index", place, image_folder, "--delete", "red", "--workers", 0])["deleted"] == 4

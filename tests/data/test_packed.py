@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import json_of
-from errors import error_of
+from errors import error_of, input_error
 
 from orthoproxy.data import csv_table
 from orthoproxy.data.sources.packed import unpack
@@ -40,15 +40,19 @@ def write_parquet(files: list[Path], out: Path, structure: bool = True) -> Path:
     return out
 
 
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
 def write_tar(files: list[Path], out: Path) -> Path:
     with tarfile.open(out, "w") as tar:
-        for number, (file, label, split) in enumerate(zip(files, LABELS, SPLITS, strict=True)):
+        for number, (file, label, split) in enumerate(zip(files, LABELS, SPLITS, strict=False)):
             values = json.dumps({"label": label, "split": split, "views": 1})
             text = ("json", values.encode()) if number else ("cls", f"{label}\n".encode())
-            for suffix, content in ((file.suffix[1:].upper(), file.read_bytes()), text):
-                member = tarfile.TarInfo(f"../{number}.{suffix}")  # its name is never a path
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+            add(tar, f"../{number}.{file.suffix[1:].upper()}", file.read_bytes())  # the name is never a path
+            add(tar, f"../{number}.{text[0]}", text[1])
     return out
 
 
@@ -69,9 +73,30 @@ def test_images_and_columns_are_those_that_were_packed(kind: str, files: list[Pa
     assert [path.read_bytes() for path in found] == [path.read_bytes() for path in files]
     before = found[0].stat().st_mtime_ns
     assert unpack(packed, name, cache) == listed and found[0].stat().st_mtime_ns == before
-    assert unpack(tmp_path, name, cache) == listed  # the only one in this folder
     os.utime(packed, ns=(1, 1))
-    assert unpack(packed, name, cache) != listed
+    again = unpack(packed, name, cache)
+    assert again != listed and csv_table(again).equals(table) and found[0].stat().st_mtime_ns == before
+    assert csv_table(unpack(tmp_path, name, cache))["label"].tolist() == LABELS  # the only one in this folder
+
+
+def test_images_keep_their_paths_when_the_file_grows_and_copies_have_their_own(files: list[Path], tmp_path) -> None:
+    packed, cache = tmp_path / "x.tar", tmp_path / "cache"
+    first = csv_table(unpack(write_tar(files[:3], packed), "webdataset", cache))["path"]
+    grown = csv_table(unpack(write_tar([files[5], *files[:3], files[0]], packed), "webdataset", cache))["path"]
+    assert grown[1:4].tolist() == first.tolist() and grown.nunique() == 5
+    assert Path(grown[4]).read_bytes() == files[0].read_bytes()
+
+
+def test_a_sample_has_one_image_whose_name_may_have_several_dots(files: list[Path], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(2):
+            add(tar, f"IMG_{number}.5x.png", files[number].read_bytes())
+            add(tar, f"IMG_{number}.5x.cls", b"auk")
+    assert csv_table(unpack(tmp_path / "x.tar", "webdataset", tmp_path))["label"].tolist() == ["auk", "auk"]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(2):
+            add(tar, f"2024.0{number}.png", files[number].read_bytes())
+    assert "2024.01.png" in error_of(unpack, tmp_path / "x.tar", "webdataset", tmp_path).problem
 
 
 def test_several_processes_may_unpack_at_once(files: list[Path], tmp_path: Path) -> None:
@@ -86,13 +111,15 @@ def test_several_processes_may_unpack_at_once(files: list[Path], tmp_path: Path)
     assert [entry.name for entry in cache.iterdir()] == [listed.parent.name] and len(csv_table(listed)) == 6
 
 
-def test_a_damaged_file_is_named_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_and_leaves_no_list(files: list[Path], tmp_path: Path) -> None:
     whole, cache = write_parquet(files, tmp_path / "x.parquet"), tmp_path / "cache"
     (cut := tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-100])
     pq.write_table(pa.table({"picture": [b""]}), nameless := tmp_path / "nameless.parquet")
     pq.write_table(pa.table({"image": ["text"]}), text := tmp_path / "text.parquet")
+    pages = whole.read_bytes()
+    (damaged := tmp_path / "damaged.parquet").write_bytes(pages[:4] + bytes(range(64, 100)) + pages[40:])
     (torn := tmp_path / "torn.tar").write_bytes(write_tar(files, tmp_path / "x.tar").read_bytes()[:2000])
-    kinds = {cut: "parquet", nameless: "parquet", text: "parquet", torn: "webdataset"}
+    kinds = {cut: "parquet", damaged: "parquet", nameless: "parquet", text: "parquet", torn: "webdataset"}
     for name, values in {"list": [1], "surrogate": {"label": "\ud800a"}}.items():
         (tmp_path / "1.json").write_text(json.dumps(values))
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
@@ -103,7 +130,7 @@ def test_a_damaged_file_is_named_and_leaves_nothing(files: list[Path], tmp_path:
         error = error_of(unpack, path, kind, cache)
         assert (error.field, error.path) == ("root", path) and str(error).isascii()
     assert error_of(unpack, tmp_path / "files", "parquet", cache).path == tmp_path / "files"
-    assert list(cache.iterdir()) == []
+    assert not list(cache.rglob("*.csv")) and not list(cache.rglob("*.tmp"))
 
 
 def test_commands_score_and_embed_them_as_files(files, tmp_path, monkeypatch) -> None:
@@ -119,3 +146,11 @@ def test_commands_score_and_embed_them_as_files(files, tmp_path, monkeypatch) ->
     embedded = pd.read_parquet(tmp_path / "out")
     expected = Embedder.load(model).embed([f"{files[0]}#xywh=1,2,30,20", *map(str, files[1:])])
     assert np.allclose(np.stack(embedded["embedding"]), expected, atol=1e-6) and embedded["label"].tolist() == LABELS
+    index = ["index", tmp_path / "catalog", tar, "--workers", 0]
+    write_tar(files[:5], tar)
+    assert json_of([*index, "--model", model])["added"] == 5
+    write_tar(files, tar)
+    assert json_of(index).items() >= {"unchanged": 5, "added": 1}.items()
+    pq.write_table(pa.table({"image": [files[0].read_bytes()], "fine_label": [1]}), parquet)
+    error = input_error(["evaluate", model, parquet])
+    assert (error.field, error.path) == ("data.root", str(parquet)) and "label" in error.problem

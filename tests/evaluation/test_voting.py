@@ -79,6 +79,10 @@ def test_scores_of_the_vote_are_those_of_plain_counting(threshold: float | None)
             for estimate, values in zip(estimates, (other[False], other[True]), strict=True):
                 expected = threshold and np.mean(np.array(values) >= threshold)
                 assert (estimate and estimate.value) == pytest.approx(expected)
+    if threshold is not None:  # no precision where the baseline answers nothing, and none of samples without an answer
+        both, rare = (model, baseline), (threshold, 0.999)
+        found_rare = add_vote(score(model, baseline, table, scoring), both, table, rare, scoring)
+        assert found_rare.model.keys() == found_rare.difference.keys() == found.model.keys() - {"precision"}
     for name, difference in found.difference.items():
         assert difference.value == pytest.approx(found.model[name].value - found.baseline[name].value)
         assert difference.low <= difference.value <= difference.high

@@ -180,6 +180,20 @@ def test_a_run_gives_its_encoder_and_projection_to_an_encoder_of_its_width(tmp_p
         assert_same(dict(tiny_encoder.state_dict()), dict(other.state_dict()), at_least=150)
     for embedding_dim in (16, None):
         assert_error(Encoder(PLAIN, embedding_dim, image_size=32), f"run:{tmp_path / 'run'}")
+    assert "avg" in str(
+        assert_error(Encoder(PLAIN, 8, image_size=32, pooling="avg"), f"run:{tmp_path / 'run'}").expected
+    )
+
+
+@pytest.mark.parametrize("pooling", ["avg", "map"])
+def test_weights_of_pooling_by_attention_are_left_out_for_another_pooling(pooling: str, tmp_path: Path) -> None:
+    whole = timm.create_model("test_vit3", img_size=32)
+    safetensors.torch.save_file(whole.state_dict(), tmp_path / "x.safetensors")
+    encoder = Encoder("test_vit3", 8, image_size=32, pooling=pooling)
+    load_weights(encoder, str(tmp_path / "x.safetensors"))
+    given, loaded = whole.state_dict(), encoder.backbone.state_dict()
+    assert all(torch.equal(x, given[name]) for name, x in loaded.items())
+    assert any(name.startswith("attn_pool.") for name in loaded) == (pooling == "map")
 
 
 def test_a_hub_out_of_reach_is_an_error_with_the_other_choices(monkeypatch, tmp_path, tiny_encoder: Encoder) -> None:

@@ -26,6 +26,7 @@ from starlette.testclient import TestClient
 from orthoproxy.catalog.catalog import Catalog, image_id
 from orthoproxy.catalog.index import migrate
 from orthoproxy.core.errors import InputError
+from orthoproxy.embedding.augmentation import augmented
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.server.app import PAGE, make_app
 from orthoproxy.server.limits import Limits, RequestError
@@ -352,6 +353,14 @@ def test_a_catalog_without_its_model_is_searched_by_id(service: Service, root: P
     assert alone.search_id(GREEN, SearchOptions(k=2)).results
     assert error_of(alone.search_image, file(root)).field == "image"
     alone.decoders.close()
+
+
+def test_a_model_also_serves_its_augmented_catalogs(root: Path, tmp_path: Path) -> None:
+    model = make_model(0)
+    make_catalog(tmp_path / "catalog", augmented(model), root, ["green/0.png", "red/0.png"]).close()
+    service = Service({"catalog": Catalog.open(str(tmp_path / "catalog"))}, [model], QUICK)
+    assert service.search_image(file(root)).results[0].similarity == pytest.approx(1, abs=1e-5)
+    service.close()
 
 
 def test_a_model_that_has_changed_is_an_error(tmp_path: Path, root: Path) -> None:

@@ -1,5 +1,7 @@
 """The training loop, on a few images and a tiny encoder."""
 
+import copy
+
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -10,8 +12,10 @@ from training_job import make_job
 from orthoproxy.core.errors import DivergedError
 from orthoproxy.data.datasets import TrainingFeatures
 from orthoproxy.losses import Objective, SoftOrthogonality, make_loss
+from orthoproxy.models import Encoder
 from orthoproxy.training import make_optimizer
 from orthoproxy.training.checkpoint import Checkpoints, TrainingState
+from orthoproxy.training.loop import _EncoderInParts
 from orthoproxy.training.nonfinite import require_finite_weights
 
 
@@ -77,6 +81,18 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(tmp_path, tiny_encoder,
         torch.manual_seed(1)
         assert job.fit(gradient_accumulation_steps=parts).step == 2
     torch.testing.assert_close(gradients[2:], gradients[:2], rtol=1e-9, atol=1e-10)
+
+
+def test_parts_move_running_statistics_once():
+    encoder, found = Encoder("test_byobnet", embedding_dim=8, image_size=32, freeze_batchnorm=False), []
+    batch = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for parts in (1, 2):
+        model = _EncoderInParts(copy.deepcopy(encoder), parts, fused_attention=True).train()
+        for _ in range(2 // parts):  # two equal batches, one after the other or as parts of one
+            model(batch.repeat(parts, 1, 1, 1)).sum().backward()
+        found.append(dict(model.named_buffers()))
+    assert next(x for name, x in found[1].items() if name.endswith("num_batches_tracked")) == 2
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
 
 
 def test_diverged_weights_are_neither_validated_nor_saved(job):

@@ -62,8 +62,8 @@ def _index(options: Any) -> dict[str, Any]:
     embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
     outputs = {"catalog": options.catalog, "json": options.json}
     images = read_images(options, **outputs) if embeddings is None else None
-    model = load_model(options.model, options.device) if options.model else None
     exists = Catalog.exists(options.catalog)
+    model = load_model(options.model, options.device, _identity(options, exists, embeddings)) if options.model else None
     with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
         if options.root and Path(options.root).absolute() != Path(catalog.root):
             hint = f"if the images were moved, first: orthoproxy index {options.catalog} --root {options.root}"
@@ -94,6 +94,17 @@ def _index(options: Any) -> dict[str, Any]:
             print(f"  {path}: {reason}")
     result = {name: value for name, value in asdict(changes).items() if name != "ids"}
     return result | {"images": total, "removed": removed, "index_recall": recall}
+
+
+def _identity(options: Any, exists: bool, embeddings: Path | None) -> str:
+    """Return the identity of the model that made the catalog or, for a new one, the embeddings; empty without."""
+    from orthoproxy.catalog.catalog import Catalog
+    from orthoproxy.embedding.parquet_store import embedding_meta
+
+    if exists:
+        with Catalog.open(options.catalog) as catalog:
+            return catalog.model
+    return "" if embeddings is None else embedding_meta(embeddings).model
 
 
 def _prune(catalog: Catalog, ids: list[str], limit: int | None) -> int:
@@ -149,7 +160,7 @@ def _maintain(options: Any) -> dict[str, Any]:
                 results["deleted"] = index.delete_paths(catalog, options.delete)
             print(f"{options.catalog}: {results['deleted']} deleted", flush=True)
         if options.migrate_to:
-            model = load_model(options.migrate_to, options.device)
+            model = load_model(options.migrate_to, options.device, catalog.model)
             sizes = options.batch_size, options.workers
             queries, changed = index.migrate(catalog, model, _place(options.migrate_to), *sizes, _print_progress)
             print(f"{options.catalog}: migrated; of {queries} images, {changed} have another nearest neighbor")

@@ -38,13 +38,17 @@ def add_vote(
         found = _answers(replace(retrieval, embeddings=x), limit, scoring)
         values = np.stack([found["any"] == truth, found["answer"] >= 0, found["answer"] == truth]).astype(np.float64)
         rows = np.column_stack([values.mean(axis=1), bootstrap_means(values, truth, scoring.bootstrap_samples)])
-        rows[2] /= np.maximum(rows[1], 1e-12)  # right answers among the answers
+        with np.errstate(invalid="ignore"):
+            rows[2] /= rows[1]  # right answers among the answers; NaN without any
         answers.append(found["answer"])
         drawn.append(rows)  # of the data in the first column, of bootstrap samples in the others
-    names = ("accuracy", "coverage", "precision")[: 1 if threshold is None else None]
+    names = ["accuracy"] if threshold is None else ["accuracy", "coverage", "precision"]
+    if np.isnan(drawn)[:, 2, 0].any():
+        names = names[:2]
 
     def estimates(rows: Float[np.ndarray, "3 W"]) -> dict[str, Estimate]:
-        return {name: estimate(row[0], row[1:], scoring.confidence) for name, row in zip(names, rows, strict=False)}
+        found = zip(names, rows, strict=False)
+        return {name: estimate(row[0], row[1:][~np.isnan(row[1:])], scoring.confidence) for name, row in found}
 
     def false_known(queries: np.ndarray) -> Estimate | None:
         if threshold is None or not queries.any():

@@ -153,9 +153,13 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
         description = parse_json(config.read_bytes()) if config.is_file() else None
     except (OSError, ValueError) as error:
         raise InputError(f"not readable as JSON: {error}", field="init_from", path=config) from error
-    trained = description.get("encoder") if isinstance(description, dict) else None
+    description = description if isinstance(description, dict) else {}
+    trained = description.get("encoder")
     if trained not in (None, encoder.name):
         raise InputError(f"trained with {trained}", field="init_from", path=folder, expected=encoder.name)
+    if trained is not None and description.get("pooling") != encoder.pooling:
+        found, expected = (x or "the backbone's own" for x in (description.get("pooling"), encoder.pooling))
+        raise InputError(f"trained with pooling {found}", field="init_from", path=folder, expected=expected)
     tensors = read_tensors(folder / "model.safetensors", "init_from")
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
     for name, x in tensors.items():
@@ -178,6 +182,8 @@ def _load_backbone(encoder: Encoder, tensors: dict[str, Tensor], source: str) ->
     classifiers = backbone.pretrained_cfg.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     tensors = {name: x for name, x in tensors.items() if name.rpartition(".")[0] not in (*heads, "head_dist")}
+    if encoder.pooling not in (None, "map"):  # in place of a pooling by attention
+        tensors = {name: x for name, x in tensors.items() if not name.startswith("attn_pool.")}
     counters = {name: x for name, x in backbone.state_dict().items() if name.endswith("num_batches_tracked")}
     tensors = {**counters, **tensors}
     _check_complete(backbone.state_dict(), tensors, source)

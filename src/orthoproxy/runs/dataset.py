@@ -86,7 +86,11 @@ def read_table(data: DataConfig) -> pd.DataFrame:
         if data.name == "csv":
             return csv_table(Path(data.csv or ""), root, data.allow_paths_outside_root)
         if data.name in SUFFIXES:
-            return csv_table(unpack_images(data))
+            images = unpack_images(data)
+            try:
+                return csv_table(images)
+            except InputError as error:
+                raise replace(error, field="root", path=data.root) from error
         if data.name == "folder":
             return folder_table(root or Path(), allow_empty=False, ignore=data.ignore)
         if data.name in with_boxes:

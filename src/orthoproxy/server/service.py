@@ -24,6 +24,7 @@ from orthoproxy.catalog.catalog import Catalog, Hit, require_model, vote_of_hits
 from orthoproxy.catalog.filters import Condition, In, Not, both, parse_filter
 from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
+from orthoproxy.embedding.augmentation import AUGMENTED, augmented
 from orthoproxy.embedding.onnx_embedder import AnyEmbedder, load_model
 from orthoproxy.server.limits import Limits, RequestError
 from orthoproxy.server.schemas import CatalogInfo, SearchOptions, SearchResult, SearchResults
@@ -65,7 +66,9 @@ class Service:
         self._lock = threading.Lock()  # of the uploads
 
     def _serve(self, name: str, catalog: Catalog) -> ServedCatalog:
-        model = self.models.get(catalog.model) or _load_model(catalog)
+        model, plain = self.models.get(catalog.model), self.models.get(catalog.model.removesuffix(AUGMENTED))
+        if model is None:
+            model = _load_model(catalog) if plain is None else augmented(plain)
         if model is not None:
             self.models[model.identity] = model
         counts = Counter[str]()

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -190,11 +191,26 @@ class _EncoderInParts(nn.Module):
         parts = images.chunk(self.parts)
         if len(parts) == 1:
             return self._embed(images)
-        return torch.cat([cast(Tensor, checkpoint(self._embed, part, use_reentrant=False)) for part in parts])
+        options: Any = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _kept_statistics(self.encoder))}
+        return torch.cat([cast(Tensor, checkpoint(self._embed, part, **options)) for part in parts])
 
     def _embed(self, images: Tensor) -> Tensor:
         with nullcontext() if self.fused_attention else _unfused_attention(self.encoder):
             return self.encoder(images)
+
+
+@contextmanager
+def _kept_statistics(encoder: Encoder) -> Iterator[None]:
+    """Leave the running statistics of batch norm alone: the first pass has updated them."""
+    norms: list[Any] = [x for x in encoder.modules() if isinstance(x, _BatchNorm) and x.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Images packed into Parquet files or WebDataset tars: unpacked once into a folder with a CSV file."""
+"""Images packed into Parquet files or WebDataset tars: unpacked once into a folder with CSV files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import csv
 import hashlib
 import json
 import tarfile
+import uuid
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
-from orthoproxy.core.files import new_folder
+from orthoproxy.core.files import atomic_write
 from orthoproxy.data.images import MAX_FILE_SIZE, readable_suffixes
 
 FIELDS = ("label", "split", "role", "group", "category", "left", "top", "right", "bottom")
@@ -23,6 +27,7 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
 
     Parquet files have a column ``image``, the content of an image file or a structure with such ``bytes``, and columns
     as in a CSV file. In WebDataset tars, an image ``x.jpg`` has its label in ``x.cls``, or such columns in ``x.json``.
+    Each source has a folder, in which images are named by their content: when the source grows, they keep their names.
     Files that were unpacked before and have not changed since are not read again. Raises InputError for damaged files.
     """
     files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIXES[kind]}"))
@@ -30,28 +35,45 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
         problem = f"no {SUFFIXES[kind]} files" if source.is_dir() else "no such file or folder"
         raise InputError(problem, field="root", path=source)
     versions = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    folder = cache / hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
-    if not folder.is_dir():
-        with os_errors_as_input_errors(cache, "run the command again"), new_folder(folder) as unpacked:
-            _write(files, kind, unpacked)
-    return folder / "images.csv"
+    folder = cache / _digest(str(source.resolve()).encode())
+    images = folder / f"{_digest(repr(versions).encode())}.csv"
+    if not images.is_file():
+        with os_errors_as_input_errors(cache, "run the command again"):
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(images, partial(_write, files, kind, folder))
+    return images
 
 
-def _write(files: list[Path], kind: str, folder: Path) -> None:
-    read, count = {"parquet": _read_parquet, "webdataset": _read_tar}[kind], 0
-    with (folder / "images.csv").open("w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, ["path", *FIELDS])
-        writer.writeheader()
-        for file in files:
-            before = count
-            try:
-                for content, values in read(file):
-                    path = folder / f"{count:08}"
-                    path.write_bytes(content)
-                    writer.writerow({"path": path.name, **values})
-                    count += 1
-            except (ValueError, TypeError, tarfile.TarError, EOFError) as error:  # of Arrow and Unicode, ValueErrors
-                raise InputError(f"image {count - before + 1}: {error}", field="root", path=file) from error
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _write(files: list[Path], kind: str, folder: Path, file_of_list: BinaryIO) -> None:
+    read, copies = {"parquet": _read_parquet, "webdataset": _read_tar}[kind], Counter[str]()
+    out = TextIOWrapper(file_of_list, encoding="utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(out, ["path", *FIELDS])
+    writer.writeheader()
+    for file in files:
+        before = copies.total()
+        try:
+            for content, values in read(file):
+                name = _digest(content)
+                copies[name] += 1
+                name += f"-{copies[name]}" if copies[name] > 1 else ""
+                _write_image(folder / name, content)
+                writer.writerow({"path": name, **values})
+        except (ValueError, TypeError, tarfile.TarError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # Arrow's errors for damaged pages have none
+                raise
+            raise InputError(f"image {copies.total() - before + 1}: {error}", field="root", path=file) from error
+    out.detach()  # or it would close the file
+
+
+def _write_image(path: Path, content: bytes) -> None:
+    if not path.is_file():
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -77,6 +99,7 @@ def _read_tar(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         for member in tar:
             folder, _, name = member.name.rpartition("/")
             stem, _, suffix = name.partition(".")
+            kind = suffix.rpartition(".")[2].lower()
             if not member.isfile() or not stem:
                 continue
             if (folder, stem) != key:
@@ -87,11 +110,13 @@ def _read_tar(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 raise ValueError(f"{member.name} has {member.size} bytes")
             data = tar.extractfile(member)
             assert data is not None  # a file
-            if f".{suffix.lower()}" in readable_suffixes():
+            if f".{kind}" in readable_suffixes():
+                if content is not None:
+                    raise ValueError(f"{member.name}: a second image of {stem}, as names end at the first dot")
                 content = data.read()
-            elif suffix == "cls":
+            elif kind == "cls":
                 values["label"] = data.read().decode().strip()
-            elif suffix == "json":
+            elif kind == "json":
                 fields = json.loads(data.read())
                 if not isinstance(fields, dict):
                     raise TypeError(f"{member.name} is no JSON object")
