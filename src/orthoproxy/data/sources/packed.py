@@ -54,7 +54,7 @@ def _write(files: list[Path], kind: str, folder: Path, file_of_list: BinaryIO) -
     writer = csv.DictWriter(out, ["path", *FIELDS])
     writer.writeheader()
     for file in files:
-        before = copies.total()
+        number = 1  # of the image that is read next
         try:
             for content, values in read(file):
                 name = _digest(content)
@@ -62,18 +62,22 @@ def _write(files: list[Path], kind: str, folder: Path, file_of_list: BinaryIO) -
                 name += f"-{copies[name]}" if copies[name] > 1 else ""
                 _write_image(folder / name, content)
                 writer.writerow({"path": name, **values})
+                number += 1
         except (ValueError, TypeError, tarfile.TarError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # Arrow's errors for damaged pages have none
                 raise
-            raise InputError(f"image {copies.total() - before + 1}: {error}", field="root", path=file) from error
+            raise InputError(f"image {number}: {error}", field="root", path=file) from error
     out.detach()  # or it would close the file
 
 
 def _write_image(path: Path, content: bytes) -> None:
     if not path.is_file():
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
