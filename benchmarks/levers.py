@@ -2,8 +2,10 @@
 
 python benchmarks/levers.py RUN... [--merged MODEL]
 
-The runs are seeds of one configuration; MODEL is what `orthoproxy merge` made of them. Differences are to the model of
-each run (for averaged weights: to the weights that are not averaged), with intervals over seeds and classes.
+The runs are seeds of one configuration; MODEL is what `orthoproxy merge` made of them. The first row has the scores of
+the runs, the others differences from them in points, with intervals over seeds and classes. Averaged weights are
+compared with the same run without averaging; the merged model with the mean of the runs, with intervals over classes.
+The CPU time is that of an embedding in the first row, and what the option adds to it or to a search in the others.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,16 +24,23 @@ from measure import markdown
 
 from orthoproxy.data.table import evaluation_images
 from orthoproxy.embedding.augmentation import augmented
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Scoring
-from orthoproxy.evaluation.evaluate import build_retrieval, score_queries
-from orthoproxy.evaluation.reranking import expand_queries, rerank
+from orthoproxy.evaluation.per_class import ClassScores, class_scores
+from orthoproxy.evaluation.query_expansion import expand_queries
+from orthoproxy.evaluation.reranking import rerank
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.run_folder import RunFolder
 from orthoproxy.studies.statistics import compare, mean_score
 
 METRICS = ("recall@1", "map@r", "map")
 SCORING = Scoring(map=True)
-AVERAGED = "1.module."  # where a checkpoint has the averaged encoder; the one that is trained has "0."
+
+
+class Measured(NamedTuple):
+    scores: ClassScores
+    without: ClassScores | None  # the option
+    milliseconds: float
 
 
 def cpu_time(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -39,44 +48,34 @@ def cpu_time(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), 1000 * (time.process_time() - start)
 
 
-def class_scores(embeddings: np.ndarray, table: pd.DataFrame, lever: Any = None) -> pd.DataFrame:
-    """Average the metrics over the queries of each class, and count these."""
-    retrieval = build_retrieval(embeddings, table, SCORING.rule(table))
-    frame = pd.DataFrame(score_queries(retrieval, table, SCORING, lever))
-    by_class = frame.assign(queries=1).groupby(retrieval.labels[retrieval.queries])
-    return by_class.mean().assign(queries=by_class["queries"].sum())
-
-
-def without_average(run: RunFolder) -> Any:
-    """Load the model of a run with its weights before averaging; None if they were not averaged."""
-    file = run.checkpoints / "last.ckpt"
-    weights = torch.load(file, weights_only=True)["encoder"] if file.is_file() else {}
-    if not any(name.startswith(AVERAGED) for name in weights):
+def not_averaged(run: RunFolder) -> Embedder | None:
+    """Load the model of a run with the weights that were trained; None if the run did not average them."""
+    if run.config.training.ema_decay is None:
         return None
+    files = [run.checkpoints / f"{name}.ckpt" for name in ("best", "last")]
+    weights = torch.load(next(file for file in files if file.is_file()), weights_only=True)["encoder"]
     model = run.load_model(with_proxies=False)
+    # a checkpoint has both encoders of such a run, the trained one first
     model.encoder.load_state_dict({name[2:]: value for name, value in weights.items() if name.startswith("0.")})
     return model
 
 
-def measure(run: RunFolder, merged: RunFolder | None) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None, float]]:
-    """Return the scores with each lever, those without it, and what it costs in milliseconds per image or query."""
-    table, model = evaluation_images(load_table(run), "test"), run.load_model(with_proxies=False)
-    paths = table["path"].tolist()
+def measure_run(run: RunFolder, table: pd.DataFrame) -> dict[str, Measured]:
+    model, paths = run.load_model(with_proxies=False), table["path"].tolist()
     embeddings, embedding = cpu_time(partial(model.embed, paths))
-    plain, ranking = cpu_time(partial(class_scores, embeddings, table))
-    found: dict[str, tuple[pd.DataFrame, pd.DataFrame | None, float]] = {"none": (plain, None, embedding / len(paths))}
-    if (before := without_average(run)) is not None:
-        found["training.ema_decay"] = plain, class_scores(before.embed(paths), table), 0.0
+    plain, search = cpu_time(partial(class_scores, embeddings, table, SCORING))
+    measured = {"none": Measured(plain, None, embedding / len(paths))}
+    if (trained := not_averaged(run)) is not None:
+        before = class_scores(trained.embed(paths), table, SCORING)
+        measured["training.ema_decay"] = Measured(plain, before, 0)
     views, cost = cpu_time(partial(augmented(model).embed, paths))
-    found["--augment"] = class_scores(views, table), plain, (cost - embedding) / len(paths)
+    scores = class_scores(views, table, SCORING)
+    measured["--augment"] = Measured(scores, plain, (cost - embedding) / len(paths))
     levers = {f"--expand {n}": partial(expand_queries, neighbors=n) for n in (1, 2, 5, 10)}
     for name, lever in {**levers, "--rerank": rerank}.items():
-        scores, cost = cpu_time(partial(class_scores, embeddings, table, lever))
-        found[name] = scores, plain, (cost - ranking) / len(paths)
-    if merged is not None:
-        embeddings, cost = cpu_time(partial(merged.load_model(with_proxies=False).embed, paths))
-        found["merge"] = class_scores(embeddings, table), plain, (cost - embedding) / len(paths)
-    return found
+        scores, cost = cpu_time(partial(class_scores, embeddings, table, SCORING, lever))
+        measured[name] = Measured(scores, plain, (cost - search) / len(paths))
+    return measured
 
 
 def main() -> None:
@@ -84,21 +83,32 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--merged", type=Path)
     options = parser.parse_args()
-    merged = None if options.merged is None else RunFolder(options.merged)
-    measured = [measure(RunFolder(run), merged) for run in options.runs]
-    rows = []
-    for lever in measured[0]:
-        scores, plain, cost = zip(*(found[lever] for found in measured), strict=True)
-        queries = scores[0]["queries"].to_numpy()
-        row = {"lever": lever}
+    runs = [RunFolder(path) for path in options.runs]
+    table = evaluation_images(load_table(runs[0]), "test")
+    measured = [measure_run(run, table) for run in runs]
+    plain = [found["none"].scores for found in measured]
+    queries, rows = plain[0].queries, []
+    for name in measured[0]:
+        found = [x[name] for x in measured]
+        row = {"option": name}
         for metric in METRICS:
-            values = np.stack([frame[metric] for frame in scores])
-            if lever == "none":
+            values = np.stack([x.scores.values[metric] for x in found])
+            if name == "none":
                 row[metric] = str(mean_score(values, queries))
             else:
-                row[metric] = str(compare(values, np.stack([frame[metric] for frame in plain]), queries).estimate)
-        rows.append({**row, "ms": f"{np.mean(cost):.1f}"})
-    print(f"{len(measured)} runs, {queries.sum()} queries of {len(queries)} classes")
+                without = np.stack([x.without.values[metric] for x in found if x.without])
+                row[metric] = str(compare(values, without, queries).estimate)
+        rows.append({**row, "ms": f"{np.mean([x.milliseconds for x in found]):.1f}"})
+    if options.merged:
+        model = RunFolder(options.merged).load_model(with_proxies=False)
+        embeddings, cost = cpu_time(partial(model.embed, table["path"].tolist()))
+        scores, row = class_scores(embeddings, table, SCORING), {"option": "merge"}
+        for metric in METRICS:
+            mean = np.mean([x.values[metric] for x in plain], axis=0, keepdims=True)
+            row[metric] = str(compare(scores.values[metric][None], mean, queries).estimate)
+        embedding = np.mean([x["none"].milliseconds for x in measured])
+        rows.append({**row, "ms": f"{cost / len(table) - embedding:.1f}"})
+    print(f"{len(runs)} runs, {queries.sum()} queries of {len(queries)} classes")
     print(markdown(list(rows[0]), rows))
 
 

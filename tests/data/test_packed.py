@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import os
 import shutil
 import tarfile
@@ -119,9 +120,20 @@ def test_a_damaged_file_is_named_and_leaves_no_list(files: list[Path], tmp_path:
     pages = whole.read_bytes()
     (damaged := tmp_path / "damaged.parquet").write_bytes(pages[:4] + bytes(range(64, 100)) + pages[40:])
     (torn := tmp_path / "torn.tar").write_bytes(write_tar(files, tmp_path / "x.tar").read_bytes()[:2000])
-    kinds = {cut: "parquet", damaged: "parquet", nameless: "parquet", text: "parquet", torn: "webdataset"}
-    for name, values in {"list": [1], "surrogate": {"label": "\ud800a"}}.items():
-        (tmp_path / "1.json").write_text(json.dumps(values))
+    xz = bytearray(lzma.compress((tmp_path / "x.tar").read_bytes()))
+    xz[len(xz) // 2 :] = bytes(len(xz) - len(xz) // 2)
+    (compressed := tmp_path / "compressed.tar").write_bytes(xz)
+    kinds = {
+        cut: "parquet",
+        compressed: "webdataset",
+        damaged: "parquet",
+        nameless: "parquet",
+        text: "parquet",
+        torn: "webdataset",
+    }
+    texts = {"list": "[1]", "surrogate": json.dumps({"label": "\ud800a"}), "deep": "[" * 10**5}
+    for name, text_of_json in texts.items():
+        (tmp_path / "1.json").write_text(text_of_json)
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
             tar.add(files[0], "1.jpg")
             tar.add(tmp_path / "1.json", "1.json")

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from orthoproxy.data.table import class_numbers
-from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate, mean_estimate
+from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
 from orthoproxy.evaluation.evaluate import Evaluation, Scoring, build_retrieval, for_all_queries
 from orthoproxy.evaluation.no_match import calibrate_no_match
 from orthoproxy.evaluation.retrieval import Retrieval, nearest_neighbors
@@ -27,7 +27,7 @@ def add_vote(
     thresholds: Sequence[float | None],
     scoring: Scoring,
 ) -> Evaluation:
-    """Add the scores of a vote to those of a table with known classes; pairs are of the model and of the baseline."""
+    """Add the scores of a vote to an evaluation of known classes; embeddings and thresholds of model and baseline."""
     matching, threshold = calibrate_no_match(embeddings[0], table, scoring), thresholds[0]
     assert matching is not None  # some query has its class in the gallery
     retrieval = build_retrieval(embeddings[0], table, scoring.rule(table), scoring.exclude_duplicates)
@@ -54,12 +54,13 @@ def add_vote(
         if threshold is None or not queries.any():
             return None
         answered = (matching.other[queries] >= threshold).astype(np.float64)
-        return mean_estimate(answered, matching.classes[queries], scoring.bootstrap_samples)
+        samples = bootstrap_means(answered, matching.classes[queries], scoring.bootstrap_samples)
+        return estimate(answered.mean(), samples, scoring.confidence)
 
     classes = class_numbers(table)[1]
-    wrong = [(label, int(x)) for label, x in zip(truth, answers[0], strict=True) if x not in (-1, label)]
-    confusions = sorted((-n, classes[label], classes[answer]) for (label, answer), n in Counter(wrong).items())
-    confusions = [(label, answer, -n) for n, label, answer in confusions[:MAX_CONFUSIONS]]
+    answered = zip(truth, answers[0], strict=True)
+    wrong = Counter((classes[label], classes[int(x)]) for label, x in answered if x not in (-1, label))
+    confusions = [(*pair, n) for pair, n in sorted(wrong.items(), key=lambda x: (-x[1], x[0]))[:MAX_CONFUSIONS]]
     scores = zip(("model", "baseline", "difference"), (*drawn, drawn[0] - drawn[1]), strict=True)
     return replace(
         evaluation,

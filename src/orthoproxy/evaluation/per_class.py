@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from orthoproxy.evaluation.evaluate import Scoring, build_retrieval, score_queries
+from orthoproxy.evaluation.evaluate import Lever, Scoring, build_retrieval, score_queries
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class ClassScores:
     values: dict[str, Float[np.ndarray, " C"]]
 
 
-def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring) -> ClassScores:
+def class_scores(
+    embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring, lever: Lever | None = None
+) -> ClassScores:
     """Score embeddings and average the queries of each class.
 
     Parameters
@@ -31,6 +33,8 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
         Labels, roles and groups of the rows.
     scoring
         As in `score`; nothing is resampled.
+    lever
+        Changes the retrieval, such as `rerank`.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def class_scores(embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scor
     (['a', 'b'], [2, 2], [1.0, 0.5])
     """
     retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
-    metrics = score_queries(retrieval, table, scoring)
+    metrics = score_queries(retrieval, table, scoring, lever)
     scored = ~np.isnan(metrics["mrr"])
     labels = table["label"].to_numpy()[retrieval.queries][scored]
     classes, number, queries = np.unique(labels.astype(str), return_inverse=True, return_counts=True)

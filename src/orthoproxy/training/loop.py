@@ -103,6 +103,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
                 progress.advance()
 
             nonfinite.finish_epoch(state)
+            state.seconds += meter.lap()[1]  # since the last record
             state.epoch, state.batch = state.epoch + 1, 0
             require_finite_weights(job.encoder, job.objective, state)
             averaged = () if job.average is None else job.average.buffers()
@@ -181,7 +182,7 @@ class _Forward:
 
 
 class _EncoderInParts(nn.Module):
-    """Embeds a batch in parts and keeps the activations of one: each is embedded again in the backward pass."""
+    """Embeds a batch in parts, each again in the backward pass, so that the activations of only one are in memory."""
 
     def __init__(self, encoder: Encoder, parts: int, fused_attention: bool) -> None:
         super().__init__()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
+import lzma
 import tarfile
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from io import TextIOWrapper
-from pathlib import Path
+from itertools import groupby
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from orthoproxy.core.errors import InputError, os_errors_as_input_errors
 from orthoproxy.core.files import atomic_write
+from orthoproxy.core.safe_parsing import parse_json
 from orthoproxy.data.images import MAX_FILE_SIZE, readable_suffixes
 
 FIELDS = ("label", "split", "role", "group", "category", "left", "top", "right", "bottom")
 SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}
+DAMAGED = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error)
 
 
 def unpack(source: Path, kind: str, cache: Path) -> Path:
@@ -28,7 +32,7 @@ def unpack(source: Path, kind: str, cache: Path) -> Path:
     Parquet files have a column ``image``, the content of an image file or a structure with such ``bytes``, and columns
     as in a CSV file. In WebDataset tars, an image ``x.jpg`` has its label in ``x.cls``, or such columns in ``x.json``.
     Each source has a folder, in which images are named by their content: when the source grows, they keep their names.
-    Files that were unpacked before and have not changed since are not read again. Raises InputError for damaged files.
+    If no file has changed, none is read again. Raises InputError for damaged files.
     """
     files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIXES[kind]}"))
     if not files:
@@ -63,7 +67,7 @@ def _write(files: list[Path], kind: str, folder: Path, file_of_list: BinaryIO) -
                 _write_image(folder / name, content)
                 writer.writerow({"path": name, **values})
                 number += 1
-        except (ValueError, TypeError, tarfile.TarError, EOFError, OSError) as error:
+        except (ValueError, TypeError, *DAMAGED, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # Arrow's errors for damaged pages have none
                 raise
             raise InputError(f"image {number}: {error}", field="root", path=file) from error
@@ -98,32 +102,33 @@ def _read_parquet(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 def _read_tar(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield the samples of a tar, whose files lie beside each other and have the same name up to the first dot."""
-    key, content, values = None, None, dict[str, Any]()
+    kinds = {".cls", ".json", *readable_suffixes()}
     with tarfile.open(file) as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, suffix = name.partition(".")
-            kind = suffix.rpartition(".")[2].lower()
-            if not member.isfile() or not stem:
-                continue
-            if (folder, stem) != key:
-                if content is not None:
-                    yield content, values
-                key, content, values = (folder, stem), None, {}
-            if member.size > MAX_FILE_SIZE:
-                raise ValueError(f"{member.name} has {member.size} bytes")
-            data = tar.extractfile(member)
-            assert data is not None  # a file
-            if f".{kind}" in readable_suffixes():
-                if content is not None:
+        for (_, stem), members in groupby((x for x in tar if x.isfile()), _sample):
+            content, values = None, dict[str, Any]()
+            for member in members:
+                kind = PurePosixPath(member.name).suffix.lower()
+                if kind not in kinds or not stem:
+                    continue
+                if member.size > MAX_FILE_SIZE:
+                    raise ValueError(f"{member.name} has {member.size} bytes")
+                data = tar.extractfile(member)
+                assert data is not None  # a file
+                if kind == ".cls":
+                    values["label"] = data.read().decode().strip()
+                elif kind == ".json":
+                    fields = parse_json(data.read())
+                    if not isinstance(fields, dict):
+                        raise TypeError(f"{member.name} is no JSON object")
+                    values |= {name: x for name, x in fields.items() if name in FIELDS and x is not None}
+                elif content is not None:
                     raise ValueError(f"{member.name}: a second image of {stem}, as names end at the first dot")
-                content = data.read()
-            elif kind == "cls":
-                values["label"] = data.read().decode().strip()
-            elif kind == "json":
-                fields = json.loads(data.read())
-                if not isinstance(fields, dict):
-                    raise TypeError(f"{member.name} is no JSON object")
-                values |= {name: value for name, value in fields.items() if name in FIELDS}
-        if content is not None:
-            yield content, values
+                else:
+                    content = data.read()
+            if content is not None:
+                yield content, values
+
+
+def _sample(member: tarfile.TarInfo) -> tuple[str, str]:
+    folder, _, name = member.name.rpartition("/")
+    return folder, name.partition(".")[0]
