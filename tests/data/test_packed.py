@@ -123,14 +123,7 @@ def test_a_damaged_file_is_named_and_leaves_no_list(files: list[Path], tmp_path:
     xz = bytearray(lzma.compress((tmp_path / "x.tar").read_bytes()))
     xz[len(xz) // 2 :] = bytes(len(xz) - len(xz) // 2)
     (compressed := tmp_path / "compressed.tar").write_bytes(xz)
-    kinds = {
-        cut: "parquet",
-        compressed: "webdataset",
-        damaged: "parquet",
-        nameless: "parquet",
-        text: "parquet",
-        torn: "webdataset",
-    }
+    kinds = dict.fromkeys((cut, damaged, nameless, text), "parquet") | dict.fromkeys((torn, compressed), "webdataset")
     texts = {"list": "[1]", "surrogate": json.dumps({"label": "\ud800a"}), "deep": "[" * 10**5}
     for name, text_of_json in texts.items():
         (tmp_path / "1.json").write_text(text_of_json)
