@@ -196,7 +196,7 @@ def test_changes_of_a_catalog(catalog: Path, image_folder: Path, tmp_path: Path)
     model = shutil.copytree(catalog.parent / "model", tmp_path / "model")
     index("--model", model)
     model = model.rename(tmp_path / "moved")
-    assert "--model" in (input_error(["search", place, moved / "red" / "0.png"]).hint or "")
+    assert "moved" in (input_error(["search", place, moved / "red" / "0.png"]).hint or "")
     for options in ([moved, "--root", moved], ["--root", moved / "red"]):
         assert input_error(["index", place, *options, "--model", model]).field == "root"
     index("--root", moved, "--model", model)
