@@ -22,7 +22,6 @@ jaxtyping.install_import_hook(
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from small_runs import RECIPE, training, write_shades  # noqa: E402
 
 from orthoproxy.cli.main import main  # noqa: E402
@@ -68,7 +67,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures empty where no test looks at them: drawing them is half of a small run."""
     if request.path.parent.name not in ("reports", "studies"):
-        monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: file.write("<svg></svg>"))
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write("<svg></svg>"))
 
 
 @pytest.fixture(scope="module")  # for a whole session it would leave its event loop running for all other tests

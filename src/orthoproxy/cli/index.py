@@ -56,19 +56,21 @@ def _index(options: Any) -> dict[str, Any]:
     from orthoproxy.catalog.catalog import Catalog, load_catalog_model, require_model
     from orthoproxy.core.progress import duration
     from orthoproxy.embedding.onnx_embedder import load_model
-    from orthoproxy.embedding.parquet_store import META
+    from orthoproxy.embedding.parquet_store import META, embedding_meta
 
     start = time.monotonic()
     embeddings = Path(options.images) if (Path(options.images) / META).is_file() else None
     outputs = {"catalog": options.catalog, "json": options.json}
     images = read_images(options, **outputs) if embeddings is None else None
     exists = Catalog.exists(options.catalog)
-    model = load_model(options.model, options.device, _identity(options, exists, embeddings)) if options.model else None
+    identity = "" if embeddings is None else embedding_meta(embeddings).model
+    model = load_model(options.model, options.device, identity) if options.model and not exists else None
     with Catalog.open(options.catalog) if exists else _create(options, model, images, embeddings) as catalog:
         if options.root and Path(options.root).absolute() != Path(catalog.root):
             hint = f"if the images were moved, first: orthoproxy index {options.catalog} --root {options.root}"
             raise InputError(options.root, field="root", expected=catalog.root, hint=hint)
-        if model is not None:
+        if options.model:
+            model = model or load_model(options.model, options.device, catalog.model)
             require_model(catalog, model.identity, "model")
         with catalog.store.undoable() if exists else nullcontext():
             if images is not None:
@@ -94,17 +96,6 @@ def _index(options: Any) -> dict[str, Any]:
             print(f"  {path}: {reason}")
     result = {name: value for name, value in asdict(changes).items() if name != "ids"}
     return result | {"images": total, "removed": removed, "index_recall": recall}
-
-
-def _identity(options: Any, exists: bool, embeddings: Path | None) -> str:
-    """Return the identity of the model that made the catalog or, for a new one, the embeddings; empty without."""
-    from orthoproxy.catalog.catalog import Catalog
-    from orthoproxy.embedding.parquet_store import embedding_meta
-
-    if exists:
-        with Catalog.open(options.catalog) as catalog:
-            return catalog.model
-    return "" if embeddings is None else embedding_meta(embeddings).model
 
 
 def _prune(catalog: Catalog, ids: list[str], limit: int | None) -> int:
