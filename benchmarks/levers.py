@@ -1,10 +1,10 @@
 """What averaged weights, augmentation, query expansion, re-ranking and a merged model are worth on test images.
 
-python benchmarks/levers.py RUN... [--merged MODEL]
+python benchmarks/levers.py RUN... [--merged MODEL...]
 
-The runs are seeds of one configuration; MODEL is what `orthoproxy merge` made of them. The first row has the scores of
-the runs, the others differences from them in points, with intervals over seeds and classes. Averaged weights are
-compared with the same run without averaging; the merged model with the mean of the runs, with intervals over classes.
+The runs are seeds of one configuration; each MODEL is what `orthoproxy merge` made of them. The first row has the scores
+of the runs, the others differences from them in points, with intervals over seeds and classes. Averaged weights are
+compared with the same run without averaging; a merged model with the mean of the runs, with intervals over classes.
 The CPU time is that of an embedding in the first row, and what the option adds to it or to a search in the others.
 """
 
@@ -81,7 +81,7 @@ def measure_run(run: RunFolder, table: pd.DataFrame) -> dict[str, Measured]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--merged", type=Path)
+    parser.add_argument("--merged", nargs="+", type=Path, default=[])
     options = parser.parse_args()
     runs = [RunFolder(path) for path in options.runs]
     table = evaluation_images(load_table(runs[0]), "test")
@@ -99,10 +99,10 @@ def main() -> None:
                 without = np.stack([x.without.values[metric] for x in found if x.without])
                 row[metric] = str(compare(values, without, queries).estimate)
         rows.append({**row, "ms": f"{np.mean([x.milliseconds for x in found]):.1f}"})
-    if options.merged:
-        model = RunFolder(options.merged).load_model(with_proxies=False)
+    for merged in options.merged:
+        model = RunFolder(merged).load_model(with_proxies=False)
         embeddings, cost = cpu_time(partial(model.embed, table["path"].tolist()))
-        scores, row = class_scores(embeddings, table, SCORING), {"option": "merge"}
+        scores, row = class_scores(embeddings, table, SCORING), {"option": merged.name}
         for metric in METRICS:
             mean = np.mean([x.values[metric] for x in plain], axis=0, keepdims=True)
             row[metric] = str(compare(scores.values[metric][None], mean, queries).estimate)
