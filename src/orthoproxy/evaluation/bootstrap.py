@@ -58,6 +58,8 @@ def estimate(value: float, resampled: Float[np.ndarray, " W"], confidence: float
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))
 
 
-def mean_estimate(values: Float[np.ndarray, " Q"], classes: Int[np.ndarray, " Q"], samples: int = 1000) -> Estimate:
+def mean_estimate(
+    values: Float[np.ndarray, " Q"], classes: Int[np.ndarray, " Q"], samples: int = 1000, confidence: float = 0.95
+) -> Estimate:
     """Average values of queries, with the interval over classes."""
-    return estimate(float(values.mean()), bootstrap_means(values, classes, samples))
+    return estimate(float(values.mean()), bootstrap_means(values, classes, samples), confidence)

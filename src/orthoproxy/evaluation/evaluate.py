@@ -161,18 +161,15 @@ class Scoring:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, before images are embedded."""
-        allowed = {
-            "recall_at": (
-                min(self.recall_at, default=0) >= 1 and max(self.recall_at) < 2**31,
-                "one or more integers from 1 to 2147483647",
-            ),
-            "exclude": (self.exclude in get_args(Exclude), " or ".join(get_args(Exclude))),
-            "expand": (self.expand >= 0, "0 or more"),
-            "bootstrap_samples": (self.bootstrap_samples >= 1, "at least 1"),
-            "confidence": (0 < self.confidence < 1, "above 0 and below 1, such as 0.95"),
-            "block_memory_mb": (0 < self.block_memory_mb < math.inf, "above 0, and finite"),
-        }
-        for name, (valid, expected) in allowed.items():
+        ranks = min(self.recall_at, default=0) >= 1 and max(self.recall_at) < 2**31
+        for name, valid, expected in (
+            ("recall_at", ranks, "one or more integers from 1 to 2147483647"),
+            ("exclude", self.exclude in get_args(Exclude), " or ".join(get_args(Exclude))),
+            ("expand", self.expand >= 0, "0 or more"),
+            ("bootstrap_samples", self.bootstrap_samples >= 1, "at least 1"),
+            ("confidence", 0 < self.confidence < 1, "above 0 and below 1, such as 0.95"),
+            ("block_memory_mb", 0 < self.block_memory_mb < math.inf, "above 0, and finite"),
+        ):
             if not valid:
                 raise InputError(str(getattr(self, name)), field=name, expected=expected)
 
@@ -194,18 +191,14 @@ def evaluate(
 
     Parameters
     ----------
-    model
-        The model to evaluate.
+    model, baseline
+        The model to evaluate, and what to compare it with; None: the untrained encoder kept beside the model, if any.
     table
         From `data.make_table` or a data source; `role` tells queries from gallery.
-    baseline
-        What to compare with. None: the untrained encoder kept beside the model, if there is one.
     scoring
         Metrics and settings.
-    workers
-        Processes that read images.
-    progress
-        Show a progress bar.
+    workers, progress
+        Processes that read images, and whether to show a progress bar.
     augment
         Also score the embeddings of the `augmented` model.
 
@@ -263,16 +256,14 @@ def score(
 
     Parameters
     ----------
-    model, baseline
-        Embeddings, one row per image of the table; their dimensions may differ.
+    model, baseline, augmented
+        Embeddings, one row per image of the table, whose dimensions may differ; None: not scored.
     table
         Labels, roles and groups of the rows.
     scoring
         Metrics and settings.
     start
         When the work began, by `time.monotonic`; None for now.
-    augmented
-        Embeddings of the augmented model, to be scored as well.
 
     Raises
     ------
@@ -293,22 +284,15 @@ def score(
             raise InputError(f"{len(rows)} embeddings", field=name, expected=f"one per image, {len(table)}")
     if scoring.exclude_duplicates:
         table = table.assign(copies=find_copies(table))
-    rule = scoring.rule(table)
-    plain = replace(scoring, exclude="none", expand=0, rerank=False)
+    compare = partial(_compare, confidence=scoring.confidence, exclude=scoring.rule(table))
     own, other = _resample(model, table, scoring), None if baseline is None else _resample(baseline, table, scoring)
-    protocol: dict[str, Any] = {"confidence": scoring.confidence, "exclude": rule}
-    by_category = {
-        name: Evaluation(**_estimates(part, other and other.by_category[name], scoring.confidence), **protocol)
-        for name, part in own.by_category.items()
-    }
-    search_time = {
-        name: Evaluation(**_estimates(_resample(x, table, scoring, lever), own, scoring.confidence), **protocol)
-        for name, x, lever in _levers(model, augmented, scoring)
-    }
-    return Evaluation(
-        **_estimates(own, other, scoring.confidence),
-        **protocol,
-        exclude_none=None if rule == "none" else score(model, baseline, table, plain),
+    by_category = {name: compare(part, other and other.by_category[name]) for name, part in own.by_category.items()}
+    levers = _levers(model, augmented, scoring)
+    search_time = {name: compare(_resample(x, table, scoring, lever), own) for name, x, lever in levers}
+    result, plain = compare(own, other), replace(scoring, exclude="none", expand=0, rerank=False)
+    return replace(
+        result,
+        exclude_none=None if result.exclude == "none" else score(model, baseline, table, plain),
         duplicate_pairs=_duplicate_pairs(table) if scoring.exclude_duplicates else None,
         by_category=by_category or None,
         search_time=search_time or None,
@@ -402,22 +386,21 @@ class _Resampled:
     metrics: list[str]
     values: Float[np.ndarray, " M"]
     samples: Float[np.ndarray, "M W"]
-    counts: dict[str, int]
+    counts: tuple[int, int, int]  # queries, their classes, and queries without a positive
     by_category: dict[str, _Resampled] = dataclass_field(default_factory=dict)
 
 
-def _estimates(own: _Resampled, other: _Resampled | None, confidence: float) -> dict[str, Any]:
-    """The estimates and counts of an `Evaluation`; both models' samples draw the same classes."""
+def _compare(own: _Resampled, other: _Resampled | None, confidence: float, exclude: Exclude) -> Evaluation:
+    """Evaluate a model beside another; the samples of both draw the same classes."""
 
     def intervals(values: np.ndarray, samples: np.ndarray) -> dict[str, Estimate]:
         found = zip(own.metrics, values, samples, strict=True)
         return {metric: estimate(value, drawn, confidence) for metric, value, drawn in found}
 
-    scores: dict[str, Any] = {"model": intervals(own.values, own.samples), "baseline": None, "difference": None}
-    if other is not None:
-        scores["baseline"] = intervals(other.values, other.samples)
-        scores["difference"] = intervals(own.values - other.values, own.samples - other.samples)
-    return {**scores, **own.counts}
+    baseline = other and intervals(other.values, other.samples)
+    difference = other and intervals(own.values - other.values, own.samples - other.samples)
+    model = intervals(own.values, own.samples)
+    return Evaluation(model, baseline, difference, *own.counts, confidence=confidence, exclude=exclude)
 
 
 def _resample(embeddings: Embeddings, table: pd.DataFrame, scoring: Scoring, lever: Lever | None = None) -> _Resampled:
@@ -438,8 +421,7 @@ def _resample_queries(metrics: dict[str, np.ndarray], labels: Int[np.ndarray, " 
     scored = ~np.isnan(metrics["mrr"])
     classes = labels[scored]
     values = np.stack([value[scored] for value in metrics.values()])
-    counts = {"queries": int(scored.sum()), "classes": len(np.unique(classes))}
-    counts["queries_without_positive"] = len(scored) - counts["queries"]
+    counts = len(classes), len(np.unique(classes)), int((~scored).sum())
     return _Resampled(list(metrics), values.mean(axis=1), bootstrap_means(values, classes, samples), counts)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from orthoproxy.data.table import class_numbers
-from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate
+from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate, mean_estimate
 from orthoproxy.evaluation.evaluate import Evaluation, Scoring, build_retrieval, for_all_queries
 from orthoproxy.evaluation.no_match import calibrate_no_match
 from orthoproxy.evaluation.retrieval import Retrieval, nearest_neighbors
@@ -54,8 +54,7 @@ def add_vote(
         if threshold is None or not queries.any():
             return None
         answered = (matching.other[queries] >= threshold).astype(np.float64)
-        samples = bootstrap_means(answered, matching.classes[queries], scoring.bootstrap_samples)
-        return estimate(answered.mean(), samples, scoring.confidence)
+        return mean_estimate(answered, matching.classes[queries], scoring.bootstrap_samples, scoring.confidence)
 
     classes = class_numbers(table)[1]
     answered = zip(truth, answers[0], strict=True)

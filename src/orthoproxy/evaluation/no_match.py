@@ -70,20 +70,8 @@ class NoMatchCalibration:
     def threshold(self, false_match_rate: float) -> float | None:
         """Return the lowest threshold with at most this false-match rate, halfway to the next similarity above it.
 
-        Parameters
-        ----------
-        false_match_rate
-            As a fraction, above 0 and below 1.
-
-        Returns
-        -------
-        float or None
-            None with fewer queries than ``1 / false_match_rate``: not one of them could be wrong.
-
-        Raises
-        ------
-        InputError
-            If the rate is out of range.
+        None with fewer queries than ``1 / false_match_rate``: not one of them could be wrong. Raises InputError unless
+        the rate is a fraction above 0 and below 1.
         """
         require_rate(false_match_rate)
         if false_match_rate * len(self.other) < 1 - ROUNDING:
@@ -116,10 +104,8 @@ def calibrate_no_match(
 
     Parameters
     ----------
-    embeddings
-        One row per image of the table.
-    table
-        From `data.make_table`; `role` tells queries from gallery.
+    embeddings, table
+        As in `score`; `role` tells queries from gallery.
     scoring
         Where and in which blocks to compare, and whether processes share the work. A query's own group is left out of
         its own class as in the scores, but not of other classes: a query of an unknown class may meet its own group.

@@ -27,11 +27,7 @@ def class_scores(
 
     Parameters
     ----------
-    embeddings
-        One row per image of the table.
-    table
-        Labels, roles and groups of the rows.
-    scoring
+    embeddings, table, scoring
         As in `score`; nothing is resampled.
     lever
         Changes the retrieval, such as `rerank`.

@@ -100,10 +100,7 @@ class Ranking:
 def rank_positives(
     retrieval: Retrieval, block_memory_mb: float = 512, device: str = "cpu", full: bool = False
 ) -> Iterator[Ranking]:
-    """Rank the positives of each query, a block of queries at a time; `full` also ranks those beyond R exactly.
-
-    The j-th best positive has rank j + the number of negatives at least as similar.
-    """
+    """Rank each query's positives, block by block: the j-th best has rank j + the negatives at least as similar."""
     blocks = _SimilarityBlocks(retrieval, block_memory_mb, device)
     sorted_labels, columns = blocks.labels[blocks.gallery].sort(stable=True)
     for rows, similarity in blocks:
@@ -190,8 +187,6 @@ def nearest_neighbors(
     """
     blocks = _SimilarityBlocks(retrieval, block_memory_mb, device)
     k = min(k, len(retrieval.gallery))
-    if k == 0:
-        return np.empty((len(retrieval.queries), 0), dtype=np.int64), np.empty((len(retrieval.queries), 0))
     rows, values = [], []
     for queries, similarity in blocks:
         blocks.mask_groups(queries, similarity)
@@ -209,10 +204,7 @@ def nearest_neighbors(
 
 
 class _SimilarityBlocks:
-    """Iterates over blocks of queries and their cosines with the gallery, sorted by row.
-
-    Cosines of a query with itself and its near copies are -inf. Without queries there is one empty block.
-    """
+    """Blocks of queries and their cosines with the gallery, sorted by row; -inf with itself and its near copies."""
 
     def __init__(self, retrieval: Retrieval, block_memory_mb: float, device: str) -> None:
         self.device = device if torch.device(device).type == "cuda" else "cpu"
@@ -243,7 +235,7 @@ class _SimilarityBlocks:
         return torch.from_numpy(x).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b G"]]]:
-        for start in range(0, max(1, len(self.queries)), self.size):
+        for start in range(0, max(1, len(self.queries)), self.size):  # without queries, one empty block
             block = slice(start, start + self.size)
             rows = self.queries[block]
             units = self.units[self.copy_of[rows]] if self.query_units is None else self.query_units[block]
@@ -289,14 +281,11 @@ def _row_max(x: Float[Tensor, "b G"]) -> Float[Tensor, " b"]:
 
 
 def largest(x: Float[Tensor, "b G"], k: int) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-    """Return the k largest of each row and their columns, like `torch.topk` but several times as fast for small k.
-
-    They lie in the k buckets of columns whose maxima are the largest.
-    """
+    """Return the k largest of each row and their columns, like `torch.topk` but several times as fast for small k."""
     buckets = x.shape[1] // BUCKET
     if buckets < 4 * k:
-        values, columns = x.topk(k, dim=1)
-        return values, columns
+        return x.topk(k, dim=1)
+    # they lie in the k buckets of columns whose maxima are the largest
     chosen = x[:, : buckets * BUCKET].unflatten(1, (buckets, BUCKET)).amax(dim=2).topk(k, dim=1).indices
     columns = (chosen[:, :, None] * BUCKET + torch.arange(BUCKET, device=x.device)).flatten(1)
     rest = torch.arange(buckets * BUCKET, x.shape[1], device=x.device).expand(len(x), -1)
