@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from orthoproxy.diagnosis.findings import Check, Finding
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
@@ -67,35 +66,35 @@ def check_overfitting(model: DiagnosisInput) -> Check:
 def recall_gap(training: EmbeddedSplit, unseen: EmbeddedSplit, exclude: Exclude = "none") -> RecallGap | None:
     """Measure Recall@1 on subsamples of equal size; None if a split has no query with a positive."""
     generator = np.random.default_rng(0)
-    hits: tuple[list[np.ndarray], ...] = [], []  # of each side, with a row per encoder
-    labels: tuple[list[np.ndarray], ...] = [], []
-    for _ in range(SUBSAMPLES):
-        subsamples = match_class_sizes(training.labels, unseen.labels, generator)
-        for side, (split, rows) in enumerate(zip((training, unseen), subsamples, strict=True)):
-            table = split.table.iloc[rows].assign(role="both")
-            encoders = (build_retrieval(x[rows], table, exclude) for x in (split.embeddings, split.baseline_embeddings))
-            hits[side].append(np.stack([query_metrics(retrieval, [1])["recall@1"] for retrieval in encoders]))
-            labels[side].append(split.labels[rows])
+    subsamples = [match_class_sizes(training.labels, unseen.labels, generator) for _ in range(SUBSAMPLES)]
     means, drawn = [], []
-    for side in (0, 1):
-        values = np.concatenate(hits[side], axis=1)
-        scored = ~np.isnan(values[0])
+    for side, split in enumerate((training, unseen)):
+        rows = [pair[side] for pair in subsamples]
+        hits = np.concatenate([_recall_at_1(split, some, exclude) for some in rows], axis=1)
+        scored = ~np.isnan(hits[0])
         if not scored.any():
             return None
-        classes = np.concatenate(labels[side])[scored]
-        means.append(values[:, scored].mean(axis=1))
+        hits, classes = hits[:, scored], split.labels[np.concatenate(rows)][scored]
+        means.append(hits.mean(axis=1))
         # the sides are resampled independently, both encoders with the same classes
-        drawn.append(bootstrap_means(values[:, scored], classes, seed=side))
+        drawn.append(bootstrap_means(hits, classes, seed=side))
     scores = [estimate(*pair) for pair in zip(np.concatenate(means), np.concatenate(drawn), strict=True)]
     gaps, drawn_gaps = means[0] - means[1], drawn[0] - drawn[1]
     opened = estimate(gaps[0] - gaps[1], drawn_gaps[0] - drawn_gaps[1])
     return RecallGap(*scores, beyond_baseline=opened, classes=min(len(training.names), len(unseen.names)))
 
 
+def _recall_at_1(split: EmbeddedSplit, rows: Int[np.ndarray, " K"], exclude: Exclude) -> Float[np.ndarray, "2 K"]:
+    """Search each of some rows among the others, by the model and by the untrained encoder."""
+    table, encoders = split.table.iloc[rows].assign(role="both"), (split.embeddings, split.baseline_embeddings)
+    retrievals = (build_retrieval(x[rows], table, exclude) for x in encoders)
+    return np.stack([query_metrics(retrieval, [1])["recall@1"] for retrieval in retrievals])
+
+
 def match_class_sizes(
     first: Int[np.ndarray, " N"], second: Int[np.ndarray, " M"], generator: np.random.Generator
-) -> Iterator[Int[np.ndarray, " K"]]:
-    """Yield random rows of both sides, equally many classes with the same numbers of images and no distractors."""
+) -> list[Int[np.ndarray, " K"]]:
+    """Return random rows of both sides, equally many classes with the same numbers of images and no distractors."""
     count = min(len(np.unique(labels[labels >= 0])) for labels in (first, second))
     chosen = []
     for labels in (first, second):
@@ -103,10 +102,9 @@ def match_class_sizes(
         drawn = generator.choice(len(classes), size=count, replace=False)
         drawn = drawn[np.argsort(-sizes[drawn], kind="stable")]  # pair the largest with the largest
         chosen.append((classes[drawn], sizes[drawn]))
-    sizes = np.minimum(chosen[0][1], chosen[1][1])
+    sizes, rows = np.minimum(chosen[0][1], chosen[1][1]), []
     for labels, (classes, _) in zip((first, second), chosen, strict=True):
-        rows = [
-            generator.choice(np.flatnonzero(labels == label), size=size, replace=False)
-            for label, size in zip(classes, sizes, strict=True)
-        ]
-        yield np.sort(np.concatenate(rows))
+        pairs = zip(classes, sizes, strict=True)
+        of_classes = [generator.choice(np.flatnonzero(labels == label), size, replace=False) for label, size in pairs]
+        rows.append(np.sort(np.concatenate(of_classes)))
+    return rows

@@ -50,9 +50,18 @@ def _keep_scores_on_one_line(text: str) -> str:
 
 
 def thumbnail_uri(path: str) -> str | None:
-    """Return the thumbnail of an image as a data URI; None if the file is missing or unreadable."""
+    """Return the thumbnail of an image as a data URI, JPEG or PNG; None if the file is missing or unreadable."""
     image = load_thumbnail(path)
-    return None if image is None else encode_data_uri(image)
+    if image is None:
+        return None
+    # drawings have few colors: a palette keeps edges sharp where JPEG would blur them
+    kinds = {"png": image.quantize(32) if image.getcolors(256) else image, "jpeg": image}
+    encoded = []
+    for kind, converted in kinds.items():
+        buffer = io.BytesIO()
+        converted.save(buffer, kind, quality=78, optimize=True)
+        encoded.append(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return min(encoded, key=len)
 
 
 def load_thumbnail(path: str | Path, side: int = 128) -> Image.Image | None:
@@ -63,18 +72,6 @@ def load_thumbnail(path: str | Path, side: int = 128) -> Image.Image | None:
         return None
     side = min(side, *image.size)
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-
-
-def encode_data_uri(image: Image.Image) -> str:
-    """Encode an RGB image as a data URI, as JPEG or PNG, whichever is smaller."""
-    # drawings have few colors: a palette keeps edges sharp where JPEG would blur them
-    kinds = {"png": image.quantize(32) if image.getcolors(256) else image, "jpeg": image}
-    encoded = []
-    for kind, converted in kinds.items():
-        buffer = io.BytesIO()
-        converted.save(buffer, kind, quality=78, optimize=True)
-        encoded.append(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return min(encoded, key=len)
 
 
 @report_style
