@@ -17,9 +17,8 @@ from orthoproxy.evaluation.voting import VoteScores
 from orthoproxy.reports.figures import create_figure, loss_figure
 from orthoproxy.reports.geometry import compare_proxies, effective_rank
 from orthoproxy.reports.html import figure_to_svg
-from orthoproxy.reports.report import render_report
+from orthoproxy.reports.report import describe_proxies, render_report
 from orthoproxy.reports.results import RunResults
-from orthoproxy.reports.sections import describe_proxies
 from orthoproxy.reports.text import interval, mean, metric_name
 
 CLASSES, IMAGES, DIM = 8, 5, 6

@@ -73,10 +73,7 @@ def index_images(
 
 
 def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: EmbeddedFiles, changes: Changes) -> None:
-    """Write what has changed of some images, the rows of `part` and `stored`; an empty label or group is kept.
-
-    `files` has contents and reasons of all rows, and embeddings of the readable ones whose content has changed.
-    """
+    """Write what has changed of some images, the rows of `part` and `stored`; an empty label or group is kept."""
     kept = {name: np.where(part[name] != "", part[name], stored[name].fillna("")) for name in ("label", "group")}
     part = part.assign(content=files.contents, **kept)
     readable = np.array([not reason for reason in files.reasons])

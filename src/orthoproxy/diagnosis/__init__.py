@@ -4,9 +4,4 @@ from orthoproxy.diagnosis.diagnose import diagnose
 from orthoproxy.diagnosis.findings import Diagnosis
 from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 
-__all__ = [
-    "Diagnosis",
-    "DiagnosisInput",
-    "EmbeddedSplit",
-    "diagnose",
-]
+__all__ = ["Diagnosis", "DiagnosisInput", "EmbeddedSplit", "diagnose"]

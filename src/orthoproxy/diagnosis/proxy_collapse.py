@@ -12,14 +12,7 @@ from orthoproxy.diagnosis.inputs import DiagnosisInput, EmbeddedSplit
 from orthoproxy.evaluation import Estimate
 from orthoproxy.evaluation.bootstrap import mean_estimate
 from orthoproxy.evaluation.retrieval import unit_rows
-from orthoproxy.reports.geometry import (
-    Pair,
-    compare_proxies,
-    effective_rank,
-    nearest_rows,
-    orthogonality_distance,
-    welch_floor,
-)
+from orthoproxy.reports import geometry
 from orthoproxy.reports.text import number, percent
 
 NAME = "proxies"
@@ -45,10 +38,10 @@ def check_proxies(model: DiagnosisInput) -> Check:
         return Check(NAME, reason="the proxies are not finite: training diverged")
     count, dim = proxies.shape
     random = np.random.default_rng(0).standard_normal((min(count, MAX_RANDOM_ROWS), dim))
-    rank, random_rank = effective_rank(proxies), effective_rank(random)
-    closest, cosines = compare_proxies(proxies, model.classes, MAX_PAIRS)
+    rank, random_rank = geometry.effective_rank(proxies), geometry.effective_rank(random)
+    closest, cosines = geometry.compare_proxies(proxies, model.classes, MAX_PAIRS)
     compared, close = len(cosines), int((cosines >= CLOSE_COSINE).sum())
-    distance, floor = orthogonality_distance(proxies), welch_floor(count, dim)
+    distance, floor = geometry.orthogonality_distance(proxies), geometry.welch_floor(count, dim)
     astray, astray_close = _astray(proxies, model)
     evidence = {
         "effective rank": f"{rank:.1f} of {min(count, dim)} (random directions {random_rank:.1f})",
@@ -79,14 +72,14 @@ def _astray(proxies: Float[np.ndarray, "C D"], model: DiagnosisInput) -> tuple[E
     """Return the share of training images nearest to a wrong proxy, and to one within 60 degrees of the right one."""
     index = {name: row for row, name in enumerate(model.classes)}
     own = np.array([index[label] for label in model.training.table["label"]])
-    nearest, units = nearest_rows(model.training.embeddings, proxies), unit_rows(proxies)
+    nearest, units = geometry.nearest_rows(model.training.embeddings, proxies), unit_rows(proxies)
     wrong = nearest != own
     close = np.einsum("nd,nd->n", units[nearest], units[own]) >= CLOSE_COSINE
     return mean_estimate(wrong.astype(float), own), mean_estimate((wrong & close).astype(float), own)
 
 
 def _find(
-    collapsed: bool, astray: Estimate, astray_close: Estimate, closest: list[Pair], training: EmbeddedSplit
+    collapsed: bool, astray: Estimate, astray_close: Estimate, closest: list[geometry.Pair], training: EmbeddedSplit
 ) -> Finding | None:
     """Return a finding where the geometry does harm: enough training images are nearest to a wrong proxy."""
     if collapsed and astray.low > 0 and astray.value >= MIN_SEVERITY:
@@ -110,7 +103,7 @@ def _find(
     )
 
 
-def _thumbnails(pairs: list[Pair], training: EmbeddedSplit) -> list[list[Thumbnail]]:
+def _thumbnails(pairs: list[geometry.Pair], training: EmbeddedSplit) -> list[list[Thumbnail]]:
     first = training.table.drop_duplicates("label").set_index("label")["path"]
     known = [pair[:2] for pair in pairs if set(pair[:2]) <= set(first.index)]
     return [[Thumbnail(first[name], name) for name in pair] for pair in known]

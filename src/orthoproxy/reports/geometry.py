@@ -35,11 +35,8 @@ def spectrum(proxies: Float[np.ndarray, "C D"]) -> Float[np.ndarray, " M"]:
 
 
 def effective_rank(proxies: Float[np.ndarray, "C D"]) -> float:
-    """Compute the effective rank ``exp(-sum p log p)`` with ``p = s^2 / sum s^2`` and s from `spectrum`.
-
-    k equal singular values and zeros otherwise give exactly k. After Roy and Vetterli, "The effective rank", EUSIPCO
-    2007, who use s instead of ``s^2``, the share of the squared length in each direction.
-    """
+    """Compute ``exp(-sum p log p)`` with ``p = s^2 / sum s^2`` and s from `spectrum`: k for k equal singular values."""
+    # after Roy and Vetterli, "The effective rank", EUSIPCO 2007, who use s instead of s^2, the squared length
     energy = spectrum(proxies) ** 2
     return float(np.exp(entropy(energy))) if energy.any() else 0.0
 
