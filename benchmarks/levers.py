@@ -26,7 +26,7 @@ from orthoproxy.data.table import evaluation_images
 from orthoproxy.embedding.augmentation import augmented
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Scoring
-from orthoproxy.evaluation.per_class import ClassScores, class_scores
+from orthoproxy.evaluation.per_class import class_scores
 from orthoproxy.evaluation.query_expansion import expand_queries
 from orthoproxy.evaluation.reranking import rerank
 from orthoproxy.runs.evaluate import load_table
@@ -38,8 +38,8 @@ SCORING = Scoring(map=True)
 
 
 class Measured(NamedTuple):
-    scores: ClassScores
-    without: ClassScores | None  # the option
+    scores: pd.DataFrame
+    without: pd.DataFrame | None  # the option
     milliseconds: float
 
 
@@ -87,16 +87,16 @@ def main() -> None:
     table = evaluation_images(load_table(runs[0]), "test")
     measured = [measure_run(run, table) for run in runs]
     plain = [found["none"].scores for found in measured]
-    queries, rows = plain[0].queries, []
+    queries, rows = plain[0]["queries"].to_numpy(), []
     for name in measured[0]:
         found = [x[name] for x in measured]
         row = {"option": name}
         for metric in METRICS:
-            values = np.stack([x.scores.values[metric] for x in found])
+            values = np.stack([x.scores[metric] for x in found])
             if name == "none":
                 row[metric] = str(mean_score(values, queries))
             else:
-                without = np.stack([x.without.values[metric] for x in found if x.without])
+                without = np.stack([x.without[metric] for x in found if x.without is not None])
                 row[metric] = str(compare(values, without, queries).estimate)
         rows.append({**row, "ms": f"{np.mean([x.milliseconds for x in found]):.1f}"})
     for merged in options.merged:
@@ -104,8 +104,8 @@ def main() -> None:
         embeddings, cost = cpu_time(partial(model.embed, table["path"].tolist()))
         scores, row = class_scores(embeddings, table, SCORING), {"option": merged.name}
         for metric in METRICS:
-            mean = np.mean([x.values[metric] for x in plain], axis=0, keepdims=True)
-            row[metric] = str(compare(scores.values[metric][None], mean, queries).estimate)
+            mean = np.mean([x[metric] for x in plain], axis=0, keepdims=True)
+            row[metric] = str(compare(scores[[metric]].to_numpy().T, mean, queries).estimate)
         embedding = np.mean([x["none"].milliseconds for x in measured])
         rows.append({**row, "ms": f"{cost / len(table) - embedding:.1f}"})
     print(f"{len(runs)} runs, {queries.sum()} queries of {len(queries)} classes")

@@ -136,8 +136,8 @@ def evaluate(encoder: Encoder, config: Config, images: pd.DataFrame) -> Row:
     """Score the classes of a split: names, numbers of queries, and means of the metrics."""
     embeddings = Embedder(encoder, config.data.resize).embed(images["path"].tolist())
     scores = class_scores(embeddings, images, Scoring(recall_at=(1,)))
-    values = {name: np.round(scores.values[name], 6).tolist() for name in METRICS}
-    return {"queries": scores.queries.tolist(), **values}
+    values = {name: scores[name].round(6).tolist() for name in METRICS}
+    return {"queries": scores["queries"].tolist(), **values}
 
 
 def models(

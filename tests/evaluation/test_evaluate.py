@@ -76,11 +76,11 @@ def test_the_mean_of_class_scores_over_queries_is_the_score(exclude: Exclude) ->
     table, scoring = random_table(0, groups=True), Scoring(recall_at=(1, 3), map=True, exclude=exclude)
     x = random_embeddings(table, 1)
     scores, means = class_scores(x, table, scoring), mean_scores(x, table, scoring)
-    assert scores.classes == sorted(scores.classes)
-    assert not {"single one", "single two"} & set(scores.classes)  # which have nothing to find
-    assert set(scores.values) == set(means)
+    assert scores.index.is_monotonic_increasing
+    assert not {"single one", "single two"} & set(scores.index)  # which have nothing to find
+    assert set(scores) == {"queries", *means}
     for name, mean in means.items():
-        assert np.average(scores.values[name], weights=scores.queries) == pytest.approx(mean, abs=1e-12)
+        assert np.average(scores[name], weights=scores["queries"]) == pytest.approx(mean, abs=1e-12)
 
 
 @settings(max_examples=60)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from orthoproxy.evaluation.evaluate import Lever, Scoring, build_retrieval, score_queries
 
 
-@dataclass(frozen=True)
-class ClassScores:
-    """Mean scores of the queries of each class: sorted class names, numbers of queries, and metric name to C means."""
-
-    classes: list[str]
-    queries: Int[np.ndarray, " C"]
-    values: dict[str, Float[np.ndarray, " C"]]
-
-
 def class_scores(
     embeddings: Float[np.ndarray, "N D"], table: pd.DataFrame, scoring: Scoring, lever: Lever | None = None
-) -> ClassScores:
+) -> pd.DataFrame:
     """Score embeddings and average the queries of each class.
 
     Parameters
@@ -34,8 +23,9 @@ def class_scores(
 
     Returns
     -------
-    ClassScores
-        Of the classes that have a query with a positive in its gallery.
+    pandas.DataFrame
+        A row per class that has a query with a positive in its gallery: the number of such `queries`, and their mean
+        of each metric.
 
     Raises
     ------
@@ -48,7 +38,7 @@ def class_scores(
     >>> table = make_table(["1", "2", "3", "4", "5"], ["a", "a", "b", "b", "c"])
     >>> points = np.array([[1, 0], [1, 0.1], [0, 1], [1, 0.3], [0, -1]])
     >>> scores = class_scores(points, table, Scoring(recall_at=(1,)))
-    >>> scores.classes, scores.queries.tolist(), scores.values["recall@1"].tolist()
+    >>> scores.index.tolist(), scores["queries"].tolist(), scores["recall@1"].tolist()
     (['a', 'b'], [2, 2], [1.0, 0.5])
     """
     retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
@@ -56,5 +46,5 @@ def class_scores(
     scored = ~np.isnan(metrics["mrr"])
     labels = table["label"].to_numpy()[retrieval.queries][scored]
     classes, number, queries = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
-    sums = {name: np.bincount(number, value[scored], len(classes)) for name, value in metrics.items()}
-    return ClassScores(classes.tolist(), queries, {name: total / queries for name, total in sums.items()})
+    means = {name: np.bincount(number, value[scored]) / queries for name, value in metrics.items()}
+    return pd.DataFrame({"queries": queries, **means}, index=classes)

@@ -215,10 +215,10 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Split) -> SplitScor
     )
     scores, baseline_scores = (class_scores(x, images, make_scoring(config.evaluation, device)) for x in embeddings)
     return SplitScores(
-        classes=scores.classes,
-        queries=scores.queries.tolist(),
-        trained={name: scores.values[name].round(DIGITS).tolist() for name in METRICS},
-        untrained={name: baseline_scores.values[name].round(DIGITS).tolist() for name in METRICS},
+        classes=scores.index.tolist(),
+        queries=scores["queries"].tolist(),
+        trained={name: scores[name].round(DIGITS).tolist() for name in METRICS},
+        untrained={name: baseline_scores[name].round(DIGITS).tolist() for name in METRICS},
     )
 
 
