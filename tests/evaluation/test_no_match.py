@@ -3,14 +3,14 @@
 from typing import get_args
 
 import numpy as np
-import pandas as pd
 import pytest
-from brute_force import random_embeddings, random_table
+from brute_force import neighbors, random_embeddings, random_table
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import NoMatchCalibration, Scoring, calibrate_no_match
+from orthoproxy.evaluation.evaluate import build_retrieval
 from orthoproxy.evaluation.retrieval import Exclude
 
 RATES = st.floats(0.01, 0.9)
@@ -64,28 +64,6 @@ def test_rates_are_shares_and_lie_in_their_intervals(matching: NoMatchCalibratio
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
-def plain(points: np.ndarray, table: pd.DataFrame, exclude: Exclude) -> tuple[list[float], list[float]]:
-    """For each query, the best cosine to its class and to others: one pair at a time."""
-    units = points / np.linalg.norm(points, axis=1, keepdims=True)
-    rows = list(table.itertuples())
-    same, other = [], []
-    for i, query in enumerate(rows):
-        if query.role == "gallery":
-            continue
-        best = {True: float("nan"), False: float("nan")}
-        for j, image in enumerate(rows):
-            if i == j or image.role == "query":
-                continue
-            own = query.label == image.label
-            if own and exclude != "none" and query.group and query.group == image.group:
-                continue
-            best[own] = np.fmax(best[own], units[i] @ units[j])
-        if not np.isnan(best[False]):
-            same.append(best[True])
-            other.append(best[False])
-    return same, other
-
-
 @pytest.mark.parametrize("exclude", get_args(Exclude))
 @pytest.mark.parametrize("roles", [False, True])
 def test_best_hits_are_those_of_a_plain_search(exclude: Exclude, roles: bool) -> None:
@@ -94,9 +72,12 @@ def test_best_hits_are_those_of_a_plain_search(exclude: Exclude, roles: bool) ->
     points = random_embeddings(table, 3).astype(np.float32)
     matching = calibrate_no_match(points, table, Scoring(exclude=exclude, block_memory_mb=0.01))
     assert matching is not None
-    same, other = plain(points.astype(np.float64), table, exclude)
-    np.testing.assert_allclose(matching.same, same, atol=1e-12)
-    np.testing.assert_allclose(matching.other, other, atol=1e-12)
+    # a query's own group is left out of its own class only
+    for found, own, rule in ((matching.same, True, exclude), (matching.other, False, "none")):
+        retrieval = build_retrieval(points, table, rule)
+        for query, similarity in zip(retrieval.queries, found, strict=True):
+            of_kind = [s for row, s in neighbors(retrieval, query) if (table.label[row] == table.label[query]) == own]
+            assert similarity == pytest.approx(of_kind[0] if of_kind else np.nan, abs=1e-12, nan_ok=True)
     assert matching.gallery == (table["role"] != "query").sum()
 
 

@@ -86,3 +86,14 @@ def test_scores_of_the_vote_are_those_of_plain_counting(threshold: float | None)
     for name, difference in found.difference.items():
         assert difference.value == pytest.approx(found.model[name].value - found.baseline[name].value)
         assert difference.low <= difference.value <= difference.high
+
+
+def test_a_query_that_may_find_no_other_class_votes_too() -> None:
+    """It is a near copy of the only other image in the gallery that is not of its class."""
+    paths, labels, split = list("123456"), list("aababb"), ["train"] * 3 + ["test"] * 3
+    table = evaluation_images(make_table(paths, labels, split), "test")
+    table = table.assign(copies=[7 if path in "34" else -1 for path in table.path])
+    x, scoring = np.eye(6), Scoring(recall_at=(1,), bootstrap_samples=2, exclude_duplicates=True)
+    found = add_vote(score(x, x, table, scoring), (x, x), table, (-1.0, -1.0), scoring)
+    assert found.vote is not None and found.vote.false_known is not None
+    assert found.model["coverage"].value == 1 and found.vote.false_known.value == pytest.approx(2 / 3)

@@ -41,14 +41,10 @@ class Evaluation:
     model, baseline, difference
         Metric name to `Estimate`, as fractions; the difference is model minus baseline, with the interval of the
         paired difference. Both are None without a baseline.
-    queries, classes
-        Number of scored queries, and of their classes.
-    queries_without_positive
-        Queries left out because their gallery holds no image of their class.
-    seconds
-        Duration, embedding included.
-    confidence
-        Coverage of the intervals.
+    queries, classes, queries_without_positive
+        Number of scored queries, of their classes, and of queries left out, whose gallery has no image of their class.
+    seconds, confidence
+        Duration, embedding included, and coverage of the intervals.
     exclude
         What of a query's group was left out of its gallery, as in `Scoring`; ``none`` without groups.
     exclude_none
@@ -130,10 +126,8 @@ class Scoring:
         Also score with queries expanded by this many neighbors, as `expand_queries` does; 0 for none.
     rerank
         Also score with re-ranking, as `rerank` does.
-    bootstrap_samples
-        Bootstrap samples of classes.
-    confidence
-        Coverage of the intervals.
+    bootstrap_samples, confidence
+        Bootstrap samples of classes, and coverage of the intervals.
     block_memory_mb
         Bound in MiB on the memory of the similarities computed at a time, for each process.
     device

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from orthoproxy.data.table import class_numbers
 from orthoproxy.evaluation.bootstrap import Estimate, bootstrap_means, estimate, mean_estimate
 from orthoproxy.evaluation.evaluate import Evaluation, Scoring, build_retrieval, for_all_queries
-from orthoproxy.evaluation.no_match import calibrate_no_match
+from orthoproxy.evaluation.no_match import best_similarities
 from orthoproxy.evaluation.retrieval import Retrieval, nearest_neighbors
 from orthoproxy.evaluation.voting import NEIGHBORS, VoteScores, vote
 
@@ -28,11 +28,12 @@ def add_vote(
     scoring: Scoring,
 ) -> Evaluation:
     """Add the scores of a vote to an evaluation of known classes; embeddings and thresholds of model and baseline."""
-    matching, threshold = calibrate_no_match(embeddings[0], table, scoring), thresholds[0]
-    assert matching is not None  # some query has its class in the gallery
+    threshold = thresholds[0]
     retrieval = build_retrieval(embeddings[0], table, scoring.rule(table), scoring.exclude_duplicates)
-    known, unseen = ~np.isnan(matching.same), ~np.isin(matching.classes, retrieval.labels[retrieval.gallery])
-    retrieval, truth = replace(retrieval, queries=retrieval.queries[known]), matching.classes[known]
+    same, other = best_similarities(retrieval, scoring)
+    labels = retrieval.labels[retrieval.queries]
+    known, unseen = ~np.isnan(same), ~np.isin(labels, retrieval.labels[retrieval.gallery])
+    retrieval, truth = replace(retrieval, queries=retrieval.queries[known]), labels[known]
     answers, drawn = [], []
     for x, limit in zip(embeddings, thresholds, strict=True):
         found = _answers(replace(retrieval, embeddings=x), limit, scoring)
@@ -53,8 +54,8 @@ def add_vote(
     def false_known(queries: np.ndarray) -> Estimate | None:
         if threshold is None or not queries.any():
             return None
-        answered = (matching.other[queries] >= threshold).astype(np.float64)
-        return mean_estimate(answered, matching.classes[queries], scoring.bootstrap_samples, scoring.confidence)
+        answered = (other[queries] >= threshold).astype(np.float64)
+        return mean_estimate(answered, labels[queries], scoring.bootstrap_samples, scoring.confidence)
 
     classes = class_numbers(table)[1]
     answered = zip(truth, answers[0], strict=True)

@@ -124,17 +124,25 @@ def calibrate_no_match(
     (array([0.8, 0.8, nan]), array([0. , 0.6, 0.6]))
     """
     retrieval = build_retrieval(embeddings, table, scoring.rule(table), scoring.exclude_duplicates)
-
-    def best_similarities(part: Retrieval) -> dict[str, np.ndarray]:
-        rankings = rank_positives(part, scoring.block_memory_mb, scoring.device)
-        best = [(x.best_positive.numpy(), x.best_of_other_class.numpy()) for x in rankings]
-        same, other = (np.concatenate(blocks) for blocks in zip(*best, strict=True))
-        return {"same": same, "other": other}
-
-    best = for_all_queries(best_similarities, retrieval, scoring.shared)
-    same, other = (np.where(np.isinf(x), np.nan, x) for x in (best["same"], best["other"]))
+    same, other = best_similarities(retrieval, scoring)
     compared = ~np.isnan(other)  # none where there is one class only
     if np.isnan(same[compared]).all():
         return None
     classes = retrieval.labels[retrieval.queries]
     return NoMatchCalibration(same[compared], other[compared], classes[compared], len(retrieval.gallery))
+
+
+def best_similarities(
+    retrieval: Retrieval, scoring: Scoring
+) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """Return each query's largest cosine with an image of its class and with one of another; NaN without any."""
+
+    def compute(part: Retrieval) -> dict[str, np.ndarray]:
+        rankings = rank_positives(part, scoring.block_memory_mb, scoring.device)
+        best = [(x.best_positive.numpy(), x.best_of_other_class.numpy()) for x in rankings]
+        same, other = (np.concatenate(blocks) for blocks in zip(*best, strict=True))
+        return {"same": same, "other": other}
+
+    best = for_all_queries(compute, retrieval, scoring.shared)
+    same, other = (np.where(np.isinf(x), np.nan, x) for x in (best["same"], best["other"]))
+    return same, other
