@@ -14,6 +14,7 @@ from PIL import Image
 from orthoproxy.data import make_table
 from orthoproxy.evaluation import Estimate, NoMatchCalibration, Scoring, score
 from orthoproxy.evaluation.voting import VoteScores
+from orthoproxy.reports.examples import rank_queries
 from orthoproxy.reports.figures import create_figure, loss_figure
 from orthoproxy.reports.geometry import compare_proxies, effective_rank
 from orthoproxy.reports.html import figure_to_svg
@@ -97,6 +98,11 @@ def test_geometry_and_notes_are_shown(run: RunResults, page: str) -> None:
     pairs, _ = compare_proxies(run.proxies, run.classes)
     assert closest[1:] == [[first, second, f"{cosine:.3f}"] for first, second, cosine in pairs]
     assert all(note in parsed.text for note in run.notes)
+
+
+def test_the_worst_query_is_shown_with_the_rank_of_its_first_match(run: RunResults, page: str) -> None:
+    worst = rank_queries(run.retrieval(run.embeddings))["rank"].max()
+    assert worst > 1 and f"rank {worst}" in ParsedPage(page).text
 
 
 def test_the_page_is_self_contained_small_and_deterministic_with_unique_identifiers(run: RunResults, page: str) -> None:

@@ -22,7 +22,6 @@ class Example:
 
     row: int
     neighbors: list[tuple[int, bool]]
-    rank: int  # of its best positive; 0 if it has none
 
 
 def choose_examples(results: RunResults) -> dict[str, Any] | None:
@@ -40,17 +39,14 @@ def choose_examples(results: RunResults) -> dict[str, Any] | None:
     return {
         **{kind: find_neighbors(retrieval, of_kind) for kind, of_kind in rows.items()},
         "baseline_random": find_neighbors(baseline, rows["random"]),
+        "ranks": queries["rank"].to_dict(),
         "recall_at_1": float((scored == 1).mean()),
         "sampled": len(scored),
     }
 
 
 def rank_queries(retrieval: Retrieval, max_queries: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Rank all queries, or a random sample of `max_queries`, in a table indexed by their rows.
-
-    Columns are the `label`; the `rank` of the best positive, ties counted against it and 0 without a positive; and the
-    `margin`, the cosine of the best positive minus that of the nearest negative.
-    """
+    """Return the `label`, the `rank` of the best positive (0: none) and its `margin` in cosine, by row of a query."""
     rows = retrieval.queries
     if len(rows) > max_queries:
         rows = np.sort(np.random.default_rng(seed).choice(rows, size=max_queries, replace=False))
@@ -61,11 +57,7 @@ def rank_queries(retrieval: Retrieval, max_queries: int = 5000, seed: int = 0) -
 
 
 def choose_rows(queries: pd.DataFrame, k: int, seed: int = 0) -> dict[str, list[int]]:
-    """Return the rows of up to k queries of each kind, at most one per class.
-
-    `random` ones have a positive; `worst`: the best positive is not first, those of the largest rank; `best`: it is
-    first, by the largest margin.
-    """
+    """Return the rows of up to k queries of each kind, all with a positive, at most one per class."""
     ranks = queries["rank"]
     shuffled = np.random.default_rng(seed).permutation(queries.index[ranks > 0])
     ordered = {
@@ -79,9 +71,8 @@ def choose_rows(queries: pd.DataFrame, k: int, seed: int = 0) -> dict[str, list[
 def find_neighbors(retrieval: Retrieval, rows: Sequence[int], k: int = NUM_NEIGHBORS) -> list[Example]:
     """Return the k nearest neighbors of each query in `rows`."""
     retrieval = replace(retrieval, queries=np.array(rows, dtype=np.int64))
-    found, _ = nearest_neighbors(retrieval, k)
-    ranks, labels = rank_queries(retrieval, max_queries=len(rows))["rank"], retrieval.labels
+    found, labels = nearest_neighbors(retrieval, k)[0].tolist(), retrieval.labels
     return [
-        Example(row, [(other, bool(labels[other] == labels[row])) for other in others if other >= 0], rank)
-        for row, others, rank in zip(rows, found.tolist(), ranks.tolist(), strict=True)
+        Example(row, [(other, bool(labels[other] == labels[row])) for other in others if other >= 0])
+        for row, others in zip(rows, found, strict=True)
     ]

@@ -16,19 +16,19 @@ from orthoproxy.reports import figures, geometry
 from orthoproxy.reports.examples import choose_examples
 from orthoproxy.reports.html import Plot, figure_to_svg, load_template, thumbnail_uri
 from orthoproxy.reports.results import RunResults, finite_values
-from orthoproxy.reports.text import DEFINITIONS, metric_name, run_facts, summarize
+from orthoproxy.reports.text import METRICS, run_facts, summarize
 
 FALSE_MATCH_RATES = (0.001, 0.01, 0.1)  # of the thresholds in a report
 
 
 def render_report(results: RunResults) -> str:
     """Render the report of a run as self-contained HTML."""
-    names = [metric_name(name) for name in results.evaluation.model] if results.evaluation else []
+    scores = results.evaluation.model if results.evaluation else {}
     return load_template("report.html.j2").render(
         run=results,
         facts=run_facts(results),
         summary=summarize(results.evaluation),
-        definitions=[term for start, term in DEFINITIONS.items() if any(name.startswith(start) for name in names)],
+        definitions=[term for name, term in METRICS.items() if name in scores or name == "recall@"],
         examples=choose_examples(results),
         training=plot_training(results.log),
         proxies=describe_proxies(results.proxies, results.classes),

@@ -10,17 +10,17 @@ from orthoproxy.reports.results import RunResults, finite_values
 
 MINUS = "\N{MINUS SIGN}"
 FEW_CLASSES = 10  # with fewer validation classes, choosing a checkpoint or a hyperparameter is unreliable
-DEFINITIONS = {
-    "Recall@": ("Recall@K", "share of queries with an image of their class among the K nearest neighbors"),
-    "MAP@R": ("MAP@R", "mean average precision over the R nearest neighbors, R being the images of the query's class"),
-    "R-precision": ("R-precision", "share of the R nearest neighbors that are of the query's class"),
-    "Reciprocal rank": ("Reciprocal rank", "mean of 1 / rank of the first match"),
-    "mAP": ("mAP", "mean of the precision at the rank of each image of the query's class"),
-    "mINP": ("mINP", "number of images of the query's class, divided by the rank of the last of them"),
-    "Category": ("Category Recall@1", "share of queries whose nearest neighbor is of their category"),
-    "Accuracy": ("Accuracy", "share of queries whose label wins the vote of their nearest training images"),
-    "Coverage": ("Coverage", "share of queries that get a label, and not “unknown”, at the threshold"),
-    "Precision": ("Precision", "share of these labels that are right"),
+METRICS = {  # as displayed, and what they mean
+    "recall@": ("Recall@K", "share of queries with an image of their class among the K nearest neighbors"),
+    "map@r": ("MAP@R", "mean average precision over the R nearest neighbors, R being the images of the query's class"),
+    "r_precision": ("R-precision", "share of the R nearest neighbors that are of the query's class"),
+    "mrr": ("Reciprocal rank", "mean of 1 / rank of the first match"),
+    "map": ("mAP", "mean of the precision at the rank of each image of the query's class"),
+    "minp": ("mINP", "number of images of the query's class, divided by the rank of the last of them"),
+    "category_recall@1": ("Category Recall@1", "share of queries whose nearest neighbor is of their category"),
+    "accuracy": ("Accuracy", "share of queries whose label wins the vote of their nearest training images"),
+    "coverage": ("Coverage", "share of queries that get a label, and not “unknown”, at the threshold"),
+    "precision": ("Precision", "share of these labels that are right"),
 }
 
 
@@ -56,10 +56,8 @@ def run_facts(results: RunResults) -> list[str]:
 
 
 def metric_name(name: str) -> str:
-    """Return the display name of a metric; an unknown name stays as it is."""
-    known = {"map@r": "MAP@R", "r_precision": "R-precision", "mrr": "Reciprocal rank", "map": "mAP", "minp": "mINP"}
-    known |= {"accuracy": "Accuracy", "coverage": "Coverage", "precision": "Precision"}
-    return known.get(name, name.replace("category_", "Category ").replace("recall@", "Recall@"))
+    """Return the display name of a metric."""
+    return METRICS[name][0] if name in METRICS else name.replace("recall@", "Recall@")
 
 
 def percent(estimate: Estimate) -> str:
