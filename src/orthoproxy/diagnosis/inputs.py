@@ -56,14 +56,10 @@ class DiagnosisInput:
         Name of the run.
     training
         Training images, or those of some whole classes.
-    unseen
-        Images of classes that were not trained on; None without any.
-    unseen_split
-        Split of `unseen`: ``test`` or ``validation``.
-    proxies
-        C x D, one row per training class; None for a loss without proxies.
-    classes
-        Names of the training classes, in the order of `proxies`.
+    unseen, unseen_split
+        Images of classes that were not trained on, None without any; and their split, ``test`` or ``validation``.
+    proxies, classes
+        C x D, one row per training class, None for a loss without proxies; and the names of the training classes.
     exclude
         What of a query's group leaves its gallery, as in the evaluation.
 

@@ -152,14 +152,13 @@ async def _read_form(request: Request, expected: str) -> tuple[dict[str, Any], b
     if _media_type(request) != "multipart/form-data":
         raise RequestError("wrong content type", status=415, expected=expected)
     try:
-        form = await request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY)
+        async with request.form(max_files=1, max_fields=8, max_part_size=SMALL_BODY) as form:
+            image = form.get("image")
+            if not isinstance(image, UploadFile):
+                raise RequestError("missing", field="image", expected="an image file")
+            return {name: value for name, value in form.items() if name != "image"}, await image.read()
     except HTTPException as error:
         raise RequestError("malformed form") from error
-    async with request.form() as form:  # parsed already; closes the file
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
-            raise RequestError("missing", field="image", expected="an image file")
-        return {name: value for name, value in form.items() if name != "image"}, await image.read()
 
 
 async def _handle_error(request: Request, error: Exception) -> JSONResponse:
