@@ -62,7 +62,7 @@ def test_what_is_written_is_there_when_it_is_opened_again(address: str) -> None:
         found = catalog.get(rows["id"].tolist()[::-1], with_embeddings=True)
         pd.testing.assert_frame_equal(found[rows.columns], rows[::-1].reset_index(drop=True), check_dtype=False)
         np.testing.assert_array_equal(np.stack(found["embedding"].tolist()), embeddings[::-1])
-        read = np.concatenate(list(catalog.iterate_embeddings()))
+        read = np.stack([row for page in catalog.iterate_rows(["embedding"]) for row in page["embedding"]])
         np.testing.assert_array_equal(read[np.lexsort(read.T)], embeddings[np.lexsort(embeddings.T)])
         assert ids(catalog) == set(rows["id"]) and len(catalog) == 290
         assert catalog.get(["f" * 32]).empty and catalog.get([]).empty
@@ -98,6 +98,7 @@ def test_only_the_columns_needed_are_read_page_by_page(tmp_path: Path) -> None:
         pages, read = [], catalog.store.pages
         catalog.store.pages = lambda columns: (pages.append(page) or page for page in read(columns))
         for call, columns in (
+            (lambda: Service({"x": catalog}).close(), {"label", "id"}),
             (catalog.info, {"label", "group", "content"}),
             (partial(images_to_prune, catalog, rows["id"][100:], 100), {"id", "path"}),
             (partial(delete_paths, catalog, ["0/0.png"]), {"id", "path"}),

@@ -117,7 +117,7 @@ def test_a_disk_full_while_a_catalog_is_written(free_pages: int, whole: Path, ph
         assert bool(told) == (free_pages > 1)
         if told:
             with Catalog.open(index[1]) as catalog:
-                assert sum(map(len, catalog.iterate_embeddings())) >= told[-1]
+                assert sum(map(len, catalog.iterate_rows(["embedding"]))) >= told[-1]
     [error] = printed.err.splitlines()  # nothing of LanceDB's before it
     assert error.startswith(f"orthoproxy: {small_disk / 'catalog'}: no space left on device. Hint: free some space")
     assert main(index) == 0

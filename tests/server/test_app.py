@@ -335,6 +335,9 @@ def test_catalogs_are_listed(client: TestClient, service: Service) -> None:
     model = service.served("second").catalog.model
     second = {"name": "second", "images": 19, "labels": 4, "dim": 8, "model": model, "takes_images": True}
     assert client.get("/catalogs").json()[1] == second
+    first = service.served("first")
+    assert set(first.labels) == {ODD, *COLORS} and first.labels[0] == ODD  # the most frequent
+    assert len(set(first.samples)) == len(first.catalog.get(first.samples)) == 12
 
 
 def test_places_show_that_a_similarity_is_below_the_threshold() -> None:
@@ -400,20 +403,3 @@ def test_parts_of_images_are_searched_for_and_shown(root: Path, tmp_path: Path) 
                 answer = client.post(route, files={"image": content}, data={"box": bad})
                 assert (answer.status_code, answer.json()["error"]["field"]) == (422, "box")
         assert client.post("/search", json={"embedding": [1.0] * 8, "box": "0,0,4,4"}).status_code == 422
-
-
-def test_a_start_reads_labels_and_ids_alone_page_by_page(tmp_path: Path) -> None:
-    model, count = make_model(), 20_000
-    rows = pd.DataFrame({"path": [f"{number}.png" for number in range(count)]})
-    rows["id"] = rows["path"].map(image_id)
-    rows = rows.assign(label=["common" if number % 3 else "rare" for number in range(count)], group="", content="0")
-    catalog = Catalog.create(str(tmp_path / "catalog"), 8, model.identity, "nowhere", tmp_path)
-    catalog.upsert(rows, np.eye(8, dtype=np.float32)[np.arange(count) % 8])
-    pages, read = [], catalog.store.pages
-    catalog.store.pages = lambda columns: (pages.append(page) or page for page in read(columns))
-    service = Service({"x": catalog}, [model], QUICK)
-    served = service.served("x")
-    assert (served.info.images, served.labels) == (count, ("common", "rare"))
-    assert len(set(served.samples)) == 12 and set(served.samples) <= set(rows["id"])
-    assert max(map(len, pages)) < count / 2 and {name for page in pages for name in page} == {"label", "id"}
-    service.close()

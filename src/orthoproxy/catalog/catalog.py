@@ -58,13 +58,13 @@ class Hit:
     box: Box | None = None
 
 
-def vote_of_hits(hits: Sequence[Hit]) -> tuple[str, float] | None:
-    """Return the label that hits vote for and its share, as `evaluation.vote` does; None if none has a label."""
+def vote_of_hits(hits: Sequence[Hit]) -> tuple[str | None, float]:
+    """Return the label that hits vote for and its share, as `evaluation.vote`; None and 0 if none has a label."""
     from orthoproxy.evaluation import vote  # loads scipy
 
     labeled = [hit for hit in hits if hit.label]
     if not labeled:
-        return None
+        return None, 0.0
     similarity, labels = (np.array([[getattr(hit, name) for hit in labeled]]) for name in ("similarity", "label"))
     (winner,), (share,) = vote(similarity, labels)
     return labeled[winner].label, float(share)
@@ -85,6 +85,11 @@ def image_id(relative_path: str) -> str:
     return hashlib.sha256(os.fsencode(relative_path)).hexdigest()[:32]
 
 
+def embedding_matrix(rows: pd.DataFrame, dim: int) -> Float[np.ndarray, "N D"]:
+    """Return the column ``embedding`` of some rows, of which there may be none, as one array."""
+    return np.array(rows["embedding"].tolist(), dtype=np.float32).reshape(-1, dim)
+
+
 def combined_query(similar: Float[np.ndarray, "N D"], unlike: Float[np.ndarray, "M D"]) -> Float[np.ndarray, " D"]:
     """Return mean(similar) - 1/2 mean(unlike) at unit length (Rocchio, 1971); raises InputError if that is zero."""
     query = similar.mean(axis=0) - (unlike.mean(axis=0) / 2 if len(unlike) else 0)
@@ -102,8 +107,8 @@ def expand(
 
     expanded = np.empty_like(queries)
     for place, hits in enumerate(catalog.search(queries, neighbors, where)):
-        found = catalog.get([hit.id for hit in hits], with_embeddings=True)["embedding"]
-        gallery, query = np.array(found.tolist(), dtype=np.float32).reshape(-1, catalog.dim), queries[[place]]
+        found = catalog.get([hit.id for hit in hits], with_embeddings=True)
+        gallery, query = embedding_matrix(found, catalog.dim), queries[[place]]
         expanded[place] = add_neighbors(query, gallery, np.arange(len(gallery))[None], query @ gallery.T)[0]
     return expanded
 
@@ -314,11 +319,6 @@ class Catalog:
             "index": self.store.index_type,
             **{name: getattr(self, name) for name in ("dim", "model", "model_path", "root")},
         }
-
-    def iterate_embeddings(self) -> Iterator[Float[np.ndarray, "N D"]]:
-        """Yield the embeddings of all images, a few thousand at a time."""
-        for page in self.iterate_rows(["embedding"]):
-            yield np.array(page["embedding"].tolist(), dtype=np.float32).reshape(-1, self.dim)
 
     def close(self) -> None:
         """Release what is open; may be called more than once."""

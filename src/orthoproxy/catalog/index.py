@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from orthoproxy.catalog.catalog import Catalog, image_id, require_model
+from orthoproxy.catalog.catalog import Catalog, embedding_matrix, image_id, require_model
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
@@ -84,7 +84,7 @@ def _update(catalog: Catalog, part: pd.DataFrame, stored: pd.DataFrame, files: E
     if relabeled.any():
         rows = catalog.get(part["id"].to_numpy()[relabeled].tolist(), with_embeddings=True)
         rows[["label", "group"]] = part.set_index("id").loc[rows["id"], ["label", "group"]].to_numpy()
-        catalog.upsert(rows, np.array(rows["embedding"].tolist(), np.float32).reshape(-1, catalog.dim))
+        catalog.upsert(rows, embedding_matrix(rows, catalog.dim))
     catalog.upsert(part[changed], files.embeddings)
     changes.added += int(new.sum())
     changes.replaced += int((changed & ~new).sum())
@@ -214,7 +214,7 @@ def migrate(
 def _nearest_neighbors(catalog: Catalog, ids: list[str]) -> dict[str, str | None]:
     """Return the nearest neighbor of each image, itself left out."""
     rows = catalog.get(ids, with_embeddings=True)
-    found = catalog.search(np.array(rows["embedding"].tolist()).reshape(-1, catalog.dim), k=2)
+    found = catalog.search(embedding_matrix(rows, catalog.dim), k=2)
     pairs = zip(rows["id"], found, strict=True)
     return {key: next((hit.id for hit in hits if hit.id != key), None) for key, hits in pairs}
 
@@ -231,12 +231,13 @@ def fit_index(catalog: Catalog) -> float | None:
 
 def recall_measure(catalog: Catalog, k: int = 10) -> Callable[[], float]:
     """Search exactly for 100 images of the catalog; return a function that measures Recall@k; ties are found."""
-    queries = np.stack(catalog.get(catalog.sample_ids(100), with_embeddings=True)["embedding"].tolist())
+    queries = embedding_matrix(catalog.get(catalog.sample_ids(100), with_embeddings=True), catalog.dim)
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
     with Progress("recall of the index", len(catalog)) as progress:
-        for embeddings in catalog.iterate_embeddings():
-            best = -np.sort(-np.hstack([best, queries @ embeddings.T]), axis=1)[:, :k]
-            progress.advance(len(embeddings))
+        for page in catalog.iterate_rows(["embedding"]):
+            similarity = queries @ embedding_matrix(page, catalog.dim).T
+            best = -np.sort(-np.hstack([best, similarity]), axis=1)[:, :k]
+            progress.advance(len(page))
     expected = min(k, len(catalog)) * len(queries)
 
     def measure() -> float:

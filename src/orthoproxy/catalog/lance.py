@@ -297,10 +297,7 @@ class LanceStore:
             return self._table.version
 
     def replace_by(self, other: LanceStore, meta: str, version: int) -> None:
-        """Replace rows and metadata atomically by those of the store at `migration`, which is deleted.
-
-        Raises InputError if the store has changed since a version.
-        """
+        """Replace rows and metadata atomically by those at `migration`; InputError if changed since `version`."""
         changed = InputError("changed during the migration", path=self.address, hint="run the command again")
         with _lance_errors(self.address), self.undoable(allow_migration=True):
             if self._table.version != version:

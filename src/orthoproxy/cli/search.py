@@ -64,7 +64,7 @@ def run(options: Any) -> None:
             records = [{**vars(hit), "box": hit.box and hit.box.text} for hit in similar]
             results.append({"image": image, "results": records})
             if options.vote:
-                label, share = vote_of_hits(similar) or (None, 0.0)
+                label, share = vote_of_hits(similar)
                 results[-1] |= {"label": label, "share": share}
                 title = f"{image}: {label}, {100 * share:.0f} % of the vote" if label else f"{image}: unknown"
             printed.append((title, similar))

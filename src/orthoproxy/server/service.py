@@ -193,13 +193,12 @@ class Service:
         hits = [hit for hit in found if hit.id != excluded][: options.k]
         threshold = served.model.threshold if served.model else None
         matches = [hit for hit in hits if threshold is None or hit.similarity >= threshold]
-        answer = vote_of_hits(matches)
         return SearchResults(
             catalog=served.name,
             results=[_result(served, rank, hit) for rank, hit in enumerate(hits, 1)],
             threshold=threshold,
             matches=len(matches),
-            label=answer and answer[0],
+            label=vote_of_hits(matches)[0],
             seconds=round(time.perf_counter() - started, 6),
         )
 
