@@ -2,9 +2,9 @@
 
 python benchmarks/levers.py RUN... [--merged MODEL...]
 
-The runs are seeds of one configuration; each MODEL is what `orthoproxy merge` made of them. The first row has the scores
-of the runs, the others differences from them in points, with intervals over seeds and classes. Averaged weights are
-compared with the same run without averaging; a merged model with the mean of the runs, with intervals over classes.
+The runs are seeds of one configuration; each MODEL is what `orthoproxy merge` made of them. The first row has the
+scores of the runs, the others differences from them in points, with intervals over seeds and classes. Averaged weights
+are compared with the same run without averaging; a merged model with the mean of the runs, with intervals over classes.
 The CPU time is that of an embedding in the first row, and what the option adds to it or to a search in the others.
 """
 
