@@ -19,8 +19,8 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(monkeypatch, capsys) 
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert captured.out == "" and len(lines) == 4
-    assert lines[0] == "embed 30/100, 0:10 elapsed, 1:10 left  loss 2.5"
-    assert lines[-1] == "embed 60/100, 0:40 elapsed, 0:40 left  loss 2.5"
+    assert lines[0] == "embed 30/100, 0:00:10 elapsed, 0:01:10 left  loss 2.5"
+    assert lines[-1] == "embed 60/100, 0:00:40 elapsed, 0:00:40 left  loss 2.5"
 
 
 def test_a_terminal_gets_a_bar_with_count_and_note(monkeypatch, capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from functools import cache
 from typing import TypeVar
 
@@ -86,11 +87,5 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 def duration(seconds: float) -> str:
-    """Format a time as [hours:]minutes:seconds.
-
-    >>> duration(75), duration(3675)
-    ('1:15', '1:01:15')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """Format a time as hours:minutes:seconds."""
+    return str(timedelta(seconds=round(seconds)))
