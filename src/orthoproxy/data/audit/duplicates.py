@@ -21,11 +21,6 @@ NEAR_DISTANCE = 4
 SAMPLE = 1024  # bytes that are compared first where files have the same size, as most differ there
 
 
-def exact_duplicates(content: pd.Series) -> list[list[int]]:
-    """Group positions of the same file and box, from the ``content`` of `scan_images` with ``hashes=True``."""
-    return _groups(content[content != ""])
-
-
 def duplicates_across_splits(
     paths: Sequence[str], splits: Sequence[str], sizes: Int[np.ndarray, " N"]
 ) -> list[list[int]]:
@@ -53,19 +48,12 @@ def _hash_file(path: str, size: int | None) -> str:
 
 
 def near_duplicates(scan: pd.DataFrame) -> list[list[int]]:
-    """Group positions of images that look alike, unless all are the same file and box.
-
-    `scan` is from `scan_images` with ``hashes=True``. A chain of images connects any two of a group, in which neighbors
-    differ in at most `NEAR_DISTANCE` of 64 bits.
-    """
-    return [group for group in _groups(_components(scan)) if scan["content"].iloc[group].nunique() > 1]
+    """Group positions of images that look alike, in a scan with hashes, unless all are the same file and box."""
+    return [group for group in group_equal(_components(scan)) if scan["content"].iloc[group].nunique() > 1]
 
 
 def find_copies(table: pd.DataFrame, workers: int = 0) -> Int[np.ndarray, " N"]:
-    """Give copies, near or of the same file, one number (see `near_duplicates`); -1 for images without copies.
-
-    Takes them from the column ``copies``, or else reads the images.
-    """
+    """Number groups of copies, from the column ``copies`` or else by reading the images; -1 for images without."""
     if "copies" in table:
         return table["copies"].to_numpy(copy=True)
     component = _components(scan_images(table["path"].tolist(), workers, hashes=True))
@@ -80,10 +68,8 @@ def _components(scan: pd.DataFrame) -> pd.Series:
 
 
 def hash_components(hashes: UInt64[np.ndarray, " N"], distance: int = NEAR_DISTANCE) -> Int[np.ndarray, " N"]:
-    """Number the connected components of hashes that differ in at most `distance` bits.
-
-    Two such hashes agree in at least one of ``distance + 1`` disjoint sets of bits: only those are compared.
-    """
+    """Number the connected components of hashes that differ in at most `distance` bits."""
+    # two such hashes agree in at least one of `distance + 1` disjoint sets of bits: only those are compared
     distinct, position = np.unique(hashes, return_inverse=True)
     component = np.arange(len(distinct))
     for first in range(distance + 1):
@@ -120,9 +106,9 @@ def _has_few_bits(x: UInt64[np.ndarray, " N"], count: int) -> Bool[np.ndarray, "
     return x == 0
 
 
-def _groups(names: pd.Series) -> list[list[int]]:
-    """Return the positions of each name that is there more than once."""
-    repeated = names[names.duplicated(keep=False)]
+def group_equal(values: pd.Series) -> list[list[int]]:
+    """Group positions of equal values, such as ``content`` of a scan; empty text is equal to nothing."""
+    repeated = values[values.duplicated(keep=False) & (values != "")]
     return [group.index.tolist() for _, group in repeated.groupby(repeated, sort=False)]
 
 

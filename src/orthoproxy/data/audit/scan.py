@@ -17,18 +17,14 @@ from orthoproxy.data.evaluation_images import PathList
 from orthoproxy.data.images import read_image
 from orthoproxy.data.loading import iterate_batches, loader_options
 
+# Upright size in pixels; of an unreadable image, `error` says why, and all else is zero or empty
 COLUMNS = {"width": "int64", "height": "int64", "error": "str"}
-COLUMNS |= {"content": "str", "appearance": "uint64", "brightest": "int64"}  # with `hashes`
+# With `hashes`: SHA-256 of file and box; difference hash, nearly the same for copies in other sizes; largest value
+COLUMNS |= {"content": "str", "appearance": "uint64", "brightest": "int64"}
 
 
 def scan_images(paths: Sequence[str], workers: int = 0, hashes: bool = False) -> pd.DataFrame:
-    """Decode every image, since a truncated file is only found this way; one row a path, in their order.
-
-    Columns are the upright `width` and `height` in pixels; `error`, why the image cannot be read, or empty; `content`,
-    the SHA-256 of the file and the box; `appearance`, the image's 64-bit difference hash (`imagehash.dhash`), which
-    differs in few bits or none between copies in other formats and sizes; and `brightest`, its largest value. Of an
-    unreadable image, all but the error is zero or empty, as are the last three columns without `hashes`.
-    """
+    """Decode every image, since a truncated file is only found this way; one row a path, with `COLUMNS`."""
     loader = DataLoader(_Files(paths, hashes), batch_size=16, **loader_options(workers, collate_fn=list))
     rows = []
     with Progress("read images", len(paths)) as progress:

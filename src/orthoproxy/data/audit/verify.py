@@ -14,7 +14,7 @@ import pandas as pd
 from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.audit.describe import count_images, unreadable_images
-from orthoproxy.data.audit.duplicates import exact_duplicates, near_duplicates, relation
+from orthoproxy.data.audit.duplicates import group_equal, near_duplicates, relation
 from orthoproxy.data.images import readable_suffixes
 from orthoproxy.data.sources.cars import cars_table
 from orthoproxy.data.sources.cub import cub_table
@@ -32,7 +32,6 @@ IMAGE_FOLDERS = {"cub": "images", "inshop": "img"}
 Status = Literal["ok", "note", "failed"]
 # Width and height; the dataset's README says "Images are centered and resized to 256*256"; `img_highres` is larger
 PUBLISHED_SIZES = {"inshop": (256, 256)}
-PHOTOS_OF_MANY_SIZES = ("cub", "cars", "sop")
 READERS = {"cub": cub_table, "cars": cars_table}  # of bounding boxes
 TOLERATED = 0.01  # of the images; beyond, the copy is not what was published
 DARK = 16  # of 255: the largest value of 12 bits, taken as 16
@@ -65,11 +64,7 @@ def verify_images(
     root: Path | None = None,
     ignore: Sequence[str] = (),
 ) -> list[CopyCheck]:
-    """Verify a copy of a dataset; checks fail if counts differ, files are missing, or images are unreadable.
-
-    `scan` is from `scan_images` with hashes; None to check lists and file names only. `root` is the folder given, if
-    the classes are its sub-folders; `ignore` is as in `folder_table`.
-    """
+    """Verify a copy of a dataset: lists and file names, and with a scan with hashes also the images."""
     checks = [*_check_counts(name, table), _check_missing(table), _check_unlisted(name, table, root, ignore)]
     if scan is not None:
         checks += [_check_readable(table, scan), *_check_sizes(name, table, scan, root)]
@@ -146,18 +141,16 @@ def _check_sizes(name: str, table: pd.DataFrame, scan: pd.DataFrame, root: Path 
     """Compare sizes with the published ones, or with the published boxes, which lie inside of the original images."""
     if any(split_box(path)[1] for path in table["path"]):  # the sizes are those of the boxes
         return []
-    sizes = scan.set_axis(table["path"])[(scan["error"] == "").to_numpy()]
+    sizes = scan.set_axis(table["path"]).loc[(scan["error"] == "").to_numpy(), ["width", "height"]]
     checks = []
     if name in PUBLISHED_SIZES:
         width, height = PUBLISHED_SIZES[name]
-        wrong = sizes[(sizes["width"] != width) | (sizes["height"] != height)]
+        wrong = sizes[(sizes != [width, height]).any(axis=1)]
         checks.append(_check_share("image sizes", wrong, sizes, f"are {width} x {height} pixels"))
-    if name in PHOTOS_OF_MANY_SIZES:
-        sides = sizes[["width", "height"]].min(axis=1)
-        same = sizes if len(sizes) > 1 and sides.nunique() == 1 else sizes[:0]
-        checks.append(
-            _check_share("image sizes", same, sizes, "differ in their shorter side, as photos of many origins")
-        )
+    elif name in PUBLISHED:
+        same = sizes if len(sizes) > 1 and sizes.min(axis=1).nunique() == 1 else sizes[:0]
+        right = "differ in their shorter side, as photos of many origins"
+        checks.append(_check_share("image sizes", same, sizes, right))
     if name in READERS and root:
         checks.append(_check_boxes(name, root.absolute(), sizes))
     return checks
@@ -178,13 +171,12 @@ def _check_boxes(name: str, root: Path, sizes: pd.DataFrame) -> CopyCheck:
 def _check_share(name: str, wrong: pd.DataFrame, of: pd.DataFrame, right: str) -> CopyCheck:
     items = [{"path": path, "reason": f"{row.width} x {row.height} pixels"} for path, row in wrong.iterrows()]
     status = "failed" if len(wrong) > TOLERATED * len(of) else "note"
-    return _check(
-        name, items, f"{len(of) - len(wrong):,} of {len(of):,} {right}", status, ok=f"all {len(of):,} {right}"
-    )
+    summary = f"{len(of) - len(wrong):,} of {len(of):,} {right}"
+    return _check(name, items, summary, status, ok=f"all {len(of):,} {right}")
 
 
 def _check_duplicates(table: pd.DataFrame, scan: pd.DataFrame) -> list[CopyCheck]:
-    kinds = {"exact": exact_duplicates(scan["content"]), "near": near_duplicates(scan)}
+    kinds = {"exact": group_equal(scan["content"]), "near": near_duplicates(scan)}
     checks = []
     for kind, positions in kinds.items():
         groups = [(relation(rows), rows) for rows in (table.iloc[group] for group in positions)]
