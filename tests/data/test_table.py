@@ -26,7 +26,7 @@ def table_of(names: list[str], split: list[str] | str = ""):
 
 
 @pytest.mark.parametrize(("arguments", "field"), [
-    ({"path": [], "label": []}, None), ({"label": ["a"]}, None), ({"label": ["a", ""]}, "label"),
+    ({"path": [], "label": []}, None), ({"label": ["a", ""]}, "label"),
     ({"label": ["a", ""], "role": "gallery", "split": "train"}, "label"),
     ({"path": ["1.png", ""]}, "path"), ({"path": ["1.png", "2\0.png"]}, "path"),
     ({"split": ["train", "trian"]}, "split"), ({"split": "Train"}, "split"), ({"role": ["query", ""]}, "role"),

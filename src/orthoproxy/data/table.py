@@ -66,10 +66,7 @@ def make_table(
     1  b.png   dog  train  both
     """
     given = {"path": path, "label": label, "split": split, "role": role, "group": group, "category": category}
-    columns = {name: [value] * len(path) if isinstance(value, str) else list(value) for name, value in given.items()}
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise InputError(f"columns of different lengths: {lengths}")
+    columns = {name: value if isinstance(value, str) else list(value) for name, value in given.items()}
     table = pd.DataFrame(columns).fillna("").astype(str)
     if table.empty:
         raise InputError("no images")
@@ -201,11 +198,8 @@ def hold_out_validation(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
 
 
 def split_images(table: pd.DataFrame, root: Path, test_fraction: float, validation_fraction: float) -> pd.DataFrame:
-    """Assign images without a split: a fraction of each class's to test, the others to training.
-
-    Then a fraction of each class's training images is moved to validation, unless the table has validation images.
-    Images are chosen by a hash of their path relative to `root`; each class keeps two for training, if it has two.
-    """
+    """Assign a fraction of each class's images to test and, unless the table has some, of the others to validation."""
+    # chosen by a hash of their path relative to `root`; each class keeps two for training, if it has two
     table, free = table.copy(), table["split"] == ""
     table.loc[free, "split"] = np.where(table["label"][free] == "", "test", "train")  # a distractor is not trained on
     places = _places(table, root, salt="image")
