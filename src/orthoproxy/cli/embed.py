@@ -61,8 +61,9 @@ def run(options: Any) -> None:
         if not is_main():
             return
         options.write_json({**vars(result), "unreadable": result.unreadable.to_dict("records")})
-        speed = f"; {result.new_images} read now, in {duration(result.seconds)}, {result.rate:.0f} images/s"
-        print(f"{options.out}: {result.images} images embedded{speed if result.new_images else ''}")
+        new, seconds = result.new_images, result.seconds
+        speed = f"; {new} read now, in {duration(seconds)}, {new / max(seconds, 1e-9):.0f} images/s"
+        print(f"{options.out}: {result.images} images embedded{speed if new else ''}")
         if len(result.unreadable):
             print(f"note: {len(result.unreadable)} unreadable images left out, see {Path(options.out) / UNREADABLE}")
 

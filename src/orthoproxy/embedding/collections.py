@@ -41,11 +41,6 @@ class EmbedResult:
     seconds: float
     unreadable: pd.DataFrame  # path, part, reason
 
-    @property
-    def rate(self) -> float:
-        """Images per second."""
-        return self.new_images / max(self.seconds, 1e-9)
-
 
 def embed_collection(
     embedder: AnyEmbedder,
