@@ -39,10 +39,7 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, left: float, top: float, right: float, bottom: float) -> Box:
-        """Return the whole pixels that these edges touch, from 0 on.
-
-        Raises ValueError or OverflowError if there are none, or most of the box is left of or above the picture.
-        """
+        """Return the whole pixels that these edges touch; ValueError if none, or most are left of or above pixel 0."""
         x0, y0, x1, y1 = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
         x, y = max(0, x0), max(0, y0)
         box = cls(x, y, x1 - x, y1 - y)
@@ -81,10 +78,7 @@ def split_box(path: str | Path) -> tuple[str, Box | None]:
 def add_boxes(
     what: str, paths: Iterable[tuple[object, str]], edges: Iterable[Sequence[str | float]], field: str, source: Path
 ) -> list[str]:
-    """Add a box to each numbered path, from left, top, right and bottom; four empty texts mean the whole picture.
-
-    `what` is numbered, such as ``line``. Raises InputError with that, `field` and `source` for a box that is no box.
-    """
+    """Add a box to each numbered path, from left, top, right and bottom, or four empty texts; errors number `what`."""
     boxed = []
     for (number, path), values in zip(paths, edges, strict=True):
         try:

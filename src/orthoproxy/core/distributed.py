@@ -62,12 +62,9 @@ def init_process_group(device: torch.device, timeout: timedelta = RENDEZVOUS_TIM
 
 
 def agree_on_start(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """Return a name for this start of the job, the same in all processes.
-
-    Torchrun keeps its store when it restarts processes, with the addresses of the dead ones in it; whoever finds those
-    waits forever (github.com/pytorch/pytorch/issues/135712). The restart count cannot tell starts apart, since each
-    machine has its own. So rank 0 makes up a name and hands it to each process that asks, until all have taken it.
-    """
+    """Return a name for this start of the job, which rank 0 makes up and hands to each process that asks."""
+    # Torchrun keeps its store when it restarts processes, with the addresses of the dead ones in it; whoever finds
+    # those waits forever (github.com/pytorch/pytorch/issues/135712). Each machine has a restart count of its own.
     name, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     if rank:
         store.set(f"request/{rank}", name)
@@ -242,17 +239,13 @@ def any_process(condition: bool) -> bool:
 
 @contextmanager
 def raise_together() -> Iterator[None]:
-    """Wait at the end of the block for all processes; an error in one of them is raised in all.
-
-    No collective may be called inside. The process with the lowest rank that failed raises its own error, the others a
-    `RemoteProcessError` that carries it.
-    """
+    """Wait for all processes at the end; an error of one is raised in all, in others as a `RemoteProcessError`."""
     if process_count() == 1:
         yield
         return
     error = None
     try:
-        yield
+        yield  # no collective may be called here
     except Exception as caught:
         error = caught
     errors = gather_objects(error and _picklable(error))

@@ -51,10 +51,7 @@ def file_versions(paths: Sequence[str | Path]) -> Int64[np.ndarray, "n 2"]:
 
 
 def fingerprint(table: pd.DataFrame, versions: Int64[np.ndarray, "n 2"]) -> str:
-    """Return the number of images and a hash of relative paths, columns and file sizes, from `file_versions`.
-
-    No image is read: one that is replaced by another of the same size in bytes goes unnoticed.
-    """
+    """Return the number of images and a hash of relative paths, columns and file sizes, but not of pixels."""
     paths = table["path"].tolist()
     root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 -- of 100,000s
     digest = hashlib.sha256()

@@ -17,12 +17,8 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def atomic_write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Replace a file's content, given as UTF-8 text, bytes or a function that writes it, all or nothing.
-
-    Readers see the old content or the new one, also after a crash or power failure. Of several processes that write
-    the same file at the same time, the last one wins. A terminal or pipe is written to directly.
-    """
-    if path.exists() and not path.is_file():
+    """Replace a file's content, given as UTF-8 text, bytes or a function that writes it, all or nothing."""
+    if path.exists() and not path.is_file():  # a terminal or pipe
         with path.open("wb") as file:
             _write(file, content)
         return
@@ -80,11 +76,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def path_inside(folder: Path, name: str) -> str | None:
-    """Return the path of a listed file if it lies inside an absolute folder, None if it leads out.
-
-    Decided by the name alone, so ``link/../x`` cannot mean another file than it seems. A link inside the folder may
-    lead out of it: whoever made the link could also have moved the files.
-    """
+    """Return the path of a listed file if its name lies inside an absolute folder, None if it leads out."""
     if ".." not in name and not os.path.isabs(name):  # noqa: PTH117 -- many names; Path takes ten times as long
         return str(folder / name)
     path = os.path.normpath(folder / name)

@@ -19,12 +19,7 @@ LOCK = ".lock"
 
 @contextmanager
 def folder_lock(folder: Path, field: str | None = None) -> Iterator[None]:
-    """Keep other processes and threads out of a folder, which is created if missing; all processes of a job call it.
-
-    The main process holds the lock. The operating system releases it when the process ends, however it ends. What an
-    interrupted `atomic_write` left behind is removed at the start, and the folder at the end if it is empty. Raises
-    InputError if the lock is held already.
-    """
+    """Lock a folder, created if missing, or raise InputError if another job or thread has; all processes call it."""
     with ExitStack() as stack:
         with raise_together():
             if is_main():

@@ -80,12 +80,8 @@ def dump_yaml(values: dict[str, Any]) -> str:
 
 
 def _check_events(text: str) -> None:
-    """Check tags, depth and size before anything is built, as parsers in C recurse until their stack ends.
-
-    Aliases are references once loaded, but merge keys copy what they name, and whoever walks the values sees each one
-    as often as it is named.
-    """
-    sizes: dict[str, int] = {}  # values below each anchor
+    """Check tags, depth and size before anything is built, as parsers in C recurse until their stack ends."""
+    sizes: dict[str, int] = {}  # values below each anchor, which merge keys copy
     open_collections: list[tuple[str | None, int]] = []  # anchor, and the number of values before it
     count = 0
     for event in yaml.parse(text, Loader=_Loader):

@@ -120,11 +120,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB as a person would see it on white paper.
-
-    It is rotated as its EXIF orientation says; transparent parts become white; gray of 16 bits is scaled to 8 bits, as
-    is that of 32 bits with values above 255. Floating-point gray up to 1 is scaled from 0 to 1.
-    """
+    """Convert an image of any mode to RGB: upright as EXIF says, on white, with gray of more bits scaled to 8."""
     brightest = _brightest(image)
     image.load()  # Pillow turns a TIFF here, and removes its orientation
     if (turn := _turn(image)) is not None:

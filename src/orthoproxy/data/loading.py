@@ -35,11 +35,8 @@ def loader_options(
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     persistent_workers: bool = False,
 ) -> dict[str, Any]:
-    """Return keyword arguments of a DataLoader for `iterate_batches`.
-
-    A dataset *returns* an `InputError` for an item it cannot read, since an error raised in a worker reaches the main
-    process as text only. Such an error takes the place of its batch. Without workers there is no time limit.
-    """
+    """Return keyword arguments of a DataLoader for `iterate_batches`."""
+    # a dataset returns an InputError instead of raising it: from a worker, it would reach the main process as text only
     options: dict[str, Any] = {"num_workers": workers, "collate_fn": partial(_collate_or_error, collate_fn)}
     if workers and getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # the script has no main guard, so this worker runs it again; `_find_cause` explains it
@@ -49,11 +46,7 @@ def loader_options(
 
 
 def iterate_batches(loader: Iterable[T]) -> Iterator[T]:
-    """Yield the batches of a loader made with `loader_options`, or of any other iterable.
-
-    Raises InputError if an image cannot be read, crashes its decoder, or takes longer than ``ORTHOPROXY_READ_SECONDS``
-    (120); WorkerLost if a worker process was killed.
-    """
+    """Yield batches of a loader; InputError for an unreadable image or a stuck read, WorkerLost for a killed worker."""
     batches, started = None, time.monotonic()
     try:
         with _unchanged_sigchld_handler():

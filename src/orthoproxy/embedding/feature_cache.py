@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -31,18 +32,13 @@ FORMAT_VERSION = 2
 
 
 def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers: int = 0) -> Float[Tensor, "N F"]:
-    """Return float32 pooled features of images under the evaluation transform, from the cache folder if possible.
-
-    Every process must call it, and computes its part. A cache entry is valid for one model and transform,
-    and for the paths, sizes and modification times of the images. Cache files may be deleted at any time.
-    """
+    """Return float32 pooled features of images, from the cache folder if possible; every process must call it."""
     with raise_together():
         key = _cache_key(model, paths) if is_main() else None
     path = folder / f"{broadcast_object(key)}.safetensors"
     features = _read(path, (len(paths), model.encoder.feature_dim))
-    missing = any_process(features is None)
-    if features is not None and not missing:
-        return features
+    if not any_process(features is None):
+        return cast(Tensor, features)
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
     with raise_together():
         blocks = model.iterate_features(paths[local_slice(sizes)], workers=workers, progress="features")

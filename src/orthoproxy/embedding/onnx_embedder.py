@@ -34,11 +34,7 @@ os.register_at_fork(after_in_child=gc.freeze)
 
 
 class OnnxMetadata(BaseModel, frozen=True):
-    """The metadata of an exported ONNX file, stored as JSON values.
-
-    The model itself normalizes the pixels, with `mean` and `std`. `source` is the identity of the exported model,
-    `checked` the result of comparing with it.
-    """
+    """The metadata of an exported ONNX file, stored as JSON values."""
 
     format_version: Literal[2]
     identity: str
@@ -46,14 +42,14 @@ class OnnxMetadata(BaseModel, frozen=True):
     precision: Literal["float32", "int8"]
     image_size: ImageSize
     resize: ResizeField
-    mean: list[Finite]
+    mean: list[Finite]  # the model itself normalizes the pixels
     std: list[Finite]
     embedding_dim: Dim
     threshold: Finite | None = None
     false_match_rate: Finite | None = None
     license: str = "unknown"
-    source: str = ""
-    checked: str = ""
+    source: str = ""  # identity of the exported model
+    checked: str = ""  # result of comparing with it
 
     def to_properties(self) -> dict[str, str]:
         """Return the metadata as ONNX stores them, with a description of input and output for other programs."""

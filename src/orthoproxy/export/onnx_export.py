@@ -195,12 +195,7 @@ def write_onnx(model: Embedder, path: Path) -> None:
 
 
 def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, progress: str | None = None) -> Path:
-    """Write an int8 copy of an ONNX file beside it: static, per channel, with ranges from training images.
-
-    In a convolutional network, activations between layers are quantized too, except for the first two and the last
-    convolution, which cost the most accuracy and the least time. In a transformer only products of activations with
-    weights are quantized: the ranges of normalization, attention and residual sums are too wide.
-    """
+    """Write an int8 copy of an ONNX file beside it: static, per channel, with ranges from training images."""
     onnx, quantization = import_optional("onnx", "onnx"), import_optional("onnxruntime.quantization", "onnx")
     shape_inference = import_optional("onnxruntime.quantization.shape_inference", "onnx")
     prepared, quantized = path.with_name("prepared.onnx"), path.with_name("int8.onnx")
@@ -212,6 +207,8 @@ def quantize(path: Path, model: Embedder, training: Images, workers: int = 0, pr
         weights = {x.name for x in graph.initializer}
         convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
         attention = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
+        # not the first two and the last convolution, which cost the most accuracy and the least time; in a transformer
+        # only products with weights: the ranges of normalization, attention and residual sums are too wide
         transformer = any(node.op_type == "LayerNormalization" for node in graph.node)
         layers = ["Gemm", "MatMul"] if transformer else ["Conv", "Gemm", "MatMul", *INT8_LAYERS]
         quantization.quantize_static(
@@ -256,12 +253,9 @@ def _check(int8: bool, difference: float, scores: Evaluation | None) -> None:
     assert scores is not None and scores.difference is not None
     change = scores.difference["recall@1"]
     if not -change.low <= MAX_RECALL_LOSS:
-        raise InputError(
-            f"Recall@1 changes by {change} points",
-            field="int8",
-            expected=f"a loss of at most {100 * MAX_RECALL_LOSS:g} by the upper bound",
-            hint="export in float32",
-        )
+        expected = f"a loss of at most {100 * MAX_RECALL_LOSS:g} by the upper bound"
+        problem = f"Recall@1 changes by {change} points"
+        raise InputError(problem, field="int8", expected=expected, hint="export in float32")
 
 
 @contextmanager

@@ -48,11 +48,7 @@ def read_collection(source: Path, root: Path | None = None, ignore: Sequence[str
 
 
 def make_collection(table: pd.DataFrame, root: Path | None = None) -> Collection:
-    """Make a collection of a table with a column `path`, and optionally `label` and `group`.
-
-    `root` is the folder that contains all images; None for the deepest one that does. An image listed twice is kept
-    once; raises InputError if its labels or groups differ.
-    """
+    """Make a collection of a table with `path`, perhaps `label` and `group`; `root` None is the deepest folder."""
     paths = [os.path.abspath(path) for path in table["path"]]  # noqa: PTH100 -- ten times as fast
     parents = {path.rpartition(os.sep)[0] or os.sep for path in paths}
     folder = Path(os.path.normpath(root.absolute()) if root else os.path.commonpath(parents))

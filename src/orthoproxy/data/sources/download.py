@@ -54,11 +54,7 @@ BY_HAND = {
 
 
 def download(name: str, root: Path) -> None:
-    """Download a benchmark (``cub`` or ``sop``) from its owner to the folder `root`, check it and unpack it.
-
-    Does nothing if it is there already. Raises InputError if it has to be got by hand (the hint says how), the download
-    fails or is not the published archive, or `root` cannot hold it.
-    """
+    """Download, check and unpack a benchmark, unless `root` has it; for others, InputError says how to get them."""
     if name not in ARCHIVES:
         hint = BY_HAND.get(name)
         raise InputError(f"no download of {name!r}", field="name", expected=" or ".join(ARCHIVES), hint=hint)

@@ -85,12 +85,7 @@ def split_folders(root: Path, ignore: Sequence[str] = ()) -> dict[str, str]:
 
 
 def labelled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = False) -> list[tuple[Path, str, str]]:
-    """List image files at any depth, sorted by path, with the sub-folder and the split that each is in, or "".
-
-    Files that are left out are counted on standard error, one line a reason; not hidden ones, and not those that match
-    a pattern of `ignore` (of `fnmatch`, for paths relative to `root`). Raises InputError for a folder that cannot be
-    listed. With `need_label`, images in no sub-folder are left out.
-    """
+    """List image files at any depth, sorted by path, with the sub-folder and the split that each is in, or ""."""
     found: list[tuple[Path, str, str]] = []
     left_out: dict[tuple[str, str], list[str]] = {}
     pending, splits = [(root, "")], split_folders(root, ignore)

@@ -29,10 +29,8 @@ DAMAGED = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error)
 def unpack(source: Path, kind: str, cache: Path) -> Path:
     """Write the images of a file, or of all files of its kind in a folder, below `cache`; return their CSV file.
 
-    Parquet files have a column ``image``, the content of an image file or a structure with such ``bytes``, and columns
-    as in a CSV file. In WebDataset tars, an image ``x.jpg`` has its label in ``x.cls``, or such columns in ``x.json``.
-    Each source has a folder, in which images are named by their content: when the source grows, they keep their names.
-    If no file has changed, none is read again. Raises InputError for damaged files.
+    Images are named by their content: when the source grows, they keep their names. If nothing has changed, nothing is
+    read again.
     """
     files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIXES[kind]}"))
     if not files:
