@@ -35,28 +35,19 @@ def plain(value):
     value = value.item() if getattr(value, "size", 0) == 1 else value
     return int(value) if isinstance(value, (int, float)) and value == int(value) else str(value)
 
-variables = loadmat(sys.argv[1], squeeze_me=True, variable_names=["annotations", "class_names"])
-lists = {}
-for variable in {"annotations", "class_names"} & set(variables):
-    rows = np.atleast_1d(variables[variable])
-    names = rows.dtype.names
-    lists[variable] = {name: [plain(x) for x in rows[name]] for name in names} if names else [plain(x) for x in rows]
-print(json.dumps(lists))
+path, variable = sys.argv[1:]
+rows = np.atleast_1d(loadmat(path, squeeze_me=True, variable_names=[variable])[variable])
+fields = rows.dtype.names
+print(json.dumps({name: [plain(x) for x in rows[name]] for name in fields} if fields else [plain(x) for x in rows]))
 """
 
 
 def cars_table(root: Path, boxes: bool = False) -> pd.DataFrame:
     """Read Cars-196 in the retrieval split: classes 1 to 98 for training, 99 to 196 for test.
 
-    Copies come in three layouts, told apart by their folders:
-
-    A. ``car_ims/000001.jpg`` and the list ``cars_annos.mat``;
-    B. ``cars_train/00001.jpg``, ``cars_test/00001.jpg`` and the lists ``cars_train_annos.mat``,
-       ``cars_test_annos_withlabels.mat`` and ``cars_meta.mat``;
-    C. a folder for each class, 196 in all, directly or in both ``train`` and ``test``.
-
-    Lists may be in ``devkit`` or beside it. In A and B, whether the images exist is not checked. Source, published
-    counts and more about the layouts: ``docs/data/cars.md``.
+    Copies come in three layouts, told apart by their folders: A, ``car_ims`` and its list; B, ``cars_train`` and
+    ``cars_test`` and their lists; C, a folder for each class. In A and B, whether the images exist is not checked.
+    Source, published counts and the layouts: ``docs/data/cars.md``.
 
     Parameters
     ----------
@@ -82,16 +73,14 @@ def cars_table(root: Path, boxes: bool = False) -> pd.DataFrame:
     for folder in (root, *(root / wrapper for wrapper in WRAPPERS)):
         if (folder / "car_ims").is_dir():
             path = _find_list(folder, "cars_annos.mat")
-            lists = _read_mat(path)
-            images = _read_annotations(lists, path, "relative_im_path", folder, boxes)
-            return _make_table(images, _read_names(lists, path), folder)
+            images = _read_annotations(path, "relative_im_path", folder, boxes)
+            return _make_table(images, _read_names(path), folder)
         if (folder / "cars_train").is_dir():
             images = []
             for part, name in (("cars_train", "cars_train_annos"), ("cars_test", "cars_test_annos_withlabels")):
                 path = _find_list(folder, f"{name}.mat")
-                images += _read_annotations(_read_mat(path), path, "fname", _image_folder(folder / part), boxes)
-            path = _find_list(folder, "cars_meta.mat")
-            return _make_table(images, _read_names(_read_mat(path), path), folder)
+                images += _read_annotations(path, "fname", _image_folder(folder / part), boxes)
+            return _make_table(images, _read_names(_find_list(folder, "cars_meta.mat")), folder)
         if (folder / "train").is_dir() and not boxes:
             return _read_class_folders(folder / "train", folder / "test")
         if len(sub_folders(folder)) == CLASSES and not boxes:
@@ -118,19 +107,18 @@ def _image_folder(folder: Path) -> Path:
     return nested if nested.is_dir() else folder
 
 
-def _read_mat(path: Path) -> dict[str, Any]:
-    command = [sys.executable, "-I", "-c", READ_MAT, str(path)]
+def _read_mat(path: Path, variable: str) -> Any:
+    command = [sys.executable, "-I", "-c", READ_MAT, str(path), variable]
     try:
         return parse_json(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout)
     except (subprocess.SubprocessError, ValueError) as error:
-        raise InputError("damaged MATLAB file", field="root", path=path, hint="get it again") from error
+        problem = f"damaged MATLAB file, or no variable {variable!r}"
+        raise InputError(problem, field="root", path=path, hint=AS_PUBLISHED) from error
 
 
-def _read_annotations(
-    lists: dict[str, Any], path: Path, path_field: str, images: Path, boxes: bool
-) -> list[tuple[str, int]]:
+def _read_annotations(path: Path, path_field: str, images: Path, boxes: bool) -> list[tuple[str, int]]:
     """Return path and class number of each image."""
-    rows = _select(lists, "annotations", path)
+    rows = _read_mat(path, "annotations")
     missing = {path_field, "class", *(EDGES if boxes else ())} - set(rows if isinstance(rows, dict) else ())
     if missing:
         raise InputError(f"no field {min(missing)!r}", field="root", path=path, hint=AS_PUBLISHED)
@@ -148,19 +136,13 @@ def _read_annotations(
     return list(zip(files, rows["class"], strict=True))
 
 
-def _read_names(lists: dict[str, Any], path: Path) -> list[str]:
+def _read_names(path: Path) -> list[str]:
     """Return the names of the classes, in the order of their numbers."""
-    names = [str(label) for label in _select(lists, "class_names", path)]
+    names = [str(label) for label in _read_mat(path, "class_names")]
     if len(names) != CLASSES:
         expected = str(CLASSES)
         raise InputError(f"{len(names)} class names", field="root", path=path, expected=expected, hint=AS_PUBLISHED)
     return names
-
-
-def _select(lists: dict[str, Any], variable: str, path: Path) -> Any:
-    if variable not in lists:
-        raise InputError(f"no variable {variable!r}", field="root", path=path, hint=AS_PUBLISHED)
-    return lists[variable]
 
 
 def _read_class_folders(*folders: Path) -> pd.DataFrame:
