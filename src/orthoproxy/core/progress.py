@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,8 +13,6 @@ from rich.progress import Progress as Bar
 
 from orthoproxy.core.errors import escape
 from orthoproxy.core.processes import is_main
-
-T = TypeVar("T")
 
 
 @cache
@@ -76,14 +72,6 @@ class Progress:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
-
-
-def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield the items while showing progress."""
-    with Progress(what, total) as progress:
-        for item in items:
-            yield item
-            progress.advance()
 
 
 def duration(seconds: float) -> str:

@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import track
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import new_folder
-from orthoproxy.core.progress import track
 from orthoproxy.data.table import make_table, rank_by_hash
 
 FORMAT_VERSION = 4  # part of the cache key: raise it when the drawing or the names change
@@ -228,7 +229,8 @@ def _render(folder: Path) -> None:
         path: ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)  # which every system has
         for path in {glyph.font for glyph in candidates}
     }
-    glyphs = track(candidates, "draw icons", total=len(candidates))
+    console = Console(stderr=True)
+    glyphs = track(candidates, "draw icons", console=console)
     images = drop_copies({glyph: image for glyph in glyphs if (image := draw(fonts[glyph.font], glyph.code))})
     kept = _in_enough_families(list(images))
     paths = [f"{glyph.family}/{glyph.font.stem}-{glyph.name}.png" for glyph in kept]
@@ -236,6 +238,6 @@ def _render(folder: Path) -> None:
         (folder / family).mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:  # writing thousands of files takes longer than drawing them
         written = pool.map(lambda glyph, path: images[glyph].save(folder / path), kept, paths)
-        list(track(written, "write icons", total=len(kept)))
+        list(track(written, "write icons", len(kept), console=console))
     rows = [(path, glyph.label, glyph.family) for path, glyph in zip(paths, kept, strict=True)]
     pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(folder / "images.csv", index=False)
