@@ -45,15 +45,15 @@ class RemoteProcessError(RuntimeError):
         return type(self), (self.rank, self.error)
 
 
-def init_process_group(device: torch.device, timeout: timedelta = RENDEZVOUS_TIMEOUT) -> None:
+def init_process_group(device: torch.device) -> None:
     """Connect to the other processes that torchrun started, if any; raises InputError if one is missing at the end."""
     if not dist.is_available() or dist.is_initialized() or not dist.is_torchelastic_launched():
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world_size == 1:
         return
-    store, *_ = next(rendezvous("env://", rank, world_size, timeout=timeout))
-    store = PrefixStore(agree_on_start(store, rank, world_size, timeout), store)
+    store, *_ = next(rendezvous("env://", rank, world_size, timeout=RENDEZVOUS_TIMEOUT))
+    store = PrefixStore(agree_on_start(store, rank, world_size, RENDEZVOUS_TIMEOUT), store)
     on_gpu = device.type == "cuda"
     backend, bound = ("nccl", device) if on_gpu else ("gloo", None)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -58,10 +57,11 @@ def cub_table(root: Path, boxes: bool = False) -> pd.DataFrame:
     if boxes:
         lists[images.with_name("bounding_boxes.txt")] = ["x", "y", "width", "height"]
     columns = {path: _read_by_id(path, names) for path, names in lists.items()}
-    for (path, one), other in product(columns.items(), columns.values()):
-        if len(missing := other.index.difference(one.index, sort=False)):
+    rows = pd.concat(columns.values(), axis=1)
+    for path, one in columns.items():
+        if len(missing := rows.index.difference(one.index, sort=False)):
             raise _mismatch(f"lacks image {missing[0]} of the other list ({len(missing)} such images)", path)
-    rows = pd.concat(columns.values(), axis=1).loc[columns[images].index]
+    rows = rows.loc[columns[images].index]
     paths, numbers = rows["path"], rows["class"].astype(int)
     folders = pd.Series([PurePosixPath(path).parent.name for path in paths], index=paths.index)
     if (mixed := numbers.groupby(folders).nunique() > 1).any():
