@@ -4,8 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from orthoproxy.core.environment import file_versions, fingerprint
 from orthoproxy.data import make_table
 
@@ -29,13 +27,3 @@ def test_a_fingerprint_tells_data_apart(tmp_path: Path) -> None:
     assert print_of(paths) == first
     Path(paths[0]).unlink()
     assert print_of(paths) != first
-
-
-def test_each_file_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths, calls, stat = [str(tmp_path / name) for name in ("a.png", "b.png")], [], os.stat
-    for path in paths:
-        Path(path).write_text(path)
-    table = make_table(paths, ["a", "b"])
-    monkeypatch.setattr(os, "stat", lambda path, *args, **options: calls.append(path) or stat(path, *args, **options))
-    fingerprint(table, file_versions(paths))
-    assert [call for call in calls if call in paths] == paths

@@ -8,11 +8,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from orthoproxy.data import TrainingImages, folder_table, training_transform
 from orthoproxy.data.images import read_image, read_pixels
-from orthoproxy.data.loading import TIMEOUT_VARIABLE, iterate_batches, loader_options
+from orthoproxy.data.loading import TIMEOUT_VARIABLE
 
 
 def test_a_view_depends_on_row_and_seed_alone(image_folder: Path) -> None:
@@ -35,19 +34,6 @@ def test_lack_of_memory_is_not_damage(
     monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         read(path)
-
-
-class OutOfMemory(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, row: int) -> object:
-        raise MemoryError
-
-
-def test_lack_of_memory_in_a_worker_stays_what_it_is() -> None:
-    with pytest.raises(MemoryError):
-        list(iterate_batches(DataLoader(OutOfMemory(), batch_size=2, **loader_options(1))))
 
 
 SCRIPT = """
