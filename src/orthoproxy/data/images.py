@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import stat
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from orthoproxy.core.boxes import split_box
+from orthoproxy.core.boxes import Box, split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.current_file import REPLACE_FILE, noting_file
 from orthoproxy.data.metadata import despite_metadata
@@ -49,47 +48,39 @@ def read_image(path: str | Path, data: bytes | None = None, margin: float = 0.0)
 
     Any format that Pillow reads but EPS, whatever the file's name. If the path ends with a box, such as
     ``#xywh=10,20,100,200``, only this part is returned, with a margin that is a share of the box's size on each side.
-    Raises InputError if the file is missing, is not a readable image, or has more than 89 megapixels, or most of the
-    box is outside of it.
+    Raises InputError if the file is missing, is not a readable image, or has more than 1 GiB or 89 megapixels, or most
+    of the box is outside of it.
     """
-    file, box = split_box(path)
+    content, box = read_image_bytes(path) if data is None else data, split_box(path)[1]
     with noting_file(path):
         try:
-            _require_regular(file)
-            image = despite_metadata(
-                lambda plain: _decode(file if data is None and plain is None else io.BytesIO(plain or data or b"")),
-                lambda: Path(file).read_bytes() if data is None else data,
-            )
+            image = despite_metadata(lambda plain: _decode(plain or content), lambda: content)
             return image.crop(box.edges(image.size, margin)) if box else image
         except MemoryError:
             raise
         except Exception as error:  # damaged files make Pillow raise almost any type
-            raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
+            raise InputError(_reason(error), path=path, hint=REPLACE_FILE) from error
 
 
-def _decode(source: str | Path | io.BytesIO) -> Image.Image:
-    with Image.open(source, formats=readable_formats()) as image:
+def _decode(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
         _require_size(image)
         return to_rgb(image)
 
 
 def read_image_bytes(path: str | Path) -> bytes:
-    """Return the content of an image file, undecoded; raises InputError if it is missing, no file, or above 1 GiB."""
-    file, _ = split_box(path)
+    """Return the content of an image file, undecoded; raises InputError if it is missing, empty or above 1 GiB."""
+    file = Path(split_box(path)[0])
     with noting_file(path):
         try:
-            if _require_regular(file).st_size > MAX_FILE_SIZE:
-                raise ValueError(f"larger than {MAX_FILE_SIZE >> 20} MiB")
-            return Path(file).read_bytes()
+            status = file.stat()
+            if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for ever
+                raise ValueError("not a regular file")
+            if not 0 < status.st_size <= MAX_FILE_SIZE:
+                raise ValueError(f"larger than {MAX_FILE_SIZE >> 20} MiB" if status.st_size else "the file is empty")
+            return file.read_bytes()
         except (OSError, ValueError) as error:
-            raise InputError(_reason(error, path), path=path, hint=REPLACE_FILE) from error
-
-
-def _require_regular(path: str | Path) -> os.stat_result:
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for ever
-        raise ValueError("not a regular file")
-    return status
+            raise InputError(_reason(error), path=path, hint=REPLACE_FILE) from error
 
 
 def _require_size(image: Image.Image) -> None:
@@ -97,11 +88,11 @@ def _require_size(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-def _reason(error: Exception, path: str | Path) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {MAX_MEGAPIXELS} megapixels"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format" if Path(split_box(path)[0]).stat().st_size else "the file is empty"
+        return "not an image of a known format"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -160,28 +151,21 @@ def _to_8_bits(image: Image.Image, brightest: int) -> Image.Image:
 
 def read_pixels(path: str | Path, margin: float = 0.0) -> UInt8[np.ndarray, "h w 3"]:
     """Read the pixels that `read_image` gives, faster for plain JPEGs; it raises the same errors."""
+    content, box = read_image_bytes(path), split_box(path)[1]
     with noting_file(path):
-        pixels = _decode_plain_jpeg(path, margin)
-    return np.asarray(read_image(path, margin=margin)) if pixels is None else pixels
+        pixels = _decode_plain_jpeg(content, box, margin)
+    return np.asarray(read_image(path, content, margin)) if pixels is None else pixels
 
 
-def _decode_plain_jpeg(path: str | Path, margin: float) -> UInt8[np.ndarray, "h w 3"] | None:
+def _decode_plain_jpeg(content: bytes, box: Box | None, margin: float) -> UInt8[np.ndarray, "h w 3"] | None:
     """Decode a sound JPEG that needs no rotation or conversion; None for all else, which `read_image` reads."""
-    if decode_jpeg is None:
+    if decode_jpeg is None or not content.startswith(JPEG_START):
         return None
     try:
-        name, box = split_box(path)
-        _require_regular(name)
-        with Path(name).open("rb") as file:
-            content = file.read(len(JPEG_START))
-            if content != JPEG_START:
-                return None
-            content += file.read()
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             _require_size(image)
-            plain = image.mode == "RGB" and _turn(image) is None
-        if not plain:
-            return None
+            if image.mode != "RGB" or _turn(image) is not None:
+                return None
         pixels = decode_jpeg(content)
         left, top, right, bottom = box.edges(image.size, margin) if box else (0, 0, *image.size)
         return pixels[top:bottom, left:right]

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from orthoproxy.core.boxes import split_box
-from orthoproxy.data.audit.scan import hash_file, scan_images
+from orthoproxy.data.audit.scan import scan_images
 
 # Of 64 bits. 400 photos all stayed within it when scaled to half size and saved as JPEG of quality 75; of 8 million
 # pairs of photos of cars, 19 were within it, and each was one photo twice
@@ -38,9 +38,9 @@ def _hash_file(path: str, size: int | None) -> str:
     """Hash a file and box, or given its size a sample from its middle; one that cannot be read is like no other."""
     name, box = split_box(path)
     try:
-        if size is None:
-            return hash_file(path)
         with Path(name).open("rb") as file:
+            if size is None:
+                return f"{hashlib.file_digest(file, 'sha256').hexdigest()}{box}"
             file.seek(size // 2)
             return f"{size} {hashlib.sha256(file.read(SAMPLE)).hexdigest()}{box}"
     except OSError:

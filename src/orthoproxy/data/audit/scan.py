@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from orthoproxy.core.boxes import split_box
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.progress import Progress
 from orthoproxy.data.evaluation_images import PathList
-from orthoproxy.data.images import read_image
+from orthoproxy.data.images import read_image, read_image_bytes
 from orthoproxy.data.loading import iterate_batches, loader_options
 
 # Upright size in pixels; of an unreadable image, `error` says why, and all else is zero or empty
@@ -46,22 +45,17 @@ class _Files(Dataset):
     def __getitem__(self, row: int) -> tuple[int, int, str, str, int, int]:
         path = self.paths[row]
         try:
-            image = read_image(path)
+            content = read_image_bytes(path)
+            image = read_image(path, content)
         except InputError as error:
             return 0, 0, error.problem, "", 0, 0
         if not self.hashes:
             return *image.size, "", "", 0, 0
         from imagehash import dhash  # imports SciPy and PyWavelets
 
+        digest, box = hashlib.sha256(content).hexdigest(), split_box(path)[1]
         brightest = int(np.asarray(image).max())
-        return *image.size, "", hash_file(path), int(str(dhash(image)), 16), brightest
-
-
-def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file, and the box."""
-    name, box = split_box(path)
-    with Path(name).open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}{box or ''}"
+        return *image.size, "", f"{digest}{box}", int(str(dhash(image)), 16), brightest
 
 
 def find_unreadable(table: pd.DataFrame, workers: int = 0) -> pd.DataFrame:
