@@ -21,15 +21,8 @@ UNSUPPORTED |= {"CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss", "Bat
 UNSUPPORTED |= {"ManifoldLoss", "VICRegLoss", "EmbeddingsAlreadyPackagedAsTriplets"}
 EMBEDDING_DIM = ("embedding_dim", "embedding_size", "descriptors_dim")  # what the losses call it
 # arguments that take Python objects, which a configuration cannot name, or weigh such objects
-OBJECTS = {
-    "collect_stats",
-    "embedding_reg_weight",
-    "embedding_regularizer",
-    "reducer",
-    "weight_init_func",
-    "weight_reg_weight",
-    "weight_regularizer",
-}
+OBJECTS = {"collect_stats", "reducer", "weight_init_func", "embedding_regularizer", "embedding_reg_weight"}
+OBJECTS |= {"weight_regularizer", "weight_reg_weight"}
 
 
 def loss_names() -> list[str]:
@@ -110,18 +103,14 @@ def _construct(
     field: str, name: str, module_class: type[nn.Module], args: Mapping[str, Any], filled: Mapping[str, int]
 ) -> nn.Module:
     allowed = sorted(set(_arguments(module_class)) - OBJECTS - set(filled))
-    for argument in args:
-        hint = None
-        if argument in filled:
+    if unknown := [argument for argument in args if argument not in allowed]:
+        problem = f"{name} has no such argument"
+        if unknown[0] in filled:
             problem = f"{name} takes it from the data and other fields"
-        elif argument in OBJECTS:
+        elif unknown[0] in OBJECTS:
             problem = f"{name} takes or weighs a Python object here"
-        elif argument not in allowed:
-            problem, hint = f"{name} has no such argument", did_you_mean(argument, allowed)
-        else:
-            continue
-        expected = ", ".join(allowed) or "no arguments"
-        raise InputError(problem, field=f"{field}.{argument}", expected=expected, hint=hint)
+        expected, hint = ", ".join(allowed) or "no arguments", did_you_mean(unknown[0], allowed)
+        raise InputError(problem, field=f"{field}.{unknown[0]}", expected=expected, hint=hint)
     if "distance" in args:
         args = {**args, "distance": _make_distance(f"{field}.distance", args["distance"])}
     try:

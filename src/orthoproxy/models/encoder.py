@@ -82,13 +82,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(expects["std"]).view(3, 1, 1), persistent=False)
 
     def features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-        """Return the backbone's pooled features, before projection and normalization.
-
-        Parameters
-        ----------
-        images
-            RGB, uint8 from 0 to 255 or floating point from 0 to 1, `image_size` pixels a side.
-        """
+        """Return the backbone's pooled features of RGB images, uint8 from 0 to 255 or floating point from 0 to 1."""
         pixels = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         return self._pooled(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 

@@ -150,16 +150,13 @@ def _load_run(encoder: Encoder, folder: Path) -> None:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = folder / "config.json"
     try:
-        description = parse_json(config.read_bytes()) if config.is_file() else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"not readable as JSON: {error}", field="init_from", path=config) from error
-    description = description if isinstance(description, dict) else {}
-    trained = description.get("encoder")
-    if trained not in (None, encoder.name):
-        raise InputError(f"trained with {trained}", field="init_from", path=folder, expected=encoder.name)
-    if trained is not None and description.get("pooling") != encoder.pooling:
-        found, expected = (x or "the backbone's own" for x in (description.get("pooling"), encoder.pooling))
-        raise InputError(f"trained with pooling {found}", field="init_from", path=folder, expected=expected)
+        trained = parse_json(config.read_bytes())
+        found = trained["encoder"], trained.get("pooling")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(f"no model: {error}", field="init_from", path=config) from error
+    if found != (encoder.name, encoder.pooling):
+        given, expected = (f"{x}, pooling {y or 'null'}" for x, y in (found, (encoder.name, encoder.pooling)))
+        raise InputError(f"trained with {given}", field="init_from", path=folder, expected=expected)
     tensors = read_tensors(folder / "model.safetensors", "init_from")
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
     for name, x in tensors.items():

@@ -37,13 +37,7 @@ from orthoproxy.data.audit.duplicates import duplicates_across_splits, find_copi
 from orthoproxy.data.audit.scan import drop_rows, find_unreadable
 from orthoproxy.data.sources.folder import split_folders
 from orthoproxy.data.sources.packed import SUFFIXES, unpack
-from orthoproxy.data.table import (
-    class_numbers,
-    evaluation_images,
-    limit_training_images,
-    select_split,
-    split_images,
-)
+from orthoproxy.data.table import class_numbers, evaluation_images, limit_training_images, select_split, split_images
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation.evaluate import require_scorable
 from orthoproxy.runs.config import Config, DataConfig

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -192,39 +193,31 @@ class _EncoderInParts(nn.Module):
         parts = images.chunk(self.parts)
         if len(parts) == 1:
             return self._embed(images)
-        options: Any = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _kept_statistics(self.encoder))}
+        # the first pass has updated the running statistics of batch norm, the second leaves them alone
+        norms = [x for x in self.encoder.modules() if isinstance(x, _BatchNorm) and x.training]
+        second_pass = partial(_changed, norms, momentum=0.0, num_batches_tracked=None)
+        options: Any = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), second_pass())}
         return torch.cat([cast(Tensor, checkpoint(self._embed, part, **options)) for part in parts])
 
     def _embed(self, images: Tensor) -> Tensor:
-        with nullcontext() if self.fused_attention else _unfused_attention(self.encoder):
+        # PyTorch's fused attention has a slow backward pass in bfloat16 on CPUs; without it, matrix products are used
+        modules = () if self.fused_attention else self.encoder.modules()
+        with _changed([x for x in modules if getattr(x, "fused_attn", False)], fused_attn=False):
             return self.encoder(images)
 
 
 @contextmanager
-def _kept_statistics(encoder: Encoder) -> Iterator[None]:
-    """Leave the running statistics of batch norm alone: the first pass has updated them."""
-    norms: list[Any] = [x for x in encoder.modules() if isinstance(x, _BatchNorm) and x.training]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+def _changed(modules: Sequence[nn.Module], **values: Any) -> Iterator[None]:
+    """Change attributes of modules within the block."""
+    before = [(module, name, getattr(module, name)) for module in modules for name in values]
+    for module in modules:
+        for name, value in values.items():
+            setattr(module, name, value)
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-@contextmanager
-def _unfused_attention(encoder: Encoder) -> Iterator[None]:
-    """Compute attention as matrix products: PyTorch's fused kernel has a slow backward pass in bfloat16 on CPUs."""
-    fused: list[Any] = [module for module in encoder.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def _forward_backward(forward: _Forward, job: Job, batch: Batch) -> dict[str, Tensor]:
