@@ -434,40 +434,28 @@ def _input_error(error: ValidationError) -> InputError:
     return InputError(f"{first['msg']} (got {first['input']!r})", field=field)
 
 
-# keys of earlier versions, and what to write instead
+# keys of version 0.1 that resemble no present key, and what to write instead
 RENAMED = {
-    "initialisation.projection": "use initialization.projection (pca instead of principal)",
-    "initialisation.proxies": "use initialization.proxies (simplex was removed)",
-    "initialisation.whitening": "use initialization.whitening",
+    "initialisation": "use initialization (pca instead of principal; simplex was removed)",
     "data.path": "use data.csv",
-    "data.outside_root": "use data.allow_paths_outside_root",
     "data.on_error": "use data.on_unreadable_image",
-    "data.augmentation.flip": "use data.augmentation.horizontal_flip",
-    "data.augmentation.jitter": "use data.augmentation.color_jitter",
     "encoder.weights": "use encoder.init_from",
-    "encoder.freeze_epochs": "use encoder.freeze_backbone_epochs",
     "loss.orthogonality": "use loss.proxy_regularizer (kind is now name, and soft is soft_orthogonality)",
     "training.batch_size": "use sampler.batch_size",
     "training.per_class": "use sampler.images_per_class",
-    "training.accumulate": "use training.gradient_accumulation_steps",
     "training.rates": "use optimizer.lr",
     "training.weight_decay": "use optimizer.weight_decay",
     "training.schedule": "use optimizer.schedule",
     "training.warmup_epochs": "use optimizer.warmup_epochs",
     "training.step_epochs": "use optimizer.step_epochs",
-    "training.step_factor": "use optimizer.step_factor",
     "training.clip_norm": "use optimizer.grad_clip_norm",
     "training.clip_value": "use optimizer.grad_clip_value",
     "training.accelerator": "use training.device",
     "training.select_on": "use checkpoint_selection.split",
     "training.monitor": "use checkpoint_selection.metric",
-    "training.validate_every": "use training.validate_every_n_epochs",
     "training.patience": "use training.early_stopping_patience",
     "training.log_every": "use training.log_every_n_steps",
     "training.max_bad_batches": "use training.max_nonfinite_steps",
     "evaluation.draws": "use evaluation.bootstrap_samples",
-    "evaluation.exclude_group": "use evaluation.exclude (none, group or own_class_in_group)",
-    "evaluation.exclude_same_group": "use evaluation.exclude (none, group or own_class_in_group)",
-    "evaluation.memory_mb": "use evaluation.block_memory_mb",
     "evaluation.nmi": "remove the key; MAP@R, always reported, also considers all images of a class",
 }

@@ -52,13 +52,10 @@ def read_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def _merge(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in other.items():
-        inner = merged.get(key)
-        if isinstance(inner, dict) and isinstance(value, dict) and key != "args":
-            merged[key] = _merge(inner, value)
-        else:
-            merged[key] = value
+    merged = base | other
+    for key in base.keys() & other.keys() - {"args"}:  # arguments of one loss are not those of another
+        if isinstance(base[key], dict) and isinstance(other[key], dict):
+            merged[key] = _merge(base[key], other[key])
     return merged
 
 
