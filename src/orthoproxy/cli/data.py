@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthoproxy.cli.options import DATASETS, Parser, config_overrides, print_table
-from orthoproxy.core.errors import InputError, os_errors_as_input_errors
+from orthoproxy.core.errors import InputError
 
 if TYPE_CHECKING:
     from orthoproxy.data.audit.verify import CopyCheck
@@ -69,8 +69,7 @@ def _download(name: str, root: str | None) -> None:
         raise InputError(name, field="images", expected=f"one of {', '.join(DATASETS)}")
     if root is None:
         raise InputError("missing", field="data.root", expected="the folder to download to")
-    with os_errors_as_input_errors(root, "run the command again"):
-        download(name, Path(root))
+    download(name, Path(root))
 
 
 def _title(data: DataConfig) -> str:

@@ -131,10 +131,7 @@ class Encoder(nn.Module):
                 self.backbone.get_parameter(name).requires_grad_(False)
 
     def add_lora(self, rank: int) -> None:
-        """Freeze the backbone, and train a low-rank addition to the weight of each of its linear layers instead.
-
-        W becomes W + B A with A of `rank` rows and B zero at first (Hu et al., "LoRA", ICLR 2022).
-        """
+        """Freeze the backbone, and train additions to its linear layers instead (Hu et al., "LoRA", ICLR 2022)."""
         self.backbone.requires_grad_(False)
         linear = [module for module in self.backbone.modules() if isinstance(module, nn.Linear)]
         if not linear:
@@ -157,6 +154,8 @@ class Encoder(nn.Module):
 
 
 class _LowRankAddition(nn.Module):
+    """W + B A, with A of `rank` rows and B zero at first."""
+
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         self.a = nn.Parameter(nn.init.kaiming_uniform_(weight.new_empty(rank, weight.shape[1]), a=5**0.5))

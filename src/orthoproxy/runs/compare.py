@@ -21,11 +21,9 @@ TENSOR_FILES = ("baseline/model.safetensors", "model/model.safetensors", "model/
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two runs, as pairs of the first and the second; the verdict is about weights and scores.
+    """What differs between two runs, as pairs of the first and the second."""
 
-    It is equal for bit-identical weights, and within interval if the interval of each difference of scores contains 0.
-    """
-
+    # of identical weights: equal; if the interval of each difference of scores contains 0: within interval
     verdict: Literal["equal", "within interval", "different"]
     configuration: dict[str, tuple[Any, Any]]
     data: dict[str, tuple[str, str]]

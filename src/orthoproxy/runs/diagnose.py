@@ -32,12 +32,7 @@ def diagnose_runs(
     workers: int,
     device: str,
 ) -> list[Diagnosis]:
-    """Diagnose some runs and write `PAGE` about them into the folder `out`.
-
-    `split` selects the unseen classes: by default the validation classes, so that changes made because of a diagnosis
-    can still be evaluated on the test classes; the test classes if there are fewer than `FEW_CLASSES`.
-    At most `max_images` training images are used.
-    """
+    """Diagnose some runs on at most `max_images` training images each, and write `PAGE` into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     known: dict[tuple[str, ...], np.ndarray] = {}
 
@@ -71,7 +66,7 @@ def load_diagnosis_input(
     table = table[(table["split"] == "train") | ~table["label"].isin(seen)]  # known classes are not unseen
     model = run.load_model(device)
     baseline = Embedder.load(run.baseline, device)
-    if split is None:
+    if split is None:  # validation classes leave the test classes for what a diagnosis suggests
         classes = class_numbers(select_split(table, "validation"))[1]
         split = "validation" if len(classes) >= FEW_CLASSES else "test"
     unseen = select_split(table, split)

@@ -30,11 +30,7 @@ def export_run(
     overrides: Mapping[str, Any] = {},
     workers: int = 0,
 ) -> Exported:
-    """Export a run's model to the file `out`, checked on the run's images, and write `model/` beside it.
-
-    `license` is by default that of the run's model card; `overrides` such as {"data.root": ...} say where the images
-    are now. Raises `InputError` if the exported model fails the check, or another model is in the way.
-    """
+    """Export a run's model to the file `out`, checked on the run's images, and write `model/` beside it."""
     run = RunFolder.find(place, overrides)
     if run is None:
         raise InputError("not a run folder", path=place, hint="give a run, whose images check the exported model")

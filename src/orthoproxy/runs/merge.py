@@ -30,11 +30,7 @@ from orthoproxy.training.initialization import pca_projection, second_moment
 
 
 def merge_runs(runs: Sequence[RunFolder], out: Path, dim: int | None, device: str, workers: int) -> dict[str, Any]:
-    """Merge runs into one model; write and evaluate it as a run with the configuration of the first.
-
-    The embeddings are projected to `dim` dimensions; None averages the weights instead. Raises `InputError`, and writes
-    nothing, if the runs do not fit together or a check fails.
-    """
+    """Merge runs into `out`, a run like the first: embeddings projected to `dim`, or, if that is None, mean weights."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("exists", field="out", path=out, expected="a new or empty folder")
     average = dim is None

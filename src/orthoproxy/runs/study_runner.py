@@ -48,7 +48,8 @@ class StudyRunner:
         for name, trial in self.study.possible_trials.items():
             if name in self.results:
                 check_options(self.study, trial, self.results[name])
-        missing = [trial for trial in self.study.tuning_trials if trial.name not in self.results]
+        planned, methods = self.study.planned_trials, self.study.methods
+        missing = [x for x in planned if methods[x.method].choose and x.name not in self.results]
         self._work(self.train, missing, "tuning trials to train")
         for name, setting in self.chosen.items():
             if setting is None:

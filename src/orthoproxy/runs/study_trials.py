@@ -70,11 +70,7 @@ def configure_trial(study: Study, trial: Trial) -> Config:
 
 
 def check_splits(study: Study, outputs: StudyPaths | None = None) -> None:
-    """Raise InputError unless all trials have the same test images, and those of a method the same validation images.
-
-    Also fails if a recipe or an option is invalid, the images cannot be listed, a split is empty, or `outputs` lie
-    among the images.
-    """
+    """Raise InputError unless all trials have the same test images, and those of a method the same for validation."""
     splits: dict[str, dict[str, list[str]]] = {}
     first: dict[tuple[str, str], tuple[Trial, list[str]]] = {}
     for trial in study.planned_trials:
@@ -104,13 +100,10 @@ def recorded_options(config: Config) -> dict[str, Any]:
 
 
 def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
-    """Raise InputError if a result was made with other options than the study has now.
-
-    An option that the result does not have counts as the default; one that no longer exists is ignored.
-    """
-    now, defaults = recorded_options(configure_trial(study, trial)), Config().flatten()
-    for name, value in now.items():
-        recorded = result.options.get(name, defaults.get(name))
+    """Raise InputError if a result was made with other options than the study has now."""
+    defaults = Config().flatten()
+    for name, value in recorded_options(configure_trial(study, trial)).items():
+        recorded = result.options.get(name, defaults[name])  # an option that was added later had its default
         if recorded != value:
             raise InputError(
                 f"the result of {trial.name} was made with {recorded!r}, and the study has {value!r}",
@@ -121,10 +114,7 @@ def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
 
 
 def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = False) -> TrialResult:
-    """Train a trial, or resume it, and write its result without test scores, or with ``failed`` if it diverged.
-
-    The output of the training goes to ``log.txt`` in the run folder, which is removed if the encoder is frozen.
-    """
+    """Train a trial, or resume it, and write its result without test scores, or with ``failed`` if it diverged."""
     start, config, run = time.monotonic(), configure_trial(study, trial), paths.run(trial)
     outcome: dict[str, Any]
     try:
@@ -140,9 +130,8 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = 
         setting=trial.setting,
         seed=trial.seed,
         options=recorded_options(config),
-        elapsed=round(
-            max(time.monotonic() - start, outcome.get("seconds", 0)), 1
-        ),  # of this process, or of all if it was resumed
+        # of this process, or of all if it was resumed
+        elapsed=round(max(time.monotonic() - start, outcome.get("seconds", 0)), 1),
         **_date_and_environment(run),
         **outcome,
     )
@@ -153,16 +142,12 @@ def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = 
 
 
 def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialResult | None = None) -> TrialResult:
-    """Evaluate a trial on the test classes and add the scores to its result, unless it failed.
-
-    Without a result, the trial is trained; if the model of its result is gone, it is trained again, which ``retrained``
-    records.
-    """
+    """Evaluate a trial on the test classes, after training if need be, and add the scores unless it failed."""
     config, run = configure_trial(study, trial), paths.run(trial)
     result = result or train_trial(study, trial, paths, keep_run=True)
     if not result.failed:
         with _trial_environment(config, run):
-            if not run.has_model:
+            if not run.has_model:  # it was removed since the trial was trained
                 try:
                     train(config, run.folder, resume=True, evaluate=False)
                 except DivergedError as error:

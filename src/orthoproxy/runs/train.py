@@ -129,13 +129,9 @@ def initialize(job: Experiment, run: RunFolder, config: Config) -> TrainingState
 
 
 def _initialize_from_data(job: Experiment, init_from: str) -> None:
-    """Set the projection from principal components and the proxies from class means, in one pass over the images.
-
-    Each process embeds its part; features of others are never gathered. Weights from another run keep their
-    projection, and its proxies for the classes that it knew.
-    """
+    """Set the projection from principal components and the proxies from class means, in one pass over the images."""
     initialization, projection = job.initialization, None
-    from_run = init_from.startswith("run:")
+    from_run = init_from.startswith("run:")  # keeps its projection, and the proxies of the classes that it knew
     if initialization.projection == "pca" and not from_run and isinstance(job.encoder.projection, nn.Linear):
         projection = job.encoder.projection
     averages = initialization.proxies == "class_means" and job.objective.class_vectors() is not None
@@ -143,7 +139,7 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
         return
     images = job.inputs(job.training_paths)
     sizes = split_sizes(len(images), unit=EMBED_BATCH_SIZE)
-    own = images[local_slice(sizes)]
+    own = images[local_slice(sizes)]  # each process embeds its part; features of others are never gathered
     model = job.embedder(job.encoder) if from_run else job.baseline
     with raise_together():
         embedded = model.embed(own, EMBED_BATCH_SIZE, job.workers, "initialize from data", precision=job.precision)

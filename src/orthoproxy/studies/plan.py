@@ -145,11 +145,6 @@ class Study(BaseModel):
         ]
 
     @property
-    def tuning_trials(self) -> list[Trial]:
-        """The trials that choose a setting."""
-        return [trial for trial in self.planned_trials if self.methods[trial.method].choose]
-
-    @property
     def possible_trials(self) -> dict[str, Trial]:
         """All trials that may be run, whatever settings are chosen, by name."""
         finals = [t for name, m in self.methods.items() for s in m.settings for t in self.final_trials(name, s)]
@@ -199,18 +194,18 @@ def read_study(path: str | Path) -> Study:
 
 def tuning_results(
     study: Study, results: Sequence[TrialResult], method: str, setting: Options
-) -> dict[int, TrialResult | None]:
-    """Map each tuning seed to the result of a setting, or to None if it is missing."""
+) -> list[TrialResult | None]:
+    """Return the result of a setting with each tuning seed, or None if it is missing."""
     seeds = study.tuning_seeds
     if not study.methods[method].choose:
         seeds = [seed for seed in study.seeds if seed in study.tuning_seeds] or study.seeds
     by_name = {result.trial: result for result in results}
-    return {seed: by_name.get(Trial(method, setting, seed).name) for seed in seeds}
+    return [by_name.get(Trial(method, setting, seed).name) for seed in seeds]
 
 
 def validation_scores(study: Study, results: Sequence[TrialResult], method: str, setting: Options) -> list[float]:
     """Return the score in percent for each tuning seed that has one."""
-    found = tuning_results(study, results, method, setting).values()
+    found = tuning_results(study, results, method, setting)
     return [100 * result.score("validation", study.metric) for result in found if result and not result.failed]
 
 
@@ -219,8 +214,8 @@ def choose_setting(study: Study, results: Sequence[TrialResult], method: str) ->
     settings = study.methods[method].settings
     if not study.methods[method].choose:
         return settings[0]
-    tuned = [result for setting in settings for result in tuning_results(study, results, method, setting).values()]
-    if any(result is None for result in tuned):
+    tuned = [result for setting in settings for result in tuning_results(study, results, method, setting)]
+    if None in tuned:
         return None
     check_same_split([result for result in tuned if result and not result.failed], "validation")
     best, best_score = None, -np.inf
