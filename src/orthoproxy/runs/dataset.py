@@ -46,17 +46,12 @@ from orthoproxy.runs.run_folder import RunFolder
 
 
 def read_table(data: DataConfig) -> pd.DataFrame:
-    """Read the table of a dataset, with the splits that the dataset itself defines.
+    """Read the table of a dataset, in the form of `make_table`, with the splits that the dataset itself defines.
 
     Parameters
     ----------
     data
         Section `data` of a configuration.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As from `make_table`.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from orthoproxy.runs.config import Config, parse_config
 
 
 def read_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read recipes.
+    """Read recipes into a validated configuration.
 
     Parameters
     ----------
@@ -22,11 +22,6 @@ def read_config(*paths: str | Path, overrides: Mapping[str, Any] | None = None) 
         YAML files; later ones override earlier ones, key by key.
     overrides
         Values by dotted key, for example ``{"training.epochs": 3}``.
-
-    Returns
-    -------
-    Config
-        Validated.
 
     Raises
     ------

@@ -59,11 +59,6 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     evaluate
         False stops after training: test classes are not evaluated and there is no report.
 
-    Returns
-    -------
-    RunFolder
-        With model and, if evaluated, scores and report.
-
     Raises
     ------
     InputError

@@ -58,7 +58,7 @@ def seed_scores(values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"]
 def crossed_bootstrap(
     values: Float[np.ndarray, "S C"], queries: Int[np.ndarray, " C"], samples: int = SAMPLES, seed: int = 0
 ) -> Float[np.ndarray, " W"]:
-    """Resample seeds and classes independently with replacement, and average each sample.
+    """Resample seeds and classes independently with replacement, and return the mean of each sample.
 
     If a sample contains seed s ``a_s`` times and class c ``b_c`` times, and class c has ``n_c`` queries, its mean is
     ``sum a_s b_c n_c v_sc / sum a_s b_c n_c`` over all seeds and classes.
@@ -70,15 +70,8 @@ def crossed_bootstrap(
         only.
     queries
         Number of scored queries of each class.
-    samples
-        W, the number of bootstrap samples.
-    seed
-        Seed of the generator.
-
-    Returns
-    -------
-    numpy.ndarray
-        Mean of each sample.
+    samples, seed
+        W, the number of bootstrap samples; seed of the generator.
 
     References
     ----------
@@ -126,7 +119,8 @@ def sign_flip_p(
 
     Let ``d_c`` be the difference of class c averaged over the seeds, and ``T = |sum n_c d_c|``. If the methods are
     equally good, each ``d_c`` is as likely to have the opposite sign, so
-    ``p = (1 + #{samples with |sum ± n_c d_c| >= T}) / (1 + #samples)``.
+    ``p = (1 + #{samples with |sum ± n_c d_c| >= T}) / (1 + #samples)``. It refers to new classes and these seeds. With
+    fewer than six classes it cannot fall below 0.05.
 
     Parameters
     ----------
@@ -134,15 +128,8 @@ def sign_flip_p(
         Difference of each class between two methods, one row per seed.
     queries
         Number of scored queries of each class.
-    samples
-        Number of sign vectors; p is at least ``1 / (1 + samples)``.
-    seed
-        Seed of the generator.
-
-    Returns
-    -------
-    float
-        The p value. It refers to new classes and these seeds. With fewer than six classes it cannot fall below 0.05.
+    samples, seed
+        Number of sign vectors, with p at least ``1 / (1 + samples)``; seed of the generator.
 
     References
     ----------
@@ -204,12 +191,7 @@ def holm(p: Sequence[float]) -> list[float]:
     Parameters
     ----------
     p
-        P values of all planned comparisons. NaN marks a missing one: it counts as a comparison, and ranks last.
-
-    Returns
-    -------
-    list of float
-        Corrected values in the same order; NaN stays NaN.
+        P values of all planned comparisons. NaN marks a missing one: it counts as a comparison, ranks last, and stays.
 
     References
     ----------

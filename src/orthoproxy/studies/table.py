@@ -43,7 +43,9 @@ class MethodSummary:
 
 
 def summarize_methods(study: Study, results: Sequence[TrialResult], metric: str) -> list[MethodSummary]:
-    """Compare the methods of a study by their scores on the test classes.
+    """Compare the methods of a study, in its order, by their scores on the test classes.
+
+    Differences use the seeds that both methods have.
 
     Parameters
     ----------
@@ -51,11 +53,6 @@ def summarize_methods(study: Study, results: Sequence[TrialResult], metric: str)
         The plan, and the results of its trials; some may be missing.
     metric
         ``recall@1`` or ``map@r``. Only the metric of the study has p values, because only that test was planned.
-
-    Returns
-    -------
-    list of MethodSummary
-        In the order of the study. Differences use the seeds that both methods have.
     """
     finals = {method: final_results(study, results, method) for method in study.methods}
     rows = [_summarize(study, finals, method, metric) for method in study.methods]

@@ -39,7 +39,7 @@ from orthoproxy.training.signals import Interrupted, Stop, StopNow, stop_on_sign
 
 
 def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
-    """Train until the last epoch, early stopping, or a signal.
+    """Train until the last epoch, early stopping, or a signal; return the state at the end.
 
     With W processes, each embeds its part of the batch, gathers all embeddings and computes the loss L of the whole
     batch. The backward pass of the gather sums over the processes, so process r gets W dL/dX_r for its embeddings X_r;
@@ -54,11 +54,6 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
         Where to continue; ``TrainingState()`` for the beginning.
     run
         Receives log records.
-
-    Returns
-    -------
-    TrainingState
-        At the end.
 
     Raises
     ------
