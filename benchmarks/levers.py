@@ -52,8 +52,9 @@ def not_averaged(run: RunFolder) -> Embedder | None:
     """Load the model of a run with the weights that were trained; None if the run did not average them."""
     if run.config.training.ema_decay is None:
         return None
-    files = [run.checkpoints / f"{name}.ckpt" for name in ("best", "last")]
-    weights = torch.load(next(file for file in files if file.is_file()), weights_only=True)["encoder"]
+    files = (run.checkpoints / f"{name}.ckpt" for name in ("best", "last"))
+    file = next(file for file in files if file.is_file())
+    weights = torch.load(file, map_location="cpu", weights_only=True)["encoder"]
     model = run.load_model(with_proxies=False)
     # a checkpoint has both encoders of such a run, the trained one first
     model.encoder.load_state_dict({name[2:]: value for name, value in weights.items() if name.startswith("0.")})
