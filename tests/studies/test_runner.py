@@ -1,5 +1,6 @@
 """Running a study: what is trained, chosen and evaluated, in which order, and how it continues."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -57,9 +58,9 @@ def work() -> Recorder:
     return Recorder()
 
 
-def make_runner(work: Recorder, out: str = "runs/studies/s") -> StudyRunner:
+def make_runner(work: Recorder, out: str = "runs/studies/s", shard: tuple[int, int] = (1, 1)) -> StudyRunner:
     paths = StudyPaths(Path(out), Path("results/s.parquet"))
-    return StudyRunner(read_study("s.yaml"), paths, train=work.train, evaluate=work.evaluate)
+    return StudyRunner(read_study("s.yaml"), paths, shard=shard, train=work.train, evaluate=work.evaluate)
 
 
 def test_all_settings_are_tuned_then_the_chosen_one_runs_with_all_seeds_and_is_evaluated(folder, work):
@@ -93,6 +94,18 @@ def test_an_interrupted_study_continues_where_it_stopped(folder, work, stops_bef
     make_runner(work).run()
     assert work.done[before] == stops_before
     assert sorted(name for task, name in work.done if task == "train") == sorted({*TUNING, *FINAL})
+
+
+def test_machines_share_the_trials_and_write_the_results_once_they_have_all(folder, work):
+    machines = [make_runner(work, out=f"machine{number}", shard=(number, 3)) for number in (1, 2, 3)]
+    folders = [machine.paths.folder / "trials" for machine in machines]
+    for complete in (False, False, True):  # tuning, final trials, results
+        assert [machine.run() for machine in machines] == [complete] * 3
+        for source, target in itertools.permutations(folders, 2):
+            subprocess.run(["cp", "--update", "--preserve=timestamps", "-r", f"{source}/.", target], check=True)
+    expected = [*(("train", name) for name in {*TUNING, *FINAL}), *(("evaluate", name) for name in FINAL)]
+    assert sorted(work.done) == sorted(expected)
+    assert {result.trial for result in read_results(folder / "results/s.parquet")} == {*TUNING, *FINAL}
 
 
 def test_a_result_with_other_options_is_rejected(folder, work):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("study", help="YAML file of the study. Results are written to results/NAME.parquet beside it.")
     parser.add_argument("--out", metavar="DIR", help="Runs and unfinished results (default: runs/studies/NAME).")
     parser.add_argument("--processes", type=at_least(1), default=1, metavar="N", help="Trials to run at the same time.")
+    text = "Do one part of the trials, such as the second of eight: 2/8, one part per machine."
+    parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help=text)
     parser.add_argument("--dry-run", action="store_true", help="Print all trials and their cost without running them.")
     parser.add_argument("--page", action="store_true", help="Write tables and page from the results so far.")
     parser.add_moved_images()
@@ -31,7 +34,7 @@ def run(options: Any) -> int:
     study = study.model_copy(update={"set": {**study.set, **config_overrides(options)}})
     folder = Path(options.out or Path("runs/studies") / study.name)
     paths = StudyPaths(folder, study.path.parent / "results" / f"{study.name}.parquet")
-    runner = StudyRunner(study, paths, options.processes)
+    runner = StudyRunner(study, paths, options.processes, options.shard)
     with os_errors_as_input_errors(folder, "run the command again"):
         if options.page:
             runner.load()
@@ -42,11 +45,19 @@ def run(options: Any) -> int:
                 _print_plan(runner)
                 return 0
             try:
-                runner.run()
+                if not runner.run():
+                    return 0
             except Interrupted as stop:  # the runner has said how to continue
                 return stop.code
         print(f"results: {paths.parquet}\npage: {folder / 'index.html'}")
     return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise ArgumentTypeError(f"{text} (expected a number and a total, such as 2/8)")
+    return int(number), int(parts)
 
 
 def _print_plan(runner: StudyRunner) -> None:

@@ -38,19 +38,21 @@ class StudyRunner:
     study: Study
     paths: StudyPaths
     processes: int = 1  # trials that run at the same time
+    shard: tuple[int, int] = (1, 1)  # which part of the trials is this machine's, and of how many
     train: Task = train_trial
     evaluate: Task = evaluate_trial
     results: dict[str, TrialResult] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Do the work that is left."""
+    def run(self) -> bool:
+        """Do this machine's work that is left; return whether the study is complete."""
         self.load()
         for name, trial in self.study.possible_trials.items():
             if name in self.results:
                 check_options(self.study, trial, self.results[name])
         planned, methods = self.study.planned_trials, self.study.methods
         missing = [x for x in planned if methods[x.method].choose and x.name not in self.results]
-        self._work(self.train, missing, "tuning trials to train")
+        if not self._work(self.train, missing, "tuning trials to train"):
+            return False
         for name, setting in self.chosen.items():
             if setting is None:
                 _print(f"{name}: no setting is chosen, as each diverged with a tuning seed")
@@ -59,8 +61,11 @@ class StudyRunner:
         done = {name for name, result in self.results.items() if result.test or result.failed}
         finals = final_trials(self.study, list(self.results.values()))
         missing = [trial for trial in finals if trial.name not in done]
-        self._work(self.evaluate, missing, "final trials to train, where needed, and to evaluate on the test classes")
+        what = "final trials to train, where needed, and to evaluate on the test classes"
+        if not self._work(self.evaluate, missing, what):
+            return False
         self.save()
+        return True
 
     def load(self) -> None:
         """Read the results, finished ones from the Parquet file; warn about those of no trial."""
@@ -94,10 +99,19 @@ class StudyRunner:
         elapsed = elapsed or [r.elapsed for r in self.results.values()]
         return statistics.median(elapsed) if elapsed else self.study.expected_seconds
 
-    def _work(self, task: Task, trials: Sequence[Trial], what: str) -> None:
-        """Do a task for each trial, and report progress."""
-        if not trials:
-            return
+    def _work(self, task: Task, missing: Sequence[Trial], what: str) -> bool:
+        """Do a task for this machine's trials, and report progress; return whether no other trials are missing."""
+        number, parts = self.shard
+        own = set(list(self.study.possible_trials)[number - 1 :: parts])
+        trials = [trial for trial in missing if trial.name in own]
+        if trials:
+            self._work_on(task, trials, what)
+        if others := len(missing) - len(trials):
+            place = self.paths.folder / "trials"
+            _print(f"{others} trials of other machines are missing: copy their files into {place}, and run this again")
+        return not others
+
+    def _work_on(self, task: Task, trials: Sequence[Trial], what: str) -> None:
         start = time.monotonic()
         _print(f"{self.study.name}: {len(trials)} {what}")
         known = {name: (result,) for name, result in self.results.items()}
