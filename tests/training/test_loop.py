@@ -19,6 +19,22 @@ from orthoproxy.training.loop import _EncoderInParts
 from orthoproxy.training.nonfinite import require_finite_weights
 
 
+class CountCalls(TorchFunctionMode):
+    """Counts calls of functions and tensor methods by name."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names, self.count = names, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.names
+        return func(*args, **(kwargs or {}))
+
+
+# what reads a tensor's value into Python; on a GPU, each read waits for the device
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+
 @pytest.fixture
 def job(tmp_path, tiny_encoder, image_folder):
     return make_job(tmp_path, tiny_encoder, image_folder)
@@ -109,16 +125,14 @@ def test_diverged_weights_are_neither_validated_nor_saved(job):
 def test_bfloat16_trains_float32_weights_unfused(tmp_path, tiny_encoder, image_folder, precision, parts):
     job = make_job(tmp_path, tiny_encoder, image_folder, precision=precision)
     before = job.parameters()
-    with torch.profiler.profile() as training:
+    with CountCalls("scaled_dot_product_attention") as training:
         job.fit(log_every_n_steps=1, gradient_accumulation_steps=parts)
     after = job.parameters()
     assert all(after[name].dtype == torch.float32 and not torch.equal(after[name], before[name]) for name in before)
     assert all(torch.tensor(record["loss"]).isfinite() for record in job.records)
-    with torch.profiler.profile() as evaluation:
+    with CountCalls("scaled_dot_product_attention") as evaluation:
         job.encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    operators = [{event.key for event in profile.key_averages()} for profile in (training, evaluation)]
-    fused = ["aten::scaled_dot_product_attention" in x for x in operators]
-    assert fused == [precision == "32-true", True]
+    assert (training.count > 0, evaluation.count > 0) == (precision == "32-true", True)
 
 
 def test_clipping_bounds_the_gradient(job):
@@ -147,20 +161,6 @@ def test_validation_runs_every_n_epochs_and_at_the_end(job):
     assert [record["epoch"] for record in job.records if "validation/map@r" in record] == [2, 4, 5]
 
 
-class CountReads(TorchFunctionMode):
-    """Counts tensor values read by Python; on a GPU, each read waits for the device."""
-
-    READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += getattr(func, "__name__", "") in self.READS
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("options", [{}, {"grad_clip_norm": 1.0}, {"gradient_accumulation_steps": 2}])
 def test_values_are_read_only_when_a_record_is_logged(tmp_path, tiny_encoder, image_folder, options):
     reads = {}
@@ -173,7 +173,7 @@ def test_values_are_read_only_when_a_record_is_logged(tmp_path, tiny_encoder, im
         job.objective = Objective(loss, 3, SoftOrthogonality())
         job.optimizer = make_optimizer(job.encoder, job.objective, 1e-3, 1e-3, 1e-2, 1e-4)
         job.checkpoints = Checkpoints(tmp_path, job.encoder, job.objective, job.optimizer)
-        with CountReads() as counter:
+        with CountCalls(*READS) as counter:
             state = job.fit(log_every_n_steps=every, **options)
         reads[batch_size, every] = counter.count, state.step
     (often, steps), (rarely, _), (fewer_steps, few) = reads.values()
@@ -183,6 +183,6 @@ def test_values_are_read_only_when_a_record_is_logged(tmp_path, tiny_encoder, im
 
 
 def test_weights_are_checked_with_a_single_read(job):
-    with CountReads() as counter:
+    with CountCalls(*READS) as counter:
         require_finite_weights(job.encoder, job.objective, TrainingState())
     assert counter.count == 1
