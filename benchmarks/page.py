@@ -41,9 +41,8 @@ SECTIONS = (
             "retrieval-60502",
         ),
         "20,000 and 60,502 embeddings, D = 384. orthoproxy computes Recall@{1, 10, 100, 1000}, MAP@R, R-precision "
-        "and MRR with ties; faiss only lists neighbors; the AccuracyCalculator computes Precision@1, MAP@R, "
-        "R-precision and MRR without ties. The times are those of version 0.1, which compared in float32 and refined "
-        "close pairs in float64. Version 0.2 computes everything in float64 and has not been measured.",
+        "and MRR with ties, in float64. The others compute in float32: faiss only lists neighbors; the "
+        "AccuracyCalculator computes Precision@1, MAP@R, R-precision and MRR without ties.",
     ),
     (
         "Training",

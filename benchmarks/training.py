@@ -95,8 +95,8 @@ class Trainings:
         originals = [folder / f"{number}.jpg" for number in range(24)]
         for number, path in enumerate(originals):
             photograph(number).save(path, quality=90)
-        for number in range(images + 2):
-            home = folder / "images" / (f"class{number % CLASSES}" if number < images else "test")
+        for number in range(images):
+            home = folder / "images" / f"class{number % CLASSES}"
             home.mkdir(parents=True, exist_ok=True)
             shutil.copy(originals[number % len(originals)], home / f"{number:05}.jpg")
 
@@ -109,7 +109,7 @@ class Trainings:
                 "data": {
                     "name": "folder",
                     "root": str(self.folder / "images"),
-                    "test_classes": ["test"],
+                    "test_fraction": 0,
                     "workers": workers,
                 },
                 "sampler.batch_size": batch,

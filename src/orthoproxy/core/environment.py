@@ -31,7 +31,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version for name in libraries if (version := _version(name))},
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": str(os.cpu_count()),
         "processes": str(process_count()),
         "threads": str(torch.get_num_threads()),
