@@ -1,11 +1,13 @@
 """Shapes are checked while the tests run, examples are the same every time, and small inputs that many tests share."""
 
+from __future__ import annotations
+
 import copy
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import jaxtyping
@@ -20,16 +22,10 @@ jaxtyping.install_import_hook(
     "orthoproxy", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, is_color=False))"
 )
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from small_runs import RECIPE, training, write_shades  # noqa: E402
+if TYPE_CHECKING:
+    from orthoproxy.models import Encoder
 
-from orthoproxy.cli.main import main  # noqa: E402
-from orthoproxy.models import Encoder  # noqa: E402
-
-# The first backward pass starts a thread for each device but the processor, and then PyTorch refuses to train in forks.
-# An export to ONNX makes such a device known. So the first pass is here, whatever the order of the tests.
-torch.ones(1, requires_grad=True).backward()
+# The package and PyTorch are imported in functions: the main process of pytest-xdist, which runs no test, needs none.
 
 hypothesis.settings.register_profile(
     "orthoproxy", max_examples=40, derandomize=True, database=None, deadline=None,
@@ -47,6 +43,11 @@ QUIET += ["--disable-background-networking", "--disable-component-update", "--di
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU or a browser where there is none."""
+    import torch
+
+    # The first backward pass starts a thread for each device but the processor, and then PyTorch refuses to train in
+    # forks. An export to ONNX makes such a device known. So the first pass is here, whatever the order of the tests.
+    torch.ones(1, requires_grad=True).backward()
     missing = {
         "gpu": None if torch.cuda.is_available() else "there is no CUDA device here",
         "browser": None if CHROMIUM.exists() else f"no Chromium in {CHROMIUM}; apt-get install chromium",
@@ -82,6 +83,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def _tiny_encoder() -> Encoder:
+    from orthoproxy.models import Encoder
+
     return Encoder(TINY, embedding_dim=8, image_size=32)
 
 
@@ -94,6 +97,9 @@ def tiny_encoder(_tiny_encoder: Encoder) -> Encoder:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of five images, each class in shades of a color of its own; to be read only."""
+    import numpy as np
+    from small_runs import write_shades
+
     root, generator = tmp_path_factory.mktemp("photos") / "photos", np.random.default_rng(0)
     for number in range(10):
         write_shades(root / f"class {number}", generator.integers(60, 256, size=3), 5, generator, spread=40)
@@ -109,6 +115,8 @@ def own_photos(photos: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe for these images that trains in seconds."""
+    from small_runs import RECIPE
+
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(RECIPE)
     return path
@@ -117,6 +125,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the recipe on the photos, from start to end; to be read only."""
+    from small_runs import training
+
+    from orthoproxy.cli.main import main
+
     out = tmp_path_factory.mktemp("whole") / "run"
     assert main(training(recipe, photos, out)) == 0
     return out
@@ -125,6 +137,9 @@ def whole(recipe: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of four images, each class in shades of a color of its own, and a list; to be read only."""
+    import numpy as np
+    from small_runs import write_shades
+
     root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for name, color in {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}.items():
         write_shades(root / name, color, 4, generator)
