@@ -33,7 +33,7 @@ hypothesis.settings.register_profile(
 )  # fmt: skip
 hypothesis.settings.load_profile("orthoproxy")
 
-TINY = "deit_tiny_patch16_224"  # 192 features; at 32 pixels an image is 4 patches
+TINY = "test_vit"  # 64 features; at 32 pixels an image is 4 patches
 
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -90,7 +90,7 @@ def _tiny_encoder() -> Encoder:
 
 @pytest.fixture
 def tiny_encoder(_tiny_encoder: Encoder) -> Encoder:
-    """A DeiT-Ti for 32 pixels with a projection to 8, random weights; a copy for each test."""
+    """A vision transformer for 32 pixels with a projection to 8, random weights; a copy for each test."""
     return copy.deepcopy(_tiny_encoder)
 
 

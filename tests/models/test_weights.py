@@ -142,10 +142,10 @@ def test_what_is_no_source_of_weights_is_an_error(cnn: Encoder, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor"), [("cls_token", None), ("norm.bias", torch.ones(9)), ("blocks.12.norm1.weight", torch.ones(192))]
+    ("name", "tensor"), [("cls_token", None), ("norm.bias", torch.ones(9)), ("blocks.6.norm1.weight", torch.ones(64))]
 )
 def test_a_missing_extra_or_reshaped_tensor_is_an_error_that_names_it(name, tensor, tmp_path, tiny_encoder) -> None:
-    tensors = {**published(PLAIN), name: tensor}
+    tensors = {**published(tiny_encoder.name), name: tensor}
     tensors = {name: x for name, x in tensors.items() if x is not None}
     assert name in assert_error(tiny_encoder, write(tensors, tmp_path / "weights", "timm")).problem
 
@@ -175,13 +175,13 @@ def test_a_missing_package_is_an_error_with_its_name(monkeypatch: pytest.MonkeyP
 def test_a_run_gives_its_encoder_and_projection_to_an_encoder_of_its_width(tmp_path: Path, tiny_encoder) -> None:
     Embedder(tiny_encoder).save(tmp_path / "run" / "model")
     for given in ("run", "run/model"):
-        other = Encoder(PLAIN, 8, image_size=32)
+        other = Encoder(tiny_encoder.name, 8, image_size=32)
         load_weights(other, f"run:{tmp_path / given}")
-        assert_same(dict(tiny_encoder.state_dict()), dict(other.state_dict()), at_least=150)
+        assert_same(dict(tiny_encoder.state_dict()), dict(other.state_dict()), at_least=70)
     for embedding_dim in (16, None):
-        assert_error(Encoder(PLAIN, embedding_dim, image_size=32), f"run:{tmp_path / 'run'}")
+        assert_error(Encoder(tiny_encoder.name, embedding_dim, image_size=32), f"run:{tmp_path / 'run'}")
     assert "avg" in str(
-        assert_error(Encoder(PLAIN, 8, image_size=32, pooling="avg"), f"run:{tmp_path / 'run'}").expected
+        assert_error(Encoder(tiny_encoder.name, 8, image_size=32, pooling="avg"), f"run:{tmp_path / 'run'}").expected
     )
 
 
