@@ -139,7 +139,7 @@ def main() -> None:
     ]
     for name, times in seconds.items():
         median = statistics.median(times)
-        value = f"{median / numpy:.1f}x NumPy"
+        value = f"{median / numpy:.1f} times NumPy"
         share = name.removeprefix("search, filter that ").removesuffix(" of the images meet")
         if name == f"search, {kind}" or share in recalls:
             value += f", recall@10 {recalls.get(share, recalls['']):.3f}"

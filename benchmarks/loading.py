@@ -98,7 +98,7 @@ def candidates_for(folder: str, paths: list[str]) -> dict[str, Callable[[int], o
     return {
         "ImageFolder, Pillow, bicubic": lambda row: bicubic[row][0],
         "ImageFolder, Pillow, bicubic, uint8": lambda row: in_bytes[row][0],
-        "ImageFolder, Pillow, bilinear (default)": lambda row: bilinear[row][0],
+        "ImageFolder, Pillow, bilinear (torchvision's default)": lambda row: bilinear[row][0],
         "orthoproxy, Pillow only": lambda row: before[row],
         "orthoproxy": lambda row: files[row, row][0],
         "orthoproxy without simplejpeg": lambda row: without_simplejpeg(lambda row: files[row, row][0], row),

@@ -109,7 +109,7 @@ def main() -> None:
                 "proxies": "sharded" if sharded else "replicated",
                 "C": classes,
                 "W": count,
-                "16 C D / W MiB": formula["mib"],
+                "proxies, gradient and moments, MiB": formula["mib"],
                 "peak MiB": found["mib"],
                 "predicted MiB sent per step": formula["traffic"],
                 "MiB sent per step": found["traffic"],

@@ -81,7 +81,7 @@ def main() -> None:
         {
             "what": title,
             "seconds": statistics.median(seconds[name]),
-            "speedup of orthoproxy": times_faster(seconds, "ours", name),
+            "times orthoproxy's time": times_faster(seconds, "ours", name),
             "MiB": in_fresh_process(__file__, name, options.images)["extra_mib"],
         }
         for name, title in NAMES.items()

@@ -1,6 +1,9 @@
 """The training loop, on a few images and a tiny encoder."""
 
 import copy
+import itertools
+import math
+import signal
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from orthoproxy.training import make_optimizer
 from orthoproxy.training.checkpoint import Checkpoints, TrainingState
 from orthoproxy.training.loop import _EncoderInParts
 from orthoproxy.training.nonfinite import require_finite_weights
+from orthoproxy.training.signals import Interrupted
 
 
 class CountCalls(TorchFunctionMode):
@@ -119,6 +123,33 @@ def test_diverged_weights_are_neither_validated_nor_saved(job):
     with pytest.raises(DivergedError):
         job.fit(epochs=2, log_every_n_steps=1000)
     assert not validated and not job.checkpoints.path("last").exists()
+
+
+def skip_the_first(job, steps):
+    """Make the loss of the first steps not finite."""
+    forward, calls = job.objective.forward, itertools.count()
+
+    def not_finite_at_first(*batch):
+        factor = math.nan if next(calls) < steps else 1
+        return {name: factor * value for name, value in forward(*batch).items()}
+
+    job.objective.forward = not_finite_at_first
+
+
+def test_skipped_steps_are_listed_when_a_signal_comes_before_the_next_record(job):
+    skip_the_first(job, 1)
+    job.optimizer.register_step_post_hook(lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        job.fit(log_every_n_steps=1000)
+    assert (job.checkpoints.folder / "nonfinite_steps.csv").read_text().startswith("1,")
+
+
+def test_an_epoch_without_a_finite_step_is_an_error_but_not_its_end_after_resuming(job):
+    skip_the_first(job, 1)
+    assert job.fit(TrainingState(step=2, batch=2)).step == 3
+    skip_the_first(job, 3)
+    with pytest.raises(DivergedError):
+        job.fit()
 
 
 @pytest.mark.parametrize(("precision", "parts"), [("bf16-mixed", 1), ("bf16-mixed", 2), ("32-true", 1)])

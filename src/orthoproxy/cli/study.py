@@ -17,7 +17,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("study", help="YAML file of the study. Results are written to results/NAME.parquet beside it.")
     parser.add_argument("--out", metavar="DIR", help="Runs and unfinished results (default: runs/studies/NAME).")
     parser.add_argument("--processes", type=at_least(1), default=1, metavar="N", help="Trials to run at the same time.")
-    text = "Do one part of the trials, such as the second of eight: 2/8, one part per machine."
+    text = "Run part I of N only, to share a study between machines, such as 2/8."
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help=text)
     parser.add_argument("--dry-run", action="store_true", help="Print all trials and their cost without running them.")
     parser.add_argument("--page", action="store_true", help="Write tables and page from the results so far.")
@@ -81,4 +81,4 @@ def _print_plan(runner: StudyRunner) -> None:
     print_table(["method", "setting", "seed", "state", "seconds"], table, right=["seed", "seconds"])
     left = [runner.expected_seconds(trial.method) for trial, _ in rows.values() if trial.name not in runner.results]
     cost = "unknown until one has finished" if None in left else f"about {duration(sum(x or 0 for x in left))}"
-    print(f"{len(rows)} trials, {len(left)} to train; time one after the other: {cost}")
+    print(f"{len(rows)} trials, {len(left)} to train; time if run one at a time: {cost}")

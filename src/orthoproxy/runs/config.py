@@ -180,7 +180,7 @@ class ProxyRegularizerConfig(Section):
     """soft_orthogonality; off_diagonal: without the lengths; spectral: norm of the Gram residual (SRIP); coherence:
     the closest pair; coding_rate: spanned volume; koleo: nearest-neighbor distances."""
     weight: NonNegativeFloat = 0.0
-    """Weight lambda in the loss; 0 disables it."""
+    """Weight lambda in the loss; with 0 the value is only logged."""
     scaling: Literal["sum", "mean", "excess"] = "excess"
     """For soft_orthogonality and off_diagonal: sum (as published), mean over pairs, or excess over the Welch bound
     per proxy."""
@@ -247,7 +247,7 @@ class TrainingConfig(Section):
     differs from a larger batch_size; a third more computation."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Average the encoder's weights over the steps, old ones weighted by this factor per step, such as 0.99; the
-    averaged encoder is the model, and both are validated. null for no average."""
+    averaged encoder is the model, and both are validated; with LoRA, its factors are averaged. null for no average."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed where the hardware supports it natively, else 32-true."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -127,7 +127,7 @@ class Experiment:
 
 
 def make_inputs(config: Config, baseline: Embedder, table: pd.DataFrame) -> Inputs:
-    """Return what maps image files to the encoder's input: the files, or features if the backbone is frozen."""
+    """Return a function from paths to the encoder's input: the paths, or cached features if the backbone is frozen."""
     if not config.encoder.freeze:
         return list
     paths = table["path"].tolist()
@@ -190,7 +190,7 @@ def make_encoder(encoder: EncoderConfig) -> Encoder:
 
 
 def _load_initial_weights(encoder: Encoder, init_from: str, run: RunFolder) -> None:
-    """Load them on the main process and broadcast; a resumed run takes its backbone from its own baseline."""
+    """Load initial weights on the main process and broadcast; a resumed run has its backbone's in its baseline."""
     started = broadcast_object(run.has_state)
     with raise_together():
         if is_main() and started:

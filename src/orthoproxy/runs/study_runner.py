@@ -49,26 +49,22 @@ class StudyRunner:
         for name, trial in self.study.possible_trials.items():
             if name in self.results:
                 check_options(self.study, trial, self.results[name])
-        planned, methods = self.study.planned_trials, self.study.methods
-        missing = [x for x in planned if methods[x.method].choose and x.name not in self.results]
-        if not self._work(self.train, missing, "tuning trials to train"):
-            return False
+        tuning = [trial for trial in self.study.planned_trials if self.study.methods[trial.method].choose]
+        tuned = self._work(self.train, tuning, "tuning trials to train")
         for name, setting in self.chosen.items():
-            if setting is None:
+            if setting is None and tuned:
                 _print(f"{name}: no setting is chosen, as each diverged with a tuning seed")
             elif setting:
                 _print(f"{name}: chosen on validation classes: {format_setting(setting)}")
-        done = {name for name, result in self.results.items() if result.test or result.failed}
         finals = final_trials(self.study, list(self.results.values()))
-        missing = [trial for trial in finals if trial.name not in done]
         what = "final trials to train, where needed, and to evaluate on the test classes"
-        if not self._work(self.evaluate, missing, what):
+        if not (self._work(self.evaluate, finals, what) and tuned):
             return False
         self.save()
         return True
 
     def load(self) -> None:
-        """Read the results, finished ones from the Parquet file; warn about those of no trial."""
+        """Read the results, finished ones from the Parquet file; warn about those that belong to no trial."""
         found = read_results(self.paths.parquet) if self.paths.parquet.is_file() else []
         found += [read_trial(path) for path in sorted((self.paths.folder / "trials").glob("*.json"))]
         self.results = {}
@@ -99,19 +95,26 @@ class StudyRunner:
         elapsed = elapsed or [r.elapsed for r in self.results.values()]
         return statistics.median(elapsed) if elapsed else self.study.expected_seconds
 
-    def _work(self, task: Task, missing: Sequence[Trial], what: str) -> bool:
-        """Do a task for this machine's trials, and report progress; return whether no other trials are missing."""
+    def _work(self, task: Task, trials: Sequence[Trial], what: str) -> bool:
+        """Do a task for this machine's trials, and report progress; False if trials of other machines are missing."""
         number, parts = self.shard
         own = set(list(self.study.possible_trials)[number - 1 :: parts])
-        trials = [trial for trial in missing if trial.name in own]
-        if trials:
-            self._work_on(task, trials, what)
-        if others := len(missing) - len(trials):
+        self._work_on(task, [trial for trial in self._missing(task, trials) if trial.name in own], what)
+        if parts > 1:
+            self.load()  # other machines may write to the same disk
+        missing = self._missing(task, trials)
+        if missing:
             place = self.paths.folder / "trials"
-            _print(f"{others} trials of other machines are missing: copy their files into {place}, and run this again")
-        return not others
+            _print(f"{len(missing)} trials of other machines are missing: copy their files into {place}, and run again")
+        return not missing
+
+    def _missing(self, task: Task, trials: Sequence[Trial]) -> list[Trial]:
+        done = {name for name, x in self.results.items() if task is self.train or x.test or x.failed}
+        return [trial for trial in trials if trial.name not in done]
 
     def _work_on(self, task: Task, trials: Sequence[Trial], what: str) -> None:
+        if not trials:
+            return
         start = time.monotonic()
         _print(f"{self.study.name}: {len(trials)} {what}")
         known = {name: (result,) for name, result in self.results.items()}

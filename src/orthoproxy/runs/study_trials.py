@@ -34,7 +34,8 @@ from orthoproxy.studies.results import METRICS, Split, SplitScores, TrialResult,
 
 DIGITS = 6
 # options that may differ between the machines that share a study
-MACHINE_OPTIONS = {"data.root", "data.csv", "training.device", "training.loggers", *WITHOUT_EFFECT}
+IMAGES = ("data.root", "data.csv", "data.allow_paths_outside_root")
+MACHINE_OPTIONS = {*IMAGES, "training.device", "training.loggers", *WITHOUT_EFFECT}
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def evaluate_trial(study: Study, trial: Trial, paths: StudyPaths, result: TrialR
     result = result or train_trial(study, trial, paths, keep_run=True)
     if not result.failed:
         with _trial_environment(config, run):
-            if not run.has_model:  # it was removed since the trial was trained
+            if not run.has_model:  # it was removed since the trial was trained, or is on another machine
                 try:
                     train(config, run.folder, resume=True, evaluate=False)
                 except DivergedError as error:

@@ -44,7 +44,7 @@ EMBED_BATCH_SIZE = 128  # images embedded at a time
 
 
 def train(config: Config, out: str | Path | None = None, resume: bool = False, evaluate: bool = True) -> RunFolder:
-    """Train, evaluate on test images beside the untrained encoder, and write the run folder.
+    """Train, evaluate the model and the untrained encoder on the test images, and write the run folder.
 
     Under torchrun, each process calls this; the main process writes and prints.
 
@@ -155,7 +155,7 @@ def _initialize_from_data(job: Experiment, init_from: str) -> None:
 
 
 def _class_means(job: Experiment, embeddings: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean embedding of each class, from the embeddings of all processes; of a sharded loss, of the own classes."""
+    """Mean embedding of each class, of unit length; of this process's classes only if the proxies are sharded."""
     labels, sharded = torch.from_numpy(job.labels), job.objective.sharded_loss
     if sharded is None:
         sums = all_reduce_sum(class_sums(embeddings, labels[local_slice(sizes)], len(job.classes)))

@@ -72,7 +72,7 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
             sampler.set_position(state.epoch, state.batch)
             meter = _Meter()
             batches = iterate_batches(job.loader)
-            while (batch := _next_batch(batches, job, state, stop, meter, progress)) is not None:
+            while (batch := _next_batch(batches, job, state, stop, meter, nonfinite, progress)) is not None:
                 _set_learning_rates(job.optimizer, options, state.step)
                 forward.prepare()
                 nonfinite.save_buffers()
@@ -121,7 +121,13 @@ def fit(job: Job, state: TrainingState, run: Log) -> TrainingState:
 
 
 def _next_batch(
-    batches: Iterator[Batch], job: Job, state: TrainingState, stop: Stop, meter: _Meter, progress: Progress
+    batches: Iterator[Batch],
+    job: Job,
+    state: TrainingState,
+    stop: Stop,
+    meter: _Meter,
+    nonfinite: NonFiniteStepHandler,
+    progress: Progress,
 ) -> Batch | None:
     """Return the next batch, None at the end of the epoch; save and raise on a signal or a read error."""
     batch, error = None, None
@@ -131,6 +137,7 @@ def _next_batch(
         error = reason
     if any_process(stop.requested or error is not None):  # the only message between CPUs in a step
         state.seconds += meter.lap()[1]
+        nonfinite.report_skipped(state, progress)
         if state.step > job.checkpoints.saved_step:
             require_finite_weights(job.encoder, job.objective, state)
             job.checkpoints.save("last", state)
@@ -216,7 +223,7 @@ def _changed(modules: Sequence[nn.Module], **values: Any) -> Iterator[None]:
 
 
 def _forward_backward(forward: _Forward, job: Job, batch: Batch) -> dict[str, Tensor]:
-    """Compute the loss of a batch and its gradients, averaged over the processes."""
+    """Compute the loss of the whole batch and its gradients; DDP averages those of the encoder."""
     images, labels = job.fabric.to_device(batch)
     sizes = job.sampler.sizes
     own = sizes[process_index()]  # fewer than the images if this process has no part in the batch

@@ -32,7 +32,7 @@ class NonFiniteStepHandler:
     def __init__(self, job: Job, run: Log) -> None:
         self.job, self.run = job, run
         self.limit = job.options.max_nonfinite_steps
-        self.total = self.skipped_in_epoch = self.steps_in_epoch = 0
+        self.total = self.skipped_in_epoch = 0
         self.pending: list[tuple[int, int, Tensor]] = []  # step, batch, flag
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.flag = torch.zeros(())
@@ -52,7 +52,6 @@ class NonFiniteStepHandler:
         self.flag = all_reduce_sum(flag).clamp(max=1.0)
         self.job.optimizer.found_inf = self.flag  # pyright: ignore[reportAttributeAccessIssue]
         self.pending.append((state.step + 1, state.batch, self.flag))
-        self.steps_in_epoch += 1
 
     def restore_buffers_if_skipped(self) -> None:
         """Undo what a skipped step did to buffers."""
@@ -61,6 +60,8 @@ class NonFiniteStepHandler:
 
     def report_skipped(self, state: TrainingState, progress: Progress) -> set[int]:
         """Log and return the steps skipped since the last call; DivergedError if too many or weights not finite."""
+        if not self.pending:
+            return set()
         flags = torch.stack([flag for *_, flag in self.pending]).tolist()
         skipped = [entry[:2] for entry, flag in zip(self.pending, flags, strict=True) if flag > 0]
         self.pending = []
@@ -92,9 +93,9 @@ class NonFiniteStepHandler:
 
     def finish_epoch(self, state: TrainingState) -> None:
         """Raise `DivergedError` if every step of the epoch was skipped."""
-        if self.steps_in_epoch and self.skipped_in_epoch == self.steps_in_epoch:
+        if self.skipped_in_epoch == len(self.job.sampler):
             raise DivergedError(f"no finite loss in the epoch that ends at step {state.step}. Hint: {HINT}")
-        self.skipped_in_epoch = self.steps_in_epoch = 0
+        self.skipped_in_epoch = 0
 
     def _files(self, epoch: int, batch: int) -> list[str]:
         """The images of a batch, over all processes."""
