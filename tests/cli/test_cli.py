@@ -9,8 +9,10 @@ import sys
 import time
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pandas as pd
 import pytest
 from command_line import interrupted_at, json_of
@@ -20,6 +22,7 @@ from small_runs import training
 from orthoproxy.cli import train
 from orthoproxy.cli.main import main
 from orthoproxy.data import folder_table
+from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.runs.experiment import make_sampler
 from orthoproxy.runs.recipes import read_config, write_config
 from orthoproxy.runs.run_folder import RunFolder
@@ -145,6 +148,25 @@ def test_compare_runs(recipe: Path, photos: Path, whole: Path, tmp_path: Path) -
     assert comparison["scores"]["recall@1"]["value"] == pytest.approx(second - first)
     outside = any(not x["low"] <= 0 <= x["high"] for x in comparison["scores"].values())
     assert (code, comparison["verdict"]) == ((1, "different") if outside else (0, "within interval"))
+
+
+def test_runs_are_scored_in_the_precision_of_evaluation(whole: Path, tmp_path: Path, monkeypatch) -> None:
+    used, embed = [], Embedder.embed
+
+    def record(*arguments: Any, precision: str = "32-true", **options: Any) -> np.ndarray:
+        used.append(precision)
+        return embed(*arguments, precision=precision, **options)
+
+    other = shutil.copytree(whole, tmp_path / "other")
+    model = Embedder.load(other)
+    model.encoder.projection.weight.data += 0.1
+    model.save(other / "model")
+    monkeypatch.setattr(Embedder, "embed", record)
+    for module in ("device", "compare"):  # as on a GPU
+        monkeypatch.setattr(f"orthoproxy.runs.{module}.evaluation_precision", lambda *_: "bf16-mixed")
+    json_of(["evaluate", whole])
+    json_of(["compare", whole, other])
+    assert used == ["bf16-mixed"] * 4
 
 
 def test_diagnose_takes_a_run_or_several_and_a_split(whole: Path, tmp_path: Path) -> None:

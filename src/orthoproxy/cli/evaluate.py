@@ -43,7 +43,7 @@ def run(options: Any) -> None:
     from orthoproxy.evaluation import evaluate
     from orthoproxy.runs.config import Config
     from orthoproxy.runs.dataset import require_outside, warn_about_table
-    from orthoproxy.runs.device import make_scoring
+    from orthoproxy.runs.device import evaluation_precision, make_scoring
     from orthoproxy.runs.run_folder import RunFolder
 
     overrides = config_overrides(options)
@@ -62,7 +62,8 @@ def run(options: Any) -> None:
         found = find_unreadable(table, workers)
         table, unreadable = drop_rows(table, found), found.to_dict("records")
     scoring = replace(make_scoring(config.evaluation), expand=options.expand, rerank=options.rerank)
-    evaluation = evaluate(embedder, table, None, scoring, workers, progress=True, augment=options.augment)
+    precision = evaluation_precision(embedder.device, config.training.precision)
+    evaluation = evaluate(embedder, table, None, scoring, workers, True, options.augment, precision)
     if {"train", "test"} <= set(table["split"]):  # training images as the gallery
         evaluation = replace(evaluation, known_classes=True)
     training_classes = len(set(table["label"]) & set(embedder.classes))

@@ -180,6 +180,7 @@ def evaluate(
     workers: int = 0,
     progress: bool = False,
     augment: bool = False,
+    precision: str = "32-true",
 ) -> Evaluation:
     """Embed the images of a table with a model and a baseline, and score both.
 
@@ -195,6 +196,8 @@ def evaluate(
         Processes that read images, and whether to show a progress bar.
     augment
         Also score the embeddings of the `augmented` model.
+    precision
+        As for `Embedder.embed`.
 
     Returns
     -------
@@ -231,8 +234,9 @@ def evaluate(
         lists_of = build_retrieval(np.zeros((len(table), 1)), table, scoring.rule(table), scoring.exclude_duplicates)
         list_length(lists_of, block_memory_mb=scoring.block_memory_mb)
     models = {"model": model, "baseline": baseline, "augmented": augmented_model(model) if augment else None}
+    options = {"workers": workers, "precision": precision}
     rows = {
-        name: used and used.embed(paths, workers=workers, progress=f"embed, {name}" if progress else None)
+        name: used and used.embed(paths, progress=f"embed, {name}" if progress else None, **options)
         for name, used in models.items()
     }
     return score(**rows, table=table, scoring=replace(scoring, device=str(model.device)), start=start)

@@ -11,7 +11,7 @@ from orthoproxy.data.table import evaluation_images
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.evaluation import Estimate, score
 from orthoproxy.models.weights import read_tensors
-from orthoproxy.runs.device import make_scoring
+from orthoproxy.runs.device import evaluation_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.run_folder import WITHOUT_EFFECT, RunFolder
 
@@ -88,9 +88,9 @@ def _score_difference(
     trained_on = set(models[1].classes) - set(models[0].classes)
     if leaked := trained_on & set(table["label"]):
         return None, f"no scores, since the second run was trained on {len(leaked)} test classes of the first"
-    embeddings = [
-        model.embed(table["path"].tolist(), workers=workers, progress=f"embed, {run.folder}")
-        for model, run in zip(models, (first, second), strict=True)
-    ]
+    embeddings = []
+    for model, run in zip(models, (first, second), strict=True):
+        words, precision = f"embed, {run.folder}", evaluation_precision(device, run.config.training.precision)
+        embeddings.append(model.embed(table["path"].tolist(), workers=workers, progress=words, precision=precision))
     evaluation = score(embeddings[1], embeddings[0], table, make_scoring(first.config.evaluation))
     return evaluation.difference, None

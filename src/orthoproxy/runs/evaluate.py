@@ -33,10 +33,10 @@ from orthoproxy.runs.run_folder import RunFolder
 FALSE_MATCH_RATE = 0.01  # of queries without a match in the gallery, unless an export chose another
 
 
-def evaluate_run(run: RunFolder, device: str | torch.device = "cpu") -> RunResults:
+def evaluate_run(run: RunFolder, device: str | torch.device = "cpu", table: pd.DataFrame | None = None) -> RunResults:
     """Embed the test images of a run with its model and with the baseline, and score both; all processes call it."""
     start, config = time.monotonic(), run.config
-    table = load_table(run)
+    table = load_table(run) if table is None else table
     test, validation = (evaluation_images(table, split) for split in ("test", "validation"))
     model = run.load_model(device, with_proxies=is_main())
     baseline = Embedder.load(run.baseline, device)

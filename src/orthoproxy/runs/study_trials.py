@@ -23,7 +23,7 @@ from orthoproxy.evaluation.per_class import class_scores
 from orthoproxy.reports.geometry import compare_proxies, effective_rank, orthogonality_distance, welch_floor
 from orthoproxy.runs.config import AugmentationConfig, Config
 from orthoproxy.runs.dataset import require_outside, split_table, user_cache
-from orthoproxy.runs.device import choose_precision, make_scoring
+from orthoproxy.runs.device import choose_precision, evaluation_precision, make_scoring
 from orthoproxy.runs.evaluate import load_table
 from orthoproxy.runs.experiment import make_inputs, make_sampler
 from orthoproxy.runs.recipes import read_config
@@ -195,8 +195,9 @@ def _score_split(run: RunFolder, table: pd.DataFrame, split: Split) -> SplitScor
     images = evaluation_images(table, split)
     paths, workers = images["path"].tolist(), config.data.workers
     model = run.load_model(device, with_proxies=False)
+    precision = evaluation_precision(device, config.training.precision)
     embeddings = (
-        model.embed(make_inputs(config, baseline, table)(paths), workers=workers),
+        model.embed(make_inputs(config, baseline, table)(paths), workers=workers, precision=precision),
         baseline.embed(pooled_features(baseline, paths, user_cache() / "features", workers)),  # once for all trials
     )
     scores, baseline_scores = (class_scores(x, images, make_scoring(config.evaluation, device)) for x in embeddings)

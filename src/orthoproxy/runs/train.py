@@ -93,6 +93,7 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
     require_outside(config.data, out=run.folder)
     fabric = launch_fabric(config.training, run.folder)
     kernels = _deterministic_kernels() if config.training.deterministic else nullcontext()
+    table = None
     with run.open(config, resume), kernels:
         if not broadcast_object(run.has_model):
             job = Experiment(config, run, fabric)
@@ -101,8 +102,9 @@ def train(config: Config, out: str | Path | None = None, resume: bool = False, e
                 state = fit(job, state, run)
             _warn_about_changed_images(job)
             save_model(job, run)
+            table = job.table
         if evaluate and not broadcast_object(run.has_report):
-            write_report(run, evaluate_run(run, fabric.device))
+            write_report(run, evaluate_run(run, fabric.device, table))
     return run
 
 
