@@ -15,7 +15,14 @@ BLOCK = 8192  # rows converted to float64 at a time
 
 @torch.no_grad()
 def second_moment(features: Float[Tensor, "N F"]) -> Float[Tensor, "F F"]:
-    """Return X^T X in float64, accumulated in blocks of rows."""
+    """Return X^T X in float64, accumulated in blocks of rows.
+
+    Examples
+    --------
+    >>> second_moment(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    tensor([[1., 2.],
+            [2., 5.]], dtype=torch.float64)
+    """
     width = features.shape[1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=features.device)
     for block in features.split(BLOCK):
