@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from errors import error_of
+from many import in_processes
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from orthoproxy.core.distributed import RemoteProcessError, is_main
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.feature_cache import pooled_features
 from orthoproxy.models import Encoder
@@ -58,3 +60,25 @@ def test_a_missing_image_and_a_cache_that_cannot_be_written_to_are_named(picture
     (tmp_path / "file").write_text("a file")
     error = error_of(pooled_features, Embedder(tiny_encoder), [picture], tmp_path / "file")
     assert Path(str(error.path)).is_relative_to(tmp_path)
+
+
+def error_in_process(model: Embedder, picture: str, folder: Path) -> type[Exception] | None:
+    """Read the cache, which another process finds empty, in the main process."""
+    try:
+        pooled_features(model, [picture], folder if is_main() else folder / "empty")
+    except Exception as error:
+        return type(error)
+
+
+def test_an_error_of_the_disk_is_raised_by_all_and_not_called_missing(picture, tiny_encoder, tmp_path, monkeypatch):
+    model, folder = Embedder(tiny_encoder, resize=32), tmp_path / "features"
+    pooled_features(model, [picture], folder)
+    monkeypatch.setattr(Embedder, "iterate_features", None)  # nothing is computed again
+    [path] = folder.iterdir()
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # opens, but cannot be mapped into memory
+    assert in_processes(2, error_in_process, model, picture, folder) == [OSError, RemoteProcessError]
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(OSError, match=str(path)):
+        pooled_features(model, [picture], folder)

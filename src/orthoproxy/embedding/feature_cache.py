@@ -36,7 +36,8 @@ def pooled_features(model: Embedder, paths: Sequence[str], folder: Path, workers
     with raise_together():
         key = _cache_key(model, paths) if is_main() else None
     path = folder / f"{broadcast_object(key)}.safetensors"
-    features = _read(path, (len(paths), model.encoder.feature_dim))
+    with raise_together(), os_errors_as_input_errors(folder, "run it again"):
+        features = _read(path, (len(paths), model.encoder.feature_dim))
     if not any_process(features is None):
         return cast(Tensor, features)
     sizes = split_sizes(len(paths), unit=BATCH_SIZE)
@@ -65,7 +66,8 @@ def _cache_key(model: Embedder, paths: Sequence[str]) -> str:
 def _read(path: Path, shape: tuple[int, int]) -> Float[Tensor, "N F"] | None:
     """Read a cache file; None if it is missing, damaged or of another shape."""
     try:
-        features = safetensors.torch.load_file(path).get("features")
-    except (OSError, SafetensorError):
+        with path.open("rb"):  # safetensors reports every failure to open a file as a missing one
+            features = safetensors.torch.load_file(path).get("features")
+    except (FileNotFoundError, SafetensorError):
         return None
     return features if features is not None and features.shape == shape and features.dtype == torch.float32 else None
