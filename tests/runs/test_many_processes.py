@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -123,6 +124,19 @@ def test_unreadable_images_are_found_by_all_processes_and_left_out(own_photos, t
     in_processes(2, train, config, tmp_path / "run")
     listed = RunFolder(tmp_path / "run").unreadable
     assert listed is not None and listed["path"].tolist() == [str(broken)]
+
+
+def count_stats(config: Config, folder: Path) -> set[int]:
+    """Train; return how often this process looked at each file, other than to read it, which is by Path."""
+    images = split_table(config)["path"].tolist()
+    with patch.object(os, "stat", wraps=os.stat) as stat:
+        orthoproxy.train(config, folder)
+    asked = [call.args[0] for call in stat.call_args_list]
+    return {asked.count(path) for path in images}
+
+
+def test_the_main_process_looks_at_the_files_before_and_after_training_and_others_never(photos, tmp_path) -> None:
+    assert in_processes(2, count_stats, config_for(photos, epochs=1), tmp_path / "run") == [{2}, {0}]
 
 
 def test_a_finished_run_is_returned_by_all_processes(photos, tmp_path, monkeypatch) -> None:
