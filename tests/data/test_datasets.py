@@ -31,9 +31,16 @@ def test_lack_of_memory_is_not_damage(
     read, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.open(next(image_folder.rglob("*.png"))).convert("RGB").save(path := tmp_path / "x.jpg")
-    monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
+    monkeypatch.setattr(Image, "open", tried := Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         read(path)
+    tried.assert_called_once()
+
+
+def test_no_file_name_is_an_object_whose_page_each_worker_would_copy() -> None:
+    before = sys.getallocatedblocks()
+    images = TrainingImages([f"{number}.png" for number in range(100_000)], [0] * 100_000, training_transform(32))
+    assert sys.getallocatedblocks() - before < 50_000 and len(images) == 100_000
 
 
 SCRIPT = """
