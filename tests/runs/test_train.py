@@ -261,11 +261,24 @@ def test_a_run_trained_on_a_gpu_is_evaluated_on_a_cpu(finished, tmp_path):
     assert expected is not None and found is not None and found.model == expected.model
 
 
-def test_the_initialization_is_computed_in_the_precision_of_training(short, tmp_path):
+def embedding():
+    return patch.object(Embedder, "embed_distributed", autospec=True, side_effect=Embedder.embed_distributed)
+
+
+def test_evaluation_embeds_in_the_precision_for_its_device(finished):
+    with patch("orthoproxy.runs.evaluate.evaluation_precision", return_value="bf16-mixed") as chosen, embedding() as by:
+        evaluate_run(finished, "cpu")
+    chosen.assert_called_once_with("cpu", "32-true")
+    assert [call.kwargs["precision"] for call in by.call_args_list] == ["bf16-mixed"] * 2  # model and baseline
+
+
+def test_initialization_and_validation_are_computed_in_the_precision_of_training(short, tmp_path):
     weights = {}
     for precision in ("32-true", "bf16-mixed"):
         config = short.with_overrides({**FROZEN_RATES, "training.precision": precision})
-        run = orthoproxy.train(config, tmp_path / precision, evaluate=False)
+        with embedding() as by:
+            run = orthoproxy.train(config, tmp_path / precision, evaluate=False)
+        assert [call.kwargs["precision"] for call in by.call_args_list] == [precision]  # of the only validation
         weights[precision] = run.load_model().encoder.projection.weight.detach()
     difference = float((weights["bf16-mixed"] - weights["32-true"]).abs().max())
     assert 1e-5 < difference < 0.3  # the rounding of bfloat16 features, scaled up by the whitening
