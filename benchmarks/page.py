@@ -117,7 +117,7 @@ def source(record: dict[str, Any]) -> str:
     machine, (script, _, images) = record["environment"], record["name"].partition("-")
     command = f"python benchmarks/{script}.py" + (f" --images {images}" if images else "")
     return (
-        f"{record['date']}, orthoproxy {machine['orthoproxy']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{record['date']}, orthoproxy {machine['orthoproxy']}, {machine['cpu']}, {machine['cores']} cores, "
         f"PyTorch {machine['torch']}: `{command}`"
     )
 

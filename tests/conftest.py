@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU or a browser where there is none."""
     import torch
 
-    # The first backward pass starts a thread for each device but the processor, and then PyTorch refuses to train in
-    # forks. An export to ONNX makes such a device known. So the first pass is here, whatever the order of the tests.
+    # The first backward pass starts a thread for each device but the CPU, and then PyTorch cannot train in forks. An
+    # export to ONNX makes such a device known. So the first pass is here, whatever the order of the tests.
     torch.ones(1, requires_grad=True).backward()
     missing = {
         "gpu": None if torch.cuda.is_available() else "there is no CUDA device here",

@@ -54,7 +54,7 @@ def synthetic_run(folder: Path, groups: bool = False, **changes: Any) -> RunResu
         proxies=generator.standard_normal((12, DIM)).astype(np.float32),
         classes=[f"thing {number}" for number in range(12)],
         config="name: first run\nseed: 3\n",
-        machine={"processor": "a made-up one", "python": "3.11"},
+        machine={"cpu": "a made-up one", "python": "3.11"},
         notes=["Fewer than 10 validation classes"],
     )
     return replace(results, **changes)

@@ -31,7 +31,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version for name in libraries if (version := _version(name))},
         "system": platform.platform(),
-        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": str(os.cpu_count()),
         "processes": str(process_count()),
         "threads": str(torch.get_num_threads()),
@@ -90,7 +90,7 @@ def _revision() -> str:
         return "no git"
 
 
-def _processor() -> str:
+def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
