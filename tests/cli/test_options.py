@@ -46,7 +46,7 @@ def test_images_are_a_dataset_a_folder_or_a_csv_file(images: str, expected: dict
     (["evaluate", "x", "--device", "gpu"], "--device", ""), (["evaluate", "x", "--workers", "-1"], "--workers", ""),
     (["embed", "x", "y", "--out", "z", "--batch-size", "0"], "--batch-size", ""),
     (["diagnose", "x", "--split", "train"], "--split", ""), (["data", "verfy", "cub"], "action", ""),
-    (["serach"], None, "search?"),
+    (["serach"], None, "search?"), (["reproduce", "x"], None, "compare"),
     (["search", "x", "y.png", "--min-similarity", "1.5"], "--min-similarity", ""),
     # options of training
     (["evaluate", "x", "--data.resize", "squash"], "--data.resize", "orthoproxy train"),
@@ -84,6 +84,9 @@ def test_an_evaluation_protocol_out_of_range_is_an_error_before_any_work(key: st
 def test_an_option_of_version_01_is_answered_with_the_new_one_and_its_values() -> None:
     error = error_of(parse, ["diagnose", "x", "--on", "train"])
     assert (error.field, error.expected) == ("--on", "--split, one of validation, test")
+    for old, new in {"--plan": "--dry-run", "--part=2/8": "--shard", "--part": "--shard"}.items():
+        error = error_of(parse, ["study", "x.yaml", old])
+        assert (error.field, error.expected) == (old, new)
 
 
 EXPORT = ["export", "x", "--out", "model.pt"]  # not .onnx

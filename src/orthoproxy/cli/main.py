@@ -39,6 +39,7 @@ COMMANDS = {
     "search": "Find similar images in a catalog.",
     "serve": "Serve catalogs over HTTP, with a search page.",
 }
+RENAMED = {"reproduce": "train again with the run's config.yaml, and use compare"}
 MULTI_PROCESS = ("train", "embed")  # commands that torchrun may start
 
 
@@ -109,7 +110,7 @@ def parse(arguments: list[str]) -> tuple[Parser, Any]:
     """Parse a command line; `InputError.field` is the option at fault."""
     command, *rest = arguments
     if command not in COMMANDS:
-        hint = did_you_mean(command, COMMANDS)
+        hint = RENAMED.get(command) or did_you_mean(command, COMMANDS)
         raise InputError(f"unknown command {command!r}", expected=f"one of {', '.join(COMMANDS)}", hint=hint)
     parser = Parser(command, COMMANDS[command])
     importlib.import_module(f"orthoproxy.cli.{command}").add_options(parser)

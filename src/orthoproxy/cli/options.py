@@ -17,7 +17,14 @@ from orthoproxy.core.files import atomic_write
 
 DATASETS = ("icons", "cub", "cars", "sop", "inshop")
 # options of version 0.1
-RENAMED = {"--accelerator": "--device", "--most-images": "--max-images", "--no-open": "--lists-only", "--on": "--split"}
+RENAMED = {
+    "--accelerator": "--device",
+    "--most-images": "--max-images",
+    "--no-open": "--lists-only",
+    "--on": "--split",
+    "--part": "--shard",
+    "--plan": "--dry-run",
+}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 READING = ("data.root", "data.csv", "data.allow_paths_outside_root")  # where images are, and which may be read
 MODEL = "A run folder, a model folder, or a name on the Hugging Face Hub."
@@ -63,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             problem = f"not an option of {self.prog}: it is decided when a model is trained"
             raise InputError(problem, field=name, hint="give it to orthoproxy train")
         if key in RENAMED:
-            raise InputError("renamed in version 0.2", field=name, hint=RENAMED[key])
+            raise InputError("renamed or removed in version 0.2", field=name, hint=RENAMED[key])
 
     def add_device(self) -> None:
         self.add_argument("--device", choices=DEVICES, default="auto", help="Device to compute on (default: auto).")

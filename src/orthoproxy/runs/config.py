@@ -438,6 +438,8 @@ def _input_error(error: ValidationError) -> InputError:
 RENAMED = {
     "initialisation": "use initialization (pca instead of principal; simplex was removed)",
     "data.path": "use data.csv",
+    "data.cache": "remove the key; train on smaller copies of large images",
+    "data.cache_size": "remove the key; train on smaller copies of large images",
     "data.on_error": "use data.on_unreadable_image",
     "encoder.weights": "use encoder.init_from",
     "loss.orthogonality": "use loss.proxy_regularizer (kind is now name, and soft is soft_orthogonality)",
