@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 LONGEST_PATH = 4096  # bytes
-REPLACE_FILE = "replace the file, or have it skipped (data.on_unreadable_image)"
+REPLACE_FILE = "replace the file, or skip unreadable images"
 
 _memory: np.ndarray | None = None  # of a worker, shared with the main process
 

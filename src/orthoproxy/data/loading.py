@@ -27,7 +27,7 @@ TIMEOUT_VARIABLE = "ORTHOPROXY_READ_SECONDS"
 DEFAULT_TIMEOUT = 120.0  # seconds
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 SHARED_MEMORY = "shared memory (/dev/shm) is full. Hint: in Docker, give the container more (--shm-size=2g); "
-SHARED_MEMORY += "or use no workers (data.workers 0)"
+SHARED_MEMORY += "or read the images in the main process (0 workers)"
 
 
 def loader_options(

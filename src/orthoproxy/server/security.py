@@ -109,9 +109,11 @@ class SecurityMiddleware:
         """Raise `RequestError` for a request that must not reach the application."""
         host = headers.get("host", "")
         if not self.is_own(host):
-            raise RequestError(f"unknown host {host!r}", status=400, hint="start the server with --name HOST")
+            raise RequestError(
+                f"unknown host {host!r}", status=400, hint="give the server this host name when it is started"
+            )
         if not is_same_origin(scope["method"], headers):
-            hint = "a proxy must pass the Host header, and the server must be started with --name HOST"
+            hint = "a proxy must pass the Host header, and the server must be given its host name when it is started"
             raise RequestError("requests from pages of another origin are not allowed", status=403, hint=hint)
         token = None if scope["path"] == "/health" else self.token
         if token is not None and not has_token(headers.get("authorization", ""), token):

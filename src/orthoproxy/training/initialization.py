@@ -67,7 +67,7 @@ def pca_projection(moment: Float[Tensor, "F F"], dim: int, whitening: float = 1.
             str(dim),
             field="embedding_dim",
             expected=f"at most {width}, the feature dimension of the backbone",
-            hint="lower it, or set initialization.projection to random",
+            hint="lower it, or initialize the projection at random",
         )
     energies, directions = torch.linalg.eigh(moment)  # ascending
     directions = directions.flip(1)[:, :dim].T  # D F
