@@ -13,7 +13,7 @@ from orthoproxy.core.progress import note_once
 from orthoproxy.data import assign_split, folder_table, read_collection
 from orthoproxy.data.images import readable_suffixes
 from orthoproxy.data.sources import folder
-from orthoproxy.data.sources.folder import labelled_files
+from orthoproxy.data.sources.folder import labeled_files
 from orthoproxy.runs.config import DataConfig
 from orthoproxy.runs.dataset import read_table
 
@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error() -> None:
         (root / "gull" / "winter").chmod(0)
         os.seteuid(65534 if user == 0 else user)  # root may list everything
         try:
-            assert error_of(labelled_files, root).path == str(root / "gull" / "winter")
+            assert error_of(labeled_files, root).path == str(root / "gull" / "winter")
         finally:
             os.seteuid(user)
             (root / "gull" / "winter").chmod(0o755)
@@ -87,7 +87,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, monkeypatch, caps
     assert notes(printed := capsys.readouterr().err) == reasons | {"top.png": 1}
     assert "9 .jxl, 1 .txt" in printed and "orthoproxy[heic]" in printed
     note_once.cache_clear()
-    assert len(labelled_files(tmp_path)) == 4  # images of no class, too
+    assert len(labeled_files(tmp_path)) == 4  # images of no class, too
     assert notes(capsys.readouterr().err) == reasons
 
 

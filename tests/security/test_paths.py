@@ -9,7 +9,7 @@ from PIL import Image
 from stand_ins import CAR_NAMES, write_mat
 
 from orthoproxy.data import cars_table, cub_table, inshop_table, read_image, sop_table
-from orthoproxy.data.sources.folder import labelled_files
+from orthoproxy.data.sources.folder import labeled_files
 from orthoproxy.embedding.onnx_embedder import make_session
 
 SOP_HEADER = "image_id class_id super_class_id path"
@@ -53,7 +53,7 @@ def test_no_image_is_a_program(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     error_of(read_image, tmp_path / name)
     with Image.open(tmp_path / name) as image:
         assert image.format == "EPS"  # so it would have been opened
-    assert len(labelled_files(tmp_path)) == (name != "a.eps")
+    assert len(labeled_files(tmp_path)) == (name != "a.eps")
 
 
 def onnx_with_tensors_in(location: str) -> bytes:

@@ -78,7 +78,7 @@ def _print_plan(runner: StudyRunner) -> None:
         state = "to do" if result is None else "failed" if result.failed else "evaluated" if result.test else "trained"
         seconds = result.elapsed if result else runner.expected_seconds(trial.method)
         table.append([trial.method, words or "-", str(trial.seed), state, "?" if seconds is None else f"{seconds:.0f}"])
-    print_table(["method", "setting", "seed", "state", "seconds"], table, right=["seed", "seconds"])
+    print_table(["method", "hyperparameters", "seed", "state", "seconds"], table, right=["seed", "seconds"])
     left = [runner.expected_seconds(trial.method) for trial, _ in rows.values() if trial.name not in runner.results]
     cost = "unknown until one has finished" if None in left else f"about {duration(sum(x or 0 for x in left))}"
     print(f"{len(rows)} trials, {len(left)} to train; time if run one at a time: {cost}")

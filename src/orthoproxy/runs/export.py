@@ -70,7 +70,7 @@ def export_run(
 
 
 def _require_same_model(folder: Path, model: Embedder) -> None:
-    """Refuse to overwrite a different model."""
+    """Raise InputError if the folder holds a different model or other files."""
     if not folder.exists():
         return
     try:

@@ -93,8 +93,8 @@ class Trial:
 class Study(BaseModel):
     """A comparison of methods.
 
-    Each setting to choose from is trained with each tuning seed. The setting that is best on the validation classes is
-    then trained with all seeds, as are methods without a choice. Only these runs are evaluated on the test classes.
+    Each combination of hyperparameters is trained with each tuning seed. The one that is best on the validation classes
+    is then trained with all seeds, as are methods without a choice. Only these runs are evaluated on the test classes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

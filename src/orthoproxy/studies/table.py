@@ -21,7 +21,7 @@ SEEDS_LISTED = 12  # scores of more seeds are in the CSV file only
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """A method with its chosen setting, scored by one metric; missing values are None, NaN or empty."""
+    """A method with its chosen hyperparameters, scored by one metric; missing values are None, NaN or empty."""
 
     method: str
     metric: str
@@ -113,7 +113,7 @@ def to_cells(row: MethodSummary) -> dict[str, str]:
     gain = row.difference
     return {
         "method": row.method + role,
-        "setting": format_setting(row.options),
+        "hyperparameters": format_setting(row.options),
         "seeds": str(len(row.seeds)),
         metric_name(row.metric): _format(row.mean),
         "SD": _or_dash(100 * row.deviation),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.data.sources.csv import read_rows
-from orthoproxy.data.sources.folder import labelled_files
+from orthoproxy.data.sources.folder import labeled_files
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_collection(source: Path, root: Path | None = None, ignore: Sequence[str
     for the folder itself, or for that of the CSV file. `ignore` is as in `folder_table`.
     """
     if source.is_dir():
-        files = [(str(path.absolute()), label) for path, label, _ in labelled_files(source, ignore)]
+        files = [(str(path.absolute()), label) for path, label, _ in labeled_files(source, ignore)]
         if not files:
             raise InputError("no images in this folder or below", field="source", path=source)
         return make_collection(pd.DataFrame(files, columns=["path", "label"], dtype=object), root or source)

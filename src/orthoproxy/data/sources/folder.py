@@ -63,7 +63,7 @@ def folder_table(root: Path, allow_empty: bool = True, ignore: Sequence[str] = (
     """
     if not root.is_dir():
         raise InputError("no such folder", field="root", path=root)
-    images = labelled_files(root, ignore, need_label=True)
+    images = labeled_files(root, ignore, need_label=True)
     if not images:
         hint = "put the images of each class in a sub-folder of its own"
         raise InputError("no images in sub-folders", field="root", path=root, hint=hint)
@@ -84,7 +84,7 @@ def split_folders(root: Path, ignore: Sequence[str] = ()) -> dict[str, str]:
     return splits if all(splits.values()) and any(sub_folders(root, ignore, f"{name}/") for name in splits) else {}
 
 
-def labelled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = False) -> list[tuple[Path, str, str]]:
+def labeled_files(root: Path, ignore: Sequence[str] = (), need_label: bool = False) -> list[tuple[Path, str, str]]:
     """List image files at any depth, sorted by path, with the sub-folder and the split that each is in, or ""."""
     found: list[tuple[Path, str, str]] = []
     left_out: dict[tuple[str, str], list[str]] = {}
