@@ -66,7 +66,7 @@ def error_in_process(model: Embedder, picture: str, folder: Path) -> type[Except
     """Read the cache, which another process finds empty, in the main process."""
     try:
         pooled_features(model, [picture], folder if is_main() else folder / "empty")
-    except Exception as error:
+    except (OSError, RemoteProcessError) as error:
         return type(error)
 
 
