@@ -19,8 +19,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--processes", type=at_least(1), default=1, metavar="N", help="Trials to run at the same time.")
     text = "Run part I of N only, to share a study between machines, such as 2/8."
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="Print all trials and their cost without running them.")
-    parser.add_argument("--page", action="store_true", help="Write tables and page from the results so far.")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--dry-run", action="store_true", help="Print all trials and their cost without running them.")
+    either.add_argument("--page", action="store_true", help="Write results, tables and page of the trials so far.")
     parser.add_moved_images()
 
 
