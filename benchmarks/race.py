@@ -197,7 +197,7 @@ def work(options: argparse.Namespace, record: dict[str, list[Row]]) -> None:
 def report(record: dict[str, list[Row]]) -> None:
     """Print the table, and draw Recall@1 against CPU minutes."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(SETS))
+    axes = figure.subplots(1, len(SETS), squeeze=False)[0]
     rows = []
     for name, axis in zip(SETS, axes, strict=True):
         for contestant in [*OURS, *PEERS]:
