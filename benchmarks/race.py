@@ -55,7 +55,7 @@ SEEDS = (0, 1, 2)
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)  # of the backbone
 OURS = {
     "orthoproxy": {},
-    "orthoproxy, random start": {"initialization.projection": "random", "initialization.proxies": "random"},
+    "orthoproxy, random initialization": {"initialization.projection": "random", "initialization.proxies": "random"},
 }
 PEERS = {
     "pytorch-metric-learning, Multi-Similarity": "pml-multi-similarity",
@@ -215,6 +215,7 @@ def report(record: dict[str, list[Row]]) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=contestant)
         axis.set(title=name, xscale="log", xlabel="minutes of CPU time", ylabel="Recall@1, %")
         axis.set_xticks(MARKS, [f"{mark:g}" for mark in MARKS])
+        axis.minorticks_off()
     axes[0].legend(fontsize=7)
     figure.savefig(ROOT / "docs" / "images" / "race.png", dpi=150)
     print(markdown(list(rows[0]), rows))
