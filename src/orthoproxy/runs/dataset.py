@@ -175,12 +175,9 @@ def check_images(table: pd.DataFrame, unreadable: pd.DataFrame | None, config: C
         versions = file_versions(paths)
         missing = (versions[:, 0] < 0).nonzero()[0]
         if len(missing):
-            raise InputError(
-                f"{len(missing)} image files are missing",
-                field="data.csv" if config.data.csv else "data.root",
-                path=paths[missing[0]],
-                hint="set data.on_unreadable_image to skip to leave them out",
-            )
+            field = "data.csv" if config.data.csv else "data.root"
+            hint = "set data.on_unreadable_image to skip to leave them out"
+            raise InputError(f"{len(missing)} image files are missing", field=field, path=paths[missing[0]], hint=hint)
         for name, split in {"train": splits["train"], **evaluated}.items():
             if split["label"].nunique() == 1:
                 field = "data.validation_fraction" if name == "validation" else "data.test_fraction"

@@ -77,10 +77,8 @@ def _launched_processes(device: str) -> tuple[int, int]:
         raise InputError(f"torchrun started {total} processes, {local} of them here", expected="as many per machine")
     devices = {"cuda": torch.cuda.device_count, "mps": lambda: 1}
     if device in devices and local > devices[device]():
-        raise InputError(
-            f"torchrun started {local} processes for {devices[device]()} {device} devices",
-            hint="lower --nproc-per-node, or use the device cpu",
-        )
+        problem = f"torchrun started {local} processes for {devices[device]()} {device} devices"
+        raise InputError(problem, hint="lower --nproc-per-node, or use the device cpu")
     return local, total // local
 
 
@@ -96,9 +94,8 @@ def _make_logger(name: str, folder: Path) -> Logger:
             return trackers.WandbLogger(name=folder.name, save_dir=folder)
         return trackers.MLFlowLogger(run_name=folder.name, save_dir=str(folder / "mlflow"))
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{name} is not installed", field="loggers", hint="pip install 'orthoproxy[trackers]'"
-        ) from error
+        hint = "pip install 'orthoproxy[trackers]'"
+        raise InputError(f"{name} is not installed", field="loggers", hint=hint) from error
 
 
 def make_scoring(evaluation: EvaluationConfig, device: torch.device | str = "cpu") -> Scoring:

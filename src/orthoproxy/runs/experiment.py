@@ -204,10 +204,8 @@ def _load_initial_weights(encoder: Encoder, init_from: str, run: RunFolder) -> N
 def _warn_about_batchnorm(encoder: Encoder) -> None:
     live = any(isinstance(module, _BatchNorm) and module.training for module in encoder.train().modules())
     if live and process_count() > 1 and any(p.requires_grad for p in encoder.backbone.parameters()):
-        warn(
-            "batch-norm statistics are computed per process, so results depend on the number of processes; "
-            "encoder.freeze_batchnorm true avoids this"
-        )
+        problem = "batch-norm statistics are computed per process, so results depend on the number of processes"
+        warn(f"{problem}; encoder.freeze_batchnorm true avoids this")
 
 
 def make_baseline(encoder: Encoder) -> Encoder:

@@ -107,9 +107,8 @@ class RunFolder:
         if not self.exists:
             raise InputError("no run: config.yaml is missing", path=self.folder)
         if (self.folder / "untrained").is_dir():
-            raise InputError(
-                "a run of version 0.1: its baseline is in untrained/", path=self.folder, hint="train it again"
-            )
+            problem = "a run of version 0.1: its baseline is in untrained/"
+            raise InputError(problem, path=self.folder, hint="train it again")
         return read_config(self.folder / "config.yaml")
 
     @property
@@ -149,12 +148,9 @@ class RunFolder:
         before, now = self.config.flatten(), config.flatten()
         changed = [key for key in now if now[key] != before[key] and key not in WITHOUT_EFFECT]
         if changed and self.has_state:
-            raise InputError(
-                f"the run was started with {before[changed[0]]!r}, not {now[changed[0]]!r}",
-                field=changed[0],
-                path=self.folder,
-                hint="resume with the same configuration, or choose another folder",
-            )
+            problem = f"the run was started with {before[changed[0]]!r}, not {now[changed[0]]!r}"
+            hint = "resume with the same configuration, or choose another folder"
+            raise InputError(problem, field=changed[0], path=self.folder, hint=hint)
 
     def start(self, config: Config, environment: Mapping[str, str], unreadable: pd.DataFrame | None) -> None:
         """Create the folder with config.yaml and unreadable_images.csv, after removing what a failed start left."""
@@ -171,12 +167,8 @@ class RunFolder:
         """Raise `InputError` in all processes if one does not see the folder that the main process created."""
         with raise_together():
             if not self.exists:
-                raise InputError(
-                    f"not visible on {socket.gethostname()}",
-                    field="out",
-                    path=self.folder.resolve(),
-                    hint="choose a folder that all machines share",
-                )
+                problem, hint = f"not visible on {socket.gethostname()}", "choose a folder that all machines share"
+                raise InputError(problem, field="out", path=self.folder.resolve(), hint=hint)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl and wait until it is on disk: a checkpoint may rely on it."""

@@ -73,9 +73,8 @@ class StudyRunner:
                 self.results[result.trial] = result
         trials = self.study.possible_trials
         if unknown := sorted(self.results.keys() - trials.keys()):
-            _print(
-                f"warning: ignored {len(unknown)} results of trials that the study does not have: {list_names(unknown)}"
-            )
+            what = "results of trials that the study does not have"
+            _print(f"warning: ignored {len(unknown)} {what}: {list_names(unknown)}")
 
     def save(self) -> None:
         """Write the results as Parquet, and tables and page, from the trials that are done."""

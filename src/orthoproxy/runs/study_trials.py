@@ -88,11 +88,8 @@ def check_splits(study: Study, outputs: StudyPaths | None = None) -> None:
                 raise InputError(f"{trial.name} has no {split} classes", field=field, path=study.path)
             other, other_paths = first.setdefault((split, "" if split == "test" else trial.method), (trial, paths))
             if paths != other_paths:
-                raise InputError(
-                    f"{other.name} and {trial.name} have different {split} images",
-                    path=study.path,
-                    hint="give both the same data options",
-                )
+                problem = f"{other.name} and {trial.name} have different {split} images"
+                raise InputError(problem, path=study.path, hint="give both the same data options")
 
 
 def recorded_options(config: Config) -> dict[str, Any]:
@@ -106,12 +103,9 @@ def check_options(study: Study, trial: Trial, result: TrialResult) -> None:
     for name, value in recorded_options(configure_trial(study, trial)).items():
         recorded = result.options.get(name, defaults[name])  # an option that was added later had its default
         if recorded != value:
-            raise InputError(
-                f"the result of {trial.name} was made with {recorded!r}, and the study has {value!r}",
-                field=name,
-                path=study.path,
-                hint="delete the result and the run folder, or rename the study",
-            )
+            problem = f"the result of {trial.name} was made with {recorded!r}, and the study has {value!r}"
+            hint = "delete the result and the run folder, or rename the study"
+            raise InputError(problem, field=name, path=study.path, hint=hint)
 
 
 def train_trial(study: Study, trial: Trial, paths: StudyPaths, keep_run: bool = False) -> TrialResult:

@@ -91,10 +91,8 @@ def check_same_split(results: Sequence[TrialResult], split: Split) -> None:
     for result in results[1:]:
         first, other = results[0].split(split), result.split(split)
         if (first.classes, first.queries) != (other.classes, other.queries):
-            raise InputError(
-                f"{results[0].trial} and {result.trial} were scored on different {split} classes or queries",
-                hint="run all trials of a study on the same data",
-            )
+            problem = f"{results[0].trial} and {result.trial} were scored on different {split} classes or queries"
+            raise InputError(problem, hint="run all trials of a study on the same data")
 
 
 def score_matrix(
