@@ -153,15 +153,9 @@ def make_loader(
         dataset = TrainingFeatures(images, labels, paths)
         reading = {"collate_fn": lambda batch: batch}  # rows are taken a batch at a time
     else:
-        augmentation = config.data.augmentation
-        transform = training_transform(
-            config.encoder.image_size,
-            augmentation.crop_scale,
-            augmentation.crop_ratio,
-            augmentation.horizontal_flip,
-            augmentation.color_jitter,
-            augmentation.grayscale,
-        )
+        augment = config.data.augmentation
+        crop, color = (augment.crop_scale, augment.crop_ratio), (augment.color_jitter, augment.grayscale)
+        transform = training_transform(config.encoder.image_size, *crop, augment.horizontal_flip, *color)
         dataset = TrainingImages(paths, labels, transform, config.data.box_margin)
         reading = loader_options(config.data.workers, persistent_workers=True)
     generator = torch.Generator()  # else each epoch would draw from the random state that a resumed run restores
@@ -172,14 +166,8 @@ def make_loader(
 def make_encoder(encoder: EncoderConfig) -> Encoder:
     """Build the encoder to train, with random weights."""
     with field_prefix("encoder"):
-        model = Encoder(
-            encoder.name,
-            encoder.embedding_dim,
-            encoder.image_size,
-            encoder.drop_path,
-            encoder.freeze_batchnorm,
-            encoder.pooling,
-        )
+        shape = encoder.name, encoder.embedding_dim, encoder.image_size
+        model = Encoder(*shape, encoder.drop_path, encoder.freeze_batchnorm, encoder.pooling)
         if encoder.freeze:
             model.freeze()
         if encoder.trainable_blocks is not None:
