@@ -38,9 +38,10 @@ def compare_runs(first: RunFolder, second: RunFolder, device: str, workers: int)
     for run in (first, second):
         if not run.has_model:
             raise InputError("no trained model", path=run.folder, hint="finish the run with --resume")
-    environment = _differing(first.config.environment, second.config.environment)
-    data = {key: pair for key, pair in environment.items() if key == DATA}
     configuration = _differing(first.config.flatten(), second.config.flatten())
+    configuration = {key: pair for key, pair in configuration.items() if key not in IRRELEVANT}
+    environment = _differing(first.config.environment, second.config.environment)
+    data = {DATA: environment.pop(DATA)} if DATA in environment else {}
     weights = {name: change for name in TENSOR_FILES if (change := _tensor_difference(first, second, name))}
     scores, note = None, None
     if any(name.startswith("model/") for name in weights):
@@ -49,15 +50,7 @@ def compare_runs(first: RunFolder, second: RunFolder, device: str, workers: int)
         verdict = "within interval" if within else "different"
     else:
         verdict, note = "equal", "the weights are identical, so the scores are too"
-    return Comparison(
-        verdict,
-        {key: pair for key, pair in configuration.items() if key not in IRRELEVANT},
-        data,
-        {key: pair for key, pair in environment.items() if key != DATA},
-        weights,
-        scores,
-        note,
-    )
+    return Comparison(verdict, configuration, data, environment, weights, scores, note)
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
