@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,15 +21,11 @@ from orthoproxy.runs.run_folder import RunFolder
 
 FORMAT_VERSION = 2  # of the JSON
 PAGE = "diagnosis.html"
+Embed = Callable[[Embedder, pd.DataFrame, str], np.ndarray]  # of a model, images, and what to show beside the progress
 
 
 def diagnose_runs(
-    runs: Sequence[RunFolder],
-    out: Path,
-    split: Literal["test", "validation"] | None,
-    max_images: int,
-    workers: int,
-    device: str,
+    runs: Sequence[RunFolder], out: Path, split: str | None, max_images: int, workers: int, device: str
 ) -> list[Diagnosis]:
     """Diagnose some runs on at most `max_images` training images each, and write `PAGE` into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -53,12 +48,7 @@ def diagnose_runs(
 
 
 def load_diagnosis_input(
-    run: RunFolder,
-    embed: Callable[[Embedder, pd.DataFrame, str], np.ndarray],
-    split: str | None,
-    max_images: int,
-    device: str,
-    name: str,
+    run: RunFolder, embed: Embed, split: str | None, max_images: int, device: str, name: str
 ) -> DiagnosisInput:
     """Embed a run's training images and unseen classes with its model and with the untrained encoder."""
     table = load_table(run)

@@ -103,12 +103,7 @@ def average_weights(models: Sequence[Embedder]) -> Embedder:
 
 
 def _check(
-    places: Sequence[str],
-    models: Sequence[Embedder],
-    model: Embedder,
-    written: RunFolder,
-    images: pd.DataFrame,
-    workers: int,
+    places: list[str], models: list[Embedder], model: Embedder, written: RunFolder, images: pd.DataFrame, workers: int
 ) -> dict[str, float] | None:
     """Compare the written model with the runs: its embeddings, and its MAP@R on validation images, if there are any."""
     paths, scoring = images["path"].tolist(), make_scoring(written.config.evaluation)
