@@ -62,12 +62,11 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except figures and images, as the JSON output has it."""
-        data = {"name": self.name, "status": self.status, "reason": self.reason, "measured": self.measured}
-        finding = self.finding
-        if finding is None:
-            return {**data, "finding": None}
-        kept = {name: getattr(finding, name) for name in ("title", "scope", "unit", "advice")}
-        return {**data, "finding": {**kept, "severity": asdict(finding.severity)}}
+        data = {name: getattr(self, name) for name in ("name", "status", "reason", "measured", "finding")}
+        if found := self.finding:
+            kept = {name: getattr(found, name) for name in ("title", "scope", "unit", "advice")}
+            data["finding"] = {**kept, "severity": asdict(found.severity)}
+        return data
 
 
 @dataclass(frozen=True)
