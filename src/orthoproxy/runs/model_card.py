@@ -79,10 +79,8 @@ def model_card(config: Config, evaluation: Evaluation | None, license: str, no_m
 def _score_table(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return ""
-    rows = [
-        f"| {name} | {score} | {evaluation.baseline[name] if evaluation.baseline else '-'} |"
-        for name, score in evaluation.model.items()
-    ]
+    untrained = evaluation.baseline or dict.fromkeys(evaluation.model, "-")
+    rows = [f"| {name} | {score} | {untrained[name]} |" for name, score in evaluation.model.items()]
     head = f"Scores on {evaluation.classes} {evaluation.kind}, {evaluation.queries} queries, in percent with intervals:"
     return "\n".join([head, "", "| metric | trained | untrained |", "|---|---|---|", *rows])
 
