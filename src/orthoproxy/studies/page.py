@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from orthoproxy.core.files import atomic_write
 from orthoproxy.reports.html import Plot, figure_to_svg, load_template
@@ -52,19 +51,16 @@ def _render(study: Study, results: Sequence[TrialResult], rows: dict[str, list[M
 
 
 def _plot_scores(study: Study, rows: Sequence[MethodSummary]) -> list[Plot]:
-    colors = figures.method_colors(study)
+    colors, drawn, plots = figures.method_colors(study), {}, []
     caption = "Large dot and bar: mean and interval. Small dots: seeds."
-    plots = []
     if any(row.difference for row in rows):
-        drawing = figures.differences_figure(rows, colors)
-        plots.append(_plot("Differences on the test classes", caption, drawing, "differences"))
+        drawn["Differences"] = figures.differences_figure(rows, colors)
     if any(row.mean for row in rows):
-        plots.append(_plot("Scores on the test classes", caption, figures.scores_figure(rows, colors), "scores"))
+        drawn["Scores"] = figures.scores_figure(rows, colors)
+    for name, figure in drawn.items():
+        title = f"{name} on the test classes"
+        plots.append(Plot(title, caption, figure_to_svg(figure, name.lower(), f"{title}. {caption}")))
     return plots
-
-
-def _plot(title: str, caption: str, figure: Figure, name: str) -> Plot:
-    return Plot(title, caption, figure_to_svg(figure, name, f"{title}. {caption}"))
 
 
 def _tried_settings(study: Study, results: Sequence[TrialResult]) -> list[dict[str, Any]]:
