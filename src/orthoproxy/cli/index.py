@@ -160,11 +160,10 @@ def _maintain(options: Any) -> dict[str, Any]:
         if options.migrate_to:
             index.fit_index(catalog)
         if options.history:
-            results["history"] = [
-                {"changed": time, "images_before": count} for time, count in catalog.versioned_store.history()
-            ]
-            for change in results["history"]:
-                print(f"changed {change['changed']}: {change['images_before']} images before")
+            history = catalog.versioned_store.history()
+            results["history"] = [{"changed": when, "images_before": count} for when, count in history]
+            for when, count in history:
+                print(f"changed {when}: {count} images before")
         if options.info:
             results["info"] = catalog.info()
             for name, value in results["info"].items():
