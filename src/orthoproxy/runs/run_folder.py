@@ -25,16 +25,9 @@ from orthoproxy.training.checkpoint import has_checkpoint
 
 # options that do not change what a run computes
 WITHOUT_EFFECT = {"data.workers", "evaluation.block_memory_mb"}
+UNREADABLE = "unreadable_images.csv"
 # what a run writes after config.yaml
-WRITTEN = (
-    "unreadable_images.csv",
-    "checkpoints",
-    "metrics.jsonl",
-    "baseline",
-    "model",
-    "evaluation.json",
-    "report.html",
-)
+WRITTEN = (UNREADABLE, "checkpoints", "metrics.jsonl", "baseline", "model", "evaluation.json", "report.html")
 
 
 class RunFolder:
@@ -128,7 +121,7 @@ class RunFolder:
     @property
     def unreadable(self) -> pd.DataFrame | None:
         """The images left out because they cannot be read; None unless data.on_unreadable_image is skip."""
-        path = self.folder / "unreadable_images.csv"
+        path = self.folder / UNREADABLE
         return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else None
 
     def load_model(self, device: Any = "cpu", with_proxies: bool = True) -> Embedder:
@@ -157,11 +150,11 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
-        (self.folder / "unreadable_images.csv").unlink(missing_ok=True)
+        (self.folder / UNREADABLE).unlink(missing_ok=True)
         write_config(config.model_copy(update={"environment": dict(environment)}), self.folder / "config.yaml")
         self.__dict__.pop("config", None)
         if unreadable is not None:
-            atomic_write(self.folder / "unreadable_images.csv", unreadable.to_csv(index=False))
+            atomic_write(self.folder / UNREADABLE, unreadable.to_csv(index=False))
 
     def require_shared(self) -> None:
         """Raise `InputError` in all processes if one does not see the folder that the main process created."""
