@@ -133,7 +133,7 @@ def cosine_histogram_figure(proxies: Float[np.ndarray, "C D"]) -> Figure:
     cosines = pair_cosines(proxies)
     figure, axes = create_figure()
     low, high = min(-0.1, float(cosines.min(initial=0))), max(0.1, float(cosines.max(initial=0)))
-    height, edges = np.histogram(cosines, np.linspace(low, high, _bin_count(cosines) + 1))
+    height, edges = np.histogram(cosines, bins=int(np.clip(np.sqrt(len(cosines)), 12, 60)), range=(low, high))
     axes.stairs(100 * height / max(1, len(cosines)), edges, color=COLORS["blue"], fill=True, alpha=0.75)
     axes.axvline(0, color=COLORS["ink"], linewidth=1, linestyle=(0, (2, 2)))
     label_axes(axes, "cosine of two proxies", "% of pairs")
@@ -171,8 +171,3 @@ def _mark_point(
 ) -> None:
     axes.plot(*point, marker=marker, markersize=8, color="none", markeredgecolor=color, markeredgewidth=1.4)
     axes.annotate(text, point, offset, textcoords="offset points", ha="left" if offset[0] else "center", color=color)
-
-
-def _bin_count(values: Float[np.ndarray, " P"]) -> int:
-    """Use fewer bins where there are few distinct values, so that the histogram has no gaps."""
-    return int(np.clip(np.sqrt(len(np.unique(values.round(6)))), 12, 60))
