@@ -61,11 +61,11 @@ def _native_precision(device: str) -> Precision:
     return "bf16-mixed" if native else "32-true"
 
 
-def evaluation_precision(device: torch.device | str, training: str) -> Precision:
+def evaluation_precision(device: torch.device | str, training: Precision | Literal["auto"]) -> Precision:
     """Return the precision of evaluation: that of training on a GPU; float32 on a CPU, for comparable scores."""
-    if torch.device(device).type != "cuda" or training not in ("auto", "bf16-mixed"):
+    if torch.device(device).type != "cuda":
         return "32-true"
-    return _native_precision("cuda") if training == "auto" else "bf16-mixed"
+    return _native_precision("cuda") if training == "auto" else training
 
 
 def _launched_processes(device: str) -> tuple[int, int]:
