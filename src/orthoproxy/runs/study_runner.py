@@ -67,10 +67,8 @@ class StudyRunner:
         """Read the results, finished ones from the Parquet file; warn about those that belong to no trial."""
         found = read_results(self.paths.parquet) if self.paths.parquet.is_file() else []
         found += [read_trial(path) for path in sorted((self.paths.folder / "trials").glob("*.json"))]
-        self.results = {}
-        for result in found:
-            if result.test or not (result.trial in self.results and self.results[result.trial].test):
-                self.results[result.trial] = result
+        found.sort(key=lambda result: result.test is not None)  # of two results of a trial, the evaluated one stays
+        self.results = {result.trial: result for result in found}
         trials = self.study.possible_trials
         if unknown := sorted(self.results.keys() - trials.keys()):
             what = "results of trials that the study does not have"
@@ -101,8 +99,7 @@ class StudyRunner:
         self._work_on(task, [trial for trial in self._missing(task, trials) if trial.name in own], what)
         if parts > 1:
             self.load()  # other machines may write to the same disk
-        missing = self._missing(task, trials)
-        if missing:
+        if missing := self._missing(task, trials):
             place = self.paths.folder / "trials"
             _print(f"{len(missing)} trials of other machines are missing: copy their files into {place}, and run again")
         return not missing
