@@ -29,14 +29,8 @@ def scores_figure(rows: Sequence[MethodSummary], colors: Mapping[str, str]) -> F
     """Draw the test scores of each method: seeds as dots, the mean with its interval, the untrained encoder dashed."""
     scored = [(row, row.mean, row.scores) for row in rows if row.mean]
     figure, axes = _draw_intervals(scored, colors)
-    axes.vlines(
-        [100 * row.untrained.value for row, _, _ in scored if row.untrained],
-        np.arange(len(scored)) - 0.5,
-        np.arange(len(scored)) + 0.5,
-        color=COLORS["muted"],
-        linestyle=(0, (4, 2)),
-        linewidth=1.2,
-    )
+    untrained, y = [100 * row.untrained.value for row, _, _ in scored if row.untrained], np.arange(len(scored))
+    axes.vlines(untrained, y - 0.5, y + 0.5, color=COLORS["muted"], linestyle=(0, (4, 2)), linewidth=1.2)
     label_axes(axes, f"{metric_name(rows[0].metric)}, % (dashed: untrained encoder)")
     return figure
 

@@ -11,38 +11,29 @@ import numpy as np
 from orthoproxy.core.files import atomic_write
 from orthoproxy.reports.html import Plot, figure_to_svg, load_template
 from orthoproxy.reports.text import metric_name
-from orthoproxy.studies import figures
+from orthoproxy.studies import figures, table
 from orthoproxy.studies.plan import Study, choose_setting, validation_scores
 from orthoproxy.studies.results import METRICS, TrialResult
 from orthoproxy.studies.statistics import MIN_SEEDS
-from orthoproxy.studies.table import (
-    MethodSummary,
-    format_setting,
-    notes,
-    ordered_metrics,
-    summarize_methods,
-    to_cells,
-    to_frame,
-    to_markdown,
-)
+from orthoproxy.studies.table import MethodSummary
 
 
 def write_page(study: Study, results: Sequence[TrialResult], folder: Path) -> None:
     """Write ``index.html``, ``table.md`` and ``table.csv`` to a folder; the page lists missing trials."""
-    rows = {metric: summarize_methods(study, results, metric) for metric in ordered_metrics(study)}
+    rows = {metric: table.summarize_methods(study, results, metric) for metric in table.ordered_metrics(study)}
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "index.html", _render(study, results, rows))
-    atomic_write(folder / "table.md", to_markdown(study, results))
-    frame = to_frame([row for of_metric in rows.values() for row in of_metric])
+    atomic_write(folder / "table.md", table.to_markdown(study, results))
+    frame = table.to_frame([row for of_metric in rows.values() for row in of_metric])
     atomic_write(folder / "table.csv", frame.to_csv(index=False))
 
 
 def _render(study: Study, results: Sequence[TrialResult], rows: dict[str, list[MethodSummary]]) -> str:
     return load_template("study.html.j2").render(
         study=study,
-        cells={metric: [to_cells(row) for row in of_metric] for metric, of_metric in rows.items()},
+        cells={metric: [table.to_cells(row) for row in of_metric] for metric, of_metric in rows.items()},
         names={metric: metric_name(metric) for metric in METRICS},
-        notes=notes(study, results),
+        notes=table.notes(study, results),
         few_seeds=len(study.seeds) < MIN_SEEDS,
         score_plots=_plot_scores(study, rows[study.metric]),
         tried=_tried_settings(study, results),
@@ -70,7 +61,7 @@ def _tried_settings(study: Study, results: Sequence[TrialResult]) -> list[dict[s
         chosen = choose_setting(study, results, name)
         for setting in method.settings:
             scores = validation_scores(study, results, name, setting)
-            row = {"method": name, "setting": format_setting(setting or method.set), "seeds": len(scores)}
+            row = {"method": name, "setting": table.format_setting(setting or method.set), "seeds": len(scores)}
             tried.append(row | {"score": float(np.mean(scores)) if scores else None, "chosen": setting == chosen})
     return tried
 
