@@ -61,10 +61,8 @@ def plot_training(log: pd.DataFrame) -> list[Plot]:
 
 
 def _curve_plot(title: str, caption: str, figure: Figure, log: pd.DataFrame, columns: Sequence[str]) -> Plot:
-    values = {column: finite_values(log, column) for column in columns}
-    changes = "; ".join(
-        f"{column} from {value.iloc[0]:.3g} to {value.iloc[-1]:.3g}" for column, value in values.items()
-    )
+    ends = {column: finite_values(log, column).iloc[[0, -1]] for column in columns}
+    changes = "; ".join(f"{column} from {first:.3g} to {last:.3g}" for column, (first, last) in ends.items())
     return Plot(title, caption, figure_to_svg(figure, title.lower(), f"{title} over steps: {changes}"))
 
 

@@ -59,9 +59,8 @@ def export_run(
         )
         matching = exported.matching
         if int8 and len(validation):  # the threshold of the original, which is what the model folder holds
-            matching = calibrate_no_match(
-                model.embed(validation["path"].tolist(), workers=workers), validation, scoring
-            )
+            embeddings = model.embed(validation["path"].tolist(), workers=workers)
+            matching = calibrate_no_match(embeddings, validation, scoring)
         if not own:
             model.save(folder)
         evaluation = Evaluation.from_dict(run.scores) if run.scores else None
