@@ -47,7 +47,6 @@ ENOUGH_RECALL = 0.99
 MAX_VERSIONS = 100  # each write makes one; more are merged
 MAX_CHANGES = 10  # that can be undone
 GROWTH = 4  # times as many rows as when the index was built: build it again
-ALWAYS_LATEST = timedelta(0)
 
 
 class LanceStore:
@@ -118,18 +117,15 @@ class LanceStore:
 
     def get(self, ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
         """Return rows by id, in any order."""
-        if not ids:
-            return pd.DataFrame(columns=list(columns))
         with _lance_errors(self.address):
             self._require_same_meta()
-            query = self._table.search().where(to_sql(In("id", tuple(ids)))).select(list(columns))
-            return _to_pandas(query.to_arrow())
+            return self._table.search().where(to_sql(In("id", tuple(ids)))).select(list(columns)).to_pandas()
 
     def pages(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         """Yield all rows, a few thousand at a time."""
         with _lance_errors(self.address):
             for batch in self._table.search().select(list(columns)).to_batches(PAGE_SIZE):
-                yield _to_pandas(pa.table(batch))
+                yield batch.to_pandas()
 
     def count(self) -> int:
         with _lance_errors(self.address):
@@ -137,11 +133,11 @@ class LanceStore:
 
     def search(self, queries: Float[np.ndarray, "Q D"], k: int, where: Condition | None) -> list[list[dict]]:
         """Return `HIT_FIELDS` and ``similarity`` of the k nearest rows that meet a condition, for each query."""
-        with self._lock, _lance_errors(self.address):  # one product already uses all cores
-            in_memory = self._load()
-            if in_memory is not None:
-                return self._search_in_memory(*in_memory, queries, k, where)
         with _lance_errors(self.address):
+            with self._lock:  # one product already uses all cores
+                in_memory = self._load()
+                if in_memory is not None:
+                    return self._search_in_memory(*in_memory, queries, k, where)
             return [self._search_on_disk(query, k, where) for query in queries]
 
     def _search_in_memory(
@@ -167,7 +163,8 @@ class LanceStore:
             self._in_memory = None
             if self.count() < self.exact_below:
                 data = self._table.search().select([*HIT_FIELDS, "embedding"]).to_arrow()
-                self._in_memory = data.select(HIT_FIELDS).combine_chunks(), _to_numpy(data["embedding"])
+                embeddings = data["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
+                self._in_memory = data.select(HIT_FIELDS).combine_chunks(), embeddings
             self._version = version
         return self._in_memory
 
@@ -350,19 +347,6 @@ def matches(condition: Condition, texts: pa.Table) -> np.ndarray:
             return np.logical_or.reduce([matches(part, texts) for part in conditions])
 
 
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    """Convert a table; an embedding becomes an array of its own."""
-    texts = table.select([name for name in table.column_names if name != "embedding"]).to_pandas()
-    if "embedding" in table.column_names:
-        texts["embedding"] = list(_to_numpy(table["embedding"]))
-    return texts
-
-
-def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    parts = [chunk.flatten().to_numpy() for chunk in column.chunks] or [np.empty(0, "f4")]
-    return np.concatenate(parts).reshape(-1, column.type.list_size)
-
-
 def _local_folder(address: str) -> Path | None:
     return None if "://" in address else Path(address)
 
@@ -376,7 +360,7 @@ def _newest_version(files: Path) -> int:
 
 
 def _connect(address: str) -> Any:
-    return lancedb.connect(address, read_consistency_interval=ALWAYS_LATEST)
+    return lancedb.connect(address, read_consistency_interval=timedelta(0))  # always the latest version
 
 
 @contextmanager
