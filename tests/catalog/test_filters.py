@@ -91,6 +91,7 @@ def test_a_filter_means_what_was_written(condition: Any, rows: list[dict[str, st
     "", "label", "label = 'x'", "label > 'x'", "label == x", "label == 'x", "label == 'x' 'y'", "label == ['x']",
     "label in 'x'", "label in []", "label in [label]", "label in ['x'", "label not == 'x'", "(label == 'x'",
     "id == 'x'", "label == 'x' or count(id)", "label == 'x'; drop", "label == 'x' or 1 == 1",
+    "label like = 'x'", "label like= 'x'", "label not like= 'x'", "label like like 'x'", "label like in ['x']",
     "not " * 150 + "label == 'x'", "(" * 5000 + "label == 'x'" + ")" * 5000, "label == '" + "x" * 1_000_000 + "'",
     " or ".join(["label == 'x'"] * 1001),
 ])  # fmt: skip

@@ -94,7 +94,7 @@ def parse_filter(text: str) -> Condition:
             values.append(token[0][1:-1])
             return f" _{len(values) - 1} "
         if word == "like":  # not in Python's grammar, which reads the filter: `like` becomes `<`, and `not like` `>`
-            return "<"
+            return " < "
         if token[0] not in FIELDS and word not in ("and", "or", "not", "in"):
             raise _error(f"unexpected {token[0]!r} at character {token.start() + 1}")
         return f" {token[0] if token[0] in FIELDS else word} "
@@ -124,13 +124,10 @@ def _convert(node: ast.expr, values: list[str]) -> Condition:
             if not names or len(names) < len(items) or isinstance(right, ast.List) != several:
                 raise SyntaxError
             quoted = [values[int(name[1:])] for name in names]
-            match operator:
-                case ast.Lt() | ast.Gt():
-                    condition: Condition = Like(field, tuple(_unescape(quoted[0], "\0").split("\0")))
-                case ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn():
-                    condition = In(field, tuple(map(_unescape, quoted)))
-                case _:
-                    raise SyntaxError
+            if isinstance(operator, ast.Lt | ast.Gt):
+                condition: Condition = Like(field, tuple(_unescape(quoted[0], "\0").split("\0")))
+            else:
+                condition = In(field, tuple(map(_unescape, quoted)))
             return Not(condition) if isinstance(operator, ast.NotEq | ast.NotIn | ast.Gt) else condition
     raise SyntaxError
 
