@@ -18,7 +18,7 @@ from orthoproxy.core.progress import Progress
 from orthoproxy.data.sources.collection import Collection
 from orthoproxy.embedding.batches import EmbeddedFiles, File
 from orthoproxy.embedding.onnx_embedder import AnyEmbedder
-from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_paths
+from orthoproxy.embedding.parquet_store import embedding_meta, read_parts, unreadable_images
 
 VALUES = ["content", "label", "group"]
 RESTORE = "restore the files, or delete these images from the catalog"
@@ -126,8 +126,8 @@ def index_embeddings(catalog: Catalog, folder: Path, report: Report = lambda don
             _update(catalog, rows, stored, files, changes)
             progress.advance(len(rows), "images")
             report(progress.done, meta.images)
-    unreadable = pd.DataFrame({"path": unreadable_paths(folder)}, dtype=object)
-    changes.ids += _rows(unreadable, Path(meta.root), Path(catalog.root))["id"].tolist()  # for prune
+    unreadable = _rows(unreadable_images(folder, meta), Path(meta.root), Path(catalog.root))
+    changes.ids += unreadable["id"].tolist()  # for prune
     return changes
 
 
@@ -137,24 +137,23 @@ def images_to_prune(catalog: Catalog, ids: Iterable[str], limit: int | None = No
     Raises InputError for more than `limit` images. Without a limit: for more than a tenth of the catalog, all images of
     a top-level folder, or images whose folder is missing or empty (a disk may not be mounted).
     """
-    keep, total = set(ids), len(catalog)
-    pages = [pd.DataFrame(columns=["id", "path"]), *catalog.iterate_rows(["id", "path"])]
-    gone = pd.concat([page[~page["id"].isin(keep)] for page in pages], ignore_index=True)
-    problem = None
-    if limit is None:
-        folders = {Path(catalog.root, path).parent for path in gone["path"]}
-        away = sorted(folder for folder in folders if not folder.is_dir() or not any(folder.iterdir()))
-        tops = {path.split("/")[0] for path in gone["path"] if "/" in path}
-        tops -= {path.split("/")[0] for page in pages for path in page["path"][page["id"].isin(keep)]}
-        problem = f"{away[0]} is missing or empty" if away else None
-        if problem is None and tops:
-            problem = f"all images of the folder {min(tops)}"
-    if problem is None and len(gone) > (total / 10 if limit is None else limit):
+    images = pd.concat([pd.DataFrame(columns=["id", "path"]), *catalog.iterate_rows(["id", "path"])], ignore_index=True)
+    is_kept = images["id"].isin(set(ids))
+    gone = images[~is_kept].reset_index(drop=True)
+    folders = {Path(catalog.root, path).parent for path in gone["path"]} if limit is None else set()
+    away = sorted(folder for folder in folders if not folder.is_dir() or not any(folder.iterdir()))
+    tops = {path.split("/")[0] for path in gone["path"] if "/" in path}
+    tops -= {path.split("/")[0] for path in images["path"][is_kept]}
+    if away:
+        problem = f"{away[0]} is missing or empty"
+    elif tops and limit is None:
+        problem = f"all images of the folder {min(tops)}"
+    elif len(gone) > (len(images) / 10 if limit is None else limit):
         problem = f"more than {'a tenth' if limit is None else limit}, for example {gone['path'].iloc[0]}"
-    if problem is not None:
-        hint = f"if they are gone for good, raise the prune limit to {len(gone)}"
-        raise InputError(f"would remove {len(gone)} of {total} images: {problem}", field="prune", hint=hint)
-    return gone
+    else:
+        return gone
+    hint = f"if they are gone for good, raise the prune limit to {len(gone)}"
+    raise InputError(f"would remove {len(gone)} of {len(images)} images: {problem}", field="prune", hint=hint)
 
 
 def delete_paths(catalog: Catalog, paths: Sequence[str]) -> int:

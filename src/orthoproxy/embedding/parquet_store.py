@@ -183,12 +183,7 @@ def write_part(
 
 def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
     """Collect the unreadable images of all parts and write _unreadable.csv if there are any."""
-    found = [
-        (str(Path(plan.root) / image["path"]), part.file, image["reason"])
-        for part in plan.parts
-        for image in _read_metadata(out / part.file)[2]
-    ]
-    unreadable = pd.DataFrame(found, columns=["path", "part", "reason"], dtype=object)
+    unreadable = unreadable_images(out, plan)
     if unreadable.empty:
         (out / UNREADABLE).unlink(missing_ok=True)
     else:
@@ -196,9 +191,11 @@ def write_unreadable(out: Path, plan: EmbeddingMeta) -> pd.DataFrame:
     return unreadable
 
 
-def unreadable_paths(folder: Path) -> list[str]:
-    """Return the paths of the images that could not be read, relative to the root."""
-    return [image["path"] for part in embedding_meta(folder).parts for image in _read_metadata(folder / part.file)[2]]
+def unreadable_images(folder: Path, meta: EmbeddingMeta) -> pd.DataFrame:
+    """Return the absolute path, part and reason of each image that could not be read."""
+    images = ((part.file, image) for part in meta.parts for image in _read_metadata(folder / part.file)[2])
+    found = [(str(Path(meta.root) / image["path"]), file, image["reason"]) for file, image in images]
+    return pd.DataFrame(found, columns=["path", "part", "reason"], dtype=object)
 
 
 def _split(images: pd.DataFrame, part_size: int) -> Iterator[Part]:
