@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote as quote_url
@@ -71,14 +71,10 @@ class Service:
             model = _load_model(catalog) if plain is None else augmented(plain)
         if model is not None:
             self.models[model.identity] = model
-        counts = Counter[str]()
-        for page in catalog.iterate_rows(["label"]):
-            counts.update(page["label"])
-        images = counts.total()
-        counts.pop("", None)
-        labels = tuple(label for label, _ in counts.most_common())
+        counts = Counter(label for page in catalog.iterate_rows(["label"]) for label in page["label"])
+        labels = tuple(label for label, _ in counts.most_common() if label)
         described = {"labels": len(labels), "dim": catalog.dim, "model": catalog.model}
-        info = CatalogInfo(name=name, images=images, **described, takes_images=model is not None)
+        info = CatalogInfo(name=name, images=counts.total(), **described, takes_images=model is not None)
         return ServedCatalog(info, catalog, model, labels, tuple(catalog.sample_ids(SAMPLES)))
 
     def served(self, name: str | None) -> ServedCatalog:
@@ -155,13 +151,15 @@ class Service:
             return self.decoders.jpeg(path), "image/jpeg"
 
     def _find_image(self, image_id: str, catalog: str | None) -> tuple[Path, Box | None]:
-        """Return the file and box of an image whose path comes from the catalog and lies below the catalog's root."""
+        """Return the file of an image, which lies below the catalog's root, links followed, and its box."""
         served = self.served(catalog)
         file, box = split_box(self._row(served, image_id)["path"])
-        path = _inside(Path(served.catalog.root).resolve(), file)
-        if path is None:
-            raise RequestError("the image's file is missing", status=404, field="id")
-        return path, box
+        root = Path(served.catalog.root).resolve()
+        with suppress(OSError, ValueError):  # a loop of links, or a null byte
+            path = (root / file).resolve(strict=True)
+            if path.is_relative_to(root) and path.is_file() and os.access(path, os.R_OK):
+                return path, box
+        raise RequestError("the image's file is missing", status=404, field="id")
 
     def close(self) -> None:
         """End the worker processes and close the catalogs."""
@@ -208,15 +206,6 @@ class Service:
         if rows.empty:
             raise RequestError("no image of this id", status=404, field="id")
         return rows.iloc[0].to_dict()
-
-
-def _inside(root: Path, relative_path: str) -> Path | None:
-    """Return the path of a readable file below a folder, links followed; None if there is none."""
-    try:
-        path = (root / relative_path).resolve(strict=True)
-        return path if path.is_relative_to(root) and path.is_file() and os.access(path, os.R_OK) else None
-    except (OSError, ValueError):  # a loop of links, or a null byte
-        return None
 
 
 def _load_model(catalog: Catalog) -> AnyEmbedder | None:
