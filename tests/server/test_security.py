@@ -30,7 +30,7 @@ def client_for(host: str = "127.0.0.1", names: tuple[str, ...] = (), token: str 
     app.router.routes.append(WebSocketRoute("/here", lambda websocket: websocket.accept()))
     hosts = allowed_hosts(host, names)
     app.add_middleware(
-        SecurityMiddleware, hosts=hosts, token=token, paths=["/here"], body_limits={"/here": 10}, body_seconds=60
+        SecurityMiddleware, hosts=hosts, token=token, paths="/here", body_limits={"/here": 10}, body_seconds=60
     )
     return TestClient(app, base_url="http://127.0.0.1:7860")
 

@@ -217,7 +217,7 @@ def make_app(service: Service, host: str = "127.0.0.1", token: str | None = None
         SecurityMiddleware,
         hosts=allowed_hosts(host, names),
         token=token,
-        paths=[*PATHS, *(PAGE + path for path in PAGE_PATHS)],
+        paths="|".join([*PATHS, *(PAGE + path for path in PAGE_PATHS)]),
         body_limits={"/search": upload, "/uploads": upload},
         body_seconds=service.limits.body_seconds,
     )

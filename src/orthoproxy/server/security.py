@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,21 +48,16 @@ def allowed_hosts(host: str, names: Sequence[str] = ()) -> list[str]:
     return [own, *names, *(LOOPBACK if own in LOOPBACK else ())]
 
 
+@dataclass(frozen=True)
 class SecurityMiddleware:
     """ASGI middleware: only requests of the same origin, with the token, to a known path, with a bounded body."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        hosts: Sequence[str],
-        token: str | None,
-        paths: Sequence[str],
-        body_limits: Mapping[str, int],
-        body_seconds: float,
-    ) -> None:
-        self.app, self.token, self.body_seconds, self.body_limits = app, token, body_seconds, body_limits  # by path
-        self.hosts = [host.lower() for host in hosts]
-        self.paths = re.compile("|".join(f"(?:{path})" for path in paths))
+    app: ASGIApp
+    hosts: Sequence[str]  # from `allowed_hosts`
+    token: str | None
+    paths: str  # a regular expression
+    body_limits: Mapping[str, int]  # bytes, by path
+    body_seconds: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -118,7 +114,7 @@ class SecurityMiddleware:
         token = None if scope["path"] == "/health" else self.token
         if token is not None and not has_token(headers.get("authorization", ""), token):
             raise RequestError("missing or wrong token", status=401, hint="send Authorization: Bearer TOKEN")
-        if not self.paths.fullmatch(scope["path"]):
+        if not re.fullmatch(self.paths, scope["path"]):
             raise RequestError("not found", status=404)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
@@ -127,8 +123,8 @@ class SecurityMiddleware:
     def is_own(self, host: str) -> bool:
         """Return whether a Host header names this server, with any port."""
         match = HOST.fullmatch(host.lower())
-        name = match[1] if match else ""
-        return any(name == own or (own.startswith("*") and name.endswith(own[1:])) for own in self.hosts)
+        name, hosts = match[1] if match else "", map(str.lower, self.hosts)
+        return any(name == own or (own.startswith("*") and name.endswith(own[1:])) for own in hosts)
 
 
 def too_large(limit: int) -> RequestError:
