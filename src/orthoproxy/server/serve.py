@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -103,9 +104,6 @@ def name_catalogs(addresses: Sequence[str]) -> dict[str, str]:
         parts = urlsplit(address)
         path = parts.path if parts.scheme in ("http", "https") else os.path.abspath(address)  # noqa: PTH100
         base = PurePosixPath(path).name or parts.hostname or "catalog"
-        name, number = base, 1
-        while name in named:
-            number += 1
-            name = f"{base}-{number}"
-        named[name] = address
+        names = (base if number == 1 else f"{base}-{number}" for number in count(1))
+        named[next(name for name in names if name not in named)] = address
     return named
