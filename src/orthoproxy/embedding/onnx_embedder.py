@@ -146,7 +146,7 @@ def make_session(path: Path, device: str = "cpu") -> Any:
 
 
 def load_model(path: str | Path, device: str = "cpu", identity: str = "") -> AnyEmbedder:
-    """Load a trained or an exported model, without proxies.
+    """Load a trained or an exported model, without proxies; raises InputError if there is none, or it is damaged.
 
     Parameters
     ----------
@@ -156,11 +156,6 @@ def load_model(path: str | Path, device: str = "cpu", identity: str = "") -> Any
         Where to compute; ``auto`` for a GPU if there is one.
     identity
         Of stored embeddings to compare with: if they are augmented, the model embeds alike.
-
-    Raises
-    ------
-    InputError
-        If there is no model, or it is damaged.
 
     Examples
     --------
