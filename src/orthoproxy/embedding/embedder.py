@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -190,11 +190,7 @@ class Embedder(
         They are float32, on the model's device. Rows of an N x F tensor are yielded as they are. Options and errors are
         those of `embed`.
         """
-
-        def features(batch: Tensor) -> Tensor:
-            return batch if batch.ndim == 2 else self.encoder.features(batch)
-
-        return self._iterate(features, images, **options)
+        return self._iterate(lambda x: x if x.ndim == 2 else self.encoder.features(x), images, **options)
 
     def _iterate(
         self,
@@ -206,8 +202,12 @@ class Embedder(
         precision: str = "32-true",
     ) -> Iterator[Float[Tensor, "b _"]]:
         on_gpu, features = self.device.type == "cuda", self.encoder.feature_dim
+        if precision not in AUTOCAST:
+            raise InputError(repr(precision), field="precision", expected=f"one of {', '.join(AUTOCAST)}")
+        dtype = AUTOCAST[precision]
+        autocast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
         for batch in iterate_image_batches(images, self.transform, batch_size, workers, progress, on_gpu, features):
-            with torch.no_grad(), _evaluating(self.encoder), _autocast(self.device, precision):
+            with torch.no_grad(), _evaluating(self.encoder), autocast:
                 rows = model(torch.as_tensor(batch).to(self.device, non_blocking=on_gpu))
             yield rows.float()
 
@@ -310,13 +310,6 @@ def write_threshold(folder: Path, threshold: float | None, false_match_rate: flo
     rate = None if threshold is None else false_match_rate
     changes = {"threshold": threshold, "false_match_rate": rate}
     _write_config(read_json(ModelConfig, folder / "config.json", EXPORT_AGAIN).model_copy(update=changes), folder)
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    if precision not in AUTOCAST:
-        raise InputError(repr(precision), field="precision", expected=f"one of {', '.join(AUTOCAST)}")
-    dtype = AUTOCAST[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @contextmanager
