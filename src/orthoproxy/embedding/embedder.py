@@ -24,7 +24,7 @@ from orthoproxy.core.distributed import all_gather_rows, local_slice, raise_toge
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import atomic_write
 from orthoproxy.data import evaluation_transform
-from orthoproxy.data.transforms import Resize, evaluation_size
+from orthoproxy.data.transforms import Resize
 from orthoproxy.embedding.augmentation import AUGMENTED, mean_over_views
 from orthoproxy.embedding.batches import Images, as_batch, iterate_image_batches
 from orthoproxy.embedding.file_formats import Dim, Finite, ImageSize, ResizeField, read_json
@@ -133,10 +133,10 @@ class Embedder(
 
     def _hash(self, weights: dict[str, Tensor]) -> str:
         encoder = self.encoder
-        size = evaluation_size(encoder.image_size, self.resize)
         normalization = [x.flatten().tolist() for x in (encoder.mean, encoder.std)]
         pooling = [encoder.pooling] if encoder.pooling else []
-        digest = hashlib.sha256(json.dumps([encoder.name, encoder.image_size, size, *normalization, *pooling]).encode())
+        described = [encoder.name, encoder.image_size, self.transform.resize, *normalization, *pooling]
+        digest = hashlib.sha256(json.dumps(described).encode())
         for name, x in sorted(weights.items()):
             digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
             digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -257,7 +257,9 @@ class Embedder(
         >>> Embedder.load(folder).classes
         ['cat']
         """
-        folder = (_download(str(path)) if _is_hub_id(path) else Path(path)).resolve()
+        match = HUB_ID.fullmatch(str(path))
+        is_on_hub = match is not None and not Path(match["owner"]).exists()
+        folder = (_download(str(path)) if is_on_hub else Path(path)).resolve()
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         if not (folder / "config.json").is_file():
             raise InputError("no model: neither config.json nor model/config.json exists", path=path)
@@ -287,15 +289,10 @@ class Embedder(
             (save_directory / "README.md").unlink()
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        device: str | torch.device = "cpu",
-        **options: Any,  # the mixin passes config.json too, which `load` reads itself
-    ) -> Embedder:
+    def _from_pretrained(cls, *, model_id: str, device: str | torch.device = "cpu", **options: Any) -> Embedder:
         if Path(model_id).is_dir():
             return cls.load(model_id, device)
+        # the mixin passes config.json too, which `load` reads itself
         names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         return cls.load(_download(model_id, **{name: options[name] for name in names}), device)
 
@@ -322,12 +319,6 @@ def _evaluating(encoder: Encoder | MergedEncoder) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _is_hub_id(path: str | Path) -> bool:
-    """Whether a path reads as OWNER/NAME and there is no local folder OWNER."""
-    match = HUB_ID.fullmatch(str(path))
-    return match is not None and not Path(match["owner"]).exists()
 
 
 def _download(name: str, **options: Any) -> Path:

@@ -20,7 +20,6 @@ import torch
 
 from orthoproxy.core.errors import InputError
 from orthoproxy.core.files import flush
-from orthoproxy.data.transforms import evaluation_size
 from orthoproxy.embedding.batches import Images, iterate_image_batches
 from orthoproxy.embedding.embedder import Embedder
 from orthoproxy.embedding.file_formats import import_optional
@@ -151,7 +150,7 @@ def export_onnx(
 def describe(model: Embedder, license: str = "unknown") -> OnnxMetadata:
     """Return the metadata that the ONNX file of a model gets."""
     encoder = model.encoder
-    size = evaluation_size(encoder.image_size, model.resize)
+    size = model.transform.resize
     return OnnxMetadata(
         format_version=2,
         identity=model.identity,
