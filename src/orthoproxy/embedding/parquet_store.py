@@ -158,10 +158,9 @@ def _read_metadata(path: Path) -> tuple[int, str, list[dict[str, str]]]:
 @contextmanager
 def _damage_as_input_error(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises for a damaged file into InputError; an OSError with errno is a failure of the disk."""
-    damage = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, KeyError, TypeError, ValueError, OSError)
     try:
         yield
-    except damage as error:
+    except (pa.ArrowNotImplementedError, KeyError, TypeError, ValueError, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise
         raise InputError(f"damaged: {error}", path=path, hint=f"remove the file and {FINISH}") from error
