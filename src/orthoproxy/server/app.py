@@ -37,6 +37,7 @@ from orthoproxy.server.security import SMALL_BODY, SecurityMiddleware, allowed_h
 from orthoproxy.server.service import Service
 
 PAGE = "/page"
+ImageId = Annotated[str, Path(pattern=ID_PATTERN)]
 PATHS = ["/", "/health", "/catalogs", "/search", "/uploads", "/images/[^/]+", "/openapi.json", r"/favicon\.ico"]
 
 
@@ -124,12 +125,7 @@ async def uploads(request: Request) -> Upload:
     response_class=Response,
     responses={200: {"content": {"image/*": {}}, "description": "The image."}},
 )
-async def images(
-    request: Request,
-    id: Annotated[str, Path(pattern=ID_PATTERN)],
-    catalog: CatalogName = None,
-    size: Side | None = None,
-) -> Response:
+async def images(request: Request, id: ImageId, catalog: CatalogName = None, size: Side | None = None) -> Response:
     """Return the file, or with `size` a small copy, of its box if it has one, whose longer side has these pixels."""
     side = None if size is None else int(size)
     content, media_type = await anyio.to_thread.run_sync(_service(request).image, id, catalog, side)

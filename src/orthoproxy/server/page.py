@@ -172,7 +172,7 @@ def _render_samples(served: ServedCatalog) -> str:
     for row in rows:
         row["path"], box = split_box(row["path"])
         row["box"] = box and box.text
-    return _render("results.html.j2", lists=[{"catalog": served.name, "results": rows}], samples=True)
+    return _render("results.html.j2", lists=[{"catalog": served.info.name, "results": rows}], samples=True)
 
 
 def _render(name: str, **values: Any) -> str:

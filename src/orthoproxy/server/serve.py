@@ -46,8 +46,7 @@ def serve(
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(host, port))  # before anything slow
         loaded = [load_model(path) for path in models]
-        named = name_catalogs(catalogs)
-        opened = {name: stack.enter_context(Catalog.open(address)) for name, address in named.items()}
+        opened = {name: stack.enter_context(Catalog.open(address)) for name, address in name_catalogs(catalogs).items()}
         service = Service(opened, loaded, limits)
         stack.callback(service.close)
         config = uvicorn.Config(

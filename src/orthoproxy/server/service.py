@@ -46,10 +46,6 @@ class ServedCatalog:
     labels: tuple[str, ...]  # the most frequent first
     samples: tuple[str, ...]  # ids
 
-    @property
-    def name(self) -> str:
-        return self.info.name
-
 
 class Service:
     """Search in catalogs by name, the first by default, and read their images; the HTTP API and the page call it."""
@@ -99,11 +95,11 @@ class Service:
         try:
             query = self._row(served, image_id, with_embedding=True)["embedding"]
         except RequestError as error:
-            if error.status != 404 or source is None or source == served.name:
+            if error.status != 404 or source is None or source == served.info.name:
                 raise
             query = None
         if query is None or options.box:
-            path, box = self._find_image(image_id, source or served.name)
+            path, box = self._find_image(image_id, source or served.info.name)
             query = self._embed(path, _require_model(served), options.box or box)
         return self._search(served, query, options, started, excluded=image_id)
 
@@ -173,12 +169,7 @@ class Service:
         return self._embedding_thread.submit(model.embed, torch.from_numpy(pixels)[None]).result()[0]
 
     def _search(
-        self,
-        served: ServedCatalog,
-        query: np.ndarray,
-        options: SearchOptions,
-        started: float,
-        excluded: str | None = None,
+        self, served: ServedCatalog, query: np.ndarray, options: SearchOptions, started: float, excluded: str = ""
     ) -> SearchResults:
         condition = _parse_filter(options.filter)
         if options.labels:
@@ -192,7 +183,7 @@ class Service:
         threshold = served.model.threshold if served.model else None
         matches = [hit for hit in hits if threshold is None or hit.similarity >= threshold]
         return SearchResults(
-            catalog=served.name,
+            catalog=served.info.name,
             results=[_result(served, rank, hit) for rank, hit in enumerate(hits, 1)],
             threshold=threshold,
             matches=len(matches),
@@ -220,7 +211,7 @@ def _load_model(catalog: Catalog) -> AnyEmbedder | None:
 
 def _require_model(served: ServedCatalog) -> AnyEmbedder:
     if served.model is None:
-        problem = f"{served.name} is served without its model"
+        problem = f"{served.info.name} is served without its model"
         raise RequestError(problem, field="image", hint="search by id or embedding")
     return served.model
 
@@ -255,6 +246,6 @@ def _result(served: ServedCatalog, rank: int, hit: Hit) -> SearchResult:
         label=hit.label,
         group=hit.group,
         path=path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
-        image=f"/images/{hit.id}?catalog={quote_url(served.name, safe='')}",
+        image=f"/images/{hit.id}?catalog={quote_url(served.info.name, safe='')}",
         box=hit.box and hit.box.text,
     )
