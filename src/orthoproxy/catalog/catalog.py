@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from orthoproxy.catalog.milvus import MilvusStore
 
 MAX_RESULTS = 16_384  # of one search
-INDEX_AGAIN = "update orthoproxy, or index again"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Catalog:
 
     def __init__(self, store: LanceStore | MilvusStore) -> None:
         self.store, self.address = store, store.address
-        self.meta = validate_json(CatalogMeta, store.meta, store.address, INDEX_AGAIN)
+        self.meta = validate_json(CatalogMeta, store.meta, store.address, "update orthoproxy, or index again")
         self.dim, self.model = self.meta.dim, self.meta.model
         self.root, self.model_path = self.meta.root, self.meta.model_path
 

@@ -255,7 +255,7 @@ def _rows(images: pd.DataFrame, root: Path, catalog_root: Path) -> pd.DataFrame:
 
 def relative_path(file: Path, root: Path) -> str:
     """Return the path relative to the root, without following links."""
-    path = os.path.relpath(os.path.abspath(file), root).replace(os.sep, "/")  # noqa: PTH100
+    path = os.path.relpath(file, root).replace(os.sep, "/")
     if path == ".." or path.startswith("../"):
         raise InputError(f"outside the catalog's root {root}", path=file, hint="create the catalog with a root above")
     return path
