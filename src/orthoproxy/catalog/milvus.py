@@ -88,14 +88,12 @@ class MilvusStore:
         return store
 
     def upsert(self, rows: pd.DataFrame, embeddings: Float[np.ndarray, "N D"]) -> None:
-        records = rows[list(TEXT_FIELDS)].to_dict("records")
+        records = rows[list(TEXT_FIELDS)].assign(embedding=list(embeddings)).to_dict("records")
         step = max(1, min(2000, 4_000_000 // self.dim))
         self._has_written = True
         for first in range(0, len(records), step):
-            vectors = embeddings[first : first + step].tolist()
-            pairs = zip(records[first : first + step], vectors, strict=True)
             with _milvus_errors(self.address):
-                self._client.upsert(self._collection, [{**row, "embedding": vector} for row, vector in pairs])
+                self._client.upsert(self._collection, records[first : first + step])
 
     def delete(self, ids: Sequence[str]) -> int:
         self._has_written, deleted = True, 0
@@ -224,5 +222,4 @@ def _milvus_errors(address: str) -> Iterator[None]:
 
 
 def _first_line(error: MilvusException) -> str:
-    """Return the first line of Milvus's error message."""
     return (error.message or str(error)).strip().split("\n")[0][:300]
