@@ -43,22 +43,16 @@ class Like:
 
 @dataclass(frozen=True)
 class Not:
-    """The condition is false."""
-
     condition: Condition
 
 
 @dataclass(frozen=True)
 class And:
-    """All of the conditions are true."""
-
     conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
 class Or:
-    """At least one of the conditions is true."""
-
     conditions: tuple[Condition, ...]
 
 

@@ -276,7 +276,6 @@ class LanceStore:
             self._table.tags.delete(tag)
 
     def set_meta(self, meta: str) -> None:
-        """Replace the metadata."""
         with _lance_errors(self.address):
             self._require_same_meta()
             self._table.update_field_metadata({"path": "embedding", "metadata": {META.decode(): meta}})

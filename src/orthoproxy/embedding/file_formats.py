@@ -35,7 +35,6 @@ def validate_json(schema: type[T], text: str | bytes, path: str | Path, hint: st
 
 
 def read_json(schema: type[T], path: Path, hint: str) -> T:
-    """Parse and validate a JSON file."""
     return validate_json(schema, path.read_bytes(), path, hint)
 
 
