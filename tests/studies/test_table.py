@@ -7,7 +7,7 @@ import pytest
 from synthetic_study import WEIGHT, best_setting, finished_results, make_failure, make_study
 
 from orthoproxy.studies.statistics import compare, holm
-from orthoproxy.studies.table import notes, summarize_methods
+from orthoproxy.studies.table import notes, summarize_methods, to_cells
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,14 @@ def study():
 @pytest.fixture(scope="module")
 def results(study):
     return finished_results(study)
+
+
+def test_cells_have_no_column_that_is_empty_in_all_rows(study, results):
+    own, other = (to_cells(summarize_methods(study, results, metric)) for metric in ("recall@1", "map@r"))
+    assert {"p", "p (Holm)", "difference", "MAP@R"} - own[0].keys() == {"MAP@R"}
+    assert {"p", "p (Holm)", "difference", "MAP@R"} & other[0].keys() == {"difference", "MAP@R"}  # MAP@R is not tested
+    assert all(row.keys() == own[0].keys() for row in own)
+    assert own[0]["difference"] == "\N{EN DASH}"  # of the baseline, but not of all
 
 
 def test_summaries_are_means_over_all_queries_of_the_chosen_setting(study, results):

@@ -31,7 +31,7 @@ def write_page(study: Study, results: Sequence[TrialResult], folder: Path) -> No
 def _render(study: Study, results: Sequence[TrialResult], rows: dict[str, list[MethodSummary]]) -> str:
     return load_template("study.html.j2").render(
         study=study,
-        cells={metric: [table.to_cells(row) for row in of_metric] for metric, of_metric in rows.items()},
+        cells={metric: table.to_cells(of_metric) for metric, of_metric in rows.items()},
         names={metric: metric_name(metric) for metric in METRICS},
         notes=table.notes(study, results),
         few_seeds=len(study.seeds) < MIN_SEEDS,

@@ -106,8 +106,15 @@ def to_frame(rows: Sequence[MethodSummary]) -> pd.DataFrame:
     return pd.json_normalize([{**asdict(row), "options": format_setting(row.options)} for row in rows])
 
 
-def to_cells(row: MethodSummary) -> dict[str, str]:
-    """Format a row for people, by column title: percent with one decimal, two where one would hide a sign."""
+def to_cells(rows: Sequence[MethodSummary]) -> list[dict[str, str]]:
+    """Format rows for people, by column title, without columns that are empty in all of them."""
+    cells = [_to_cells(row) for row in rows]
+    titles = [title for title in cells[0] if any(row[title] not in ("", DASH) for row in cells)]
+    return [{title: row[title] for title in titles} for row in cells]
+
+
+def _to_cells(row: MethodSummary) -> dict[str, str]:
+    """Format a row: percent with one decimal, two where one would hide a sign."""
     role = " (baseline)" if row.is_baseline else f" (against {row.against})" if row.against else ""
     listed = " ".join(number(100 * score) for score in row.scores)
     gain = row.difference
@@ -134,7 +141,7 @@ def to_markdown(study: Study, results: Sequence[TrialResult]) -> str:
     parts = [f"# {study.title}", study.question.strip()]
     parts += [f"> {note}" for note in notes(study, results)]
     for metric in ordered_metrics(study):
-        rows = [to_cells(row) for row in summarize_methods(study, results, metric)]
+        rows = to_cells(summarize_methods(study, results, metric))
         lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
         table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
         parts += [f"## {metric_name(metric)} on the test classes, %", table]
